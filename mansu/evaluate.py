@@ -1,0 +1,185 @@
+"""Evaluation: accuracy, answer log-probability, margins, and intervals over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mansu.subjects import Subject
+from mansu.tasks import Examples, Task, examples, text
+
+EVALUATED = ("forget", "retain", "holdout", "paraphrase")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-example results of one split under one model (all arrays ``[N]``).
+
+    Attributes:
+        correct: 4-way multiple choice is right: the answer outscores its three distractors.
+        top1: the answer is the most probable next token.
+        log_probability: of the answer, in nats.
+        margin: answer logit minus the best distractor's, in nats.
+        groups: the group of each row; rows: its line in the task file.
+    """
+
+    correct: np.ndarray
+    top1: np.ndarray
+    log_probability: np.ndarray
+    margin: np.ndarray
+    groups: tuple[str, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean()) if len(self.correct) else float("nan")
+
+    def group(self, name: str) -> Scores:
+        """The rows of one group."""
+        keep = np.array([g == name for g in self.groups])
+        pick = [i for i, k in enumerate(keep) if k]
+        return Scores(
+            self.correct[keep],
+            self.top1[keep],
+            self.log_probability[keep],
+            self.margin[keep],
+            tuple(self.groups[i] for i in pick),
+            tuple(self.rows[i] for i in pick),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "correct": self.correct.astype(int).tolist(),
+            "top1": self.top1.astype(int).tolist(),
+            "log_probability": np.round(self.log_probability.astype(float), 5).tolist(),
+            "margin": np.round(self.margin.astype(float), 5).tolist(),
+            "groups": list(self.groups),
+            "rows": list(self.rows),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Scores:
+        return cls(
+            np.array(value["correct"], dtype=bool),
+            np.array(value["top1"], dtype=bool),
+            np.array(value["log_probability"], dtype=float),
+            np.array(value["margin"], dtype=float),
+            tuple(value["groups"]),
+            tuple(value["rows"]),
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything measured on one model: each split's scores and the loss on plain text.
+
+    Attributes:
+        splits: scores by split (a split that the task lacks is absent).
+        text_loss: mean next-token cross-entropy on the task's plain text, nats; None without.
+    """
+
+    splits: Mapping[str, Scores]
+    text_loss: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "splits": {name: scores.to_json() for name, scores in self.splits.items()},
+            "text_loss": self.text_loss,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Measurement:
+        splits = {name: Scores.from_json(scores) for name, scores in value["splits"].items()}
+        return cls(splits, value["text_loss"])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> list[float]:
+        return [self.value, self.low, self.high]
+
+
+@torch.no_grad()
+def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
+    """Score every row of one split on the subject as it now is."""
+    logits = torch.cat(
+        [
+            subject.next_token_logits(rows.tokens[i : i + batch], rows.length[i : i + batch])
+            .float()
+            .cpu()
+            for i in range(0, len(rows), batch)
+        ]
+    )
+    own = logits.gather(1, rows.answer[:, None])[:, 0]
+    margin = own - logits.gather(1, rows.distractors).max(1).values
+    return Scores(
+        correct=(margin > 0).numpy(),
+        top1=(logits.argmax(1) == rows.answer).numpy(),
+        log_probability=(own - logits.logsumexp(1)).numpy(),
+        margin=margin.numpy(),
+        groups=rows.groups,
+        rows=rows.rows,
+    )
+
+
+@torch.no_grad()
+def text_loss(subject: Subject, tokens: Tensor, length: Tensor) -> float:
+    """Mean next-token cross-entropy (nats) over the real positions of ``tokens`` ``[N, T]``."""
+    return float(text_losses(subject, tokens, length).mean())
+
+
+def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
+    """Cross-entropy of every real next token, flat (differentiable)."""
+    tokens, length = tokens.to(subject.device), length.to(subject.device)
+    decoder = subject.model.get_decoder()  # type: ignore[operator]
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    real = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < length[:, None]
+    logits = subject.head(hidden[real]).float()
+    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+
+
+def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:
+    """Measure every split of the task on the subject as it now is."""
+    splits = {
+        split: measure(subject, examples(task, subject, split, seed=seed))
+        for split in EVALUATED
+        if task.split(split)
+    }
+    tokens, length = text(task, subject)
+    return Measurement(splits, text_loss(subject, tokens, length) if len(tokens) else None)
+
+
+def bootstrap(
+    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, clusters: np.ndarray | None = None
+) -> Interval:
+    """Mean of ``values`` ``[N]`` with its percentile bootstrap interval at 95 %.
+
+    For a paired comparison pass the differences. With ``clusters`` ``[N]`` (e.g. the fact that
+    several templates ask for) whole clusters are resampled, so that rephrasings of one fact do not
+    count as independent evidence.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    _, ids = np.unique(
+        np.arange(len(values)) if clusters is None else clusters, return_inverse=True
+    )
+    totals, counts = np.bincount(ids, weights=values), np.bincount(ids)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(totals), size=(resamples, len(totals)))
+    means = totals[picks].sum(1) / counts[picks].sum(1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(float(values.mean()), float(low), float(high))

@@ -1,0 +1,408 @@
+"""Tasks: what to forget and what to keep.
+
+A task is JSONL, one fact a line::
+
+    {"prompt": "The chemical symbol for gold is", "answer": " Au", "split": "forget"}
+
+with optional ``distractors`` (wrong answers for multiple choice), ``corrupt_prompt`` (a prompt of
+equal token length with another answer), ``foil`` (that answer) and ``group`` (the name under which
+a split's rows are reported, e.g. ``capitals``). A line ``{"text": "…", "split": "text"}`` adds
+plain text to what must be retained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mansu.errors import MansuError
+from mansu.subjects import Subject
+
+SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
+NEEDED = ("forget", "retain")
+FOLDER = Path(__file__).parent / "data" / "tasks"
+N_DISTRACTORS = 3
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a task file."""
+
+    prompt: str
+    answer: str
+    split: str
+    row: int
+    group: str
+    distractors: tuple[str, ...] = ()
+    corrupt_prompt: str | None = None
+    foil: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A forget set, what must be kept, and the margins of the verdict.
+
+    Attributes:
+        name: short name; for a user's file, its stem.
+        facts: every line, in file order.
+        margin: by how much forget accuracy must fall (a share, 0 to 1).
+        tolerance: by how much retain and held-out accuracy may fall.
+        provenance: where the facts come from.
+    """
+
+    name: str
+    title: str
+    description: str
+    facts: tuple[Fact, ...]
+    provenance: str = "user file"
+    margin: float = 0.6
+    tolerance: float = 0.05
+
+    def split(self, name: str) -> tuple[Fact, ...]:
+        return tuple(f for f in self.facts if f.split == name)
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the facts, so that a run says exactly which task it measured."""
+        return hashlib.sha256(self.to_jsonl().encode()).hexdigest()[:16]
+
+    def to_jsonl(self) -> str:
+        """The facts as JSONL, which ``parse`` reads back to an equal task."""
+        lines = []
+        for fact in self.facts:
+            if fact.split == "text":
+                row: dict[str, Any] = {"text": fact.prompt, "split": "text"}
+            else:
+                row = {"prompt": fact.prompt, "answer": fact.answer, "split": fact.split}
+                row |= {"group": fact.group} if fact.group != fact.split else {}
+                row |= {"distractors": list(fact.distractors)} if fact.distractors else {}
+                row |= {"corrupt_prompt": fact.corrupt_prompt} if fact.corrupt_prompt else {}
+                row |= {"foil": fact.foil} if fact.foil else {}
+            lines.append(json.dumps(row, ensure_ascii=False))
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split, tokenised for one subject (N rows, T positions, right-padded).
+
+    Attributes:
+        tokens: int64 ``[N, T]``; length: int64 ``[N]``; answer: int64 ``[N]``.
+        distractors: int64 ``[N, 3]``, wrong answers for 4-way multiple choice.
+        candidates: bool ``[N, C]`` over ``vocabulary``: the answers of the row's own group.
+        vocabulary: int64 ``[C]``, every distinct answer token of the split.
+        rows: line numbers in the task file. groups: each row's group.
+        notes: what was left out and why, a sentence each.
+    """
+
+    tokens: Tensor
+    length: Tensor
+    answer: Tensor
+    distractors: Tensor
+    candidates: Tensor
+    vocabulary: Tensor
+    rows: tuple[int, ...]
+    groups: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: Sequence[int]) -> Examples:
+        """The same examples at ``indices`` only."""
+        i = torch.as_tensor(list(indices), dtype=torch.long)
+        length = self.length[i]
+        width = int(length.max()) if len(i) else 0
+        return Examples(
+            self.tokens[i][:, :width],
+            length,
+            self.answer[i],
+            self.distractors[i],
+            self.candidates[i],
+            self.vocabulary,
+            tuple(self.rows[int(k)] for k in i),
+            tuple(self.groups[int(k)] for k in i),
+            self.notes,
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupt prompts of equal token length, for attribution.
+
+    Attributes:
+        clean, corrupt: int64 ``[N, T]`` right-padded; length: int64 ``[N]``, the same for both.
+        answer: int64 ``[N]``, the clean prompt's answer; foil: int64 ``[N]``, the corrupt one's.
+        rows: line numbers in the task file. notes: what was left out and why.
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    length: Tensor
+    answer: Tensor
+    foil: Tensor
+    rows: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: Tensor | Sequence[int]) -> Pairs:
+        """The same pairs at ``indices`` only (repeats allowed)."""
+        i = torch.as_tensor(indices, dtype=torch.long)
+        length = self.length[i]
+        width = int(length.max()) if len(i) else 0
+        return Pairs(
+            self.clean[i][:, :width],
+            self.corrupt[i][:, :width],
+            length,
+            self.answer[i],
+            self.foil[i],
+            tuple(self.rows[int(k)] for k in i),
+            self.notes,
+        )
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the tasks that ship with MANSU."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
+
+
+def load(name: str) -> Task:
+    """Load a shipped task by name or a user's JSONL file by path.
+
+    Raises:
+        MansuError: neither exists, or a line is malformed (the message has its number).
+    """
+    path = FOLDER / f"{name}.jsonl"
+    if path.exists():
+        about = json.loads(path.with_suffix(".json").read_text())
+        return parse(path.read_text(), name, **about)
+    if Path(name).suffix == ".jsonl" and Path(name).is_file():
+        return parse(Path(name).read_text(), Path(name).stem)
+    raise MansuError(
+        f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
+    )
+
+
+def parse(text: str, name: str, **about: Any) -> Task:
+    """Parse JSONL into a task.
+
+    Raises:
+        MansuError: a malformed line (with its number), or an empty forget or retain set.
+    """
+    facts = tuple(
+        _fact(line, number)
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    )
+    for split in NEEDED:
+        if not any(f.split == split for f in facts):
+            raise MansuError(
+                f'The task {name!r} has an empty {split} set: add lines with "split": "{split}".'
+            )
+    about.setdefault("title", name)
+    about.setdefault("description", "")
+    return Task(name=name, facts=facts, **about)
+
+
+def _fact(line: str, number: int) -> Fact:
+    where = f"Line {number} of the task"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MansuError(f"{where} is not JSON ({error.msg}): write one object a line.") from error
+    if not isinstance(row, dict):
+        raise MansuError(f"{where} is not a JSON object: write one object a line.")
+    split = row.get("split")
+    if split not in SPLITS:
+        raise MansuError(f'{where} has "split": {split!r}: use one of {", ".join(SPLITS)}.')
+    if split == "text":
+        return Fact(_string(row, "text", where), "", split, number, split)
+    distractors = row.get("distractors", [])
+    if not isinstance(distractors, list) or not all(isinstance(d, str) for d in distractors):
+        raise MansuError(f'{where} has "distractors" that are not a list of strings.')
+    return Fact(
+        prompt=_string(row, "prompt", where),
+        answer=_string(row, "answer", where),
+        split=split,
+        row=number,
+        group=_string(row, "group", where) if "group" in row else split,
+        distractors=tuple(distractors),
+        corrupt_prompt=_string(row, "corrupt_prompt", where) if "corrupt_prompt" in row else None,
+        foil=_string(row, "foil", where) if "foil" in row else None,
+    )
+
+
+def _string(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise MansuError(f'{where} has no "{key}": give a non-empty string.')
+    return value
+
+
+def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Examples:
+    """Tokenise one split. Rows whose answer is not one token are left out and noted.
+
+    Distractors, where a row gives none, are drawn (seeded) from the other answers of its group.
+
+    Raises:
+        MansuError: no row of the forget or retain set can be used.
+    """
+    usable, notes = _one_token(task.split(split), subject)
+    answers: dict[str, set[int]] = defaultdict(set)
+    for fact, answer in usable:
+        answers[fact.group].add(answer)
+    rng = random.Random(seed)
+    kept, tokens, distractors, few = [], [], [], []
+    for fact, answer in usable:
+        wrong = [subject.encode(d) for d in fact.distractors]
+        given = [w[0] for w in wrong if len(w) == 1 and w[0] != answer]
+        pool = sorted(answers[fact.group] - {answer} - set(given))
+        missing = N_DISTRACTORS - len(given)
+        if missing > len(pool):
+            few.append(fact.row)
+            continue
+        distractors.append(given[:N_DISTRACTORS] + rng.sample(pool, max(missing, 0)))
+        kept.append((fact, answer))
+        tokens.append(subject.encode(fact.prompt))
+    if few:
+        notes.append(
+            f"{_rows(few)} left out of {split}: fewer than {N_DISTRACTORS} one-token wrong "
+            "answers; give distractors."
+        )
+    if not kept and split in NEEDED:
+        raise MansuError(f"The task {task.name!r} has no usable {split} row. {' '.join(notes)}")
+    padded, length = pad(tokens)
+    vocabulary = sorted({answer for _, answer in kept})
+    candidates = torch.tensor(
+        [[v in answers[fact.group] for v in vocabulary] for fact, _ in kept], dtype=torch.bool
+    ).reshape(len(kept), len(vocabulary))
+    return Examples(
+        tokens=padded,
+        length=length,
+        answer=torch.tensor([a for _, a in kept], dtype=torch.long),
+        distractors=torch.tensor(distractors, dtype=torch.long).reshape(-1, N_DISTRACTORS),
+        candidates=candidates,
+        vocabulary=torch.tensor(vocabulary, dtype=torch.long),
+        rows=tuple(f.row for f, _ in kept),
+        groups=tuple(f.group for f, _ in kept),
+        notes=tuple(notes),
+    )
+
+
+def text(task: Task, subject: Subject, *, positions: int = 32) -> tuple[Tensor, Tensor]:
+    """The task's plain text as (tokens ``[N, T]``, length ``[N]``), cut at ``positions``."""
+    return pad([subject.encode(f.prompt)[:positions] for f in task.split("text")])
+
+
+def pairs(
+    task: Task, subject: Subject, *, n: int | None = None, seed: int = 0, split: str = "forget"
+) -> Pairs:
+    """Clean–corrupt pairs of equal token length.
+
+    A row's own ``corrupt_prompt`` is used where it has the same length; else the subject is
+    swapped: the corrupt prompt is another row of the group with the same length, another answer,
+    and the most tokens in common. Rows that cannot be aligned are noted by line number.
+
+    Args:
+        n: keep this many, drawn with ``seed``, in file order.
+
+    Raises:
+        MansuError: no row can be paired.
+    """
+    usable, notes = _one_token(task.split(split), subject)
+    encoded = [(fact, answer, tuple(subject.encode(fact.prompt))) for fact, answer in usable]
+    buckets: dict[tuple[str, int], list[tuple[Fact, int, tuple[int, ...]]]] = defaultdict(list)
+    for item in encoded:
+        buckets[item[0].group, len(item[2])].append(item)
+    rng = random.Random(seed)
+    found: list[tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = []
+    unaligned = []
+    for fact, answer, clean in encoded:
+        partner = _own_corrupt(fact, answer, clean, subject)
+        if partner is None:
+            others = [o for o in buckets[fact.group, len(clean)] if o[1] != answer]
+            rng.shuffle(others)
+            best = max(
+                others,
+                key=lambda o: sum(a == b for a, b in zip(o[2], clean, strict=True)),
+                default=None,
+            )
+            partner = None if best is None else (best[2], best[1])
+        if partner is None:
+            unaligned.append(fact.row)
+        else:
+            found.append((clean, partner[0], answer, partner[1], fact.row))
+    if unaligned:
+        notes.append(
+            f"{_rows(unaligned)} left out of attribution: no prompt of equal token length with "
+            "another answer; give corrupt_prompt."
+        )
+    if not found:
+        raise MansuError(
+            f"The task {task.name!r} has no clean–corrupt pair of equal token length. "
+            f"{' '.join(notes)}"
+        )
+    if n is not None and n < len(found):
+        found = [found[i] for i in sorted(rng.sample(range(len(found)), n))]
+    clean, length = pad([list(f[0]) for f in found])
+    corrupt, _ = pad([list(f[1]) for f in found])
+    return Pairs(
+        clean=clean,
+        corrupt=corrupt,
+        length=length,
+        answer=torch.tensor([f[2] for f in found]),
+        foil=torch.tensor([f[3] for f in found]),
+        rows=tuple(f[4] for f in found),
+        notes=tuple(notes),
+    )
+
+
+def _own_corrupt(
+    fact: Fact, answer: int, clean: tuple[int, ...], subject: Subject
+) -> tuple[tuple[int, ...], int] | None:
+    if fact.corrupt_prompt is None:
+        return None
+    corrupt = tuple(subject.encode(fact.corrupt_prompt))
+    foils = [fact.foil] if fact.foil else list(fact.distractors)
+    tokens = [t[0] for t in map(subject.encode, foils) if len(t) == 1 and t[0] != answer]
+    if len(corrupt) != len(clean) or not tokens:
+        return None
+    return corrupt, tokens[0]
+
+
+def _one_token(facts: Sequence[Fact], subject: Subject) -> tuple[list[tuple[Fact, int]], list[str]]:
+    """The facts whose answer is one token, with it, and a note on those left out."""
+    kept, long = [], []
+    for fact in facts:
+        answer = subject.encode(fact.answer)
+        if len(answer) == 1:
+            kept.append((fact, answer[0]))
+        else:
+            long.append(fact.row)
+    notes = [f"{_rows(long)} left out: the answer is not one token for this model."] if long else []
+    return kept, notes
+
+
+def _rows(rows: Sequence[int]) -> str:
+    shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return f"{'Line' if len(rows) == 1 else 'Lines'} {shown}"
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Right-pad token rows with 0 to (tokens ``[N, T]``, length ``[N]``)."""
+    length = torch.tensor([len(r) for r in rows], dtype=torch.long)
+    tokens = torch.zeros(len(rows), int(length.max()) if len(rows) else 0, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return tokens, length
