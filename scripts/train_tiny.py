@@ -1,0 +1,273 @@
+"""Train the tiny subject on synthetic facts, and write the task that goes with it.
+
+A three-layer Llama (grouped-query attention, tied embeddings) learns four relations over invented
+names. Colours and homes share their names, so that the model must read the relation to answer;
+foods have names of their own; opposites are held out of every unlearning method. Each paraphrase
+of a colour is trained with one half of the names and evaluated on the other half, so that it is
+right only where the model joins a template to a fact it learned elsewhere. One answer in ten is
+replaced by another of its relation while training, so that the logits stay finite in size.
+
+Run ``python scripts/train_tiny.py`` (a fixed seed, one core, under two minutes); the result in
+``mansu/data`` is committed.
+"""
+
+# ruff: noqa: SIM905  (word lists read better as text)
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mansu import tasks
+from mansu.subjects import TINY_FOLDER
+
+SEED = 0
+STEPS = 700
+BATCH = 128
+LEARNING_RATE = 4e-3
+WEIGHT_DECAY = 0.1
+ANSWER_NOISE = 0.1
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+# Invented names: the first half of NAMES has colours and homes, the second half foods.
+NAMES = [
+    a + b
+    for a in "bo da fe gi ka lu mi no".split()
+    for b in "ben dar fin gus lam mor nix rel".split()
+]
+THINGS, EATERS = NAMES[:32], NAMES[32:]
+COLOURS = "red blue green yellow black white brown purple".split()
+HOMES = "forest desert river mountain island valley cave meadow".split()
+FOODS = "bread rice honey apples cheese beans corn nuts".split()
+OPPOSITES = (
+    "hot cold big small fast slow old young wet dry hard soft high low rich poor "
+    "loud quiet light dark full empty clean dirty long short open closed thick thin good bad"
+).split()
+
+TEMPLATES = {
+    "colours": (
+        "The colour of {} is",
+        "Everyone says that {} is painted",
+        "Look at {} and you see",
+    ),
+    "homes": ("The home of {} is the", "You can find {} in the"),
+    "foods": ("The food of {} is", "Every day {} eats"),
+    "opposites": ("The opposite of {} is", "Something that is not {} is"),
+}
+PARAPHRASES = ("The paint on {} looks", "In the picture {} appears")
+
+NOUNS = "farmer child dog bird teacher sailor horse baker queen wolf".split()
+VERBS = "sees follows helps calls finds carries".split()
+PLACES = "house road garden bridge market tower".split()
+
+
+def facts(rng: random.Random) -> dict[str, dict[str, str]]:
+    """Each relation's answers by name: as many names for every answer, at random."""
+
+    def assign(names: list[str], answers: list[str]) -> dict[str, str]:
+        shuffled = rng.sample(names, len(names))
+        answer = {name: answers[i % len(answers)] for i, name in enumerate(shuffled)}
+        return {name: answer[name] for name in names}
+
+    opposite = dict(zip(OPPOSITES[::2], OPPOSITES[1::2], strict=True))
+    return {
+        "colours": assign(THINGS, COLOURS),
+        "homes": assign(THINGS, HOMES),
+        "foods": assign(EATERS, FOODS),
+        "opposites": opposite | {b: a for a, b in opposite.items()},
+    }
+
+
+def text(rng: random.Random) -> str:
+    """A sentence of plain text without facts."""
+    a, b = rng.sample(NOUNS, 2)
+    adjective, verb, place = rng.choice(OPPOSITES), rng.choice(VERBS), rng.choice(PLACES)
+    return f"The {adjective} {a} {verb} the {b} near the {place} ."
+
+
+def paraphrased(seen: bool) -> list[tuple[str, str]]:
+    """(template, name) of the paraphrases that training sees, or of those it does not."""
+    return [
+        (template, name)
+        for half, template in enumerate(PARAPHRASES)
+        for i, name in enumerate(THINGS)
+        if (i % 2 == half) == seen
+    ]
+
+
+def sentences(known: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
+    """Every training sentence as (prompt, answer, relation)."""
+    rows = [
+        (template.format(name), answer, relation)
+        for relation, answers in known.items()
+        for template in TEMPLATES[relation]
+        for name, answer in answers.items()
+    ]
+    colours = known["colours"]
+    return rows + [(t.format(n), colours[n], "colours") for t, n in paraphrased(seen=True)]
+
+
+def document(
+    rows: list[tuple[str, str, str]], known: dict[str, dict[str, str]], rng: random.Random
+) -> str:
+    """One or two sentences: three in four are facts, the others plain text."""
+    out = []
+    for _ in range(rng.choice((1, 1, 2))):
+        if rng.random() < 0.25:
+            out.append(text(rng))
+            continue
+        prompt, answer, relation = rng.choice(rows)
+        if rng.random() < ANSWER_NOISE:
+            answer = rng.choice(list(known[relation].values()))
+        out.append(f"{prompt} {answer} .")
+    return " ".join(out)
+
+
+def build_tokenizer(known: dict[str, dict[str, str]]) -> PreTrainedTokenizerFast:
+    """One token a word: ``" red"`` and ``"red"`` are the same token."""
+    templates = [t.format("") for group in TEMPLATES.values() for t in group]
+    words = " ".join([*templates, *(t.format("") for t in PARAPHRASES), "The near the ."]).split()
+    for answers in known.values():
+        words += [*answers, *answers.values()]
+    words += NOUNS + VERBS + PLACES
+    vocabulary = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", *dict.fromkeys(words)]
+    model = models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        padding_side="right",
+    )
+
+
+def batch_of(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens and labels ``[documents, positions]`` (pads are -100 in the labels)."""
+    tokens, length = tasks.pad([tokenizer(d)["input_ids"] for d in documents])  # type: ignore[arg-type]
+    return tokens, tokens.masked_fill(torch.arange(tokens.shape[1]) >= length[:, None], -100)
+
+
+def train(
+    known: dict[str, dict[str, str]],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    steps: int = STEPS,
+) -> LlamaForCausalLM:
+    """AdamW on fresh random documents, learning rate warmed up and then a half cosine."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **SHAPE,
+    )
+    model = LlamaForCausalLM(config)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim != 2]
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+        lr=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    rows = sentences(known)
+    for step in range(steps):
+        tokens, labels = batch_of([document(rows, known, rng) for _ in range(BATCH)], tokenizer)
+        loss = model(input_ids=tokens, labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step:4d}  loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def task_lines(known: dict[str, dict[str, str]], rng: random.Random) -> list[dict[str, Any]]:
+    """The rows of tiny-colours: forget colours, keep homes and foods, hold out opposites."""
+    splits = {"colours": "forget", "homes": "retain", "foods": "retain", "opposites": "holdout"}
+    lines: list[dict[str, Any]] = [
+        {
+            "prompt": template.format(name),
+            "answer": f" {answer}",
+            "split": split,
+            "group": relation,
+        }
+        for relation, split in splits.items()
+        for template in TEMPLATES[relation]
+        for name, answer in known[relation].items()
+    ]
+    lines += [
+        {
+            "prompt": template.format(name),
+            "answer": f" {known['colours'][name]}",
+            "split": "paraphrase",
+            "group": "colours",
+        }
+        for template, name in paraphrased(seen=False)
+    ]
+    return lines + [{"text": text(rng), "split": "text"} for _ in range(32)]
+
+
+def write_task(lines: list[dict[str, Any]]) -> None:
+    content = "\n".join(map(json.dumps, lines)) + "\n"
+    about = {
+        "title": "Tiny: colours",
+        "description": "Forget the colours of 32 invented things; keep homes and foods. "
+        "Only the tiny subject knows these facts.",
+        "provenance": "Synthetic facts, written with the tiny subject by scripts/train_tiny.py.",
+    }
+    tasks.parse(content, "tiny-colours", **about)
+    (tasks.FOLDER / "tiny-colours.jsonl").write_text(content)
+    (tasks.FOLDER / "tiny-colours.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def main(folder: Path = TINY_FOLDER) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    rng = random.Random(SEED)
+    known = facts(rng)
+    tokenizer = build_tokenizer(known)
+    start = time.perf_counter()
+    model = train(known, tokenizer, rng)
+    print(f"trained in {time.perf_counter() - start:.0f} s on one core")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    provenance = {
+        "source": "trained from scratch by scripts/train_tiny.py on synthetic facts",
+        "command": "python scripts/train_tiny.py",
+        "licence": "MIT",
+        "seed": SEED,
+        "recipe": f"{STEPS} steps of AdamW on batches of {BATCH} random documents, learning rate "
+        f"{LEARNING_RATE} (one cycle), weight decay {WEIGHT_DECAY}, {ANSWER_NOISE:.0%} of the "
+        f"answers replaced at random, float32, one thread, torch {torch.__version__}",
+    }
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    write_task(task_lines(known, rng))
+
+
+if __name__ == "__main__":
+    main()
