@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ BATCH = 128
 LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.1
 ANSWER_NOISE = 0.1
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 3,
@@ -43,8 +44,9 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
-# Invented names: the first half of NAMES has colours and homes, the second half foods.
+# Invented names: half of them have colours and homes, the others foods.
 NAMES = [
     a + b
     for a in "bo da fe gi ka lu mi no".split()
@@ -79,7 +81,7 @@ PLACES = "house road garden bridge market tower".split()
 def facts(rng: random.Random) -> dict[str, dict[str, str]]:
     """Each relation's answers by name: as many names for every answer, at random."""
 
-    def assign(names: list[str], answers: list[str]) -> dict[str, str]:
+    def assign(names: Sequence[str], answers: Sequence[str]) -> dict[str, str]:
         shuffled = rng.sample(names, len(names))
         answer = {name: answers[i % len(answers)] for i, name in enumerate(shuffled)}
         return {name: answer[name] for name in names}
@@ -175,9 +177,7 @@ def train(
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **SPECIAL,
         **SHAPE,
     )
     model = LlamaForCausalLM(config)
@@ -206,7 +206,7 @@ def train(
     return model.eval()
 
 
-def task_lines(known: dict[str, dict[str, str]], rng: random.Random) -> list[dict[str, Any]]:
+def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """The rows of tiny-colours: forget colours, keep homes and foods, hold out opposites."""
     splits = {"colours": "forget", "homes": "retain", "foods": "retain", "opposites": "holdout"}
     lines: list[dict[str, Any]] = [
@@ -229,6 +229,7 @@ def task_lines(known: dict[str, dict[str, str]], rng: random.Random) -> list[dic
         }
         for template, name in paraphrased(seen=False)
     ]
+    rng = random.Random(SEED + 1)
     return lines + [{"text": text(rng), "split": "text"} for _ in range(32)]
 
 
@@ -266,7 +267,7 @@ def main(folder: Path = TINY_FOLDER) -> None:
         f"answers replaced at random, float32, one thread, torch {torch.__version__}",
     }
     (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    write_task(task_lines(known, rng))
+    write_task(task_lines(known))
 
 
 if __name__ == "__main__":

