@@ -1,0 +1,117 @@
+"""Small random models of every family that attribution knows, built from configs, for tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from mansu.subjects import Subject, wrap
+from mansu.tasks import Pairs
+
+VOCABULARY = 50
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+GROUPED: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
+
+
+def _gpt2(n_layers: int) -> Any:
+    shape = {"n_embd": 24, "n_head": 4, "n_positions": 32, "n_layer": n_layers}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape))
+
+
+BUILDERS: dict[str, Callable[[int], Any]] = {
+    "llama": lambda n: LlamaForCausalLM(LlamaConfig(num_hidden_layers=n, **GROUPED)),
+    "qwen2": lambda n: Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=n, **GROUPED)),
+    "gemma2": lambda n: Gemma2ForCausalLM(
+        Gemma2Config(
+            num_hidden_layers=n,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=4,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0,
+            **GROUPED,
+        )
+    ),
+    "gpt2": _gpt2,
+    "pythia": lambda n: GPTNeoXForCausalLM(
+        GPTNeoXConfig(num_hidden_layers=n, rotary_pct=0.5, **SHAPE)
+    ),
+}
+FAMILIES = tuple(BUILDERS)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word a token: ``t0`` … ``t49``."""
+    words = {f"t{i}": i for i in range(VOCABULARY)}
+    model = Tokenizer(WordLevel(words, unk_token="t0"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="t0", pad_token="t0")
+
+
+@cache
+def family(name: str, n_layers: int = 2, dtype: torch.dtype = torch.float32) -> Subject:
+    """A random model of a family; weights large enough that no path is negligible."""
+    torch.manual_seed(7)
+    model = BUILDERS[name](n_layers)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norm scales and biases too are not left at 0 or 1
+            spread = 0.3 if parameter.ndim > 1 else 0.2
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+    model = model.to(dtype)
+    # The bridge reads the config from a folder, never from the network.
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        model.config._name_or_path = folder
+        return wrap(name, model, tokenizer())
+
+
+def random_pairs(n: int = 5, seed: int = 0, longest: int = 7) -> Pairs:
+    """Pairs of unequal length; clean and corrupt differ in one or two tokens."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, low: int = 1, high: int = VOCABULARY) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    length = draw(n, low=4, high=longest + 1)
+    length[0] = longest
+    clean = draw(n, longest)
+    corrupt = clean.clone()
+    corrupt[:, 1] = (clean[:, 1] + draw(n, low=1, high=20)) % VOCABULARY
+    corrupt[::2, 3] = (clean[::2, 3] + 3) % VOCABULARY
+    pad = torch.arange(longest) >= length[:, None]
+    answer = draw(n)
+    return Pairs(
+        clean.masked_fill(pad, 0),
+        corrupt.masked_fill(pad, 0),
+        length,
+        answer,
+        (answer + 5) % VOCABULARY,
+        tuple(range(n)),
+    )
