@@ -8,23 +8,33 @@ midpoint takes the lower code. An update survives when it changes the code.
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
+import os
+import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from mansu.edit import touched
+from mansu.edit import Edit, touched
 from mansu.errors import MansuError
 from mansu.subjects import Subject
 
 # bitsandbytes advises at import to install a package of GPU kernels that we have no use for.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 import bitsandbytes.functional as bnb  # noqa: E402
+from bitsandbytes.nn.modules import Linear4bit, Params4bit  # noqa: E402
+
+VERSION = 1
 
 CODES: Tensor = bnb.get_4bit_type("nf4", device="cpu")
 """The 16 NF4 levels in ascending order, float32 in [−1, 1]; a code is an index into them."""
@@ -146,7 +156,7 @@ def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
 def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight that the codes stand for, in its shape: level × absmax."""
     levels = quantized.format.levels.to(quantized.codes.device)
-    values = levels[quantized.codes.int()]
+    values = levels.index_select(0, quantized.codes.int())
     full = values.numel() // quantized.blocksize * quantized.blocksize
     blocks = full // quantized.blocksize
     values[:full].view(blocks, quantized.blocksize).mul_(quantized.absmax[:blocks, None])
@@ -157,7 +167,7 @@ def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tens
 def bin_width(weight: Tensor, format: Format = NF4) -> Tensor:
     """The width of the bin that each weight sits in, in weight units, of the weight's shape."""
     quantized = quantize(weight, format)
-    widths = format.widths.to(weight.device)[quantized.codes.int()]
+    widths = format.widths.to(weight.device).index_select(0, quantized.codes.int())
     return (widths * quantized.scale).reshape(weight.shape)
 
 
@@ -281,45 +291,437 @@ def quantized(
     Raises:
         MansuError: a name that is not a parameter of the subject.
     """
-    unknown = set(names or base.weights if base else names or ()) - subject.parameters.keys()
-    if unknown:
+    wanted = set(base.weights if base else names or ())
+    if not wanted <= subject.parameters.keys():
         raise MansuError(
-            f"{subject.name!r} has no parameter {sorted(unknown)[0]!r} to quantise: take the names "
-            "from its list of parameters."
+            f"{subject.name!r} has no parameter {min(wanted - subject.parameters.keys())!r} to "
+            "quantise: take the names from its list of parameters."
         )
     with subject.lock:
-        if base is None:
-            weights = dict(Dequantized.of(subject, format, names).weights)
-        else:
-            weights = dict(base.weights)
-            for name, places in touched(subject).items():
-                if name in weights:
-                    weights[name] = _requantize(subject, name, places, base)
+        edited = touched(subject) if base else {}
+        base = base or Dequantized.of(subject, format, names)
+        weights = dict(base.weights)
         originals = {name: subject.parameters[name].data for name in weights}
+        patched: list[tuple[Tensor, Tensor | slice, Tensor]] = []
         try:
+            for name, places in edited.items():
+                if name in weights and _in_blocks(subject, name, base.format):
+                    patched += _patch(subject.parameters[name].data, places, weights[name], base)
+                elif name in weights:
+                    weights[name] = _round_trip(subject, name, base.format)
             for name, weight in weights.items():
                 subject.parameters[name].data = weight
             yield subject
         finally:
             for name, original in originals.items():
                 subject.parameters[name].data = original
+            for flat, entries, old in reversed(patched):
+                flat[entries] = old
 
 
-def _requantize(subject: Subject, name: str, places: list[Tensor], base: Dequantized) -> Tensor:
-    """A weight's dequantised value after edits at ``places``: only their blocks are redone."""
-    weight = subject.parameters[name].data
+def _in_blocks(subject: Subject, name: str, format: Format) -> bool:
+    """Whether a change in one block leaves the others, and blocks follow the parameter's order."""
     # The 8-bit absmax of double quantization are offset by their mean over the tensor.
-    whole = base.format.double_quant or is_transposed(subject, name)
-    if whole or any(where.dtype == torch.bool for where in places):
-        return _round_trip(subject, name, base.format)
-    size = weight.shape[-1] if base.format.kind == "int8" else base.format.blocksize
-    blocks = (torch.cat(places).to(weight.device) // size).unique()
-    flat, result = weight.reshape(-1), base.weights[name].reshape(-1).clone()
-    full = len(flat) // size  # the kernel scales a short last block another way: keep it apart
+    return not format.double_quant and not is_transposed(subject, name)
+
+
+def _patch(
+    weight: Tensor, places: list[Tensor], cached: Tensor, base: Dequantized
+) -> list[tuple[Tensor, Tensor | slice, Tensor]]:
+    """Requantise in the cache the blocks that hold ``places``; returns what undoes it."""
+    flat, target, undo = weight.reshape(-1), cached.view(-1), []
+    size = _blocksize(weight, base.format)
+    for entries in _entries(places, len(flat), size):
+        undo.append((target, entries, target[entries].clone()))
+        target[entries] = dequantize(_quantize_flat(flat[entries], size, base.format), flat.dtype)
+    return undo
+
+
+def _blocksize(weight: Tensor, format: Format) -> int:
+    return weight.shape[-1] if format.kind == "int8" else format.blocksize
+
+
+def _entries(places: list[Tensor], length: int, size: int) -> list[Tensor | slice]:
+    """All entries of the blocks that hold ``places``, in whole blocks.
+
+    The kernel scales a short last block another way, so it comes as a part of its own.
+    """
+    if any(where.dtype == torch.bool for where in places):
+        return [slice(None)]
+    blocks = (torch.cat(places) // size).unique()
+    full = length // size
     inside = blocks[blocks < full]
+    parts: list[Tensor | slice] = []
     if len(inside):
-        rows = inside[:, None] * size + torch.arange(size, device=weight.device)
-        result[rows] = dequantize(quantize(flat[rows], base.format), weight.dtype)
+        parts.append((inside[:, None] * size + torch.arange(size, device=blocks.device)).view(-1))
     if len(inside) < len(blocks):
-        result[full * size :] = dequantize(quantize(flat[full * size :], base.format), weight.dtype)
-    return result.view(weight.shape)
+        parts.append(slice(full * size, None))
+    return parts
+
+
+def _quantize_flat(flat: Tensor, size: int, format: Format) -> Quantized:
+    quantized = quantize(flat.view(-1, size) if format.kind == "int8" else flat, format)
+    return Quantized(quantized.codes, quantized.absmax, size, flat.shape, format)
+
+
+# The laboratory: what a format keeps of an edit.
+
+EDGES: tuple[float, ...] = tuple(round(-8 + 0.1 * i, 1) for i in range(111))
+"""Edges of the histograms, in log10(|δ| / bin width); what lies outside is in the end bins."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_FINE = 10  # quantiles are read from bins ten times finer: 1 % of a ratio, and they add up
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What a format keeps of the moved weights of one group.
+
+    δ is the update of a weight, Δ the update of its dequantised value; the bin is the one that
+    the base weight sits in, scaled by its block's absmax. Parameters that the format leaves alone
+    have Δ = δ and all survive; their ratios say what would be if they were quantised.
+
+    Attributes:
+        parameters: weights in the group, moved or not.
+        moved: weights with δ ≠ 0.
+        changed: moved weights whose code changes (whose value changes, where not quantised).
+        expected: Σ min(1, |δ| / bin width) over the moved: the changes that unbiased rounding
+            would make, which keep the mean update.
+        blocks: blocks with a moved weight.
+        rescaled: of these, blocks whose absmax changes.
+        bystanders: unmoved weights whose dequantised value changes with their block's absmax.
+        before: counts of log10(|δ| / bin width) of the moved between ``EDGES``.
+        after: counts of log10(|Δ| / bin width) of the moved with Δ ≠ 0.
+        quantiles: of |δ| / bin width at ``QUANTILES``, to 1 %; empty where nothing moved.
+        energy: share of Σδ² on weights whose code changes; ``None`` where nothing moved.
+        projection: ⟨Δ, δ⟩ / ⟨δ, δ⟩: 1 where the update survives on average.
+        noise: Σ(Δ − δ)² / Σδ², bystanders included.
+    """
+
+    parameters: int
+    moved: int
+    changed: int
+    expected: float
+    blocks: int
+    rescaled: int
+    bystanders: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    quantiles: tuple[float, ...]
+    energy: float | None
+    projection: float | None
+    noise: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the moved weights whose code changes."""
+        return self.changed / self.moved if self.moved else None
+
+    @property
+    def expected_share(self) -> float | None:
+        """Mean of min(1, |δ| / bin width) over the moved weights."""
+        return self.expected / self.moved if self.moved else None
+
+    @property
+    def width_over_update(self) -> float | None:
+        """Median of bin width / |δ|: the paper's 47 to 828."""
+        return 1 / self.quantiles[QUANTILES.index(0.5)] if self.moved else None
+
+
+@dataclass(frozen=True)
+class NF4Report:
+    """What a format keeps of an edit, split three ways.
+
+    Attributes:
+        label: of the edit.
+        format: that was asked about.
+        all: every parameter.
+        quantized, unquantized: those that the format quantises, and those that carry the update
+            through untouched (tied embeddings, norms, biases).
+        layers: the quantised ones by layer number.
+        kinds: all by kind of matrix: q, k, v, o, gate, up, down, embedding, norm, bias, …
+    """
+
+    label: str
+    format: Format
+    all: Survival
+    quantized: Survival
+    unquantized: Survival
+    layers: Mapping[int, Survival]
+    kinds: Mapping[str, Survival]
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump({"version": VERSION, "edges": EDGES, **asdict(self)}, file)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NF4Report:
+        """Read a report that ``save`` wrote.
+
+        Raises:
+            MansuError: no such file, not a report, or one of another version.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["version"] != VERSION:
+                raise MansuError(
+                    f"{path} is an NF4 report of version {data['version']}, and this MANSU reads "
+                    f"version {VERSION}: make it again."
+                )
+            return cls(
+                data["label"],
+                Format(**data["format"]),
+                _survival_from(data["all"]),
+                _survival_from(data["quantized"]),
+                _survival_from(data["unquantized"]),
+                {int(layer): _survival_from(part) for layer, part in data["layers"].items()},
+                {kind: _survival_from(part) for kind, part in data["kinds"].items()},
+            )
+        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise MansuError(f"Cannot read an NF4 report from {path}: {error!r}") from error
+
+
+def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:
+    """Measure what a format keeps of an edit, with the real kernel's codes before and after.
+
+    Call it on the base weights, not inside ``edit.applied``. Sparse edits cost what the blocks
+    they touch cost; a dense one of 134 M parameters about 20 s.
+
+    Raises:
+        MansuError: the edit does not fit the subject.
+    """
+    edit.check(subject)
+    with subject.lock, torch.no_grad():
+        sums = {name: _measure(subject, name, edit, format) for name in subject.parameters}
+    quantized = [name for name in sums if name in subject.quantized_names]
+    layers: dict[int, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
+    for name in sums:
+        kinds.setdefault(matrix_kind(name), []).append(name)
+        layer = layer_of(name)
+        if layer is not None and name in subject.quantized_names:
+            layers.setdefault(layer, []).append(name)
+
+    def group(names: Iterable[str]) -> Survival:
+        return _survival(torch.stack([_EMPTY, *(sums[name] for name in names)]).sum(0))
+
+    return NF4Report(
+        edit.label,
+        format,
+        group(sums),
+        group(quantized),
+        group(name for name in sums if name not in subject.quantized_names),
+        {layer: group(names) for layer, names in sorted(layers.items())},
+        {kind: group(names) for kind, names in kinds.items()},
+    )
+
+
+def survival(
+    subject: Subject, edit: Edit, formats: Iterable[Format] = FORMATS
+) -> dict[Format, Survival]:
+    """What each format keeps of an edit's changes to the quantised weights."""
+    return {format: report(subject, edit, format).quantized for format in formats}
+
+
+# One vector of sums a parameter, so that groups are plain additions: 11 scalars, two histograms.
+_BINS = (len(EDGES) - 1) * _FINE
+_EMPTY = torch.zeros(11 + 2 * _BINS, dtype=torch.float64)
+
+
+def _measure(subject: Subject, name: str, edit: Edit, format: Format) -> Tensor:
+    parameter = subject.parameters[name].data
+    sums = _EMPTY.clone()
+    if name in edit.changes:
+        where, values = (part.to(parameter.device) for part in edit.changes[name])
+        edited = parameter.reshape(-1).clone()
+        edited[where] = values.to(edited)
+        before, after = parameter, edited.view_as(parameter)
+        if is_transposed(subject, name):
+            before, after = before.T, after.T
+        size = _blocksize(before, format)
+        before, after = before.reshape(-1), after.reshape(-1)
+        whole: list[Tensor | slice] = [slice(None)]
+        local = _in_blocks(subject, name, format)
+        for entries in _entries([where], len(before), size) if local else whole:
+            sums += _compare(
+                before[entries], after[entries], size, format, name in subject.quantized_names
+            ).cpu()
+    sums[0] = parameter.numel()
+    return sums
+
+
+def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised: bool) -> Tensor:
+    delta = after.float() - before.float()
+    moved = delta != 0
+    old = _quantize_flat(before, size, format)
+    width = format.widths.to(before.device).index_select(0, old.codes.int()) * old.scale
+    width = width.clamp_min(torch.finfo(torch.float32).tiny)  # an all-zero block has no width
+    change, changed, rescaled = delta, moved, torch.zeros_like(old.absmax, dtype=torch.bool)
+    if quantised:
+        new = _quantize_flat(after, size, format)
+        change = dequantize(new) - dequantize(old)
+        levels = format.levels.to(before.device)  # the two zeros of fp4 are one level
+        differ = old.codes != new.codes
+        differ[differ.clone()] = levels[old.codes[differ].int()] != levels[new.codes[differ].int()]
+        changed, rescaled = moved & differ, old.absmax != new.absmax
+    ratio = delta.abs() / width
+    blocks = torch.nn.functional.pad(moved, (0, -len(moved) % size)).view(-1, size).any(1)
+    energy = delta.square()
+    scalars = [
+        torch.tensor(len(before)),
+        moved.sum(),
+        changed.sum(),
+        ratio.clamp(max=1).sum(dtype=torch.float64),
+        blocks.sum(),
+        (blocks & rescaled).sum(),
+        ((change != 0) & ~moved).sum(),
+        energy.sum(dtype=torch.float64),
+        (energy * changed).sum(dtype=torch.float64),
+        (change * delta).sum(dtype=torch.float64),
+        (change - delta).square().sum(dtype=torch.float64),
+    ]
+    histograms = [_histogram(ratio), _histogram(change.abs().div_(width).mul_(moved))]
+    return torch.cat([torch.stack([s.double().to(before.device) for s in scalars]), *histograms])
+
+
+def _histogram(ratio: Tensor) -> Tensor:
+    place = (ratio[ratio > 0].log10() - EDGES[0]) * (_BINS / (EDGES[-1] - EDGES[0]))
+    return place.floor().clamp(0, _BINS - 1).long().bincount(minlength=_BINS).double()
+
+
+def _survival(sums: Tensor) -> Survival:
+    scalars = sums[:11].tolist()
+    coarse = sums[11:].view(2, -1, _FINE).sum(2).long().tolist()
+    energy = scalars[7]
+    return Survival(
+        parameters=int(scalars[0]),
+        moved=int(scalars[1]),
+        changed=int(scalars[2]),
+        expected=scalars[3],
+        blocks=int(scalars[4]),
+        rescaled=int(scalars[5]),
+        bystanders=int(scalars[6]),
+        before=tuple(coarse[0]),
+        after=tuple(coarse[1]),
+        quantiles=_quantiles(sums[11 : 11 + _BINS]),
+        energy=scalars[8] / energy if energy else None,
+        projection=scalars[9] / energy if energy else None,
+        noise=scalars[10] / energy if energy else None,
+    )
+
+
+def _quantiles(histogram: Tensor) -> tuple[float, ...]:
+    total = histogram.cumsum(0)
+    if not total[-1]:
+        return ()
+    wanted = torch.tensor(QUANTILES, dtype=torch.float64) * total[-1]
+    place = torch.searchsorted(total, wanted)
+    inside = (wanted - total[place] + histogram[place]) / histogram[place]
+    step = (EDGES[-1] - EDGES[0]) / _BINS
+    return tuple((10 ** (EDGES[0] + step * (place + inside))).tolist())
+
+
+def _survival_from(data: dict[str, Any]) -> Survival:
+    lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    return Survival(**{**data, **lists})
+
+
+def layer_of(name: str) -> int | None:
+    """The layer number in a parameter's name; ``None`` outside the layers."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+_KINDS = {
+    "q": ("q_proj", "q", "query"),
+    "k": ("k_proj", "k", "key"),
+    "v": ("v_proj", "v", "value"),
+    "qkv": ("c_attn", "qkv", "query_key_value", "qkv_proj"),
+    "o": ("o_proj", "o", "dense", "out_proj", "attn.c_proj"),
+    "gate": ("gate_proj", "gate"),
+    "up": ("up_proj", "c_fc", "dense_h_to_4h", "fc1", "in"),
+    "gate and up": ("gate_up_proj",),
+    "down": ("down_proj", "mlp.c_proj", "dense_4h_to_h", "fc2", "out"),
+    "embedding": ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions"),
+    "head": ("lm_head", "embed_out"),
+}
+
+
+def matrix_kind(name: str) -> str:
+    """What a parameter is, across model families: q, k, v, o, gate, up, down, embedding, …"""
+    *_, parent, module, leaf = ("", "", *name.split("."))
+    if leaf == "bias":
+        return "bias"
+    if "norm" in module or module.startswith("ln"):
+        return "norm"
+    for kind, names in _KINDS.items():
+        if module in names or f"{parent}.{module}" in names:
+            return kind
+    return module or leaf
+
+
+def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format = NF4) -> Module:
+    """A real 4-bit model: a copy whose linears are ``bitsandbytes.nn.Linear4bit``.
+
+    It computes in float32 from the codes, as the simulation does; the output head is left alone.
+    On processors with AVX512-BF16, bitsandbytes would by itself repack the weights and compute
+    in bfloat16 whatever ``compute_dtype`` says; that is switched off here.
+
+    Returns:
+        A Hugging Face model, evaluation mode, on the subject's device.
+
+    Raises:
+        MansuError: int8 (not 4-bit), or an architecture whose linears the bridge has renamed.
+    """
+    if format.kind == "int8":
+        raise MansuError("Linear4bit holds nf4 or fp4, not int8: choose a 4-bit format.")
+    with ExitStack() as stack:
+        stack.enter_context(subject.lock)
+        if edit is not None:
+            stack.enter_context(edit.applied(subject))
+        model = type(subject.model)(copy.deepcopy(subject.model.config))
+        model.to(next(iter(subject.parameters.values())).dtype)
+        own = dict(model.named_parameters())
+        if own.keys() != subject.parameters.keys():
+            raise MansuError(
+                f"TransformerLens splits or renames weights of {type(model).__name__}, so "
+                f"{subject.name!r} cannot be copied name by name into Linear4bit modules: use the "
+                "simulation (mansu.nf4.quantized)."
+            )
+        for name, parameter in own.items():
+            parameter.data = subject.parameters[name].data.clone()
+        for name in subject.quantized_names:
+            path = name.removesuffix(".weight")
+            bias = model.get_submodule(path).bias
+            weight = layout(subject, name)
+            linear: Any = Linear4bit(
+                weight.shape[1],
+                weight.shape[0],
+                bias=bias is not None,
+                compute_dtype=torch.float32,
+                compress_statistics=format.double_quant,
+                quant_type=format.kind,
+                device="meta",
+            )
+            make: Any = Params4bit
+            linear.weight = make(
+                weight.clone(),
+                requires_grad=False,
+                blocksize=format.blocksize,
+                compress_statistics=format.double_quant,
+                quant_type=format.kind,
+                module=linear,
+            ).to(subject.device)
+            if bias is not None:
+                linear.bias = bias
+            linear.support_avx512bf16_for_cpu = False
+            model.set_submodule(path, linear)
+    return model.to(subject.device).eval().requires_grad_(False)
