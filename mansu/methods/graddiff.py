@@ -17,7 +17,7 @@ def unlearn(
     *,
     learning_rate: float = 1e-5,
     steps: int = 12,
-    batch: int = 40,
+    batch: int = 20,
     retain_weight: float = 1.0,
 ) -> Outcome:
     """Ascend the forget loss while descending the retain loss.

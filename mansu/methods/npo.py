@@ -29,7 +29,7 @@ def unlearn(
     *,
     learning_rate: float = 1e-5,
     steps: int = 24,
-    batch: int = 40,
+    batch: int = 20,
     beta: float = 0.1,
     retain_weight: float = 1.0,
 ) -> Outcome:

@@ -153,7 +153,9 @@ def train(
     names = tuple(subject.parameters if names is None else names)
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
-        optimiser = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(
+            parameters.values(), lr=learning_rate, weight_decay=0.0, fused=True
+        )
         history: list[dict[str, Any]] = []
         stopped = f"all {steps} steps were done"
         for step, rows in zip(range(1, steps + 1), batches(problem, batch), strict=False):
