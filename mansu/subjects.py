@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -21,17 +22,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Linear, Module
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import MansuError
 
 DEFAULT = "smollm2-135m-instruct"
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "data" / "tiny"
-WRAPPER = "._original_component"
+WRAPPER = "._original_component"  # how the bridge nests what it wraps, in parameter names
 
 
 def cache_folder() -> Path:
@@ -49,6 +56,9 @@ class Subject:
         bridge: the TransformerBridge, in legacy hook names, evaluation mode, no gradients.
         tokenizer: the model's tokenizer.
         provenance: where the weights come from, as JSON values, shown in the model card.
+        parameters: every parameter by its Hugging Face name (tied ones once), shared with the
+            model. GPT-NeoX's fused attention weights are listed as the bridge runs them, split:
+            ``….attention.q.weight``, ``k``, ``v``.
         lock: held by whoever changes the weights for a while.
     """
 
@@ -56,6 +66,7 @@ class Subject:
     bridge: Any
     tokenizer: PreTrainedTokenizerBase
     provenance: Mapping[str, Any]
+    parameters: dict[str, Tensor] = field(repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
@@ -73,14 +84,6 @@ class Subject:
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
 
     @cached_property
-    def parameters(self) -> dict[str, Tensor]:
-        """Every parameter by its Hugging Face name (tied ones once), shared with the model."""
-        return {
-            name.replace(WRAPPER, ""): parameter
-            for name, parameter in self.model.named_parameters()
-        }
-
-    @cached_property
     def quantized_names(self) -> tuple[str, ...]:
         """Names of the weights that 4-bit loading quantises: every linear map but the output head.
 
@@ -88,12 +91,12 @@ class Subject:
         """
         head = self.model.get_output_embeddings()  # type: ignore[operator,union-attr]
         head_weight = getattr(head, "weight", None)
-        names = []
-        for name, module in self.model.named_modules():
-            linear = isinstance(module, Linear) or type(module).__name__ == "Conv1D"
-            if linear and module.weight is not head_weight and not name.endswith("lm_head"):
-                names.append(f"{name}.weight".replace(WRAPPER, ""))
-        return tuple(dict.fromkeys(n for n in names if n in self.parameters))
+        linear = {
+            id(module.weight)
+            for module in self.model.modules()
+            if isinstance(module, (Linear, Conv1D)) and module.weight is not head_weight
+        }
+        return tuple(name for name, p in self.parameters.items() if id(p) in linear)
 
     @cached_property
     def n_parameters(self) -> int:
@@ -175,23 +178,41 @@ def _load_folder(
     device_map = {"device_map": "auto"} if torch.cuda.is_available() else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **device_map, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **device_map, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if Path(source).is_dir():
+            raise MansuError(
+                f"Cannot load the checkpoint in {source!r} ({first}): give a whole Hugging Face "
+                "checkpoint, with its weights and its tokenizer."
+            ) from error
         raise MansuError(
             f"Cannot load the model {name!r}: it is not {DEFAULT!r}, {TINY!r}, a local folder or a "
-            f"hub id that can be reached from here ({first[:200]})."
+            f"hub id that can be reached from here ({first})."
         ) from error
+    model, info = loaded
+    if info["missing_keys"]:  # they would be random
+        raise MansuError(
+            f"The checkpoint of {name!r} lacks the weight {min(info['missing_keys'])!r} and "
+            f"{len(info['missing_keys']) - 1} more: give a whole checkpoint."
+        )
     return wrap(name, model, tokenizer, provenance)
 
 
 def wrap(
     name: str, model: Any, tokenizer: Any, provenance: Mapping[str, Any] | None = None
 ) -> Subject:
-    """Make a subject of a Hugging Face model already in memory (the bridge takes it over)."""
+    """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
+
+    Raises:
+        MansuError: TransformerLens does not know the architecture, or runs copies of its weights.
+    """
     from transformer_lens.model_bridge import TransformerBridge
 
     model.eval().requires_grad_(False)
+    parameters = dict(model.named_parameters())  # before the bridge renames them
     try:
         bridge = TransformerBridge.boot_transformers(
             getattr(model.config, "_name_or_path", "") or name,
@@ -205,7 +226,29 @@ def wrap(
         ) from error
     bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
     bridge.requires_grad_(False)
-    return Subject(name, bridge, tokenizer, dict(provenance or {}))
+    _follow_split(model, parameters)
+    return Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
+
+
+def _follow_split(model: Any, parameters: dict[str, Tensor]) -> None:
+    """Where the bridge runs copies of a fused ``qkv`` (GPT-NeoX), list them, not what lies idle.
+
+    Rows of the fused weight go to q, k and v whole, so NF4 blocks within rows stay what they are.
+    """
+    running = dict(model.named_parameters())
+    shared = {p.untyped_storage().data_ptr() for p in parameters.values()}
+    for name, parameter in running.items():
+        if parameter.untyped_storage().data_ptr() in shared:
+            continue
+        idle = running.get(re.sub(rf"\.[qkv]({re.escape(WRAPPER)}\.\w+)$", r".qkv\1", name))
+        if idle is parameter or idle is None:
+            raise MansuError(
+                f"TransformerLens runs copies of weights of {type(model).__name__} ({name}), which "
+                "MANSU cannot edit in place: use a Llama, Qwen, Gemma, GPT-2 or Pythia model."
+            )
+        for fused in [n for n, p in parameters.items() if p is idle]:
+            del parameters[fused]
+        parameters[name.replace(WRAPPER, "")] = parameter
 
 
 def prepare_default() -> Path:
@@ -228,7 +271,9 @@ def prepare_default() -> Path:
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     gguf = next(package.glob("*.gguf"))
-    source = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf.name, dtype=torch.float32)
+    source: Any = AutoModelForCausalLM.from_pretrained(
+        package, gguf_file=gguf.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
     config = source.config
     if hasattr(config, "quantization_config"):
