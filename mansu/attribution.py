@@ -125,6 +125,7 @@ def attribute(
     metric: Metric = "logit_difference",
     memory: int = MEMORY,
     progress: Progress | None = None,
+    allow_equal: bool = False,
 ) -> Attribution:
     """Score every edge of the graph on a task.
 
@@ -138,6 +139,8 @@ def attribute(
         steps: K.
         memory: bytes the call may hold beside the weights; pairs go through in chunks that fit.
         progress: called with passes done and passes in all.
+        allow_equal: accept a metric that is the same on clean and corrupt prompts, which is what
+            an edited model that has forgotten the task gives.
 
     Raises:
         MansuError: the architecture is unknown; an argument is out of range; the metric is the
@@ -158,7 +161,8 @@ def attribute(
     total = _Sums.zeros(graph, subject)
     for part in chunks:
         _attribute_chunk(subject, graph, part, method, steps, metric, len(pairs), total, tick)
-    refuse_equal(total.clean, total.corrupt, metric)
+    if not allow_equal:
+        refuse_equal(total.clean, total.corrupt, metric)
     scores = torch.where(graph.edges, total.scores.cpu() / steps, 0).float()
     if not bool(torch.isfinite(scores).all()):
         bad = graph.destination_name(int((~torch.isfinite(scores)).any(0).nonzero()[-1]))

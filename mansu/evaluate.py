@@ -26,6 +26,8 @@ class Scores:
         top1: the answer is the most probable next token.
         log_probability: of the answer, in nats.
         margin: answer logit minus the best distractor's, in nats.
+        answer: the answer's token id; rephrasings of one fact share it, and are one cluster of
+            the bootstrap.
         groups: the group of each row; rows: its line in the task file.
     """
 
@@ -33,6 +35,7 @@ class Scores:
     top1: np.ndarray
     log_probability: np.ndarray
     margin: np.ndarray
+    answer: np.ndarray
     groups: tuple[str, ...]
     rows: tuple[int, ...]
 
@@ -49,6 +52,7 @@ class Scores:
             self.top1[keep],
             self.log_probability[keep],
             self.margin[keep],
+            self.answer[keep],
             tuple(self.groups[i] for i in pick),
             tuple(self.rows[i] for i in pick),
         )
@@ -59,6 +63,7 @@ class Scores:
             "top1": self.top1.astype(int).tolist(),
             "log_probability": np.round(self.log_probability.astype(float), 5).tolist(),
             "margin": np.round(self.margin.astype(float), 5).tolist(),
+            "answer": self.answer.tolist(),
             "groups": list(self.groups),
             "rows": list(self.rows),
         }
@@ -70,6 +75,7 @@ class Scores:
             np.array(value["top1"], dtype=bool),
             np.array(value["log_probability"], dtype=float),
             np.array(value["margin"], dtype=float),
+            np.array(value["answer"], dtype=int),
             tuple(value["groups"]),
             tuple(value["rows"]),
         )
@@ -80,7 +86,7 @@ class Measurement:
     """Everything measured on one model: each split's scores and the loss on plain text.
 
     Attributes:
-        splits: scores by split (a split that the task lacks is absent).
+        splits: scores by split (a split without a usable row is absent).
         text_loss: mean next-token cross-entropy on the task's plain text, nats; None without.
     """
 
@@ -129,6 +135,7 @@ def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
         top1=(logits.argmax(1) == rows.answer).numpy(),
         log_probability=(own - logits.logsumexp(1)).numpy(),
         margin=margin.numpy(),
+        answer=rows.answer.numpy(),
         groups=rows.groups,
         rows=rows.rows,
     )
@@ -152,13 +159,11 @@ def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
 
 def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:
     """Measure every split of the task on the subject as it now is."""
-    splits = {
-        split: measure(subject, examples(task, subject, split, seed=seed))
-        for split in EVALUATED
-        if task.split(split)
-    }
+    rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
+    splits = {split: measure(subject, usable) for split, usable in rows.items() if len(usable)}
     tokens, length = text(task, subject)
-    return Measurement(splits, text_loss(subject, tokens, length) if len(tokens) else None)
+    has_text = bool((length > 1).any())
+    return Measurement(splits, text_loss(subject, tokens, length) if has_text else None)
 
 
 def bootstrap(
