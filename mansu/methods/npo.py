@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, retain_terms, train
+from mansu.methods.training import Batch, answer_log_probability, positive, retain_terms, train
 
 PUBLISHED_RATE = 1e-5
 
@@ -48,6 +48,7 @@ def unlearn(
     Raises:
         MansuError: a setting is not positive.
     """
+    positive("npo", beta=beta)
     subject = problem.subject
     with subject.lock:  # nobody else's edit may be on while the reference is taken
         with torch.no_grad():

@@ -127,7 +127,7 @@ def train(
     batch: int,
     settings: Mapping[str, Any] | None = None,
     names: Iterable[str] | None = None,
-    constrain: Callable[[str, Tensor, Tensor], Tensor] | None = None,
+    constrain: Callable[[str, Tensor], Tensor] | None = None,
     scale: float = 1.0,
 ) -> Outcome:
     """Minimise ``loss`` with AdamW and return the change of the weights as an edit.
@@ -139,16 +139,14 @@ def train(
     Args:
         settings: the method's own settings, recorded beside those of the loop.
         names: the parameters to train; by default all, as the baselines' authors do.
-        constrain: ``(name, change, before)`` → the allowed part of the change, a projection
+        constrain: ``(name, change)`` → the allowed part of the change, a projection
             applied after each step.
         scale: the edit is this multiple of the change (−α for a task vector).
 
     Raises:
         MansuError: a setting is not positive.
     """
-    for name, value in (("learning rate", learning_rate), ("steps", steps), ("batch", batch)):
-        if not value > 0:
-            raise MansuError(f"The {name} of {label} is {value}: give a number above 0.")
+    positive(label, learning_rate=learning_rate, steps=steps, batch=batch)
     subject = problem.subject
     names = tuple(subject.parameters if names is None else names)
     with scratch(subject, names) as before:
@@ -171,7 +169,7 @@ def train(
             optimiser.step()
             if constrain is not None:
                 for name, parameter in parameters.items():
-                    change = constrain(name, parameter.data - before[name], before[name])
+                    change = constrain(name, parameter.data - before[name])
                     parameter.data.copy_(before[name] + change)
             history.append({"step": step, **terms, "gradient_norm": norm})
             message = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
@@ -182,6 +180,13 @@ def train(
         with _scaled(parameters, before, scale):
             edit = Edit.between(before, parameters, label, {"method": label, **used})
     return Outcome(edit, tuple(history), stopped, used)
+
+
+def positive(label: str, **settings: float) -> None:
+    """Raise ``MansuError`` unless every setting is above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise MansuError(f"{name} of {label} is {value}: give a number above 0.")
 
 
 @contextmanager

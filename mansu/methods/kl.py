@@ -1,0 +1,94 @@
+"""Gradient ascent regularised by the KL divergence from the unedited model (KL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from mansu.methods import Outcome, Problem
+from mansu.methods.training import Batch, answer_log_probability, train
+from mansu.subjects import Subject
+from mansu.tasks import Examples
+
+PUBLISHED_RATE = 1e-5
+
+
+def kl_loss(now: Tensor, reference: Tensor) -> Tensor:
+    """Mean over positions of KL(π_ref ‖ π), nats.
+
+    Args:
+        now, reference: log-probabilities ``[positions, vocabulary]``.
+    """
+    return kl_div(now, reference, reduction="batchmean", log_target=True)
+
+
+def unlearn(
+    problem: Problem,
+    *,
+    learning_rate: float = 1e-5,
+    steps: int = 8,
+    batch: int = 20,
+    retain_weight: float = 1.0,
+) -> Outcome:
+    """Ascend the forget loss while the retain predictions stay those of the unedited model.
+
+    L = −L_forget + w · KL(π_ref ‖ π) on the retain set (Maini et al. 2024, TOFU, arXiv:2401.06121,
+    section 3.3, "KL minimization"; their code has w = 1 and learning rate 1e-5). The divergence
+    is taken where a retain answer is predicted and at every position of the plain text. The
+    reference log-probabilities are kept: positions × vocabulary × 4 bytes.
+
+    Args:
+        batch: forget rows a step, and as many retain rows. retain_weight: w.
+
+    Raises:
+        MansuError: a setting is not positive.
+    """
+    subject = problem.subject
+    with subject.lock:  # nobody else's edit may be on while the reference is taken
+        with torch.no_grad():
+            retain_reference = _answer_distribution(subject, problem.retain)
+            text_reference = _text_distribution(subject, *problem.text)
+        # Where the text rows of the batch lie among the flat positions of all text rows.
+        ends = problem.text[1].cumsum(0).tolist()
+
+        def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+            yield "forget", answer_log_probability(subject, rows.forget).mean()
+            now = _answer_distribution(subject, rows.retain)
+            yield "retain", retain_weight * kl_loss(now, retain_reference[rows.retain_rows])
+            if rows.text is not None:
+                sizes = rows.text[1].tolist()
+                reference = torch.cat(
+                    [
+                        text_reference[ends[row] - size : ends[row]]
+                        for row, size in zip(rows.text_rows.tolist(), sizes, strict=True)
+                    ]
+                )
+                now = _text_distribution(subject, *rows.text)
+                yield "text", retain_weight * kl_loss(now, reference)
+
+        return train(
+            problem,
+            "kl",
+            loss,
+            learning_rate=learning_rate,
+            steps=steps,
+            batch=batch,
+            settings={"retain_weight": retain_weight},
+        )
+
+
+def _answer_distribution(subject: Subject, rows: Examples) -> Tensor:
+    """log π(· | prompt), ``[N, vocabulary]``."""
+    return log_softmax(subject.next_token_logits(rows.tokens, rows.length).float(), -1)
+
+
+def _text_distribution(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
+    """log π(· | text so far) at every real position, flat ``[positions, vocabulary]``."""
+    tokens, length = tokens.to(subject.device), length.to(subject.device)
+    decoder = subject.model.get_decoder()  # type: ignore[operator]
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    real = torch.arange(tokens.shape[1], device=tokens.device)[None] < length[:, None]
+    return log_softmax(subject.head(hidden[real]).float(), -1)
