@@ -245,10 +245,8 @@ def _merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple
 
 
 def _write(parameter: Tensor, where: Tensor, values: Tensor) -> None:
-    flat = parameter.data.reshape(-1)  # shares memory unless the parameter is a strided view
+    flat = parameter.data.view(-1)
     if where.dtype == torch.bool:
         flat.masked_scatter_(where, values.to(flat))  # ten times faster than indexing
     else:
         flat[where] = values.to(flat)
-    if flat.data_ptr() != parameter.data_ptr():
-        parameter.data.copy_(flat.view_as(parameter))

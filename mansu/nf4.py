@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import Module
+from transformers.pytorch_utils import Conv1D
 
 from mansu.edit import Edit, touched
 from mansu.errors import MansuError
@@ -223,19 +225,16 @@ def _absmax_at(weight: Tensor, indices: Tensor, format: Format) -> Tensor:
     return quantized.absmax[indices.to(weight.device) // quantized.blocksize]
 
 
-def is_transposed(subject: Subject, name: str) -> bool:
-    """Whether 4-bit loading transposes this weight first (GPT-2's Conv1D)."""
-    module = subject.model
-    for part in name.removesuffix(".weight").split("."):
-        module = getattr(getattr(module, "_original_component", module), part)
-    module = getattr(module, "_original_component", module)
-    return type(module).__name__ == "Conv1D"
+def transposed_names(subject: Subject) -> frozenset[str]:
+    """The weights that 4-bit loading transposes first (GPT-2's Conv1D)."""
+    conv1d = {id(m.weight) for m in subject.model.modules() if isinstance(m, Conv1D)}
+    return frozenset(name for name, p in subject.parameters.items() if id(p) in conv1d)
 
 
 def layout(subject: Subject, name: str) -> Tensor:
     """The weight as the quantiser sees it: ``[outputs, inputs]``, row-major."""
     weight = subject.parameters[name].data
-    return weight.T.contiguous() if is_transposed(subject, name) else weight
+    return weight.T.contiguous() if name in transposed_names(subject) else weight
 
 
 @dataclass(frozen=True)
@@ -257,13 +256,20 @@ class Dequantized:
         """Quantise and dequantise a subject's weights as they are now (~5 s for 106 M)."""
         names = subject.quantized_names if names is None else names
         with subject.lock:
-            return cls({name: _round_trip(subject, name, format) for name in names}, format)
+            transposed = transposed_names(subject)
+            return cls(
+                {
+                    n: _round_trip(subject.parameters[n].data, format, n in transposed)
+                    for n in names
+                },
+                format,
+            )
 
 
-def _round_trip(subject: Subject, name: str, format: Format) -> Tensor:
-    dtype = subject.parameters[name].dtype
-    values = dequantize(quantize(layout(subject, name), format), dtype)
-    return values.T.contiguous() if is_transposed(subject, name) else values
+def _round_trip(weight: Tensor, format: Format, transposed: bool) -> Tensor:
+    if transposed:
+        return _round_trip(weight.T, format, False).T.contiguous()
+    return dequantize(quantize(weight, format), weight.dtype)
 
 
 @contextmanager
@@ -300,45 +306,66 @@ def quantized(
     with subject.lock:
         edited = touched(subject) if base else {}
         base = base or Dequantized.of(subject, format, names)
+        transposed = transposed_names(subject)
         weights = dict(base.weights)
-        originals = {name: subject.parameters[name].data for name in weights}
-        patched: list[tuple[Tensor, Tensor | slice, Tensor]] = []
+        undo: list[tuple[Tensor, Tensor | slice, Tensor]] = []
+        swapped: list[tuple[Tensor, Tensor]] = []
         try:
-            for name, places in edited.items():
-                if name in weights and _in_blocks(subject, name, base.format):
-                    patched += _patch(subject.parameters[name].data, places, weights[name], base)
-                elif name in weights:
-                    weights[name] = _round_trip(subject, name, base.format)
+            for name in edited.keys() & weights.keys():
+                weight = subject.parameters[name].data
+                if _in_blocks(name, base.format, transposed):
+                    undo += _patch(weight, edited[name], weights[name], base.format)
+                else:
+                    weights[name] = _round_trip(weight, base.format, name in transposed)
+            viewed = _viewed(subject)
             for name, weight in weights.items():
-                subject.parameters[name].data = weight
+                parameter = subject.parameters[name]
+                if name in viewed:
+                    undo.append((parameter.data, slice(None), parameter.data.clone()))
+                    parameter.data.copy_(weight)
+                else:
+                    swapped.append((parameter, parameter.data))
+                    parameter.data = weight
             yield subject
         finally:
-            for name, original in originals.items():
-                subject.parameters[name].data = original
-            for flat, entries, old in reversed(patched):
-                flat[entries] = old
+            for parameter, original in swapped:
+                parameter.data = original
+            for tensor, entries, old in reversed(undo):
+                tensor[entries] = old
 
 
-def _in_blocks(subject: Subject, name: str, format: Format) -> bool:
+def _viewed(subject: Subject) -> frozenset[str]:
+    """Weights that the bridge runs through views (GPT-2's c_attn): they can't just be swapped."""
+    running = {id(p): p.untyped_storage().data_ptr() for p in subject.model.parameters()}
+    uses = Counter(running.values())
+    return frozenset(
+        name for name, p in subject.parameters.items() if uses[p.untyped_storage().data_ptr()] > 1
+    )
+
+
+def _in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:
     """Whether a change in one block leaves the others, and blocks follow the parameter's order."""
     # The 8-bit absmax of double quantization are offset by their mean over the tensor.
-    return not format.double_quant and not is_transposed(subject, name)
+    return not format.double_quant and name not in transposed
 
 
 def _patch(
-    weight: Tensor, places: list[Tensor], cached: Tensor, base: Dequantized
+    weight: Tensor, places: list[Tensor], cached: Tensor, format: Format
 ) -> list[tuple[Tensor, Tensor | slice, Tensor]]:
     """Requantise in the cache the blocks that hold ``places``; returns what undoes it."""
     flat, target, undo = weight.reshape(-1), cached.view(-1), []
-    size = _blocksize(weight, base.format)
+    size = _blocksize(weight, format)
     for entries in _entries(places, len(flat), size):
         undo.append((target, entries, target[entries].clone()))
-        target[entries] = dequantize(_quantize_flat(flat[entries], size, base.format), flat.dtype)
+        target[entries] = dequantize(_quantize_flat(flat[entries], size, format), flat.dtype)
     return undo
 
 
 def _blocksize(weight: Tensor, format: Format) -> int:
     return weight.shape[-1] if format.kind == "int8" else format.blocksize
+
+
+_CHUNK = 1 << 19  # entries at a time: temporaries that are reused cost less than fresh pages
 
 
 def _entries(places: list[Tensor], length: int, size: int) -> list[Tensor | slice]:
@@ -347,7 +374,8 @@ def _entries(places: list[Tensor], length: int, size: int) -> list[Tensor | slic
     The kernel scales a short last block another way, so it comes as a part of its own.
     """
     if any(where.dtype == torch.bool for where in places):
-        return [slice(None)]
+        step = size * max(1, _CHUNK // size)
+        return [slice(start, start + step) for start in range(0, length, step)]
     blocks = (torch.cat(places) // size).unique()
     full = length // size
     inside = blocks[blocks < full]
@@ -500,7 +528,8 @@ def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:
     """
     edit.check(subject)
     with subject.lock, torch.no_grad():
-        sums = {name: _measure(subject, name, edit, format) for name in subject.parameters}
+        transposed = transposed_names(subject)
+        sums = {n: _measure(subject, n, edit, format, transposed) for n in subject.parameters}
     quantized = [name for name in sums if name in subject.quantized_names]
     layers: dict[int, list[str]] = {}
     kinds: dict[str, list[str]] = {}
@@ -536,7 +565,9 @@ _BINS = (len(EDGES) - 1) * _FINE
 _EMPTY = torch.zeros(11 + 2 * _BINS, dtype=torch.float64)
 
 
-def _measure(subject: Subject, name: str, edit: Edit, format: Format) -> Tensor:
+def _measure(
+    subject: Subject, name: str, edit: Edit, format: Format, transposed: frozenset[str]
+) -> Tensor:
     parameter = subject.parameters[name].data
     sums = _EMPTY.clone()
     if name in edit.changes:
@@ -544,12 +575,12 @@ def _measure(subject: Subject, name: str, edit: Edit, format: Format) -> Tensor:
         edited = parameter.reshape(-1).clone()
         edited[where] = values.to(edited)
         before, after = parameter, edited.view_as(parameter)
-        if is_transposed(subject, name):
+        if name in transposed:
             before, after = before.T, after.T
         size = _blocksize(before, format)
         before, after = before.reshape(-1), after.reshape(-1)
         whole: list[Tensor | slice] = [slice(None)]
-        local = _in_blocks(subject, name, format)
+        local = _in_blocks(name, format, transposed)
         for entries in _entries([where], len(before), size) if local else whole:
             sums += _compare(
                 before[entries], after[entries], size, format, name in subject.quantized_names
