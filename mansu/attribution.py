@@ -20,7 +20,7 @@ space, and the product with the weights and with the node differences is done on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,15 +47,15 @@ class Attribution:
     """Scores of every edge, head slice and neuron of a subject on a task.
 
     Attributes:
-        graph: what the indices mean.
-        scores: float32 ``[n_sources, n_destinations]``, 0 where there is no edge (``graph.edges``).
+        layout: what the indices mean.
+        scores: float32 ``[n_sources, n_destinations]``, 0 where there is no edge (``layout.edges``).
         queries, outputs: float32 ``[layers, heads]``, the same estimate for a head's query and for
             its output z; keys, values: ``[layers, kv heads]``; neurons: ``[layers, d_mlp]``.
         clean, corrupt: the metric, mean over the pairs, on clean and corrupt prompts.
         method, steps, metric, n_pairs, subject: how the scores were made.
     """
 
-    graph: Graph
+    layout: Graph
     scores: Tensor
     queries: Tensor
     keys: Tensor
@@ -74,7 +74,7 @@ class Attribution:
 
     def save(self, folder: str | Path) -> None:
         """Write ``attribution.safetensors`` into ``folder``."""
-        meta = {"graph": self.graph.meta(), "clean": self.clean, "corrupt": self.corrupt}
+        meta = {"layout": self.layout.meta(), "clean": self.clean, "corrupt": self.corrupt}
         meta |= {"method": self.method, "steps": self.steps, "metric": self.metric}
         meta |= {"n_pairs": self.n_pairs, "subject": self.subject}
         tensors = {name: getattr(self, name) for name in self.TENSORS}
@@ -88,7 +88,7 @@ class Attribution:
             MansuError: it is missing or damaged.
         """
         tensors, meta = load_values(Path(folder) / "attribution.safetensors")
-        return cls(graph=Graph(**meta.pop("graph")), **tensors, **meta)
+        return cls(layout=Graph(**meta.pop("layout")), **tensors, **meta)
 
 
 def metric_values(

@@ -248,7 +248,9 @@ class Block:
         weight = torch.cat([attention.W_Q, attention.W_K, attention.W_V])
         biases = [getattr(attention, f"b_{kind}", None) for kind in "QKV"]
         flat = [b.reshape(-1, weight.shape[-1]) for b in biases if b is not None]
-        bias = torch.cat(flat) if len(flat) == 3 else weight.new_zeros(len(weight), weight.shape[-1])
+        bias = (
+            torch.cat(flat) if len(flat) == 3 else weight.new_zeros(len(weight), weight.shape[-1])
+        )
         return weight, bias
 
     def offset(self) -> Tensor:
@@ -261,6 +263,33 @@ class Block:
         """What a head writes per unit of ``z``: ``[H, k, d]``, times the post-norm's scale."""
         weight = self.bridge.attn.W_O
         return weight * self.norm("ln1_post").scale if self.has_post_norms else weight
+
+    def slices(self, kind: str) -> list[tuple[str, int, int, int]]:
+        """Where a head's q, k, v or o slice, or a neuron, lies in the subject's parameters.
+
+        Returns:
+            For each weight: its name, the axis, where slice 0 starts on it and a slice's width.
+        """
+        names = {id(p): name for name, p in self.subject.parameters.items()}
+        attention, mlp = self.bridge.attn, self.bridge.mlp
+
+        def found(module: Any, reads: bool) -> tuple[str, int]:
+            # Linear keeps [out, in], GPT-2's Conv1D [in, out]; readers are sliced along ``out``.
+            transposed = type(module).__name__ == "Conv1D"
+            return names[id(module.weight)], int(transposed == reads)
+
+        if kind == "neuron":
+            modules = [getattr(mlp, name, None) for name in ("gate", "in")]
+            parts = [found(m.original_component, True) for m in modules if m is not None]
+            return [(*p, 0, 1) for p in [*parts, found(mlp.out.original_component, False)]]
+        width = attention.W_Q.shape[-1]
+        if kind == "o":
+            return [(*found(attention.o.original_component, False), 0, width)]
+        own = getattr(attention, kind).original_component
+        if id(own.weight) in names:
+            return [(*found(own, True), 0, width)]
+        start = "qkv".index(kind) * attention.W_Q.shape[0] * width
+        return [(*found(attention.qkv.original_component, True), start, width)]
 
 
 class Norm:
