@@ -1,0 +1,348 @@
+"""MANSU: Mechanistic-Aligned Null-Space Unlearning (arXiv 2605.15138).
+
+Only the circuit's weights move, along directions that the retain inputs do not see, weighed by the
+diagonal Fisher of the retain log-likelihood, and a weight moves to the centre of another NF4 code
+of its own block or not at all (the magnitude floor): what moves is there after NF4, by
+construction.
+
+How the floor is met. Each weight has a wish, the continuous change that the optimiser asks for,
+and a threshold u drawn once from U(0, 1). With its neighbours on the code grid at p₀ ≤ w + wish <
+p₁ it takes p₁ when (w + wish − p₀)/(p₁ − p₀) > u, else p₀ (its own exact value where that is the
+nearest point). So the mean over weights follows the wish, as unbiased rounding does, while each
+moved weight is a whole bin away; a fixed threshold means that nothing moves back and forth unless
+its wish does. Gradients are always those of the rounded model, which corrects what the rounding
+did.
+
+The forget objective makes the answer indistinguishable among the candidate answers (KL from the
+uniform distribution over them); the retain objective is the KL divergence from the unedited
+model's next-token distribution on retain facts and plain text. Steps go to the NF4-dequantised
+model instead of the full-precision one where that remembers more, so that the PTQ gap closes from
+both sides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mansu.edit import Edit
+from mansu.errors import MansuError
+from mansu.evaluate import measure
+from mansu.geometry import ENERGY, Projectors, fisher, projectors
+from mansu.methods import Outcome, Problem
+from mansu.methods.training import scratch
+from mansu.nf4 import (
+    CODES,
+    Dequantized,
+    bin_width,
+    quantize,
+    quantized,
+    sets_absmax,
+    transposed_names,
+)
+from mansu.subjects import Subject
+from mansu.tasks import Examples
+
+MOMENTUM, SECOND_MOMENT = 0.9, 0.95
+FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
+CHECK_EVERY = 5
+
+
+@dataclass
+class _Weight:
+    """The movable entries of one weight (n of them) and the optimiser's state.
+
+    Work happens in the layout that the quantiser sees, ``[outputs, inputs]``.
+    """
+
+    where: Tensor  # int64 [n], into the flattened parameter
+    rows: Tensor  # int64 [n], outputs
+    columns: Tensor  # int64 [n], inputs
+    shape: tuple[int, int]  # [outputs, inputs]
+    base: Tensor  # [n]
+    absmax: Tensor  # [n]
+    code: Tensor  # int64 [n], the base weight's
+    width: Tensor  # [n], of the base weight's bin
+    threshold: Tensor  # [n], u
+    wish: Tensor  # [n], in weight units
+    forget_moment: Tensor  # [n], Adam's moments, in bins
+    retain_moment: Tensor
+    second_moment: Tensor
+    fisher: Tensor  # [n]
+    base_nf4: Tensor  # [n], what the base weight's code stands for
+
+    def point(self, code: Tensor) -> Tensor:
+        """Where a weight lies when it has this code: its base value or the code's centre."""
+        return torch.where(code == self.code, self.base, CODES.to(self.base)[code] * self.absmax)
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """(values ``[n]``, moved bool ``[n]``) of the magnitude floor."""
+        aim = self.base + self.wish
+        below = torch.bucketize(aim / self.absmax, CODES.to(aim), right=True) - 1
+        # The weight's own point is its base value, which may lie on either side of its centre.
+        below = torch.where((below == self.code) & (aim < self.base), below - 1, below)
+        below = torch.where((below + 1 == self.code) & (aim >= self.base), below + 1, below)
+        below = below.clamp(0, len(CODES) - 2)
+        low, high = self.point(below), self.point(below + 1)
+        up = (aim - low) / (high - low) > self.threshold
+        code = below + up.long()
+        # The extreme codes are no targets: there a weight would tie with its block's absmax.
+        extreme = (code == 0) | (code == len(CODES) - 1)
+        code = torch.where(extreme, self.code, code)
+        return self.point(code), code != self.code
+
+
+def unlearn(
+    problem: Problem,
+    *,
+    rate: float = 0.02,
+    steps: int = 25,
+    retain_weight: float = 1.0,
+    energy: float = ENERGY,
+    fisher_weight: float = 1.0,
+    floor: bool = True,
+    project: bool = True,
+    target: float | None = None,
+) -> Outcome:
+    """Run MANSU.
+
+    Args:
+        problem: with the circuit's mask.
+        rate: step size of the wishes, in bin widths a step (Adam's learning rate).
+        steps: at most so many.
+        retain_weight: weight of the retain objective.
+        energy: share of the retain inputs' energy that the projection removes.
+        fisher_weight: λ of the Fisher penalty ½ λ Σ F δ².
+        floor, project: off for the ablations. Without the floor the wishes themselves are applied.
+        target: stop when forget accuracy is at most this in full precision and in NF4; by default
+            halfway between chance (25 %) and what the task's margin asks for.
+
+    Raises:
+        MansuError: there is no mask, or it holds no quantised weight that may move.
+    """
+    settings = {
+        "rate": rate,
+        "steps": steps,
+        "retain_weight": retain_weight,
+        "energy": energy,
+        "fisher_weight": fisher_weight,
+        "floor": floor,
+        "project": project,
+        "seed": problem.seed,
+    }
+    if problem.mask is None:
+        raise MansuError("MANSU needs a circuit: run attribution and the circuit step first.")
+    if target is None:
+        target = (0.25 + max(1 - problem.task.margin, 0.25)) / 2
+    subject, rng = problem.subject, random.Random(problem.seed)
+    report = problem.progress
+    report(0.0, "quantising the unedited model")
+    nf4_weights = Dequantized.of(subject)
+    weights = _movable(subject, problem.mask, nf4_weights, rng)
+    mask = {name: problem.mask[name] for name in weights}
+    report(0.0, "measuring the retain geometry")
+    spans = None
+    if project:
+        spans = projectors(subject, problem.retain, problem.text, mask, energy=energy)
+    if fisher_weight:
+        for name, values in fisher(subject, problem.retain, problem.text, mask).items():
+            everywhere = torch.zeros(mask[name].shape)
+            everywhere[mask[name]] = values
+            weights[name].fisher = everywhere.flatten()[weights[name].where]
+    reference = _Reference(problem)
+    optimiser = _Optimiser(rate, fisher_weight, spans)
+
+    def nf4_model() -> AbstractContextManager[Subject]:
+        # With the floor, what moved is at a code's centre and no absmax changed: the cache is
+        # kept up to date instead of quantising everything again.
+        return quantized(subject, nf4_weights if floor else None)
+
+    history: list[Mapping[str, Any]] = []
+    stopped = f"all {steps} steps are done"
+    in_nf4 = done = False
+    with scratch(subject, weights) as base:
+        for step in range(1, steps + 1):
+            some = problem.forget.select(_sample(rng, len(problem.forget), FORGET_ROWS))
+            with nf4_model() if in_nf4 else nullcontext():
+                forget_loss = uniform_divergence(subject, some).mean()
+                forget_loss.backward()
+                forget_gradients = _take(subject, weights)
+                retain_loss = reference.divergence(rng)
+                (retain_weight * retain_loss).backward()
+                retain_gradients = _take(subject, weights)
+            moved = 0
+            for name, weight in weights.items():
+                optimiser.step(weight, name, forget_gradients[name], retain_gradients[name], step)
+                values, changed = weight.rounded()
+                if not floor:
+                    values, changed = weight.base + weight.wish, weight.wish != 0
+                subject.parameters[name].data.view(-1)[weight.where] = values
+                after_nf4 = torch.where(changed, values, weight.base_nf4)
+                nf4_weights.weights[name].view(-1)[weight.where] = after_nf4
+                moved += int(changed.sum())
+            line: dict[str, Any] = {
+                "step": step,
+                "in_nf4": in_nf4,
+                "forget_loss": forget_loss.item(),
+                "retain_loss": retain_loss.item(),
+                "moved": moved,
+            }
+            if step % CHECK_EVERY == 0:
+                full = measure(subject, problem.forget).accuracy
+                with nf4_model():
+                    in_codes = measure(subject, problem.forget).accuracy
+                line |= {"forget": full, "forget_nf4": in_codes}
+                in_nf4 = in_codes > full
+                done = max(full, in_codes) <= target and not in_nf4
+            history.append(line)
+            report(step / steps, _sentence(line, steps))
+            if done:
+                stopped = f"the forget target was reached in full precision and NF4, step {step}"
+                break
+        after = {name: subject.parameters[name].detach().clone() for name in weights}
+        edit = Edit.between(base, after, "mansu", settings)
+    return Outcome(edit, tuple(history), stopped, settings)
+
+
+def uniform_divergence(subject: Subject, rows: Examples) -> Tensor:
+    """KL(uniform ‖ p) over each row's candidate answers ``[N]``, nats: 0 when none stands out."""
+    logits = subject.next_token_logits(rows.tokens, rows.length).float()
+    candidates = rows.candidates.to(logits.device)
+    chosen = logits[:, rows.vocabulary.to(logits.device)].masked_fill(~candidates, -torch.inf)
+    log_probabilities = chosen.log_softmax(-1).masked_fill(~candidates, 0)
+    count = candidates.sum(1)
+    return -log_probabilities.sum(1) / count - count.log()
+
+
+class _Reference:
+    """The unedited model's next-token distributions on what must be kept."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.subject, self.retain, self.text = problem.subject, problem.retain, problem.text
+        with torch.no_grad():
+            self.facts = self._facts(self.retain)
+            rows = range(len(self.text[0]))
+            self.texts = [
+                self._texts(self.text[0][i : i + 1], self.text[1][i : i + 1]) for i in rows
+            ]
+
+    def divergence(self, rng: random.Random) -> Tensor:
+        """KL(unedited ‖ current) on a sample of retain facts plus one of text positions, nats."""
+        rows = _sample(rng, len(self.retain), RETAIN_ROWS)
+        total = _kl(self.facts[rows], self._facts(self.retain.select(rows)))
+        if self.texts:
+            some = _sample(rng, len(self.texts), TEXT_ROWS)
+            now = self._texts(self.text[0][some], self.text[1][some])
+            total = total + _kl(torch.cat([self.texts[i] for i in some]), now)
+        return total
+
+    def _facts(self, rows: Examples) -> Tensor:
+        return self.subject.next_token_logits(rows.tokens, rows.length).float().log_softmax(-1)
+
+    def _texts(self, tokens: Tensor, length: Tensor) -> Tensor:
+        tokens, length = tokens.to(self.subject.device), length.to(self.subject.device)
+        decoder = self.subject.model.get_decoder()  # type: ignore[operator]
+        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < length[:, None]
+        return self.subject.head(hidden[real]).float().log_softmax(-1)
+
+
+def _kl(reference: Tensor, now: Tensor) -> Tensor:
+    return (reference.exp() * (reference - now)).sum(-1).mean()
+
+
+def _sample(rng: random.Random, n: int, size: int) -> list[int]:
+    return rng.sample(range(n), min(n, size))
+
+
+def _movable(
+    subject: Subject, mask: Mapping[str, Tensor], nf4_weights: Dequantized, rng: random.Random
+) -> dict[str, _Weight]:
+    """The mask's quantised weights that do not set their block's absmax."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    transposed = transposed_names(subject)
+    weights = {}
+    for name, chosen in mask.items():
+        if name not in subject.quantized_names:
+            continue
+        matrix, movable = subject.parameters[name].detach(), chosen
+        indices = torch.arange(matrix.numel()).view(matrix.shape)
+        if name in transposed:
+            matrix, movable, indices = matrix.T.contiguous(), movable.T, indices.T
+        movable = movable.to(matrix.device) & ~sets_absmax(matrix)
+        rows, columns = movable.nonzero(as_tuple=True)
+        if not len(rows):
+            continue
+        codes = quantize(matrix)
+        flat = rows * matrix.shape[1] + columns
+        where = indices.to(matrix.device)[movable]
+        base = matrix[movable]
+        weights[name] = _Weight(
+            where=where,
+            rows=rows.unique(return_inverse=True)[1],
+            columns=columns,
+            shape=(len(rows.unique()), matrix.shape[1]),
+            base=base,
+            absmax=codes.scale[flat].to(base),
+            code=codes.codes[flat].long(),
+            width=bin_width(matrix)[movable].to(base),
+            threshold=torch.rand(len(rows), generator=generator).to(base),
+            base_nf4=nf4_weights.weights[name].flatten()[where],
+            wish=torch.zeros_like(base),
+            forget_moment=torch.zeros_like(base),
+            retain_moment=torch.zeros_like(base),
+            second_moment=torch.zeros_like(base),
+            fisher=torch.zeros_like(base),
+        )
+    if not weights:
+        raise MansuError("No weight may move: the circuit holds no weight that NF4 quantises.")
+    return weights
+
+
+def _take(subject: Subject, weights: Mapping[str, _Weight]) -> dict[str, Tensor]:
+    """The gradients at the movable entries; clears them."""
+    taken = {}
+    for name, weight in weights.items():
+        gradient = subject.parameters[name].grad
+        assert gradient is not None
+        taken[name] = gradient.view(-1)[weight.where]
+        subject.parameters[name].grad = None
+    return taken
+
+
+@dataclass(frozen=True)
+class _Optimiser:
+    """Adam in units of bins; what it takes from the forget gradient is projected."""
+
+    rate: float
+    fisher_weight: float
+    spans: Projectors | None
+
+    def step(self, weight: _Weight, name: str, forget: Tensor, retain: Tensor, step: int) -> None:
+        retain = retain + self.fisher_weight * weight.fisher * weight.wish
+        forget, retain = forget * weight.width, retain * weight.width
+        weight.forget_moment.lerp_(forget, 1 - MOMENTUM)
+        weight.retain_moment.lerp_(retain, 1 - MOMENTUM)
+        weight.second_moment.lerp_((forget + retain).square(), 1 - SECOND_MOMENT)
+        scale = (weight.second_moment / (1 - SECOND_MOMENT**step)).sqrt() + 1e-12
+        scale = self.rate * weight.width / scale / (1 - MOMENTUM**step)
+        down = weight.forget_moment * scale
+        if self.spans is not None:
+            matrix = down.new_zeros(weight.shape)
+            matrix[weight.rows, weight.columns] = down
+            down = self.spans(name, matrix)[weight.rows, weight.columns]
+        weight.wish -= down + weight.retain_moment * scale
+
+
+def _sentence(line: Mapping[str, Any], steps: int) -> str:
+    text = f"step {line['step']}/{steps}: forget loss {line['forget_loss']:.3f}, retain "
+    text += f"{line['retain_loss']:.4f}, {line['moved']:,} weights moved"
+    if "forget" in line:
+        text += f"; forget accuracy {line['forget']:.1%}, in NF4 {line['forget_nf4']:.1%}"
+    return text
