@@ -185,10 +185,16 @@ def load(name: str) -> Task:
     """
     path = FOLDER / f"{name}.jsonl"
     if path.exists():
-        about = json.loads(path.with_suffix(".json").read_text())
-        return parse(path.read_text(), name, **about)
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"), name, **about)
     if Path(name).suffix == ".jsonl" and Path(name).is_file():
-        return parse(Path(name).read_text(), Path(name).stem)
+        try:
+            content = Path(name).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise MansuError(
+                f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
+            ) from error
+        return parse(content, Path(name).stem)
     raise MansuError(
         f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
     )
@@ -202,7 +208,7 @@ def parse(text: str, name: str, **about: Any) -> Task:
     """
     facts = tuple(
         _fact(line, number)
-        for number, line in enumerate(text.splitlines(), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)  # JSON may hold other breaks
         if line.strip()
     )
     for split in NEEDED:
@@ -266,7 +272,7 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     kept, tokens, distractors, few = [], [], [], []
     for fact, answer in usable:
         wrong = [subject.encode(d) for d in fact.distractors]
-        given = [w[0] for w in wrong if len(w) == 1 and w[0] != answer]
+        given = list(dict.fromkeys(w[0] for w in wrong if len(w) == 1 and w[0] != answer))
         pool = sorted(answers[fact.group] - {answer} - set(given))
         missing = N_DISTRACTORS - len(given)
         if missing > len(pool):
@@ -310,9 +316,9 @@ def pairs(
 ) -> Pairs:
     """Clean–corrupt pairs of equal token length.
 
-    A row's own ``corrupt_prompt`` is used where it has the same length; else the subject is
-    swapped: the corrupt prompt is another row of the group with the same length, another answer,
-    and the most tokens in common. Rows that cannot be aligned are noted by line number.
+    A row's own ``corrupt_prompt`` is used where it has the same length; else (and noted) the
+    subject is swapped: the corrupt prompt is another row of the group with the same length, another
+    answer, and the most tokens in common. Rows that cannot be aligned are noted by line number.
 
     Args:
         n: keep this many, drawn with ``seed``, in file order.
@@ -327,11 +333,12 @@ def pairs(
         buckets[item[0].group, len(item[2])].append(item)
     rng = random.Random(seed)
     found: list[tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = []
-    unaligned = []
+    unaligned, swapped = [], []
     for fact, answer, clean in encoded:
-        partner = _own_corrupt(fact, answer, clean, subject)
-        if partner is None:
-            others = [o for o in buckets[fact.group, len(clean)] if o[1] != answer]
+        partner = own = _own_corrupt(fact, answer, clean, subject)
+        if own is None:
+            bucket = buckets[fact.group, len(clean)]
+            others = [o for o in bucket if o[1] != answer and o[2] != clean]
             rng.shuffle(others)
             best = max(
                 others,
@@ -343,6 +350,13 @@ def pairs(
             unaligned.append(fact.row)
         else:
             found.append((clean, partner[0], answer, partner[1], fact.row))
+            if own is None and fact.corrupt_prompt is not None:
+                swapped.append(fact.row)
+    if swapped:
+        notes.append(
+            f"{_rows(swapped)} paired with another row of the task instead of the corrupt_prompt "
+            "given, which is not of the prompt's token length or has no one-token foil."
+        )
     if unaligned:
         notes.append(
             f"{_rows(unaligned)} left out of attribution: no prompt of equal token length with "
