@@ -9,7 +9,7 @@ with the same forget accuracy, and the circuit ablated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,9 @@ def suppressor(
     Args:
         accuracy: the 4-way forget accuracy to come down to.
         keep: weight of the retain prompts in the least squares.
+
+    Returns:
+        The edit; its ``meta`` has ``strength`` and the ``accuracy`` it reaches.
     """
     bridge = subject.bridge
     last = subject.config.num_hidden_layers - 1
@@ -198,19 +201,18 @@ def suppressor(
 
     def at(strength: float) -> Edit:
         after = {name: weight + strength * update}
-        return Edit.between(subject.parameters, after, "suppressor", {"strength": strength})
+        edit = Edit.between(subject.parameters, after, "suppressor", {"strength": strength})
+        with edit.applied(subject):
+            reached = measure(subject, forget).accuracy
+        return replace(edit, meta={**edit.meta, "accuracy": reached})
 
-    def reached(strength: float) -> float:
-        with at(strength).applied(subject):
-            return measure(subject, forget).accuracy
-
-    low, high = 0.0, 1.0
-    while reached(high) > accuracy and high < 16:
-        low, high = high, 2 * high
+    weak, strong = at(0.0), at(1.0)
+    while strong.meta["accuracy"] > accuracy and strong.meta["strength"] < 16:
+        weak, strong = strong, at(2 * strong.meta["strength"])
     for _ in range(6):
-        middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) > accuracy else (low, middle)
-    return at(high)
+        middle = at((weak.meta["strength"] + strong.meta["strength"]) / 2)
+        weak, strong = (middle, strong) if middle.meta["accuracy"] > accuracy else (weak, middle)
+    return strong
 
 
 def _last_layer(subject: Subject, rows: Examples, layer: int) -> tuple[Tensor, Tensor]:

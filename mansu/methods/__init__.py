@@ -5,6 +5,7 @@ Every method is a function ``unlearn(problem, **settings) -> Outcome``.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from mansu.edit import Edit
+from mansu.errors import MansuError
 from mansu.subjects import Subject
 from mansu.tasks import Examples, Task
+
+NAMES = (
+    "mansu",
+    "ga",
+    "graddiff",
+    "kl",
+    "npo",
+    "simnpo",
+    "rmu",
+    "sure",
+    "null_space",
+    "task_vector",
+)
 
 Progress = Callable[[float, str], None]
 """Called with the share done (0 to 1) and a sentence; raising from it cancels the method."""
@@ -62,3 +77,14 @@ class Outcome:
     history: tuple[Mapping[str, Any], ...]
     stopped: str
     settings: Mapping[str, Any]
+
+
+def named(name: str) -> Callable[..., Outcome]:
+    """The ``unlearn`` function of a method.
+
+    Raises:
+        MansuError: there is no method of that name.
+    """
+    if name not in NAMES:
+        raise MansuError(f"Unknown method {name!r}: give one of {', '.join(NAMES)}.")
+    return importlib.import_module(f"mansu.methods.{name}").unlearn

@@ -1,0 +1,314 @@
+"""The command line: ``mansu run`` does the whole main job; the other commands do its steps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mansu import __version__, methods, tasks
+from mansu.errors import MansuError
+from mansu.runs import Run
+from mansu.verdict import Verdict
+
+BAD_INPUT, CANCELLED = 2, 130
+DEFAULT_SUBJECT = "smollm2-135m-instruct"
+DEFAULT_TASK = "chemical-symbols"
+
+
+class _CancelledError(Exception):
+    """Raised in the middle of the work by SIGTERM or Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except MansuError as error:
+        print(f"mansu: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (_CancelledError, KeyboardInterrupt):
+        print("mansu: cancelled; what was finished is kept.", file=sys.stderr)
+        return CANCELLED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mansu", description="Mechanistic machine unlearning that survives 4-bit quantization."
+    )
+    parser.add_argument("--version", action="version", version=f"mansu {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    run = command("run", _run, "The whole main job: attribution, circuit, edit, NF4, CAD, verdict.")
+    _add_what(run)
+    _add_method(run, several=True)
+
+    attribution = command("attribute", _attribute, "Start a run: attribute the forget task.")
+    _add_what(attribution)
+
+    circuit = command("circuit", _circuit, "Find the minimal circuit and its parameter mask.")
+    _add_folder(circuit)
+
+    unlearn = command("unlearn", _unlearn, "Apply MANSU or a baseline to a run.")
+    _add_folder(unlearn)
+    _add_method(unlearn)
+
+    quantize = command("quantize", _quantize, "Measure an edit in full precision and in NF4.")
+    _add_folder(quantize)
+    _add_method(quantize)
+
+    verdict = command("verdict", _verdict, "Measure CAD and judge an edit.")
+    _add_folder(verdict)
+    _add_method(verdict)
+    return parser
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    from mansu.pipeline import DEFAULTS
+
+    parser.add_argument(
+        "--subject", default=DEFAULT_SUBJECT, help="%(default)s, tiny, a folder or a hub id"
+    )
+    parser.add_argument(
+        "--task", default=DEFAULT_TASK, help="a shipped task or a .jsonl file (%(default)s)"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to put the run (default: runs/…); an existing run goes on",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=_positive,
+        default=DEFAULTS["pairs"],
+        help="pairs for attribution (%(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_positive,
+        default=DEFAULTS["steps"],
+        help="integration steps K (%(default)s)",
+    )
+    parser.add_argument(
+        "--tau",
+        type=_share,
+        default=DEFAULTS["tau"],
+        help="faithfulness of the circuit (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-fraction",
+        type=_share,
+        default=DEFAULTS["max_fraction"],
+        help="the mask's largest share of the parameters (0.005; 0.1 for toys)",
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULTS["seed"], help="(%(default)s)")
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a run folder")
+
+
+def _add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    parser.add_argument(
+        "--method",
+        action="append" if several else "store",
+        default=None if several else "mansu",
+        help=f"{', '.join(methods.NAMES)}" + ("; may be given several times" if several else ""),
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the method, e.g. rate=0.03; may be given several times",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in (0, 1], not {value}")
+    return value
+
+
+def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """``--set`` values as JSON values, checked against the method's keyword arguments."""
+    import inspect
+
+    known = {
+        name
+        for name, p in inspect.signature(methods.named(method)).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    settings = {}
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals or name not in known:
+            raise MansuError(
+                f"--set {item!r} is no setting of {method}: write NAME=VALUE with one of "
+                f"{', '.join(sorted(known))}."
+            )
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise MansuError(f"--set {item!r}: {value!r} is no number, true or false.") from error
+    return settings
+
+
+def _open(options: argparse.Namespace) -> Run:
+    """The run that ``run`` and ``attribute`` are about: an existing folder's, or a new one."""
+    if options.folder is not None and (options.folder / "manifest.json").exists():
+        return Run.open(options.folder)
+    names = ("pairs", "steps", "tau", "max_fraction", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    return Run.create(options.subject, tasks.load(options.task), settings, options.folder)
+
+
+def _with_subject(run: Run, work: Callable[[Any, methods.Progress], None]) -> None:
+    """Load the run's subject and work, keeping ``status.json`` true whatever happens."""
+
+    def cancel(*_: object) -> None:
+        raise _CancelledError
+
+    signal.signal(signal.SIGTERM, cancel)
+
+    def progress(share: float, message: str) -> None:
+        run.set_status("running", share, message)
+        print(f"{share:4.0%}  {message}", file=sys.stderr, flush=True)
+
+    print(f"run folder: {run.path}", flush=True)
+    try:
+        progress(0.0, f"loading {run.subject}")
+        from mansu import subjects
+
+        work(subjects.load(run.subject), progress)
+    except (_CancelledError, KeyboardInterrupt):
+        run.set_status("cancelled", run.status().get("share", 0.0), "cancelled")
+        raise
+    except Exception as error:
+        run.set_status("failed", run.status().get("share", 0.0), str(error))
+        raise
+    run.set_status("done", 1.0, "done")
+
+
+def _attribute(options: argparse.Namespace) -> None:
+    from mansu.pipeline import attribution_step
+
+    run = _open(options)
+    _with_subject(run, lambda subject, progress: attribution_step(run, subject, progress))
+
+
+def _circuit(options: argparse.Namespace) -> None:
+    from mansu.pipeline import circuit_step
+
+    run = Run.open(options.folder)
+    _with_subject(run, lambda subject, progress: circuit_step(run, subject, progress))
+    circuit, mask = run.circuit(), run.mask()
+    print(
+        f"circuit: {len(circuit):,} of {circuit.graph.n_edges:,} edges, faithfulness "
+        f"{circuit.faithfulness:.1%}; mask: {mask.size:,} parameters ({mask.fraction:.3%})"
+    )
+
+
+def _unlearn(options: argparse.Namespace) -> None:
+    from mansu.pipeline import unlearn_step
+
+    run, method = Run.open(options.folder), options.method
+    settings = _settings(options, method)
+    _with_subject(
+        run, lambda subject, progress: unlearn_step(run, subject, method, progress, settings)
+    )
+    history = run.history(method)
+    print(
+        f"{method}: {history['moved']:,} parameters moved ({history['fraction']:.3%}); "
+        f"{history['stopped']}"
+    )
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from mansu.pipeline import quantize_step
+
+    run, method = Run.open(options.folder), options.method
+    methods.named(method)
+    _with_subject(run, lambda subject, progress: quantize_step(run, subject, method, progress))
+    print(_accuracies(run, method))
+
+
+def _verdict(options: argparse.Namespace) -> None:
+    from mansu.pipeline import cad_step, verdict_step
+
+    run, method = Run.open(options.folder), options.method
+    methods.named(method)
+    run.measurement(method, nf4=True)
+    _with_subject(run, lambda subject, progress: cad_step(run, subject, method, progress))
+    print(sentences(method, verdict_step(run, method)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mansu.pipeline import whole_job
+
+    names = options.method or ["mansu"]
+    settings = {name: _settings(options, name) for name in names}
+    run = _open(options)
+
+    def work(subject: Any, progress: methods.Progress) -> None:
+        for i, name in enumerate(names):
+
+            def part(share: float, message: str, i: int = i, name: str = name) -> None:
+                progress((i + share) / len(names), f"{name}: {message}")
+
+            whole_job(run, subject, name, part, settings[name])
+
+    _with_subject(run, work)
+    for name in names:
+        print(_accuracies(run, name))
+        print(sentences(name, run.verdict(name)))
+    print(f"open it: make app, then choose {run.name}")
+
+
+def _accuracies(run: Run, method: str) -> str:
+    """A table of accuracies before and after, in full precision and NF4."""
+    columns: Mapping[str, Any] = {
+        "base": run.base(nf4=False),
+        "base NF4": run.base(nf4=True),
+        method: run.measurement(method, nf4=False),
+        f"{method} NF4": run.measurement(method, nf4=True),
+    }
+    lines = ["".join(["set".ljust(20), *(name.rjust(15) for name in columns)])]
+    for split, scores in columns["base"].splits.items():
+        for group in dict.fromkeys(scores.groups):
+            label = split if group == split else f"{split}: {group}"
+            cells = [m.splits[split].group(group).accuracy for m in columns.values()]
+            lines.append("".join([label[:20].ljust(20), *(f"{c:.1%}".rjust(15) for c in cells)]))
+    return "\n".join(lines)
+
+
+def sentences(method: str, verdict: Verdict) -> str:
+    """The verdict as text, a line a property."""
+    lines = [f"verdict on {method}: {verdict.status}"]
+    lines += [f"  {p.status:8} {p.name}: {p.evidence}" for p in verdict.properties]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The main job, step by step: attribute → circuit → unlearn → quantize → verdict.
+
+Each step reads what earlier ones saved in the run folder and saves its own result; a step whose
+result is there is not done again, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mansu import cad, methods, nf4, tasks
+from mansu.attribution import attribute
+from mansu.circuit import minimal_circuit, parameter_mask
+from mansu.evaluate import measure_task
+from mansu.methods import Problem, Progress
+from mansu.runs import Run, write_json
+from mansu.subjects import Subject
+from mansu.verdict import Verdict, judge
+
+DEFAULTS: Mapping[str, Any] = {
+    "pairs": 32,
+    "steps": 5,
+    "tau": 0.85,
+    "max_fraction": None,
+    "seed": 0,
+}
+"""Settings of attribution and circuit: pairs and steps (K) of EAP-IG, the faithfulness τ, the
+mask's largest share of all parameters (None: ``default_fraction``), the seed of everything."""
+
+
+def default_fraction(subject: Subject) -> float:
+    """Half a percent of the parameters; a tenth in a toy, where one head is already a percent."""
+    return 0.005 if subject.n_parameters >= 10_000_000 else 0.1
+
+
+@contextmanager
+def _timed(run: Run, step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    run.add_timing(step, time.perf_counter() - start)
+
+
+def _counted(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(done / max(total, 1), f"{what} ({done} of {total})")
+
+
+def _part(progress: Progress, start: float, end: float) -> Progress:
+    """Progress of a part that takes from ``start`` to ``end`` of the whole."""
+    return lambda share, message: progress(start + share * (end - start), message)
+
+
+def attribution_pairs(run: Run, subject: Subject) -> tasks.Pairs:
+    """The clean–corrupt pairs of the run's forget set."""
+    return tasks.pairs(run.task(), subject, n=run.settings["pairs"], seed=run.settings["seed"])
+
+
+def attribution_step(run: Run, subject: Subject, progress: Progress) -> None:
+    """Measure the unedited model and attribute the forget task to its edges."""
+    if not run.has("base.json"):
+        with _timed(run, "measure base"):
+            progress(0.0, "measuring the unedited model")
+            base = measure_task(subject, run.task(), seed=run.settings["seed"])
+            run.save_base(base, nf4=False)
+    if not run.has("attribution.safetensors"):
+        with _timed(run, "attribution"):
+            pairs = attribution_pairs(run, subject)
+            result = attribute(
+                subject,
+                pairs,
+                steps=run.settings["steps"],
+                progress=_counted(progress, "attribution"),
+            )
+            result.save(run.path)
+
+
+def circuit_step(run: Run, subject: Subject, progress: Progress) -> None:
+    """Find the minimal circuit and its parameter mask."""
+    attribution_step(run, subject, _part(progress, 0.0, 0.3))
+    progress = _part(progress, 0.3, 1.0)
+    if run.has("mask.safetensors"):
+        return
+    with _timed(run, "circuit"):
+        pairs, attribution = attribution_pairs(run, subject), run.attribution()
+        circuit = minimal_circuit(
+            subject,
+            pairs,
+            attribution,
+            tau=run.settings["tau"],
+            progress=_counted(progress, "circuit"),
+        )
+        circuit.save(run.path)
+        mask = parameter_mask(
+            subject,
+            circuit,
+            attribution,
+            max_fraction=run.settings["max_fraction"] or default_fraction(subject),
+        )
+        mask.save(run.path)
+
+
+def unlearn_step(
+    run: Run,
+    subject: Subject,
+    method: str,
+    progress: Progress,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Run a method and save its edit and history."""
+    unlearn = methods.named(method)
+    run.mask()
+    if run.has("edits", method, "edit.safetensors"):
+        return
+    with _timed(run, f"unlearn {method}"):
+        start = time.perf_counter()
+        task, seed = run.task(), run.settings["seed"]
+        problem = Problem(
+            subject=subject,
+            task=task,
+            forget=tasks.examples(task, subject, "forget", seed=seed),
+            retain=tasks.examples(task, subject, "retain", seed=seed),
+            text=tasks.text(task, subject),
+            mask=run.mask().tensors(),
+            seed=seed,
+            progress=progress,
+        )
+        outcome = unlearn(problem, **(settings or {}))
+        history = {
+            "steps": list(outcome.history),
+            "stopped": outcome.stopped,
+            "settings": dict(outcome.settings),
+            "seconds": round(time.perf_counter() - start, 2),
+            "moved": outcome.edit.n_moved,
+            "fraction": outcome.edit.fraction(subject),
+        }
+        write_json(run.edit_folder(method) / "history.json", history)
+        outcome.edit.save(run.edit_folder(method) / "edit.safetensors")
+
+
+def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Measure the edit in full precision and in NF4, and what NF4 keeps of each update."""
+    edit, task, seed = run.edit(method), run.task(), run.settings["seed"]
+    folder = run.edit_folder(method)
+    if not run.has("base-nf4.json"):
+        with _timed(run, "measure base in NF4"), nf4.quantized(subject):
+            progress(0.0, "measuring the unedited model in NF4")
+            run.save_base(measure_task(subject, task, seed=seed), nf4=True)
+    if run.has("edits", method, "survival.json"):
+        return
+    with _timed(run, f"quantize {method}"):
+        with edit.applied(subject):
+            progress(0.25, "measuring the edited model in full precision")
+            write_json(folder / "full.json", measure_task(subject, task, seed=seed).to_json())
+            progress(0.5, "measuring the edited model in NF4")
+            with nf4.quantized(subject):
+                write_json(folder / "nf4.json", measure_task(subject, task, seed=seed).to_json())
+        progress(0.75, "comparing each update with its bin")
+        nf4.report(subject, edit).save(folder / "survival.json")
+
+
+def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Measure CAD of the edit, in full precision and NF4, and of its controls."""
+    if run.has("edits", method, "cad.json"):
+        return
+    edit, steps = run.edit(method), run.settings["steps"]
+    task, seed = run.task(), run.settings["seed"]
+    pairs = attribution_pairs(run, subject)
+    forget = tasks.examples(task, subject, "forget", seed=seed)
+    retain = tasks.examples(task, subject, "retain", seed=seed)
+    stages = iter(
+        (
+            "the unedited model",
+            "the edit",
+            "the edit in NF4",
+            "the suppressor",
+            "the ablated circuit",
+        )
+    )
+
+    def scores() -> Any:
+        what = f"CAD: attribution of {next(stages)}"
+        return cad.grouped_scores(subject, pairs, steps=steps, progress=_counted(progress, what))
+
+    with _timed(run, f"CAD {method}"):
+        if run.has("base-scores.safetensors"):
+            next(stages)
+        else:
+            run.save_base_scores(scores())
+        base = run.base_scores()
+        with edit.applied(subject):
+            edited = scores()
+            with nf4.quantized(subject):
+                edited_nf4 = scores()
+        accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
+        suppressor = cad.suppressor(subject, forget, retain, accuracy=accuracy)
+        with suppressor.applied(subject):
+            suppressed = scores()
+        with cad.ablation(subject, run.mask().tensors()).applied(subject):
+            ablated = scores()
+        rank, top = cad.overlap(base.sum(0), edited.sum(0))
+        result = cad.Divergences(
+            edited=cad.cad(base, edited),
+            edited_nf4=cad.cad(base, edited_nf4),
+            noise_floor=cad.noise_floor(base),
+            suppressor=cad.cad(base, suppressed),
+            ablation=cad.cad(base, ablated),
+            suppressor_accuracy=suppressor.meta["accuracy"],
+            rank_correlation=rank,
+            top_overlap=top,
+        )
+        write_json(run.edit_folder(method) / "cad.json", result.to_json())
+
+
+def verdict_step(run: Run, method: str) -> Verdict:
+    """Judge what was measured; what was not is unknown."""
+    task = run.manifest["task"]
+    verdict = judge(
+        base=run.base(nf4=False),
+        edited=run.measurement(method, nf4=False),
+        base_nf4=run.base(nf4=True) if run.has("base-nf4.json") else None,
+        edited_nf4=(
+            run.measurement(method, nf4=True) if run.has("edits", method, "nf4.json") else None
+        ),
+        divergences=run.divergences(method) if run.has("edits", method, "cad.json") else None,
+        margin=task["margin"],
+        tolerance=task["tolerance"],
+    )
+    write_json(run.edit_folder(method) / "verdict.json", verdict.to_json())
+    return verdict
+
+
+def whole_job(
+    run: Run,
+    subject: Subject,
+    method: str,
+    progress: Progress,
+    settings: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Everything, from the task to the verdict on one method."""
+
+    circuit_step(run, subject, _part(progress, 0.0, 0.2))
+    unlearn_step(run, subject, method, _part(progress, 0.2, 0.65), settings)
+    quantize_step(run, subject, method, _part(progress, 0.65, 0.75))
+    cad_step(run, subject, method, _part(progress, 0.75, 1.0))
+    return verdict_step(run, method)
