@@ -15,7 +15,7 @@ PUBLISHED_RATE = 1e-5
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-5,
+    learning_rate: float = 2e-5,
     steps: int = 12,
     batch: int = 20,
     retain_weight: float = 1.0,

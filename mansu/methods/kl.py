@@ -50,9 +50,10 @@ def unlearn(
     with subject.lock:  # nobody else's edit may be on while the reference is taken
         with torch.no_grad():
             retain_reference = _answer_distribution(subject, problem.retain)
-            text_reference = _text_distribution(subject, *problem.text)
+            text = problem.text
+            text_reference = _text_distribution(subject, *text) if len(text[0]) else text[0]
         # Where the text rows of the batch lie among the flat positions of all text rows.
-        ends = problem.text[1].cumsum(0).tolist()
+        ends = text[1].cumsum(0).tolist()
 
         def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
             yield "forget", answer_log_probability(subject, rows.forget).mean()

@@ -27,8 +27,8 @@ def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-5,
-    steps: int = 24,
+    learning_rate: float = 2e-5,
+    steps: int = 12,
     batch: int = 20,
     beta: float = 0.1,
     retain_weight: float = 1.0,

@@ -78,7 +78,8 @@ def unlearn(
     with subject.lock:  # nobody else's edit may be on while the reference is taken
         with torch.no_grad():
             retain_reference = _hidden(subject, problem.retain.tokens, layer)
-            text_reference = _hidden(subject, problem.text[0], layer)
+            text = problem.text[0]
+            text_reference = _hidden(subject, text, layer) if len(text) else text
 
         def retained(tokens: Tensor, length: Tensor, reference: Tensor) -> Tensor:
             now = _hidden(subject, tokens, layer)
