@@ -349,7 +349,7 @@ def narrow(problem: Problem) -> Problem:
 def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
     """If each weight's outputs on the retain inputs are unchanged, so are the model's."""
     subject = narrow.subject
-    outcome = null_space.unlearn(narrow, learning_rate=3e-3, steps=4, batch=8, energy=0.0)
+    outcome = null_space.unlearn(narrow, learning_rate=3e-3, steps=4, batch=8, energy=1 - 1e-9)
     free = method("ga").unlearn(narrow, learning_rate=3e-3, steps=4, batch=8)
 
     def outputs(rows: tasks.Examples) -> Tensor:
@@ -365,15 +365,6 @@ def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
     assert kept.abs().max() < 1e-2 * unprotected.abs().max()
     assert kept.abs().max() < 1e-2 * changed.abs().max()
     assert outcome.history[-1]["forget"] < outcome.history[0]["forget"] - 0.1
-
-
-def test_null_space_spans_are_orthonormal_and_shrink_with_energy(narrow: Problem) -> None:
-    exact, loose = null_space.retain_spans(narrow, 0.0), null_space.retain_spans(narrow, 0.05)
-    assert set(exact) == set(narrow.subject.quantized_names)
-    for name, span in exact.items():
-        assert span.shape[0] == narrow.subject.parameters[name].shape[1]
-        assert 0 < loose[name].shape[1] < span.shape[1] < span.shape[0]
-        torch.testing.assert_close(span.T @ span, torch.eye(span.shape[1]), atol=1e-5, rtol=0)
 
 
 def test_task_vector_is_minus_alpha_times_the_fine_tuning(problem: Problem) -> None:
