@@ -48,7 +48,7 @@ class Attribution:
 
     Attributes:
         layout: what the indices mean.
-        scores: float32 ``[n_sources, n_destinations]``, 0 where there is no edge (``layout.edges``).
+        scores: float32 ``[n_sources, n_destinations]``, 0 where ``layout.edges`` has none.
         queries, outputs: float32 ``[layers, heads]``, the same estimate for a head's query and for
             its output z; keys, values: ``[layers, kv heads]``; neurons: ``[layers, d_mlp]``.
         clean, corrupt: the metric, mean over the pairs, on clean and corrupt prompts.
@@ -287,7 +287,8 @@ class _Sums:
             (layers, graph.n_heads),
             (layers, _d_mlp(subject)),
         ]
-        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes))
+        zeros = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        return cls(**dict(zip(Attribution.TENSORS, zeros, strict=True)))
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -611,3 +612,54 @@ def _contract(
         assert gradients.final is not None
         waiting.append(gradients.final[None, tokens].to(device))
         score(graph.n_sources, slice(start, start + 2), torch.cat(waiting))
+
+
+def differences(subject: Subject, pairs: Pairs) -> Tensor:
+    """What every node writes on corrupt minus clean prompts, ``[n_sources, T, d]``.
+
+    T = pairs × positions. All pairs go through at once.
+    """
+    graph = graph_of(subject)
+    clean = record(subject, graph, pairs, pairs.clean, ["z", "mlp"])
+    corrupt = record(subject, graph, pairs, pairs.corrupt, ["z", "mlp"])
+    writes = [_flat(corrupt.embedding - clean.embedding)[None]]
+    for layer in range(graph.n_layers):
+        z = _flat(corrupt.z[layer] - clean.z[layer]).transpose(0, 1)
+        writes.append(z @ Block(subject, layer).output().to(z.dtype))
+        writes.append(_flat(corrupt.mlp[layer] - clean.mlp[layer])[None])
+    return torch.cat(writes)
+
+
+def sensitivities(
+    subject: Subject, pairs: Pairs, *, steps: int = 5, metric: Metric = "logit_difference"
+) -> Tensor:
+    """EAP-IG's mean gradient of the summed metric at every destination, ``[n_destinations, T, d]``.
+
+    Its products with ``differences`` of the same model are the scores of ``attribute`` times the
+    number of pairs. All pairs go through at once.
+    """
+    graph = graph_of(subject)
+    kept = ["qkv", "z", "mlp", "neurons"]
+    clean = record(subject, graph, pairs, pairs.clean, kept)
+    corrupt = record(subject, graph, pairs, pairs.corrupt, kept)
+    reference = clean.logits.float().log_softmax(-1) if metric == "kl" else None
+    gradients = _Gradients(graph, clean, None, steps)
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        point = clean.embedding.lerp(corrupt.embedding, share).requires_grad_()
+        gradients.add(
+            subject,
+            pairs,
+            ("blocks.0.hook_in", point),
+            lambda logits: metric_values(metric, logits, pairs, reference).sum(),
+        )
+    assert gradients.final is not None
+    everywhere = slice(0, len(gradients.final))
+    empty = torch.zeros_like(gradients.final)[None]
+    reads = []
+    for layer in range(graph.n_layers):
+        attention = gradients.at_attention(subject, layer, everywhere)
+        reads.append(empty.expand(graph.per_layer - 1, -1, -1) if attention is None else attention)
+        mlp = gradients.mlp[layer]
+        reads.append(empty if mlp is None else mlp[None])
+    return torch.cat([*reads, gradients.final[None]]) / steps

@@ -27,6 +27,7 @@ from mansu.attribution import (
     Metric,
     Progress,
     Record,
+    attribute,
     logits_with,
     metric_values,
     post_scale,
@@ -109,10 +110,9 @@ class Circuit:
         """The smallest measured circuit at least this faithful; the largest one where none is."""
         enough = self.curve[self.curve[:, 1] >= faithfulness]
         row = enough[0] if len(enough) else self.curve[-1]
-        if self.faithfulness is not None and faithfulness <= self.tau <= self.faithfulness:
-            if len(self) <= len(_pruned(self.layout, self.order[: int(row[0])])):
-                return self
-        return self.top(int(row[0]))
+        found = self.top(int(row[0]))
+        reached = self.faithfulness is not None and self.faithfulness >= faithfulness
+        return self if reached and len(self) <= len(found) else found
 
     def node(self, index: int) -> dict[str, Any]:
         """Attributes of a source node (``n_sources`` is the logits), for graphs and tables."""
@@ -232,7 +232,7 @@ class Patched:
             masks: bool ``[candidates, n_sources, n_destinations]``.
 
         Returns:
-            float32 ``[candidates, N]``.
+            ``[candidates, N]``, float32 (float64 for a float64 model).
         """
         masks = torch.stack([self.graph.prune(mask) for mask in masks])
         live = int(masks.any(2).any(0).sum()) + 4 * self.graph.per_layer
@@ -254,11 +254,12 @@ class Patched:
         """Bootstrap 95 % intervals over pairs of the faithfulness, ``[candidates, 2]``."""
         n = values.shape[1]
         drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
-        weights = torch.zeros(RESAMPLES, n).scatter_add_(1, drawn, torch.ones(RESAMPLES, n)) / n
-        corrupt = weights @ self.corrupt.float()
-        gap = weights @ self.clean.float() - corrupt
-        shares = (values.float() @ weights.T - corrupt) / gap
-        return shares.quantile(torch.tensor([0.025, 0.975]), 1).T
+        weights = torch.zeros(RESAMPLES, n, dtype=torch.float64)
+        weights.scatter_add_(1, drawn, torch.ones_like(weights)).div_(n)
+        corrupt = weights @ self.corrupt.double()
+        gap = weights @ self.clean.double() - corrupt
+        shares = (values.double() @ weights.T - corrupt) / gap
+        return shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 1).T.float()
 
     @torch.no_grad()
     def _run(
@@ -363,7 +364,7 @@ class Patched:
         repeated = pairs.select(torch.arange(n).repeat(c))
         logits = logits_with(subject, repeated, repeated.clean, hooks)
         again = None if reference is None else reference.repeat(c, 1)
-        return metric_values(self.metric, logits, repeated, again).view(c, n).float().cpu()
+        return metric_values(self.metric, logits, repeated, again).view(c, n).cpu()
 
 
 def minimal_circuit(
@@ -503,6 +504,172 @@ def _drop_blocks(
         else:
             high = middle
     return best, best_values
+
+
+def activation_patching(
+    subject: Subject,
+    pairs: Pairs,
+    *,
+    metric: Metric = "logit_difference",
+    edges: Tensor | None = None,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The exact effect of every edge: what attribution estimates, at one forward pass an edge.
+
+    Args:
+        edges: int64 coded edges (source · n_destinations + destination); all where None.
+
+    Returns:
+        ``[n_sources, n_destinations]``: mean metric with that edge alone corrupt, minus the clean
+        one (Meng et al. 2022, per edge); 0 where not asked for.
+
+    Raises:
+        MansuError: as ``Patched``.
+    """
+    patched = Patched(subject, pairs, metric, memory)
+    graph = patched.graph
+    codes = graph.edges.flatten().nonzero()[:, 0] if edges is None else edges
+    effects = torch.zeros(graph.n_sources * graph.n_destinations, dtype=patched.clean.dtype)
+    for start in range(0, len(codes), BATCH):
+        some = codes[start : start + BATCH]
+        masks = graph.edges.flatten().repeat(len(some), 1)
+        masks[torch.arange(len(some)), some] = False
+        values = patched.values(masks.view(len(some), *graph.edges.shape))
+        effects[some] = (values - patched.clean).mean(1)
+        if progress is not None:
+            progress(start + len(some), len(codes))
+    return effects.view(graph.edges.shape)
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far a circuit depends on the pairs that were drawn.
+
+    Attributes:
+        overlap: mean Jaccard overlap of the best n edges of a bootstrap resample with those of
+            all pairs; interval: its central 95 % over resamples.
+        edges: int64 ``[n]``, the best n edges of all pairs, coded; frequency: float32 ``[n]``, the
+            share of resamples whose best n have it.
+    """
+
+    overlap: float
+    interval: tuple[float, float]
+    edges: Tensor
+    frequency: Tensor
+
+
+def stability(
+    subject: Subject,
+    pairs: Pairs,
+    n: int,
+    *,
+    groups: int = 8,
+    resamples: int = 200,
+    seed: int = 0,
+    memory: int = MEMORY,
+    **options: Any,
+) -> Stability:
+    """Bootstrap the best ``n`` edges over ``groups`` equal groups of pairs.
+
+    Scores are means over pairs, so a resample of groups is a weighted mean of their scores: the
+    cost is one attribution in all.
+
+    Args:
+        options: ``method``, ``steps``, ``metric`` of ``attribute``.
+
+    Raises:
+        MansuError: there are fewer pairs than two, or as ``attribute``.
+    """
+    groups = min(groups, len(pairs))
+    if groups < 2:
+        raise MansuError("Stability needs at least two pairs: give the task more forget facts.")
+    shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    parts = [pairs.select(index) for index in shuffled.chunk(groups)]
+    layout = graph_of(subject)
+    codes = layout.edges.flatten().nonzero()[:, 0]
+    scores = torch.stack(
+        [
+            attribute(subject, part, memory=memory, **options).scores.flatten()[codes] * len(part)
+            for part in parts
+        ]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    best = scores.sum(0).abs().topk(n).indices
+    inside = torch.zeros(scores.shape[1], dtype=torch.bool)
+    inside[best] = True
+    counts, overlaps = torch.zeros(scores.shape[1]), []
+    for _ in range(resamples):
+        drawn = torch.randint(len(parts), (len(parts),), generator=generator)
+        again = scores[drawn].sum(0).abs().topk(n).indices
+        counts[again] += 1
+        shared = int(inside[again].sum())
+        overlaps.append(shared / (2 * n - shared))
+    all_overlaps = torch.tensor(overlaps)
+    low, high = all_overlaps.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Stability(float(all_overlaps.mean()), (low, high), codes[best], counts[best] / resamples)
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Completeness and minimality of a circuit C in a model M (Wang et al. 2022, section 4).
+
+    Attributes:
+        completeness: float32 ``[subsets, 2]``: faithfulness of C \\ K and of M \\ K for random
+            sets K of the circuit's nodes; incompleteness is their mean distance.
+        nodes: the circuit's nodes by name; minimality: float32 ``[nodes]``, how much faithfulness
+            the circuit loses without each node.
+    """
+
+    completeness: Tensor
+    nodes: tuple[str, ...]
+    minimality: Tensor
+
+    @property
+    def incompleteness(self) -> float:
+        """Mean of |F(C \\ K) − F(M \\ K)|."""
+        return float((self.completeness[:, 0] - self.completeness[:, 1]).abs().mean())
+
+
+def criteria(
+    subject: Subject,
+    pairs: Pairs,
+    circuit: Circuit,
+    *,
+    subsets: int = 8,
+    nodes: int = 32,
+    seed: int = 0,
+    memory: int = MEMORY,
+) -> Criteria:
+    """Measure completeness on random subsets of nodes, and minimality node by node.
+
+    Args:
+        subsets: how many sets K; a node is in K with probability 1/4.
+        nodes: minimality of this many nodes at most, drawn with ``seed``.
+    """
+    patched = Patched(subject, pairs, circuit.metric, memory)
+    layout, kept = circuit.layout, circuit.mask
+    generator = torch.Generator().manual_seed(seed)
+    inner = kept.any(1)
+    inner[0] = False  # the embedding is the input, not a part to remove
+    sources = inner.nonzero()[:, 0]
+
+    def without(edges: Tensor, gone: Tensor) -> Tensor:
+        edges = edges.clone()
+        edges[gone] = False
+        return edges
+
+    drawn = [sources[torch.rand(len(sources), generator=generator) < 0.25] for _ in range(subsets)]
+    masks = [without(edges, gone) for gone in drawn for edges in (kept, layout.edges)]
+    some = sources[torch.randperm(len(sources), generator=generator)[:nodes]].sort().values
+    masks += [kept, *(without(kept, node[None]) for node in some)]
+    values = torch.cat([patched.values(mask[None]) for mask in masks])
+    shares = patched.faithfulness(values).float()
+    return Criteria(
+        completeness=shares[: 2 * subsets].view(subsets, 2),
+        nodes=tuple(layout.source_name(int(node)) for node in some),
+        minimality=shares[2 * subsets] - shares[2 * subsets + 1 :],
+    )
 
 
 @dataclass(frozen=True)
@@ -741,7 +908,7 @@ def ablate(
     def value() -> float:
         with torch.no_grad():
             logits = subject.next_token_logits(pairs.clean, pairs.length)
-        metric = circuit.metric if circuit.metric != "kl" else "logit_difference"
+        metric: Metric = "logit_difference" if circuit.metric == "kl" else circuit.metric
         return float(metric_values(metric, logits, pairs).mean())
 
     values = []

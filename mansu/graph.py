@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
@@ -35,7 +35,6 @@ KNOWN = (
     "GPT2LMHeadModel",
     "GPTNeoXForCausalLM",
     "LlamaForCausalLM",
-    "MistralForCausalLM",
     "Qwen2ForCausalLM",
 )
 
@@ -336,5 +335,5 @@ def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), "pt") as file:
             meta = json.loads(file.metadata()["mansu"])
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise MansuError(f"{path} is damaged or was not written by MANSU: {error}.") from error

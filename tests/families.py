@@ -37,10 +37,11 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 32,
 }
 GROUPED: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
+PARTLY_ROTARY: dict[str, Any] = SHAPE | {"rotary_pct": 0.5}
 
 
 def _gpt2(n_layers: int) -> Any:
-    shape = {"n_embd": 24, "n_head": 4, "n_positions": 32, "n_layer": n_layers}
+    shape: dict[str, Any] = {"n_embd": 24, "n_head": 4, "n_positions": 32, "n_layer": n_layers}
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **shape))
 
 
@@ -59,9 +60,7 @@ BUILDERS: dict[str, Callable[[int], Any]] = {
         )
     ),
     "gpt2": _gpt2,
-    "pythia": lambda n: GPTNeoXForCausalLM(
-        GPTNeoXConfig(num_hidden_layers=n, rotary_pct=0.5, **SHAPE)
-    ),
+    "pythia": lambda n: GPTNeoXForCausalLM(GPTNeoXConfig(num_hidden_layers=n, **PARTLY_ROTARY)),
 }
 FAMILIES = tuple(BUILDERS)
 

@@ -1,0 +1,171 @@
+"""Attribution and circuits against the floor and against peers, side by side in one process.
+
+    python benchmarks/attribution.py speed [--pairs 32] [--steps 5] [--repeat 3]
+    python benchmarks/attribution.py scaling
+    python benchmarks/attribution.py memory --memory 512
+    python benchmarks/attribution.py circuit [--task chemical-symbols] [--pairs 16]
+
+Times are CPU seconds of this process (``time.process_time``) beside wall seconds: on a shared
+machine only the first can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from mansu import subjects, tasks
+from mansu.attribution import MEMORY, attribute, graph_of, predicted_bytes
+from mansu.circuit import ablate, criteria, minimal_circuit, parameter_mask, stability
+from mansu.subjects import Subject
+from mansu.tasks import Pairs
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """CPU and wall seconds of one call."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def alternate(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, tuple[float, float]]:
+    """Smallest CPU and wall seconds of each, taken in turn so that a busy spell hits all alike."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for run in runs.values():
+        timed(run)  # warm up
+    for _ in range(repeat):
+        for name, run in runs.items():
+            times[name].append(timed(run))
+    return {n: (min(t[0] for t in ts), min(t[1] for t in ts)) for n, ts in times.items()}
+
+
+def floor(model: Any, pairs: Pairs, steps: int) -> Callable[[], None]:
+    """K (forward + backward) + 2 forwards of the bare model, head on the last position only."""
+    rows = torch.arange(len(pairs))
+
+    def forward(embeddings: torch.Tensor) -> torch.Tensor:
+        hidden = model.get_decoder()(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[rows, pairs.length - 1])
+        return (logits[rows, pairs.answer] - logits[rows, pairs.foil]).mean()
+
+    def run() -> None:
+        with torch.no_grad():
+            clean = model.get_input_embeddings()(pairs.clean)
+            corrupt = model.get_input_embeddings()(pairs.corrupt)
+            forward(clean)
+            forward(corrupt)
+        for step in range(steps):
+            share = (step + 0.5) / steps
+            point = (clean + share * (corrupt - clean)).requires_grad_()
+            torch.autograd.grad(forward(point), point)
+
+    return run
+
+
+def many_pairs(subject: Subject, task: str, n: int) -> Pairs:
+    """``n`` pairs of a task, repeated where it has fewer."""
+    pairs = tasks.pairs(tasks.load(task), subject)
+    return pairs.select(torch.arange(n) % len(pairs))
+
+
+def speed(args: argparse.Namespace) -> None:
+    subject = subjects.load()
+    bare = AutoModelForCausalLM.from_pretrained(subjects.prepare_default(), dtype=torch.float32)
+    bare.eval().requires_grad_(False)
+    pairs = many_pairs(subject, args.task, args.pairs)
+    times = alternate(
+        {
+            "floor": floor(bare, pairs, args.steps),
+            "ours": lambda: attribute(subject, pairs, steps=args.steps),
+        },
+        args.repeat,
+    )
+    for name, (cpu, wall) in times.items():
+        ratio = cpu / times["floor"][0]
+        print(f"{name:8} {cpu:7.2f} CPU s {wall:7.2f} wall s  {ratio:.2f} x floor")
+
+
+def scaling(args: argparse.Namespace) -> None:
+    """Time by pairs and by steps; linear when the cost of one more is constant."""
+    subject = subjects.load()
+    for n, k in ((8, 5), (16, 5), (32, 5), (16, 2), (16, 10)):
+        pairs = many_pairs(subject, args.task, n)
+        cpu, _ = timed(lambda p=pairs, k=k: attribute(subject, p, steps=k))
+        passes = n * (2 + 2 * k)
+        print(f"pairs {n:3} steps {k:3}: {cpu:6.2f} CPU s, {1e3 * cpu / passes:.1f} ms a pair pass")
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak memory under a budget, and the scores against those of one chunk."""
+    subject = subjects.load()
+    pairs = many_pairs(subject, args.task, args.pairs)
+    positions = int(pairs.length.max())
+    predicted = predicted_bytes(subject, graph_of(subject), positions, args.steps)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small = attribute(subject, pairs, steps=args.steps, memory=args.memory << 20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    whole = attribute(subject, pairs, steps=args.steps, memory=64 << 30)
+    error = (small.scores - whole.scores).norm() / whole.scores.norm()
+    print(
+        f"budget {args.memory} MiB, predicted {predicted >> 20} MiB a pair, grew {peak >> 10} MiB"
+    )
+    print(f"relative difference of the scores from those of one chunk: {error:.1e}")
+
+
+def circuit(args: argparse.Namespace) -> None:
+    """The report of one task: edges, percent of parameters, faithfulness, stability, criteria."""
+    subject = subjects.load()
+    pairs = many_pairs(subject, args.task, args.pairs)
+    scores = attribute(subject, pairs, steps=args.steps)
+    found = minimal_circuit(subject, pairs, scores, tau=args.tau)
+    mask = parameter_mask(subject, found, scores)
+    effect = ablate(subject, pairs, found, scores, mask)
+    stable = stability(subject, pairs, len(found), steps=args.steps)
+    tested = criteria(subject, pairs, found, subsets=4, nodes=12)
+    low, high = found.interval or (0.0, 0.0)
+    print(f"{args.task}: metric {found.clean:.2f} clean, {found.corrupt:.2f} corrupt")
+    print(f"  circuit: {len(found)} of {found.layout.n_edges} edges", end="")
+    print(f", faithfulness {found.faithfulness:.3f} [{low:.3f}, {high:.3f}]")
+    for n, value, low, high in found.curve.tolist():
+        print(f"    {int(n):6} edges {value:7.3f} [{low:.3f}, {high:.3f}]")
+    print(
+        f"  mask: {mask.size} parameters, {mask.fraction:.3%}; {mask.n_slices} head slices", end=""
+    )
+    print(f", {mask.n_neurons} neurons, {mask.mass:.0%} of the circuit's attribution")
+    print(
+        f"  mask at zero: metric {effect.masked:.2f}; whole {effect.whole:.2f}; random masks of the"
+    )
+    print(f"    same size {', '.join(f'{x:.2f}' for x in effect.random.tolist())}")
+    print(
+        f"  stability: overlap {stable.overlap:.2f} of resamples' best {len(found)} edges; ", end=""
+    )
+    print(f"{int((stable.frequency > 0.95).sum())} edges in more than 95 % of them")
+    print(
+        f"  incompleteness {tested.incompleteness:.3f}; minimality: median loss without a node ",
+        end="",
+    )
+    print(f"{tested.minimality.median():.4f}, {int((tested.minimality < 0.001).sum())} of ", end="")
+    print(f"{len(tested.nodes)} nodes could go")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("speed", "scaling", "memory", "circuit"))
+    parser.add_argument("--task", default="chemical-symbols")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
+    parser.add_argument("--tau", type=float, default=0.85)
+    args = parser.parse_args()
+    {"speed": speed, "scaling": scaling, "memory": memory, "circuit": circuit}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Attribution against oracles: a stream really split per head, exact patching, TransformerLens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, family, random_pairs
+from torch import Tensor
+
+from mansu import attribution, tasks
+from mansu.attribution import Attribution, Record, attribute, metric_values, record
+from mansu.circuit import activation_patching
+from mansu.errors import MansuError
+from mansu.graph import Block, Graph, graph_of
+from mansu.subjects import Subject
+from mansu.tasks import Pairs
+
+
+def gradients_of_split_stream(subject: Subject, pairs: Pairs) -> tuple[list[Tensor], Tensor]:
+    """∂L/∂x_v with one copy of the residual stream for every query, key and value.
+
+    Autograd goes through the model's own norm and projections, a copy at a time: nothing of the
+    closed form under test is used.
+    """
+    layout = graph_of(subject)
+    copies: list[Tensor] = []
+    streams: dict[str, Tensor] = {}
+    hooks: list[Any] = []
+    for layer in range(layout.n_layers):
+        block = Block(subject, layer)
+        attention, norm = block.bridge.attn, block.bridge.ln1.original_component
+
+        def keep(value: Tensor, hook: Any) -> None:
+            streams["x"] = value
+
+        def q_hook(
+            value: Tensor, hook: Any, attention: Any = attention, norm: Any = norm
+        ) -> Tensor:
+            heads = layout.per_layer - 1
+            split = streams["x"][:, :, None].expand(-1, -1, heads, -1).clone()
+            split.retain_grad()
+            copies.append(split)
+            groups = split.split([layout.n_heads, layout.n_kv_heads, layout.n_kv_heads], 2)
+            for kind, part in zip("qkv", groups, strict=True):
+                linear = getattr(attention, kind).original_component
+                full = linear(norm(part)).unflatten(-1, (part.shape[2], -1))  # every head's input
+                diagonal = full.diagonal(dim1=2, dim2=3).movedim(-1, 2)  # to its own weights
+                streams[kind] = diagonal
+            return streams["q"]
+
+        hooks += [(block.hook_in, keep), (block.hook_qkv[0], q_hook)]
+        hooks += [
+            (name, lambda value, hook, kind=kind: streams[kind])
+            for kind, name in zip("kv", block.hook_qkv[1:], strict=True)
+        ]
+    embedding = record(subject, layout, pairs, pairs.clean, ()).embedding.requires_grad_()
+    hooks.insert(0, ("blocks.0.hook_in", lambda value, hook: embedding))
+    with torch.enable_grad():
+        logits = attribution.logits_with(subject, pairs, pairs.clean, hooks)
+        metric_values("logit_difference", logits, pairs).mean().backward()
+    gradients = [copy.grad.flatten(0, 1).transpose(0, 1) for copy in copies]  # type: ignore[union-attr]
+    return gradients, logits.detach()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_equals_that_of_a_stream_split_per_head(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    expected, logits = gradients_of_split_stream(subject, pairs)
+    plain = subject.next_token_logits(pairs.clean, pairs.length)
+    assert torch.allclose(logits, plain, atol=1e-5)
+
+    run = record(subject, layout, pairs, pairs.clean, ())
+    sums = attribution._Gradients(layout, Record(), None, 1)
+    sums.add(
+        subject,
+        pairs,
+        ("blocks.0.hook_in", run.embedding.clone().requires_grad_()),
+        lambda logits: metric_values("logit_difference", logits, pairs).mean(),
+    )
+    for layer in range(layout.n_layers):
+        found = sums.at_attention(subject, layer, slice(None))
+        assert found is not None
+        error = (found - expected[layer]).norm() / expected[layer].norm()
+        assert error <= 1e-4
+
+
+def near_pairs(subject: Subject, pairs: Pairs, distance: float) -> tuple[Pairs, dict[int, Tensor]]:
+    """Pairs whose corrupt embeddings differ from the clean ones by a step of size ``distance``.
+
+    Corrupt prompts use tokens from 25 up, whose embeddings are set beside those of 25 less.
+    """
+    clean = pairs.clean % 25
+    corrupt = clean.clone()
+    corrupt[:, 1] += 25
+    corrupt[:, 3] += 25
+    weight = subject.model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+    before = {25 + i: weight[25 + i].clone() for i in range(25)}
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(25, weight.shape[1], generator=generator, dtype=weight.dtype)
+    weight[25:].copy_(weight[:25] + distance * noise)
+    return replace(
+        pairs, clean=clean, corrupt=corrupt, answer=pairs.answer % 25, foil=pairs.foil % 25
+    ), before
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_exact_where_the_model_is_linear(name: str) -> None:
+    subject = family(name, dtype=torch.float64)
+    pairs, before = near_pairs(subject, random_pairs(3), 3e-4)
+    try:
+        found = attribute(subject, pairs, steps=1).scores.double()
+        exact = activation_patching(subject, pairs)
+    finally:
+        weight = subject.model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
+        for row, value in before.items():
+            weight[row] = value
+    edges = graph_of(subject).edges
+    assert exact[~edges].abs().max() == 0
+    assert (exact[edges] != 0).float().mean() > 0.9
+    error = (found - exact)[edges].norm() / exact[edges].norm()
+    assert error < 1e-2  # RMSNorm rounds to float32 even in a float64 model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_edges_out_of_the_embedding_sum_to_the_whole_effect(name: str) -> None:
+    result = attribute(family(name), random_pairs(), steps=64)
+    effect = result.corrupt - result.clean
+    assert float(result.scores[0].sum()) == pytest.approx(effect, rel=5e-3, abs=1e-4)
+    coarse = attribute(family(name), random_pairs(), steps=2)
+    assert abs(float(coarse.scores[0].sum()) - effect) > abs(float(result.scores[0].sum()) - effect)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_interpolated_activations_sum_to_the_effect_of_each_layer(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    result = attribute(subject, pairs, method="eap-ig-activations", steps=32)
+    corrupt = record(subject, layout, pairs, pairs.corrupt, ("attention", "mlp"))
+    for layer in range(layout.n_layers):
+        block = Block(subject, layer)
+        heads = result.scores[layout.head(layer) : layout.mlp(layer)]
+        for scores, hook, value in (
+            (heads, block.hook_attention_write, corrupt.attention[layer]),
+            (result.scores[layout.mlp(layer)], block.hook_mlp_write, corrupt.mlp[layer]),
+        ):
+            with torch.no_grad():
+                logits = attribution.logits_with(
+                    subject, pairs, pairs.clean, [(hook, lambda v, hook, new=value: new)]
+                )
+            effect = metric_values("logit_difference", logits, pairs).mean() - result.clean
+            assert float(scores.sum()) == pytest.approx(float(effect), rel=1e-2, abs=1e-4)
+
+
+def test_equals_transformer_lens_where_that_applies() -> None:
+    from transformer_lens.tools.analysis.attribution_patching import (
+        EdgeAttributionConfig,
+        attribution_patch,
+    )
+
+    subject = family("gpt2")
+    pairs = random_pairs(3, longest=5).select([0])
+    layout = graph_of(subject)
+
+    def metric(logits: Tensor) -> Tensor:
+        last = logits[0, -1]
+        return last[int(pairs.answer[0])] - last[int(pairs.foil[0])]
+
+    subject.bridge.requires_grad_(True)  # theirs takes gradients from the weights up
+    try:
+        theirs = attribution_patch(
+            subject.bridge, pairs.clean, pairs.corrupt, metric, EdgeAttributionConfig("edge")
+        )
+    finally:
+        subject.bridge.requires_grad_(False)
+    expected = torch.zeros(layout.n_sources, layout.n_destinations)
+    heads = {"q_input": 0, "k_input": layout.n_heads, "v_input": 2 * layout.n_heads}
+    for (writer, reader), score in theirs.edge_scores.items():
+        source = 0
+        if writer.layer is not None:
+            place = layout.n_heads if writer.head is None else writer.head
+            source = layout.head(writer.layer, place)
+        assert reader.layer is not None
+        if reader.kind == "logits":
+            destination = layout.logits
+        elif reader.kind == "mlp_in":
+            destination = layout.mlp_input(reader.layer)
+        else:
+            assert reader.head is not None
+            start = layout.attention_inputs(reader.layer).start
+            destination = start + heads[reader.kind] + reader.head
+        expected[source, destination] += score
+    # Theirs is taken on the corrupt run, towards the clean one: ours with the two exchanged.
+    swapped = replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
+    ours = attribute(subject, swapped, method="eap").scores
+    both = torch.stack([ours[layout.edges], expected[layout.edges]])
+    assert float(torch.corrcoef(both)[0, 1]) >= 0.999
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ("llama", "gemma2"))
+def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, pairs = family(name), random_pairs()
+    whole = attribute(subject, pairs, steps=3)
+    layout = graph_of(subject)
+    one = attribution.predicted_bytes(subject, layout, int(pairs.length.max()), 3)
+    ticks: list[tuple[int, int]] = []
+    small = attribute(
+        subject, pairs, steps=3, memory=2 * one, progress=lambda *tick: ticks.append(tick)
+    )
+    assert ticks == [(i + 1, 15) for i in range(15)]  # 3 chunks of (2 + 3) passes
+    monkeypatch.setattr(attribution, "STEP_BLOCK", 2)
+    monkeypatch.setattr(attribution, "CONTRACTION", 4096)
+    blocks = attribute(subject, pairs, steps=3)
+    alone = [attribute(subject, pairs.select([i]), steps=3).scores for i in range(len(pairs))]
+    for other in (small.scores, blocks.scores, torch.stack(alone).mean(0)):
+        assert torch.allclose(other, whole.scores, atol=1e-6)
+    assert torch.allclose(small.neurons, whole.neurons, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slices_and_neurons_are_first_order_effects(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    found = attribute(subject, pairs, method="eap")
+    clean = record(subject, layout, pairs, pairs.clean, ("qkv", "neurons"))
+    corrupt = record(subject, layout, pairs, pairs.corrupt, ("qkv", "neurons"))
+    step = 1e-3
+
+    def effect(hook: str, change: Tensor) -> float:
+        with torch.no_grad():
+            values = [
+                metric_values(
+                    "logit_difference",
+                    attribution.logits_with(
+                        subject, pairs, pairs.clean, [(hook, lambda v, hook, s=s: v + s * change)]
+                    ),
+                    pairs,
+                ).mean()
+                for s in (step, -step)
+            ]
+        return float((values[0] - values[1]) / (2 * step))
+
+    block = Block(subject, 1)
+    queries = (corrupt.qkv[1] - clean.qkv[1])[:, :, : layout.n_heads]
+    values = (corrupt.qkv[1] - clean.qkv[1])[:, :, -layout.n_kv_heads :]
+    neurons = corrupt.neurons[1] - clean.neurons[1]
+    for total, hook, change in (
+        (found.queries[1].sum(), block.hook_qkv[0], queries),
+        (found.values[1].sum(), block.hook_qkv[2], values),
+        (found.neurons[1].sum(), block.hook_neurons, neurons),
+    ):
+        assert float(total) == pytest.approx(effect(hook, change), rel=2e-2, abs=2e-3)
+
+
+def test_kl_and_log_probability() -> None:
+    subject, pairs = family("llama"), random_pairs()
+    clean = subject.next_token_logits(pairs.clean, pairs.length).log_softmax(-1)
+    corrupt = subject.next_token_logits(pairs.corrupt, pairs.length).log_softmax(-1)
+    kl = attribute(subject, pairs, metric="kl", steps=48)
+    expected = (clean.exp() * (clean - corrupt)).sum(-1).mean()
+    assert kl.clean == pytest.approx(0, abs=1e-6)
+    assert kl.corrupt == pytest.approx(float(expected), rel=1e-4)
+    assert float(kl.scores[0].sum()) == pytest.approx(kl.corrupt, rel=1e-2)
+    log = attribute(subject, pairs, metric="log_probability")
+    rows = torch.arange(len(pairs))
+    assert log.clean == pytest.approx(float(clean[rows, pairs.answer].mean()), rel=1e-4)
+
+
+def test_saves_and_loads(tmp_path: Any) -> None:
+    result = attribute(family("llama"), random_pairs(), steps=2)
+    result.save(tmp_path)
+    again = Attribution.load(tmp_path)
+    for name in Attribution.TENSORS:
+        assert torch.equal(getattr(again, name), getattr(result, name))
+    assert replace(again, **{n: None for n in Attribution.TENSORS}) == replace(
+        result, **{n: None for n in Attribution.TENSORS}
+    )
+    path = tmp_path / "attribution.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(MansuError, match="damaged"):
+        Attribution.load(tmp_path)
+    with pytest.raises(MansuError, match=r"no attribution\.safetensors"):
+        Attribution.load(tmp_path / "nowhere")
+
+
+def test_refuses_bad_input() -> None:
+    subject, pairs = family("llama"), random_pairs()
+    same = replace(pairs, corrupt=pairs.clean)
+    with pytest.raises(MansuError, match=r"is 0\.\d+ on the clean prompts and 0\.\d+ on the"):
+        attribute(subject, same)
+    with pytest.raises(MansuError, match="Method 'acdc' is none of"):
+        attribute(subject, pairs, method="acdc")  # type: ignore[arg-type]
+    with pytest.raises(MansuError, match="Metric 'loss' is none of"):
+        attribute(subject, pairs, metric="loss")  # type: ignore[arg-type]
+    with pytest.raises(MansuError, match="at least one step"):
+        attribute(subject, pairs, steps=0)
+    with pytest.raises(MansuError, match="no clean and corrupt pairs"):
+        attribute(subject, pairs.select(torch.empty(0, dtype=torch.long)))
+    with pytest.raises(MansuError, match="MiB beside the weights, more than the budget of 0 MiB"):
+        attribute(subject, pairs, memory=1000)
+
+
+def test_names_the_layer_that_is_not_finite() -> None:
+    subject, pairs = family("qwen2"), random_pairs()
+    weight = subject.parameters["model.layers.1.mlp.down_proj.weight"]
+    before = weight[0, 0].clone()
+    weight[0, 0] = float("inf")
+    try:
+        with pytest.raises(MansuError, match="MLP of layer 1 of 'qwen2' writes NaN or infinite"):
+            attribute(subject, pairs)
+    finally:
+        weight[0, 0] = before
+
+
+def test_refuses_an_architecture_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = family("llama")
+
+    class MambaForCausalLM:
+        config = subject.config
+
+    monkeypatch.setattr(Subject, "model", property(lambda self: MambaForCausalLM()))
+    with pytest.raises(MansuError, match="MambaForCausalLM of 'llama': it knows Gemma2ForCausalLM"):
+        attribute(subject, random_pairs())
+
+
+def test_layout() -> None:
+    layout = Graph(n_layers=2, n_heads=4, n_kv_heads=2, parallel=False)
+    assert (layout.n_sources, layout.n_destinations) == (11, 19)
+    names = [layout.destination_name(i) for i in range(9)]
+    assert names[:4] == [f"a0.h{i}<q>" for i in range(4)]
+    assert names[4:] == ["a0.kv0<k>", "a0.kv1<k>", "a0.kv0<v>", "a0.kv1<v>", "m0"]
+    assert layout.source_name(layout.mlp(1)) == "m1" and layout.source_name(6) == "a1.h0"
+    assert bool(layout.edges[layout.head(0, 3), layout.mlp_input(0)])
+    parallel = replace(layout, parallel=True)
+    assert not bool(parallel.edges[layout.head(0, 3), layout.mlp_input(0)])
+    assert parallel.n_edges == layout.n_edges - 2 * 4
+    # a key of group 1 feeds heads 2 and 3
+    fed = layout.feeds[5].nonzero()[:, 0].tolist()
+    assert fed == [layout.head(0, 2), layout.head(0, 3)]
+
+
+def test_estimates_follow_exact_patching_on_a_trained_model(tiny: Subject, tiny_task: Any) -> None:
+    pairs = tasks.pairs(tiny_task, tiny, n=6)
+    exact = activation_patching(tiny, pairs).float()
+    edges = graph_of(tiny).edges
+
+    def correlation(scores: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([scores[edges], exact[edges]]))[0, 1])
+
+    integrated = correlation(attribute(tiny, pairs, steps=8).scores)
+    plain = correlation(attribute(tiny, pairs, method="eap").scores)
+    nodewise = correlation(attribute(tiny, pairs, method="eap-ig-activations", steps=8).scores)
+    print(f"correlation with exact patching: {integrated:.3f}, {plain:.3f}, {nodewise:.3f}")
+    assert integrated > 0.8 and nodewise > 0.8 and integrated > plain
