@@ -150,7 +150,9 @@ def attribute(
     graph = graph_of(subject)
     check(pairs, method, steps, metric)
     steps = 1 if method == "eap" else steps
-    chunk = pairs_that_fit(subject, graph, pairs, steps, memory)
+    if recompute and method == "eap-ig-activations":
+        raise MansuError("eap-ig-activations cannot recompute layers: use eap-ig-inputs.")
+    chunk = pairs_that_fit(subject, graph, pairs, steps, memory, recompute)
     chunks = [
         pairs.select(range(start, min(start + chunk, len(pairs))))
         for start in range(0, len(pairs), chunk)
@@ -160,7 +162,9 @@ def attribute(
 
     total = _Sums.zeros(graph, subject)
     for part in chunks:
-        _attribute_chunk(subject, graph, part, method, steps, metric, len(pairs), total, tick)
+        _attribute_chunk(
+            subject, graph, part, method, steps, metric, recompute, len(pairs), total, tick
+        )
     if not allow_equal:
         refuse_equal(total.clean, total.corrupt, metric)
     scores = torch.where(graph.edges, total.scores.cpu() / steps, 0).float()
@@ -213,7 +217,9 @@ def refuse_equal(clean: float, corrupt: float, metric: str) -> None:
         )
 
 
-def predicted_bytes(subject: Subject, graph: Graph, positions: int, steps: int) -> int:
+def predicted_bytes(
+    subject: Subject, graph: Graph, positions: int, steps: int, recompute: bool = False
+) -> int:
     """Bytes that attribution holds for one pair of ``positions`` tokens, beside the weights."""
     config = subject.config
     parameters = subject.parameters
@@ -223,7 +229,8 @@ def predicted_bytes(subject: Subject, graph: Graph, positions: int, steps: int) 
     m = _d_mlp(subject)
     attention = (graph.n_heads + 2 * graph.n_kv_heads) * k
     inside = 14 * d + 8 * attention + 6 * graph.n_heads * k + 8 * m + 5 * graph.n_heads * positions
-    graph_and_gradients = graph.n_layers * inside * size
+    held = 1 if recompute else graph.n_layers
+    graph_and_gradients = (held * inside + graph.n_layers * d) * size
     kept = graph.n_layers * (3 * attention + 3 * graph.n_heads * k + 3 * m + 6 * d) * 4
     statistics = graph.n_layers * min(steps, STEP_BLOCK) * (d + graph.per_layer) * 4
     contraction = (graph.n_sources + 2 * graph.per_layer) * d * 4
@@ -231,18 +238,20 @@ def predicted_bytes(subject: Subject, graph: Graph, positions: int, steps: int) 
     return positions * (graph_and_gradients + kept + statistics + contraction) + head
 
 
-def pairs_that_fit(subject: Subject, graph: Graph, pairs: Pairs, steps: int, memory: int) -> int:
+def pairs_that_fit(
+    subject: Subject, graph: Graph, pairs: Pairs, steps: int, memory: int, recompute: bool = False
+) -> int:
     """How many pairs go through at once.
 
     Raises:
         MansuError: not even one does.
     """
-    one = predicted_bytes(subject, graph, int(pairs.length.max()), steps)
+    one = predicted_bytes(subject, graph, int(pairs.length.max()), steps, recompute)
     if one > memory:
         raise MansuError(
             f"One pair of {int(pairs.length.max())} tokens needs about {one / 2**20:.0f} MiB beside"
-            f" the weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget or "
-            "give shorter prompts."
+            f" the weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget, "
+            "recompute layers, or give shorter prompts."
         )
     return min(len(pairs), memory // one)
 
@@ -395,6 +404,7 @@ def _attribute_chunk(
     method: Method,
     steps: int,
     metric: Metric,
+    recompute: bool,
     n_pairs: int,
     total: _Sums,
     tick: _Counter,
@@ -440,7 +450,10 @@ def _attribute_chunk(
             for step in range(first, min(first + STEP_BLOCK, steps)):
                 share = 0.0 if method == "eap" else (step + 0.5) / steps
                 point = (start + share * difference).requires_grad_()
-                gradients.add(subject, pairs, (name, point), loss)
+                if recompute:
+                    gradients.add_by_layer(subject, pairs, point, loss)
+                else:
+                    gradients.add(subject, pairs, (name, point), loss)
                 tick()
             _contract(subject, graph, delta, gradients, sources, total.scores)
 
@@ -500,6 +513,57 @@ class _Gradients:
             for layer, block in enumerate(blocks):
                 self._add_layer(layer, block, inputs[block.hook_in], taps, gradient)
             self.final = _plus(self.final, _flat(gradient["ln_final.hook_in"]))
+
+    def add_by_layer(
+        self, subject: Subject, pairs: Pairs, point: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> None:
+        """As ``add`` with ``point`` for the embedding, with one layer's graph at a time."""
+        blocks = [Block(subject, layer) for layer in range(self.graph.n_layers)]
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        taps: dict[str, Tensor] = {}
+
+        def tap(name: str) -> tuple[str, Callable[..., Tensor]]:
+            def hook(value: Tensor, hook: Any) -> Tensor:
+                taps[name] = value.view_as(value)
+                return taps[name]
+
+            return name, hook
+
+        def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args, kwargs))
+
+        handles = [
+            block.bridge.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks
+        ]
+        start = ("blocks.0.hook_in", lambda value, hook: point)
+        try:
+            with torch.no_grad():
+                logits_with(subject, pairs, pairs.clean, [start, tap("ln_final.hook_in")])
+        finally:
+            for handle in handles:
+                handle.remove()
+        final = taps.pop("ln_final.hook_in").detach().requires_grad_()
+        with torch.enable_grad():
+            rows = torch.arange(len(pairs), device=final.device)
+            last = subject.bridge.ln_final(final[rows, pairs.length.to(final.device) - 1])
+            value = loss(subject.head(last))
+        (upstream,) = torch.autograd.grad(value, final)
+        self.final = _plus(self.final, _flat(upstream))
+        for layer in reversed(range(self.graph.n_layers)):
+            block, (args, kwargs) = blocks[layer], calls[layer]
+            x = (point if layer == 0 else args[0]).detach().requires_grad_()
+            names = [*block.hook_qkv, block.hook_z, block.hook_mlp_in, block.hook_neurons]
+            taps.clear()
+            with subject.bridge.hooks(fwd_hooks=[tap(n) for n in names]), torch.enable_grad():
+                out = block.bridge(x, *args[1:], **kwargs)
+            out = out[0] if isinstance(out, tuple) else out
+            *found, downstream = torch.autograd.grad(
+                out, [*(taps[n] for n in names), x], upstream.to(out.device)
+            )
+            with torch.no_grad():
+                gradient = dict(zip(names, found, strict=True))
+                self._add_layer(layer, block, x.detach(), taps, gradient)
+            upstream = downstream
 
     def _add_layer(
         self,

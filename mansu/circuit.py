@@ -44,6 +44,7 @@ RESAMPLES = 1000
 CURVE_POINTS = 12
 BATCH = 4  # candidate circuits a pass, where memory allows
 PRUNE_BLOCKS = 12
+LOGITS: Metric = "logit_difference"
 
 
 @dataclass(frozen=True)
@@ -905,10 +906,11 @@ def ablate(
             drawn.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
         masks.append(_assemble(subject, units, torch.cat(drawn), 0.0))
 
+    metric: Metric = "log_probability" if circuit.metric == "log_probability" else LOGITS
+
     def value() -> float:
         with torch.no_grad():
             logits = subject.next_token_logits(pairs.clean, pairs.length)
-        metric: Metric = "logit_difference" if circuit.metric == "kl" else circuit.metric
         return float(metric_values(metric, logits, pairs).mean())
 
     values = []

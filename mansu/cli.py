@@ -225,7 +225,7 @@ def _circuit(options: argparse.Namespace) -> None:
     _with_subject(run, lambda subject, progress: circuit_step(run, subject, progress))
     circuit, mask = run.circuit(), run.mask()
     print(
-        f"circuit: {len(circuit):,} of {circuit.graph.n_edges:,} edges, faithfulness "
+        f"circuit: {len(circuit):,} of {circuit.layout.n_edges:,} edges, faithfulness "
         f"{circuit.faithfulness:.1%}; mask: {mask.size:,} parameters ({mask.fraction:.3%})"
     )
 

@@ -184,11 +184,12 @@ def _inputs(
     def watch(name: str, module: Module) -> None:
         def forward(_module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             see(name, inputs[0])
-            if see_gradient is None:
+            report = see_gradient
+            if report is None:
                 return None
             if not output.requires_grad:  # the weights need no gradient: start a graph here
                 output = output.detach().requires_grad_(True)
-            output.register_hook(lambda gradient: see_gradient(name, gradient.detach()))
+            output.register_hook(lambda gradient: report(name, gradient.detach()))
             return output
 
         handles.append(module.register_forward_hook(forward))

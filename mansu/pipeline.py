@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from mansu import cad, methods, nf4, tasks
 from mansu.attribution import attribute
 from mansu.circuit import minimal_circuit, parameter_mask
@@ -169,36 +171,29 @@ def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> Non
     pairs = attribution_pairs(run, subject)
     forget = tasks.examples(task, subject, "forget", seed=seed)
     retain = tasks.examples(task, subject, "retain", seed=seed)
-    stages = iter(
-        (
-            "the unedited model",
-            "the edit",
-            "the edit in NF4",
-            "the suppressor",
-            "the ablated circuit",
-        )
-    )
+    stage = iter(range(6))
 
-    def scores() -> Any:
-        what = f"CAD: attribution of {next(stages)}"
-        return cad.grouped_scores(subject, pairs, steps=steps, progress=_counted(progress, what))
+    def reporting(what: str) -> Callable[[int, int], None]:
+        i = next(stage)
+        return _counted(_part(progress, i / 6, (i + 1) / 6), f"CAD: attribution of {what}")
+
+    def scores(what: str) -> Tensor:
+        return cad.grouped_scores(subject, pairs, steps=steps, progress=reporting(what))
 
     with _timed(run, f"CAD {method}"):
-        if run.has("base-scores.safetensors"):
-            next(stages)
-        else:
-            run.save_base_scores(scores())
-        base = run.base_scores()
+        what = reporting("the unedited model")
+        signals = cad.Signals(subject, pairs, steps=steps, progress=what)
+        base = signals()
         with edit.applied(subject):
-            edited = scores()
+            edited, signal = scores("the edited model"), signals()
             with nf4.quantized(subject):
-                edited_nf4 = scores()
+                edited_nf4, signal_nf4 = scores("the edited model in NF4"), signals()
         accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
         suppressor = cad.suppressor(subject, forget, retain, accuracy=accuracy)
         with suppressor.applied(subject):
-            suppressed = scores()
+            suppressed, signal_suppressed = scores("the suppressor"), signals()
         with cad.ablation(subject, run.mask().tensors()).applied(subject):
-            ablated = scores()
+            ablated, signal_ablated = scores("the ablated circuit"), signals()
         rank, top = cad.overlap(base.sum(0), edited.sum(0))
         result = cad.Divergences(
             edited=cad.cad(base, edited),
@@ -206,6 +201,10 @@ def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> Non
             noise_floor=cad.noise_floor(base),
             suppressor=cad.cad(base, suppressed),
             ablation=cad.cad(base, ablated),
+            signal=cad.cad(base, signal),
+            signal_nf4=cad.cad(base, signal_nf4),
+            signal_suppressor=cad.cad(base, signal_suppressed),
+            signal_ablation=cad.cad(base, signal_ablated),
             suppressor_accuracy=suppressor.meta["accuracy"],
             rank_correlation=rank,
             top_overlap=top,

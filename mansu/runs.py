@@ -25,8 +25,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mansu import tasks
 from mansu.attribution import Attribution
 from mansu.cad import Divergences
@@ -34,7 +32,6 @@ from mansu.circuit import Circuit, Mask
 from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.evaluate import Measurement
-from mansu.graph import load_values, save_values
 from mansu.nf4 import NF4Report
 from mansu.verdict import Verdict
 
@@ -180,13 +177,6 @@ class Run:
     def save_base(self, measurement: Measurement, *, nf4: bool) -> None:
         name = "base-nf4.json" if nf4 else "base.json"
         write_json(self.path / name, measurement.to_json())
-
-    def base_scores(self) -> Tensor:
-        """Grouped edge scores of the unedited model, ``[groups, n_sources, n_destinations]``."""
-        return load_values(self.path / "base-scores.safetensors")[0]["scores"]
-
-    def save_base_scores(self, scores: Tensor) -> None:
-        save_values(self.path / "base-scores.safetensors", {"scores": scores}, {})
 
     def edits(self) -> tuple[str, ...]:
         """Names of the methods that have an edit here, MANSU first."""

@@ -117,8 +117,10 @@ def _property(
     """A property that holds when value ≥ threshold, or ≤ threshold."""
     margin = value.value - threshold if at_least else threshold - value.value
     passed = margin >= -1e-9
-    far = value.low if at_least == passed else value.high
-    certain = (far >= threshold - 1e-9) == (at_least == passed) if far != threshold else passed
+    # The end of the interval that is nearest to the other side of the threshold.
+    end = value.low if at_least == passed else value.high
+    certain = (end - threshold if at_least else threshold - end) >= -1e-9
+    certain = certain if passed else not certain
     status: Status = "passed" if passed else "failed"
     return Property(name, status, value, threshold, margin, certain, evidence, details)
 
@@ -199,17 +201,30 @@ def _ptq_gap(edited: Measurement, edited_nf4: Measurement | None) -> Property:
 
 
 def _erasure(divergences: Divergences | None) -> Property:
+    """CAD above the noise floor, and signal CAD above the suppressor's.
+
+    Plain CAD does not tell a suppressor from an erasure (see ``mansu.cad``), so the comparison
+    with the suppressor is made in signal CAD. What is reported is the closer of the two calls.
+    """
     if divergences is None:
         return _unknown(NAMES[3], "CAD was not measured.")
-    own, floor, suppressor = divergences.edited, divergences.noise_floor, divergences.suppressor
-    if floor is None or suppressor is None:
+    d = divergences
+    if d.noise_floor is None or d.signal is None or d.signal_suppressor is None:
         return _unknown(NAMES[3], "CAD's controls (noise floor, suppressor) were not measured.")
-    threshold = max(floor.value, suppressor.value)
-    text = (
-        f"CAD is {own.value:.3f}; the noise floor is {floor.value:.3f} and an output-layer "
-        f"suppressor with the same forget accuracy has {suppressor.value:.3f}."
+    above_floor = d.edited.value / max(d.noise_floor.value, 1e-12)
+    above_suppressor = d.signal.value / max(d.signal_suppressor.value, 1e-12)
+    floor_is_closer = above_floor < above_suppressor
+    value, threshold = (
+        (d.edited, d.noise_floor.value)
+        if floor_is_closer
+        else (d.signal, d.signal_suppressor.value)
     )
-    return _property(NAMES[3], own, threshold, text, divergences.to_json(), at_least=True)
+    text = (
+        f"CAD is {d.edited.value:.3f}, the noise floor {d.noise_floor.value:.3f}. Signal CAD is "
+        f"{d.signal.value:.3f}; that of an output-layer suppressor at {d.suppressor_accuracy:.1%} "
+        f"forget accuracy is {d.signal_suppressor.value:.3f}."
+    )
+    return _property(NAMES[3], value, threshold, text, d.to_json(), at_least=True)
 
 
 def _paired(first: Scores, second: Scores, what: str) -> Interval:
