@@ -124,6 +124,7 @@ def attribute(
     steps: int = 5,
     metric: Metric = "logit_difference",
     memory: int = MEMORY,
+    recompute: bool = False,
     progress: Progress | None = None,
     allow_equal: bool = False,
 ) -> Attribution:
@@ -138,6 +139,8 @@ def attribute(
             are then those of the interpolated embeddings.
         steps: K.
         memory: bytes the call may hold beside the weights; pairs go through in chunks that fit.
+        recompute: hold the graph of one layer at a time and run each layer again on the way back:
+            about a third more time for much less memory. Not for ``eap-ig-activations``.
         progress: called with passes done and passes in all.
         allow_equal: accept a metric that is the same on clean and corrupt prompts, which is what
             an edited model that has forgotten the task gives.

@@ -206,7 +206,8 @@ class Patched:
         metric: Metric = "logit_difference",
         memory: int = MEMORY,
     ) -> None:
-        self.subject, self.metric, self.memory = subject, metric, memory
+        self.metric: Metric = metric
+        self.subject, self.memory = subject, memory
         self.graph = graph_of(subject)
         d = subject.config.hidden_size
         self.row = int(pairs.length.max()) * d * 4  # bytes of one node's output, one pair

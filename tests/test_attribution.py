@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, family, random_pairs
+from families import FAMILIES, family, random_pairs, tokenizer
 from torch import Tensor
 
 from mansu import attribution, tasks
@@ -15,7 +17,7 @@ from mansu.attribution import Attribution, Record, attribute, metric_values, rec
 from mansu.circuit import activation_patching
 from mansu.errors import MansuError
 from mansu.graph import Block, Graph, graph_of
-from mansu.subjects import Subject
+from mansu.subjects import Subject, wrap
 from mansu.tasks import Pairs
 
 
@@ -219,6 +221,65 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
     for other in (small.scores, blocks.scores, torch.stack(alone).mean(0)):
         assert torch.allclose(other, whole.scores, atol=1e-6)
     assert torch.allclose(small.neurons, whole.neurons, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recomputing_layers_changes_nothing(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    whole = attribute(subject, pairs, steps=2)
+    again = attribute(subject, pairs, steps=2, recompute=True)
+    for field in Attribution.TENSORS:
+        assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
+    layout = graph_of(subject)
+    needed = [attribution.predicted_bytes(subject, layout, 100, 5, r) for r in (False, True)]
+    assert needed[1] < needed[0]
+    with pytest.raises(MansuError, match="cannot recompute"):
+        attribute(subject, pairs, method="eap-ig-activations", recompute=True)
+
+
+def test_bfloat16_follows_float32() -> None:
+    pairs = random_pairs()
+    wide = attribute(family("llama"), pairs, steps=3)
+    narrow = attribute(family("llama", dtype=torch.bfloat16), pairs, steps=3)
+    both = torch.stack([narrow.scores.flatten(), wide.scores.flatten()])
+    assert narrow.scores.dtype == torch.float32
+    assert float(torch.corrcoef(both)[0, 1]) > 0.97
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(540)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_eight_billion_parameters_fit_one_gpu_at_batch_8() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        dtype="bfloat16",
+    )
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        model.config._name_or_path = folder
+        subject = wrap("llama-3.1-8b-shape", model, tokenizer())
+    pairs = random_pairs(8, longest=64)
+    torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    result = attribute(subject, pairs, steps=5, memory=40 << 30, recompute=True)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    print(f"8 B shape: {time.perf_counter() - begin:.1f} s, peak {peak / 2**30:.1f} GiB")
+    assert peak < 80e9
+    assert bool(result.scores.any()) and bool(torch.isfinite(result.scores).all())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
