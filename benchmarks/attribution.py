@@ -4,6 +4,11 @@
     python benchmarks/attribution.py scaling
     python benchmarks/attribution.py memory --memory 512
     python benchmarks/attribution.py circuit [--task chemical-symbols] [--pairs 16]
+    python benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
+
+``peer`` needs a second environment with auto-circuit 1.0.1, which wants transformer-lens < 3 (its
+HookedTransformer is gone from 4), so it cannot share our process: both take the same random model
+of GPT-2's shape and the same pairs from files, one after the other.
 
 Times are CPU seconds of this process (``time.process_time``) beside wall seconds: on a shared
 machine only the first can be compared.
@@ -12,7 +17,10 @@ machine only the first can be compared.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -154,17 +162,120 @@ def circuit(args: argparse.Namespace) -> None:
     print(f"{len(tested.nodes)} nodes could go")
 
 
+def peer(args: argparse.Namespace) -> None:
+    """Ours against auto-circuit's edge attribution patching on a random model of GPT-2's shape."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    n, p, vocabulary = min(args.pairs, 8), 9, 5000
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_layer=args.layers))
+    tokens = torch.randint(vocabulary, (2, n, p))
+    tokens[1] = torch.where(torch.arange(p) == 2, tokens[1], tokens[0])
+    answers = torch.randint(vocabulary, (2, n))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        torch.save((tokens, answers), f"{folder}/pairs.pt")
+        command = [args.peer_python, __file__, "peer-run", "--folder", folder]
+        command += ["--repeat", str(args.repeat)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "."})
+        seconds, theirs = torch.load(f"{folder}/scores.pt")
+        subject = subjects.wrap("gpt2-shape", GPT2LMHeadModel.from_pretrained(folder), None)
+    pairs = Pairs(tokens[0], tokens[1], torch.full((n,), p), *answers, rows=tuple(range(n)))
+    layout = graph_of(subject)
+    ours = attribute(subject, pairs, method="eap").scores
+    cpu = min(timed(lambda: attribute(subject, pairs, method="eap"))[0] for _ in range(args.repeat))
+    expected = torch.zeros_like(ours)
+    for name, mask in theirs.items():  # their edge scores: gradient of −metric by the edge's mask
+        layer = int(name.split(".")[1])
+        if "input" in name:
+            start = layout.attention_inputs(layer).start
+            start += "qkv".index(name.split("hook_")[1][0]) * layout.n_heads
+            expected[: mask.shape[1], start : start + layout.n_heads] = -mask.T
+        else:
+            end = layout.logits if "resid_post" in name else layout.mlp_input(layer)
+            expected[: len(mask), end] = -mask
+    both = torch.stack([ours[layout.edges], expected[layout.edges]])
+    print(f"auto-circuit 1.0.1 EAP, {n} pairs: {seconds:.2f} CPU s; ours {cpu:.2f} CPU s", end="")
+    print(f" ({seconds / cpu:.1f} x faster); correlation {torch.corrcoef(both)[0, 1]:.6f}", end="")
+    print(f" over {layout.n_edges} edges")
+
+
+def peer_run(args: argparse.Namespace) -> None:
+    """What runs in the peer's environment."""
+    from auto_circuit.data import PromptPairBatch  # type: ignore[import-not-found]
+    from auto_circuit.prune_algos.mask_gradient import (  # type: ignore[import-not-found]
+        mask_gradient_prune_scores,
+    )
+    from auto_circuit.utils.graph_utils import patchable_model  # type: ignore[import-not-found]
+    from transformer_lens import (
+        HookedTransformer,  # type: ignore[attr-defined]
+        HookedTransformerConfig,
+    )
+    from transformer_lens.pretrained.weight_conversions import (  # type: ignore[import-not-found]
+        convert_gpt2_weights,
+    )
+    from transformers import GPT2LMHeadModel
+
+    bare = GPT2LMHeadModel.from_pretrained(args.folder)
+    shape = bare.config
+    config = HookedTransformerConfig(
+        n_layers=shape.n_layer,
+        d_model=shape.n_embd,
+        n_ctx=shape.n_positions,
+        d_head=shape.n_embd // shape.n_head,
+        n_heads=shape.n_head,
+        d_mlp=4 * shape.n_embd,
+        d_vocab=shape.vocab_size,
+        act_fn="gelu_new",
+        normalization_type="LN",
+        eps=shape.layer_norm_epsilon,
+        use_attn_result=True,
+        use_split_qkv_input=True,
+        use_hook_mlp_in=True,
+    )
+    model = HookedTransformer(config)
+    state = convert_gpt2_weights(bare, config)
+    model.load_and_process_state_dict(
+        state, fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    tokens, answers = torch.load(f"{args.folder}/pairs.pt")
+    batch = PromptPairBatch(0, 0, tokens[0], tokens[1], answers[0][:, None], answers[1][:, None])
+    patchable = patchable_model(model, True, slice_output="last_seq", separate_qkv=True)
+    times = []
+    for _ in range(args.repeat + 1):
+        patchable.zero_grad()
+        cpu = time.process_time()
+        scores = mask_gradient_prune_scores(
+            patchable, [batch], None, "logit", "avg_diff", mask_val=0.0
+        )
+        times.append(time.process_time() - cpu)
+    torch.save((min(times), scores), f"{args.folder}/scores.pt")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "speed": speed,
+    "scaling": scaling,
+    "memory": memory,
+    "circuit": circuit,
+    "peer": peer,
+    "peer-run": peer_run,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("speed", "scaling", "memory", "circuit"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--task", default="chemical-symbols")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
     parser.add_argument("--tau", type=float, default=0.85)
+    parser.add_argument("--layers", type=int, default=12, help="of the model for `peer`")
+    parser.add_argument("--peer-python", default="/tmp/peer-venv/bin/python")
+    parser.add_argument("--folder", default="")
     args = parser.parse_args()
-    {"speed": speed, "scaling": scaling, "memory": memory, "circuit": circuit}[args.what](args)
+    COMMANDS[args.what](args)
 
 
 if __name__ == "__main__":
