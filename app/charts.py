@@ -1,0 +1,332 @@
+"""The charts, as plotly figures; ``st.plotly_chart`` gives them the light or dark theme.
+
+What a colour says is also said by a hatch, a symbol or a label. The colours are chosen to be
+readable on white and on near-black.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mansu.cad import Divergences
+from mansu.evaluate import Interval, Measurement, Scores, bootstrap
+from mansu.nf4 import EDGES, Survival
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
+CHANCE = 0.25
+HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
+SPLITS = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
+NOT_QUANTISED = ("embedding", "head", "norm", "bias")
+
+CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "CAD": {
+        "edited": "This edit",
+        "edited_nf4": "This edit in NF4",
+        "noise_floor": "Noise floor",
+        "suppressor": "Suppressor",
+        "ablation": "Circuit ablated",
+    },
+    "Signal CAD": {
+        "signal": "This edit",
+        "signal_nf4": "This edit in NF4",
+        "signal_suppressor": "Suppressor",
+        "signal_ablation": "Circuit ablated",
+    },
+}
+"""Fields of ``Divergences`` that are intervals, by which CAD they are, with their labels."""
+
+
+def sets(measurement: Measurement) -> dict[str, Scores]:
+    """A measurement by set: forget, paraphrase, each retain group, held-out."""
+    found: dict[str, Scores] = {}
+    for split, label in SPLITS.items():
+        scores = measurement.splits.get(split)
+        for group in dict.fromkeys(scores.groups) if scores is not None else ():
+            assert scores is not None
+            several = len(set(scores.groups)) > 1 or group != split
+            name = f"{label}: {group}" if several else label
+            found[name] = scores.group(group)
+    return found
+
+
+def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
+    """Accuracy of each set under each model, with bootstrap intervals.
+
+    Args:
+        series: name → measurement. Names that end in ``NF4`` are hatched; names that start with
+            ``Unedited`` are grey.
+    """
+    figure = go.Figure()
+    labels: list[str] = []
+    for name, measurement in series.items():
+        groups = sets(measurement)
+        labels = labels or list(groups)
+        intervals = [bootstrap(s.correct, clusters=s.answer) for s in groups.values()]
+        figure.add_bar(
+            name=name,
+            orientation="h",
+            y=list(groups),
+            x=[i.value for i in intervals],
+            error_x=_whiskers(intervals),
+            marker={
+                "color": GREY if name.startswith("Unedited") else BLUE,
+                "pattern": HATCH if name.endswith("NF4") else {},
+            },
+            customdata=[
+                [i.low, i.high, len(s.correct)]
+                for i, s in zip(intervals, groups.values(), strict=True)
+            ],
+            hovertemplate=(
+                "%{y}<br>%{fullData.name}: %{x:.1%} "
+                "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]<br>"
+                "%{customdata[2]} rows<extra></extra>"
+            ),
+        )
+    figure.add_vline(CHANCE, line={"color": GREY, "dash": "dot"})
+    figure.add_annotation(
+        x=CHANCE, y=1, yref="paper", yanchor="bottom", text="chance 25 %", showarrow=False
+    )
+    figure.update_xaxes(title="Accuracy, 4-way choice", tickformat=".0%", range=[0, 1.04])
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
+    return _finish(figure, 110 + len(labels) * (16 * len(series) + 14), bargap=0.25)
+
+
+def bin_histogram(survival: Survival) -> go.Figure:
+    """log10(|update| ÷ bin width) of each moved weight before and after NF4, the boundary at 1."""
+    sizes = (sum(survival.before), sum(survival.after))
+    figure = make_subplots(
+        rows=2,
+        shared_xaxes=True,
+        vertical_spacing=0.16,
+        subplot_titles=(
+            f"Before NF4: {sizes[0]:,} weights moved",
+            f"After NF4: {sizes[1]:,} still moved",
+        ),
+    )
+    centres = [(a + b) / 2 for a, b in pairwise(EDGES)]
+    parts = (survival.before, survival.after)
+    for row, (counts, colour, pattern) in enumerate(
+        zip(parts, (BLUE, ORANGE), ({}, HATCH), strict=True), start=1
+    ):
+        figure.add_bar(
+            x=centres,
+            y=counts,
+            width=EDGES[1] - EDGES[0],
+            marker={"color": colour, "pattern": pattern, "line": {"width": 0}},
+            customdata=[[10**a, 10**b] for a, b in pairwise(EDGES)],
+            hovertemplate=(
+                "ratio %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} weights"
+                "<extra></extra>"
+            ),
+            row=row,
+            col=1,
+        )
+        above = sum(c for c, x in zip(counts, centres, strict=True) if x > 0)
+        share = above / sum(counts) if sum(counts) else 0.0
+        figure.add_annotation(
+            x=0.99,
+            y=0.98,
+            xref="x domain",
+            yref="y domain",
+            xanchor="right",
+            yanchor="top",
+            text=f"{share:.2%} past the boundary",
+            showarrow=False,
+            row=row,
+            col=1,
+        )
+    figure.add_vline(0, line={"color": GREY, "dash": "dash", "width": 2})
+    some = [i for i, pair in enumerate(zip(*parts, strict=True)) if any(pair)]
+    low, high = (EDGES[some[0]], EDGES[some[-1] + 1]) if some else (-1.0, 1.0)
+    low, high = min(low, -1.0) - 0.2, max(high, 1.0) + 0.2
+    ticks = list(range(int(low), int(high) + 1))
+    figure.update_xaxes(
+        range=[low, high], tickvals=ticks, ticktext=[_power(t) for t in ticks], showticklabels=True
+    )
+    figure.update_xaxes(title="|update| ÷ bin width (boundary at 1)", row=2, col=1)
+    figure.update_yaxes(title="weights", tickformat="~s", nticks=5)
+    figure.update_layout(showlegend=False)
+    return _finish(figure, 420)
+
+
+def survival_by_layer(layers: Mapping[int, Survival]) -> go.Figure:
+    """Share of each layer's moved weights whose code changes, and the share expected."""
+    moved = {layer: s for layer, s in layers.items() if s.moved}
+    return _shares([str(layer) for layer in moved], list(moved.values()), "Layer", horizontal=False)
+
+
+def survival_by_kind(kinds: Mapping[str, Survival]) -> go.Figure:
+    """The same by kind of matrix; what NF4 leaves alone is marked."""
+    moved = {kind: s for kind, s in kinds.items() if s.moved}
+    labels = [f"{k} (not quantised)" if k in NOT_QUANTISED else k for k in moved]
+    return _shares(labels, list(moved.values()), "", horizontal=True)
+
+
+def _shares(labels: list[str], parts: list[Survival], name: str, *, horizontal: bool) -> go.Figure:
+    shares, expected = [p.share for p in parts], [p.expected_share for p in parts]
+    x, y = ("x", "y") if not horizontal else ("y", "x")
+    figure = go.Figure()
+    figure.add_bar(
+        name="Codes that changed",
+        orientation="h" if horizontal else "v",
+        marker={"color": BLUE},
+        customdata=[[p.changed, p.moved] for p in parts],
+        hovertemplate=f"{name} %{{{x}}}: %{{customdata[0]:,}} of %{{customdata[1]:,}} moved weights"
+        f" (%{{{y}:.2%}})<extra></extra>",
+        **{x: labels, y: shares},
+    )
+    figure.add_scatter(
+        name="Expected",
+        mode="markers",
+        marker={"color": ORANGE, "symbol": "diamond", "size": 9},
+        hovertemplate=f"{name} %{{{x}}}: %{{{y}:.2%}} expected<extra></extra>",
+        **{x: labels, y: expected},
+    )
+    share = {"title": "Share of moved weights", "tickformat": "~%", "rangemode": "tozero"}
+    category: dict[str, Any] = {"title": name, "type": "category"}
+    if horizontal:
+        figure.update_layout(xaxis=share, yaxis={**category, "autorange": "reversed"})
+        return _finish(figure, 130 + 32 * len(labels))
+    figure.update_layout(xaxis=category, yaxis=share)
+    return _finish(figure, 320)
+
+
+HISTORY: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("Loss, nats", ("forget_loss", "retain_loss", "forget", "retain", "text")),
+    ("Forget accuracy", ("forget", "forget_nf4")),
+    ("Weights moved", ("moved",)),
+)
+_NAMES = {
+    "forget_loss": "forget",
+    "retain_loss": "retain",
+    "forget_nf4": "forget, NF4",
+    "forget": "forget",
+    "retain": "retain",
+    "text": "plain text",
+    "moved": "moved",
+}
+_STYLES = {
+    "forget": (BLUE, "circle", "solid"),
+    "retain": (GREEN, "square", "dash"),
+    "plain text": (PURPLE, "triangle-up", "dot"),
+    "forget, NF4": (ORANGE, "diamond", "dash"),
+    "moved": (GREY, "circle", "solid"),
+}
+
+
+def history(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """A method's history, a panel for each of losses, accuracies, and weights moved.
+
+    MANSU's steps have accuracies under ``forget`` and ``forget_nf4`` and losses under their own
+    names; the baselines' have their loss terms under ``forget``, ``retain`` and ``text``.
+    """
+    named_losses = any("forget_loss" in s for s in steps)
+    panels = []
+    for title, keys in HISTORY:
+        if title.startswith("Loss") and named_losses:
+            keys = keys[:2]
+        elif title == "Forget accuracy" and not named_losses:
+            continue
+        if any(k in s for s in steps for k in keys):
+            panels.append((title, keys))
+    figure = make_subplots(rows=len(panels) or 1, shared_xaxes=True, vertical_spacing=0.09)
+    for row, (title, keys) in enumerate(panels, start=1):
+        for key in keys:
+            points = [(s["step"], s[key]) for s in steps if key in s]
+            if not points:
+                continue
+            name = _NAMES[key]
+            colour, symbol, dash = _STYLES[name]
+            figure.add_scatter(
+                name=f"{title.split(',')[0].lower()}: {name}" if name != "moved" else title,
+                x=[p[0] for p in points],
+                y=[p[1] for p in points],
+                mode="lines+markers",
+                line={"color": colour, "dash": dash},
+                marker={"symbol": symbol, "size": 6},
+                hovertemplate=f"step %{{x}}<br>{name} %{{y:.4~g}}<extra></extra>",
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title=title, row=row, col=1)
+        if title == "Forget accuracy":
+            figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05], row=row, col=1)
+            figure.add_hline(CHANCE, line={"color": GREY, "dash": "dot"}, row=row, col=1)  # type: ignore[arg-type]
+        if title == "Weights moved":
+            figure.update_yaxes(tickformat="~s", rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(title="Step", row=len(panels) or 1, col=1)
+    return _finish(figure, 110 + 190 * len(panels))
+
+
+def divergences(d: Divergences) -> go.Figure:
+    """CAD and signal CAD of an edit between their controls, each measured value with interval."""
+    groups = {
+        title: {field: label for field, label in fields.items() if getattr(d, field) is not None}
+        for title, fields in CAD_FIELDS.items()
+    }
+    groups = {title: fields for title, fields in groups.items() if fields}
+    figure = make_subplots(
+        rows=len(groups),
+        shared_xaxes=True,
+        vertical_spacing=0.16,
+        subplot_titles=list(groups),
+        row_heights=[len(fields) for fields in groups.values()],
+    )
+    for row, fields in enumerate(groups.values(), start=1):
+        intervals = [getattr(d, f) for f in fields]
+        ours = [label.startswith("This edit") for label in fields.values()]
+        figure.add_scatter(
+            x=[i.value for i in intervals],
+            y=list(fields.values()),
+            mode="markers+text",
+            text=[f"{i.value:.3f}" for i in intervals],
+            textposition="top center",
+            error_x=_whiskers(intervals),
+            marker={
+                "size": 11,
+                "color": [BLUE if o else ORANGE for o in ours],
+                "symbol": ["circle" if o else "diamond" for o in ours],
+            },
+            customdata=[[i.low, i.high] for i in intervals],
+            hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
+            "<extra></extra>",
+            row=row,
+            col=1,
+        )
+        figure.update_yaxes(autorange="reversed", type="category", row=row, col=1)
+    figure.update_xaxes(range=[-0.04, 1.04], showticklabels=True)
+    figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
+    figure.update_layout(showlegend=False)
+    return _finish(figure, 120 + 50 * sum(len(f) for f in groups.values()))
+
+
+def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [i.high - i.value for i in intervals],
+        "arrayminus": [i.value - i.low for i in intervals],
+        "color": GREY,
+        "thickness": 1.5,
+        "width": 3,
+    }
+
+
+def _power(exponent: int) -> str:
+    return "1" if exponent == 0 else "10" if exponent == 1 else f"10<sup>{exponent}</sup>"
+
+
+def _finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
+    """Small margins, so that 400 px are enough; the legend above, where it takes no width."""
+    return figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 40, "b": 8},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        hovermode="closest",
+        **layout,
+    )

@@ -1,0 +1,214 @@
+"""Words of the app: what each number is, with its formula, and what each method does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mansu.evaluate import Interval
+
+METHODS: Mapping[str, tuple[str, str]] = {
+    "mansu": (
+        "MANSU",
+        "Moves only weights of the circuit, along directions that the retain inputs do not see, "
+        "and each of them to the centre of another NF4 code or not at all.",
+    ),
+    "ga": (
+        "GA",
+        "Gradient ascent on the forget answers and nothing else: it damages everything if it "
+        "runs long.",
+    ),
+    "graddiff": (
+        "GradDiff",
+        "Gradient difference: ascends the forget loss while it descends the retain loss.",
+    ),
+    "kl": (
+        "KL",
+        "Gradient ascent on the forget answers, held to the unedited model's predictions on the "
+        "retain set by their KL divergence.",
+    ),
+    "npo": (
+        "NPO",
+        "Negative preference optimisation: makes the forget answers less likely than the unedited "
+        "model has them, with a loss that is bounded, unlike gradient ascent's.",
+    ),
+    "simnpo": (
+        "SimNPO",
+        "Negative preference optimisation without the unedited model as its reference.",
+    ),
+    "rmu": (
+        "RMU",
+        "Steers one layer's output on forget prompts to a fixed random vector and holds it in "
+        "place on retain prompts.",
+    ),
+    "sure": (
+        "SURE",
+        "Gradient difference at a large learning rate on the most salient neurons only, so that "
+        "changes are large enough to outlive quantisation.",
+    ),
+    "null_space": (
+        "Null space",
+        "Gradient ascent on the forget answers with each weight's change projected to where the "
+        "retain inputs give nothing.",
+    ),
+    "task_vector": (
+        "Task vector",
+        "Fine-tunes on the forget set, then subtracts what was learnt.",
+    ),
+}
+"""Title and sentence of each method, by its name in ``mansu.methods``."""
+
+SETTINGS: Mapping[str, str] = {
+    "alpha": "α: weight of what holds the model in place (RMU), or of the vector that is "
+    "subtracted (task vector).",
+    "batch": "Forget rows in a step (and as many retain rows, where the method uses them).",
+    "beta": "β: how sharply the loss levels off as the answer gets less likely.",
+    "energy": "Share of the retain inputs' energy (squared norm) that the projection protects.",
+    "fisher_weight": "λ in the penalty $\\tfrac{\\lambda}{2} \\sum_i F_i \\delta_i^2$, with the "
+    "diagonal Fisher information $F$ of the retain log-likelihood.",
+    "floor": "The magnitude floor: a weight moves to the centre of another NF4 code or not at "
+    "all. Off for an ablation.",
+    "forget_weight": "λ: weight of the forget loss.",
+    "gamma": "γ: the margin of SimNPO's loss.",
+    "layer": "The layer that is steered, from 0. Empty for the authors' depth, 7/32 of the layers.",
+    "learning_rate": "Step size of AdamW. Larger moves weights further: more forgetting, more "
+    "damage, and more that outlives NF4.",
+    "percentile": "Only neurons whose saliency is above this percentile are trained.",
+    "project": "Project the forget gradient off the retain inputs' span. Off for an ablation.",
+    "rate": "Step size, in NF4 bin widths a step.",
+    "retain_weight": "Weight of the retain objective: larger keeps more and forgets less.",
+    "steering": "c: length of the random vector that forget prompts are steered to.",
+    "steps": "Steps of the optimiser, at most.",
+    "target": "Stop when forget accuracy is at most this, in full precision and in NF4. Empty: "
+    "halfway between chance (25 %) and what the task's margin asks for.",
+}
+"""What each setting of a method does."""
+
+_INTERVAL = "The interval is a bootstrap at 95 % over facts (rephrasings of one fact together)."
+_CAD = (
+    "$\\mathrm{CAD} = \\mathrm{JSD}\\big(\\tfrac{|s|}{\\sum |s|} \\,\\|\\, "
+    "\\tfrac{|s'|}{\\sum |s'|}\\big)$, base 2, with the edge scores $s$ before and $s'$ after: "
+    "0 for the same circuit, 1 for one with no edge in common."
+)
+_SIGNAL = (
+    "Signal CAD: CAD with the metric's sensitivities held at the unedited model's, so that only "
+    "what the nodes *write* may differ. A suppressor at the output leaves it low."
+)
+
+HELP: Mapping[str, str] = {
+    # the task and attribution
+    "pairs": "How many clean–corrupt pairs are attributed. The two prompts of a pair have the "
+    "same length and differ in the subject asked for.",
+    "steps": "K, the integration steps between corrupt and clean: more is more exact, and takes "
+    "K backward passes.",
+    "tau": "τ: the circuit is the smallest set of edges whose faithfulness reaches this.",
+    "seed": "Of everything random: the same seed gives the same run.",
+    "max_fraction": "The mask holds at most this share of all parameters.",
+    "metric": "$L = \\mathrm{logit}(\\text{answer}) - \\mathrm{logit}(\\text{foil})$ at the last "
+    "token, where the foil is the corrupt prompt's answer.",
+    "score": "EAP-IG: $s(u \\to v) = \\sum (z_u^{\\text{corrupt}} - z_u^{\\text{clean}}) \\cdot "
+    "\\tfrac{1}{K} \\sum_k \\partial L / \\partial x_v$: how much the metric would change if the "
+    "edge carried the corrupt signal. Negative: the edge supports the answer.",
+    # the circuit
+    "edges": "Edges kept, of all edges between the embedding, heads, MLPs and logits.",
+    "faithfulness": "$\\frac{L(\\text{circuit}) - L(\\text{corrupt})}{L(\\text{clean}) - "
+    "L(\\text{corrupt})}$, every edge outside the circuit patched to its corrupt value: 100 % if "
+    "the circuit alone does all the work.",
+    "mask": "The parameters that a method may move: the q, k, v, o slices of the circuit's heads "
+    "and the neurons of its MLPs that carry it.",
+    # evaluation
+    "accuracy": "4-way multiple choice: the share of rows whose answer outscores its three "
+    f"distractors. Chance is 25 %. {_INTERVAL}",
+    "log_probability": "Mean of $\\log p(\\text{answer} \\mid \\text{prompt})$, in nats: finer "
+    f"than accuracy. {_INTERVAL}",
+    "text_loss": "Mean next-token cross-entropy on the task's plain text, in nats: lower is "
+    "better.",
+    "moved": "Parameters that the edit changes, $\\delta_i \\neq 0$, and their share of all.",
+    "seconds": "Wall time of the method itself, without loading and measuring.",
+    # NF4
+    "ratio": "$|\\delta| / \\text{bin width}$: an update as a multiple of the bin that its weight "
+    "sits in, $\\text{width} = \\text{width of the code} \\times \\text{absmax of its block of "
+    "64}$. Below 1, whether the code changes depends on where in its bin the weight lies.",
+    "width_over_update": "Median over the moved weights of $\\text{bin width} / |\\delta|$: how "
+    "many such updates would fit in one bin. The paper reports 47 to 828 for gradient methods; "
+    "below 1, the typical update is wider than its bin.",
+    "share": "Moved weights whose NF4 code changes ÷ moved weights: the part of the update that "
+    "NF4 can see.",
+    "expected_share": "Mean of $\\min(1, |\\delta| / \\text{bin width})$ over the moved weights: "
+    "the share of codes that would flip if each weight lay at a random place in its bin. If the "
+    "real share is as large, rounding keeps the *average* update, and recovery is noise.",
+    "energy": "$\\sum_{\\text{code changes}} \\delta^2 \\big/ \\sum \\delta^2$: the share of the "
+    "update's energy that sits on weights whose code changes.",
+    "projection": "$\\langle \\Delta, \\delta \\rangle / \\langle \\delta, \\delta \\rangle$, "
+    "with $\\Delta$ the change of the dequantised weights: 1 where the update survives on "
+    "average, 0 where nothing of it is left.",
+    "noise": "$\\sum (\\Delta - \\delta)^2 / \\sum \\delta^2$: what NF4 adds to the update, "
+    "relative to the update. 0 is exact; above 1, more noise than update.",
+    "rescaled": "Blocks of 64 in which the edit moved the largest weight: all 64 are rescaled.",
+    "bystanders": "Weights that the edit did not move and whose dequantised value changes all "
+    "the same, because their block was rescaled.",
+    "unquantised": "Parameters that NF4 leaves alone (embeddings, a tied output head, norms) "
+    "carry their update through whole: forgetting that sits there says nothing about NF4.",
+    # CAD
+    "edited": f"{_CAD} Here: of the edit, in full precision.",
+    "edited_nf4": f"{_CAD} Here: of the edit after NF4, against the same unedited model.",
+    "noise_floor": f"{_CAD} Here: the unedited model on one half of the pairs against the other "
+    "half. An edit below this changed nothing that can be told from noise.",
+    "suppressor": f"{_CAD} Here: of an edit of the last MLP only, that hides the answer as well "
+    "as the edit does and erases nothing.",
+    "ablation": f"{_CAD} Here: with every parameter of the circuit's mask set to zero.",
+    "signal": f"{_SIGNAL} Here: of the edit, in full precision.",
+    "signal_nf4": f"{_SIGNAL} Here: of the edit after NF4.",
+    "signal_suppressor": f"{_SIGNAL} Here: of the suppressor. Erasure must be above this.",
+    "signal_ablation": f"{_SIGNAL} Here: with every parameter of the mask set to zero.",
+    "suppressor_accuracy": "The suppressor's forget accuracy: near the edit's, so that the two "
+    "hide the answer equally well.",
+    "rank_correlation": "Spearman's ρ of the edge magnitudes before and after the edit: 1 if no "
+    "edge changed its rank.",
+    "top_overlap": "Share of the 100 strongest edges that are still among the 100 strongest "
+    "after the edit.",
+    # the verdict
+    "meaningful forgetting": "Passes when full-precision forget accuracy falls by the task's "
+    f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
+    "retain preservation": "Passes when no retain group and not the held-out set falls by more "
+    "than the tolerance, in full precision and in NF4: "
+    f"$\\max_g (a_{{\\text{{before}}}} - a_{{\\text{{after}}}}) \\le t$. {_INTERVAL}",
+    "PTQ gap ≤ 0": "Passes when NF4 does not bring anything back: "
+    f"$a_{{\\text{{NF4}}}} - a_{{\\text{{full}}}} \\le 0$ on the forget set. {_INTERVAL}",
+    "structural erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
+    "a suppressor with the same forget accuracy. The value is the closer of the two calls.",
+    "certain": "Certain: the whole 95 % interval lies on the same side of the threshold as the "
+    "value. Uncertain: another sample of facts might decide otherwise.",
+}
+
+
+def help(key: str) -> str:
+    """What a number is, with its formula, as Markdown for a tooltip."""
+    return HELP[key]
+
+
+def title(method: str) -> str:
+    """A method's name as it is written in papers."""
+    return METHODS[method][0] if method in METHODS else method
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in percent; a dash for None. Small shares keep two significant digits."""
+    if value is None:
+        return "–"
+    if 0 < abs(value) < 0.5 * 10 ** -(2 + digits):
+        return f"{100 * value:.2g} %"
+    return f"{100 * value:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands separated; a dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def interval(value: Interval, *, share: bool) -> str:
+    """A value with its interval, in percent if it is a share."""
+    if share:
+        return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}] points"
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"

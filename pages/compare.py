@@ -1,0 +1,199 @@
+"""Compare: two edits side by side, each in full precision and in NF4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app import charts, jobs, state, words
+from mansu.errors import MansuError
+from mansu.runs import Run, listed
+from mansu.verdict import NAMES, Property, Verdict
+
+MARKS = {
+    "passed": ":green[:material/check_circle:] passed",
+    "failed": ":red[:material/cancel:] failed",
+    "unknown": ":orange[:material/help:] unknown",
+}
+Side = tuple[Run, str]
+
+
+def side_by_side(
+    title: str, help: str | None, sides: tuple[Side, Side], draw: Callable[[Run, str, str], None]
+) -> None:
+    """A section with a column for each edit."""
+    st.subheader(title, help=help)
+    for letter, column, (run, method) in zip("AB", st.columns(2), sides, strict=True):
+        with column:
+            st.markdown(f"**{letter} · {words.title(method)}**")
+            try:
+                draw(run, method, letter)
+            except MansuError as error:
+                st.info(f"Not measured yet: {error}", icon=":material/info:")
+
+
+def accuracy(run: Run, method: str, letter: str) -> None:
+    """Accuracy by set: the unedited model and the edit, in full precision and NF4."""
+    name = words.title(method)
+    full, nf4 = run.measurement(method, nf4=False), run.measurement(method, nf4=True)
+    series = {
+        "Unedited": run.base(nf4=False),
+        "Unedited, NF4": run.base(nf4=True),
+        name: full,
+        f"{name}, NF4": nf4,
+    }
+    alt = f"Accuracy by set before and after {name}, in full precision and NF4"
+    st.plotly_chart(charts.accuracy_bars(series), alt=alt, key=f"accuracy {letter}")
+    with st.expander("As a table"):
+        rows = [charts.sets(m) for m in series.values()]
+        st.table(
+            {
+                "Set": list(rows[0]),
+                **{
+                    label: [words.percent(s[group].accuracy) for group in rows[0]]
+                    for label, s in zip(series, rows, strict=True)
+                },
+            }
+        )
+
+
+def numbers(run: Run, method: str, letter: str) -> None:
+    """Size of the edit, recovery after NF4, and loss on plain text."""
+    history, base = run.history(method), run.base(nf4=False)
+    full, nf4 = run.measurement(method, nf4=False), run.measurement(method, nf4=True)
+    nats = [float(m.splits["forget"].log_probability.mean()) for m in (base, full, nf4)]
+    gap = nf4.splits["forget"].accuracy - full.splits["forget"].accuracy
+    columns = st.columns(2) + st.columns(2)
+    moved = f"{history['moved']:,} ({words.percent(history['fraction'])})"
+    columns[0].metric("Weights moved", moved, help=words.help("moved"))
+    columns[1].metric("Recovery in NF4", f"{100 * gap:+.1f} points", help=words.help("PTQ gap ≤ 0"))
+    columns[2].metric(
+        "Answer log-probability", f"{nats[1]:.2f} nats", help=words.help("log_probability")
+    )
+    columns[2].caption(f"{nats[2]:.2f} in NF4, {nats[0]:.2f} unedited")
+    if full.text_loss is not None and base.text_loss is not None:
+        columns[3].metric("Loss on text", f"{full.text_loss:.2f}", help=words.help("text_loss"))
+        columns[3].caption(f"{nf4.text_loss or 0:.2f} in NF4, {base.text_loss:.2f} unedited")
+
+
+def circuit_divergence(run: Run, method: str, letter: str) -> None:
+    """CAD between its controls."""
+    d = run.divergences(method)
+    alt = f"CAD and signal CAD of {words.title(method)} between their controls"
+    st.plotly_chart(charts.divergences(d), alt=alt, key=f"cad {letter}")
+    columns = st.columns(3)
+    shown = (
+        ("Suppressor's accuracy", d.suppressor_accuracy, "suppressor_accuracy"),
+        ("Rank correlation", d.rank_correlation, "rank_correlation"),
+        ("Top edges kept", d.top_overlap, "top_overlap"),
+    )
+    for column, (label, value, key) in zip(columns, shown, strict=True):
+        if value is not None:
+            text = f"{value:.3f}" if key == "rank_correlation" else words.percent(value)
+            column.metric(label, text, help=words.help(key))
+
+
+def histogram(run: Run, method: str, letter: str) -> None:
+    """The quantised weights' updates against their bins."""
+    survival = run.survival(method).quantized
+    ratio = words.number(survival.width_over_update)
+    st.markdown(
+        f"Median bin width ÷ update **{ratio}×**, codes that change "
+        f"**{words.percent(survival.share, 2)}**",
+        help=words.help("width_over_update"),
+    )
+    alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
+    st.plotly_chart(charts.bin_histogram(survival), alt=alt, key=f"histogram {letter}")
+
+
+def value(p: Property) -> str:
+    """A property's value with its interval, in its unit."""
+    if p.value is None:
+        return "not measured"
+    return words.interval(p.value, share=p.name != NAMES[3])
+
+
+def verdict_table(verdicts: dict[str, Verdict]) -> None:
+    """A row a property, a column an edit."""
+    rows: dict[str, list[str]] = {"Property": [*(n.capitalize() for n in NAMES), "**Together**"]}
+    for label, verdict in verdicts.items():
+        rows[label] = [f"{MARKS[p.status]}  \n{value(p)}" for p in verdict.properties]
+        rows[label].append(MARKS[verdict.status])
+    st.table(rows)
+
+
+def properties(run: Run, method: str, letter: str) -> None:
+    """Each property with its margin and its evidence."""
+    for p in run.verdict(method).properties:
+        with st.container(border=True):
+            st.markdown(f"**{p.name.capitalize()}**: {MARKS[p.status]}", help=words.help(p.name))
+            if p.margin is not None and p.threshold is not None:
+                share = p.name != NAMES[3]
+                unit = (lambda x: f"{100 * x:+.1f} points") if share else (lambda x: f"{x:.3f}")
+                sure = "certain" if p.certain else "uncertain: the interval crosses the threshold"
+                st.markdown(
+                    f"Value {value(p)}  \nThreshold {unit(p.threshold)}, margin "
+                    f"{unit(p.margin)}, {sure}",
+                    help=words.help("certain"),
+                )
+            st.caption(p.evidence)
+
+
+st.title("Compare")
+st.markdown("**Which edit forgets, keeps the rest, outlives NF4, and erases the circuit?**")
+run = state.sidebar()
+if run is None:
+    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
+    st.stop()
+    raise SystemExit
+jobs.panel(run)
+others = {r.name: r for r in listed() if r.edits()}
+if not run.edits():
+    st.info(
+        "This run has no edit yet: run MANSU, and a baseline to hold it against, on the Unlearn "
+        "page.",
+        icon=":material/info:",
+    )
+    st.stop()
+
+left, right = st.columns(2)
+with left:
+    first = state.choose("Edit A", run.edits(), "a", format_func=words.title)
+with right:
+    names = list(others)
+    name = state.choose(
+        "Run of edit B",
+        names,
+        "run_b",
+        default=names.index(run.name),
+        help="The same run as A, or another one.",
+    )
+    other = others[name]
+    second = state.choose(
+        "Edit B",
+        other.edits(),
+        "b",
+        default=min(1, len(other.edits()) - 1),
+        format_func=words.title,
+    )
+if (other.subject, other.manifest["task"]["digest"]) != (
+    run.subject,
+    run.manifest["task"]["digest"],
+):
+    st.warning("A and B are about different subjects or tasks: their numbers do not compare.")
+
+sides = ((run, first), (other, second))
+verdicts = {}
+for letter, (owner, method) in zip("AB", sides, strict=True):
+    with state.show_errors():
+        if owner.has("edits", method, "verdict.json"):
+            verdicts[f"{letter} · {words.title(method)}"] = owner.verdict(method)
+if verdicts:
+    st.subheader("Verdict", help="Passed only if all four properties are.")
+    verdict_table(verdicts)
+side_by_side("Accuracy", words.help("accuracy"), sides, accuracy)
+side_by_side("In numbers", None, sides, numbers)
+side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
+side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
+side_by_side("The verdict's evidence", words.help("certain"), sides, properties)

@@ -1,0 +1,138 @@
+"""NF4: how much of an edit the 4-bit format can see."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import charts, jobs, state, words
+from mansu.nf4 import NF4Report, Survival
+
+GROUPS = {
+    "all": "All parameters",
+    "quantized": "Quantised by NF4",
+    "unquantized": "Left alone by NF4",
+}
+
+
+def numbers(survival: Survival) -> None:
+    """The numbers of one group, each with its formula in a tooltip."""
+    ratio, share = survival.width_over_update, survival.share
+    shown = (
+        ("Median bin width ÷ update", f"{words.number(ratio)}×", "width_over_update"),
+        ("Codes that change", words.percent(share, 2), "share"),
+        ("Codes expected to change", words.percent(survival.expected_share, 2), "expected_share"),
+        ("Energy that survives", words.percent(survival.energy), "energy"),
+        ("Update kept on average", words.percent(survival.projection), "projection"),
+        ("Noise ÷ update", words.number(survival.noise), "noise"),
+        ("Weights moved", f"{survival.moved:,}", "moved"),
+        ("Bystanders", f"{survival.bystanders:,}", "bystanders"),
+    )
+    columns = st.columns(4) + st.columns(4)
+    for column, (label, value, key) in zip(columns, shown, strict=True):
+        column.metric(label, value, help=words.help(key))
+
+
+def reading(report: NF4Report) -> str:
+    """The report of the quantised weights in a sentence or two."""
+    s = report.quantized
+    if not s.moved or s.share is None or s.expected_share is None:
+        return "No weight that NF4 quantises was moved: NF4 leaves this edit as it is."
+    text = (
+        f"Of {s.moved:,} moved weights that NF4 quantises, **{s.changed:,} "
+        f"({words.percent(s.share, 2)}) change their code**; NF4 does not see the others move. "
+    )
+    if s.share > 0.99:
+        return text + "The edit survives by construction."
+    return text + (
+        f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size: about "
+        "as many codes flip as keeps the *average* update, so what NF4 brings back is a matter of "
+        "noise and degree, not of a total loss."
+        if 0.5 <= s.share / max(s.expected_share, 1e-12) <= 2
+        else f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size."
+    )
+
+
+st.title("NF4")
+st.markdown("**Is the edit large enough to be seen by 4-bit quantisation?**")
+run = state.sidebar()
+if run is None:
+    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
+    st.stop()
+    raise SystemExit
+jobs.panel(run)
+ready = [m for m in run.edits() if run.has("edits", m, "survival.json")]
+if not ready:
+    st.info(
+        "No edit of this run has been quantised yet: run a method on the Unlearn page.",
+        icon=":material/info:",
+    )
+    st.stop()
+
+left, right = st.columns(2)
+with left:
+    method = state.choose("Edit", ready, "edit", format_func=words.title)
+with right:
+    group = state.choose(
+        "Parameters",
+        list(GROUPS),
+        "group",
+        default=1,
+        format_func=lambda name: GROUPS[name],
+        help=words.help("unquantised"),
+    )
+
+with state.show_errors():
+    report = run.survival(method)
+    survival: Survival = getattr(report, group)
+    st.markdown(reading(report))
+    outside = report.unquantized
+    if outside.moved:
+        st.warning(
+            f"{words.percent(outside.moved / report.all.moved)} of the moved weights "
+            f"({outside.moved:,}) are parameters that NF4 leaves alone, such as tied embeddings "
+            "and norms: they carry their update through whole, so what this edit forgets in NF4 "
+            "is not owed to the quantised weights alone.",
+            icon=":material/warning:",
+        )
+    numbers(survival)
+    if not survival.moved:
+        st.info("No weight of this group was moved.")
+        st.stop()
+    st.subheader("Update ÷ bin width", help=words.help("ratio"))
+    alt = "Histogram of update over bin width before and after NF4, with the boundary at 1"
+    st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
+    if group == "unquantized":
+        st.caption("These ratios say what would be if these parameters were quantised too.")
+
+    layers, kinds = st.columns(2)
+    with layers:
+        st.subheader("By layer", help=words.help("share"))
+        alt = "Share of moved weights whose code changes, by layer"
+        st.plotly_chart(charts.survival_by_layer(report.layers), alt=alt, key="layers")
+    with kinds:
+        st.subheader("By kind of matrix", help=words.help("share"))
+        alt = "Share of moved weights whose code changes, by kind of matrix"
+        st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
+    with st.expander("As a table"):
+        parts = {GROUPS[g]: getattr(report, g) for g in GROUPS}
+        parts |= {f"kind: {k}": s for k, s in report.kinds.items() if s.moved}
+        parts |= {f"layer {n}": s for n, s in report.layers.items() if s.moved}
+        st.dataframe(
+            pd.DataFrame(
+                {
+                    "Group": list(parts),
+                    "Parameters": [s.parameters for s in parts.values()],
+                    "Moved": [s.moved for s in parts.values()],
+                    "Codes changed": [s.changed for s in parts.values()],
+                    "Share": [s.share for s in parts.values()],
+                    "Expected": [s.expected_share for s in parts.values()],
+                    "Width ÷ update": [s.width_over_update for s in parts.values()],
+                    "Energy": [s.energy for s in parts.values()],
+                    "Noise": [s.noise for s in parts.values()],
+                    "Blocks rescaled": [s.rescaled for s in parts.values()],
+                }
+            ),
+            hide_index=True,
+            alt="NF4 survival by group of parameters",
+        )

@@ -1,0 +1,107 @@
+"""Unlearn: run MANSU or a baseline on the chosen run and watch it."""
+
+from __future__ import annotations
+
+import shutil
+
+import streamlit as st
+
+from app import charts, jobs, live, settings, state, words
+from mansu.methods import NAMES
+from mansu.runs import Run
+
+
+@st.fragment(run_every=2)
+def watch(run: Run) -> None:
+    """The chart of the method at work, a point a step."""
+    steps = live.steps(run)
+    if steps:
+        alt = "Losses, accuracies and moved weights of each step so far"
+        st.plotly_chart(charts.history(steps), alt=alt, key="live history")
+    else:
+        st.caption("The chart begins with the method's first step.")
+
+
+def start(run: Run, method: str, changed: dict[str, object]) -> None:
+    """Start the method, and what is missing before and after it."""
+    with state.show_errors():
+        jobs.start(
+            ["run", "--folder", str(run.path), "--method", method, *settings.arguments(changed)],
+            run.path,
+        )
+        st.rerun()
+
+
+def result(run: Run, method: str) -> None:
+    """What the method did."""
+    history = run.history(method)
+    columns = st.columns(4)
+    moved = f"{words.percent(history['fraction'])} of all"
+    columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
+    columns[0].caption(moved)
+    columns[1].metric("Time", f"{history['seconds']:.0f} s", help=words.help("seconds"))
+    for column, nf4, name in ((columns[2], False, "full.json"), (columns[3], True, "nf4.json")):
+        if run.has("edits", method, name):
+            before = run.base(nf4=nf4).splits["forget"].accuracy
+            after = run.measurement(method, nf4=nf4).splits["forget"].accuracy
+            label = "Forget accuracy, NF4" if nf4 else "Forget accuracy"
+            column.metric(label, words.percent(after), help=words.help("accuracy"))
+            column.caption(f"was {words.percent(before)}")
+    st.markdown(f"**Why it ended:** {history['stopped'].rstrip('.')}.")
+    if history["steps"]:
+        alt = "Losses, accuracies and moved weights of each step"
+        st.plotly_chart(charts.history(history["steps"]), alt=alt, key="history")
+    with st.expander("Settings it ran with"):
+        used = {name.replace("_", " "): str(v) for name, v in history["settings"].items()}
+        st.table({"Setting": list(used), "Value": list(used.values())})
+
+
+st.title("Unlearn")
+st.markdown("**What does a method change in the model, and what does that do, step by step?**")
+run = state.sidebar()
+if run is None:
+    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
+    st.stop()
+    raise SystemExit
+
+method = state.choose(
+    "Method",
+    NAMES,
+    "method",
+    format_func=words.title,
+    help="MANSU, or a baseline from the literature to hold it against.",
+)
+st.caption(words.METHODS[method][1])
+running = jobs.panel(run)
+done = run.has("edits", method, "edit.safetensors")
+complete = run.has("edits", method, "verdict.json")
+
+if running:
+    watch(run)
+elif done and not complete:
+    st.info("The edit is made, but it is not measured to the end.")
+    if st.button("Measure and judge it", type="primary", icon=":material/play_arrow:"):
+        start(run, method, {})
+else:
+    label = "Settings" if not done else "Run it again with other settings"
+    with st.expander(label, expanded=not done, icon=":material/tune:"):
+        changed = settings.form(method)
+        again = st.checkbox("Throw away the edit that is there", key="again") if done else True
+        if st.button(
+            f"Run {words.title(method)}",
+            type="primary",
+            icon=":material/play_arrow:",
+            disabled=not again,
+            help="Finds the circuit if there is none, runs the method, measures the edit in full "
+            "precision and NF4, and judges it. It goes on if you leave the page.",
+        ):
+            if done:
+                shutil.rmtree(run.edit_folder(method))
+            start(run, method, changed)
+    if not run.has("mask.safetensors"):
+        st.caption("This run has no circuit yet: it is found first.")
+
+if done:
+    st.subheader(f"What {words.title(method)} did")
+    with state.show_errors():
+        result(run, method)
