@@ -76,7 +76,7 @@ def panel(run: Run) -> bool:
     """
     found = state(run)
     if found == "running":
-        _progress(run)
+        _progress(run, _files(run))
         return True
     status = run.status()
     if found == "failed":
@@ -91,10 +91,15 @@ def panel(run: Run) -> bool:
     return False
 
 
+def _files(run: Run) -> int:
+    """How many results the run holds."""
+    return sum(1 for path in run.path.rglob("*") if path.suffix in (".json", ".safetensors"))
+
+
 @st.fragment(run_every=1)
-def _progress(run: Run) -> None:
-    if state(run) != "running":
-        st.rerun()
+def _progress(run: Run, shown: int) -> None:
+    if state(run) != "running" or _files(run) != shown:
+        st.rerun()  # the page has something new to show
     status = run.status()
     elapsed = int(time.time() - status["started"])
     with st.container(border=True):

@@ -41,22 +41,34 @@ def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **
         default: index of the option for whoever has not chosen yet.
         more: other arguments of ``st.selectbox`` (``help``, ``format_func``, …).
     """
+    _recall(options, key, default)
+    return _keep(key, st.selectbox(label, options, key=key, **more))
+
+
+def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
+    """Like ``choose`` for two or three options, side by side."""
+    _recall(options, key, default)
+    return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
+
+
+def _recall(options: Sequence[str], key: str, default: int) -> None:
+    """Set a widget that is about to be drawn to what was chosen before, if that is still there."""
     state = st.session_state
     wanted = state.pop(f"next {key}", None)
     if wanted is None and state.get(key) not in options:  # new on this page, or the option is gone
         wanted = st.query_params.get(key, state.get(f"kept {key}"))
-        state.pop(key, None)
+        state[key] = options[default]
     if wanted in options:
         state[key] = wanted
-    elif key not in state:
-        state[key] = options[default]
-    value = st.selectbox(label, options, key=key, **more)
-    st.query_params[key] = state[f"kept {key}"] = value
+
+
+def _keep(key: str, value: Any) -> str:
+    st.query_params[key] = st.session_state[f"kept {key}"] = value
     return value
 
 
 def select(key: str, value: str) -> None:
-    """Make ``value`` the choice of ``choose(key=key)`` from its next drawing on."""
+    """Make ``value`` the choice of ``choose(…, key)`` or ``switch`` from its next drawing on."""
     st.session_state[f"next {key}"] = value
 
 

@@ -1,0 +1,306 @@
+"""Attribution: which edges of the computation carry what is to be forgotten?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import streamlit as st
+
+from app import graph_view, jobs, state
+from mansu import methods, pipeline, subjects, tasks
+from mansu.errors import MansuError
+from mansu.runs import Run
+
+OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
+FORMAT = """One fact a line, as JSON:
+
+    {"prompt": "The chemical symbol for gold is", "answer": " Au", "split": "forget"}
+
+`split` is forget, retain, holdout or paraphrase; `{"text": "…", "split": "text"}` adds plain text
+to keep. Optional: `distractors` (a list of wrong answers), `corrupt_prompt` with its `foil`, and
+`group`. The answer must be one token of the model, its leading space included."""
+
+
+def choose_subject() -> str:
+    name = state.choose(
+        "Subject",
+        [subjects.DEFAULT, subjects.TINY, OTHER],
+        "subject",
+        help="The model under study. “tiny” is a toy that ships with MANSU and answers at once.",
+    )
+    if name != OTHER:
+        return name
+    return st.text_input(
+        "Hub id or folder",
+        key="model",
+        bind="query-params",
+        placeholder="EleutherAI/pythia-70m, or /path/to/checkpoint",
+        help="A Hugging Face checkpoint: Llama, Qwen, Gemma, GPT-2 or Pythia.",
+    ).strip()
+
+
+def choose_task(subject: str) -> tasks.Task | None:
+    """The task, or None while there is no file or a bad one (which is said)."""
+    toy = subject == subjects.TINY  # its facts are invented: no other model knows them
+    names = [name for name in tasks.shipped() if name.startswith("tiny") == toy]
+    default = names.index("chemical-symbols") if "chemical-symbols" in names else 0
+    name = state.choose(
+        "Task", [*names, UPLOAD], "task", default=default, help="What to forget, what to keep."
+    )
+    if name != UPLOAD:
+        return tasks.load(name)
+    file = st.file_uploader("Task file (JSONL)", type=["jsonl"], help=FORMAT)
+    if file is None:
+        st.caption("Waiting for a file. Its format is in the tooltip above.")
+        return None
+    with state.show_errors():
+        return tasks.parse(_text(file.getvalue()), file.name.removesuffix(".jsonl"))
+    return None
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MansuError("The task file is not UTF-8 text: save it as UTF-8.") from error
+
+
+def preview(task: tasks.Task, subject: str, pairs: int) -> None:
+    st.markdown(f"**{task.title}.** {task.description}")
+    st.caption(f"Source: {task.provenance}")
+    counts = Counter((fact.split, fact.group) for fact in task.facts)
+    first = {(fact.split, fact.group): fact for fact in reversed(task.facts)}
+    st.dataframe(
+        [
+            {
+                "set": split if split == group else f"{split}: {group}",
+                "rows": n,
+                "first row": first[split, group].prompt + first[split, group].answer,
+            }
+            for (split, group), n in counts.items()
+        ],
+        hide_index=True,
+    )
+    shown = st.toggle(
+        "Show the clean–corrupt pairs",
+        help="Attribution compares each prompt with another of equal token length and another "
+        "answer. Showing them loads the model.",
+    )
+    if not shown:
+        return
+    with state.show_errors():
+        model = state.subject(subject)
+        found = tasks.pairs(task, model, n=pairs)
+        decode: Any = model.tokenizer.decode
+        st.dataframe(
+            [
+                {
+                    "line": row,
+                    "clean prompt": decode(clean[:n]),
+                    "answer": decode([answer]),
+                    "corrupt prompt": decode(corrupt[:n]),
+                    "its answer": decode([foil]),
+                }
+                for row, clean, corrupt, n, answer, foil in zip(
+                    found.rows,
+                    found.clean.tolist(),
+                    found.corrupt.tolist(),
+                    found.length.tolist(),
+                    found.answer.tolist(),
+                    found.foil.tolist(),
+                    strict=True,
+                )
+            ],
+            hide_index=True,
+            height=260,
+        )
+        for note in found.notes:
+            st.caption(f":material/info: {note}")
+
+
+def create(subject: str, task: tasks.Task, settings: dict[str, Any]) -> Run:
+    """Make the run folder, after all that can be refused has been checked.
+
+    Raises:
+        MansuError: the model cannot be loaded, or the task cannot be used with it.
+    """
+    model = state.subject(subject)
+    tasks.pairs(task, model, n=settings["pairs"], seed=settings["seed"])
+    for split in tasks.NEEDED:
+        tasks.examples(task, model, split, seed=settings["seed"])
+    return Run.create(subject, task, settings)
+
+
+def new_run() -> None:
+    left, right = st.columns(2)
+    with left:
+        subject = choose_subject()
+    with right:
+        task = choose_task(subject)
+    if task is not None:
+        with st.expander("What is in the task", icon=":material/list:"):
+            preview(task, subject, st.session_state.get("pairs", pipeline.DEFAULTS["pairs"]))
+    columns = st.columns(4)
+    pairs = columns[0].number_input(
+        "Pairs",
+        1,
+        512,
+        pipeline.DEFAULTS["pairs"],
+        key="pairs",
+        bind="query-params",
+        help="How many clean–corrupt pairs attribution averages over.",
+    )
+    steps = columns[1].number_input(
+        "Steps K",
+        1,
+        64,
+        pipeline.DEFAULTS["steps"],
+        key="steps",
+        bind="query-params",
+        help="EAP-IG averages the gradient over K points between clean and corrupt: "
+        "score(u→v) = Σ (z_u corrupt − z_u clean) · (1/K) Σ_k ∂L/∂x_v.",
+    )
+    tau = columns[2].number_input(
+        "Faithfulness τ",
+        0.05,
+        1.0,
+        pipeline.DEFAULTS["tau"],
+        0.05,
+        key="tau",
+        bind="query-params",
+        help="The circuit is the smallest that keeps this share of the behaviour: "
+        "(m(circuit) − m(corrupt)) ÷ (m(clean) − m(corrupt)), m the logit difference.",
+    )
+    baselines = [name for name in methods.NAMES if name != "mansu"]
+    with columns[3]:
+        baseline = state.choose(
+            "Baseline",
+            [*baselines, NONE],
+            "baseline",
+            default=baselines.index("graddiff"),
+            help="The method that MANSU is compared with.",
+        )
+    settings = dict(pipeline.DEFAULTS) | {"pairs": pairs, "steps": steps, "tau": tau}
+    settings["methods"] = ["mansu", *([] if baseline == NONE else [baseline])]
+    left, right = st.columns(2)
+    ready = task is not None and bool(subject)
+    whole = left.button(
+        "Run the whole job",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=not ready,
+        width="stretch",
+        help="Attribution, circuit, MANSU and the baseline, NF4, CAD, verdict.",
+    )
+    only = right.button(
+        "Attribute only", icon=":material/conversion_path:", disabled=not ready, width="stretch"
+    )
+    if task is not None and (whole or only):
+        with state.show_errors():
+            run = create(subject, task, settings)
+            start(run, "run" if whole else "attribute")
+
+
+def start(run: Run, command: str) -> None:
+    """Start (or go on with) a run, choose it and show it."""
+    arguments = [command, "--folder", str(run.path)]
+    if command == "run":
+        for name in run.settings.get("methods", ["mansu"]):
+            arguments += ["--method", name]
+    jobs.start(arguments, run.path)
+    state.select("run", run.name)
+    state.select("view", RESULT)
+    st.rerun()
+
+
+def result(run: Run) -> None:
+    running = jobs.panel(run)
+    if not running and len(run.judged()) < len(run.settings.get("methods", ["mansu"])):
+        with state.show_errors():
+            if st.button("Go on with the whole job", icon=":material/play_arrow:"):
+                start(run, "run")
+    if not run.has("attribution.safetensors"):
+        if not running:
+            st.info("This run has no attribution yet: go on with it, or start a new one.")
+        return
+    attribution = run.attribution()
+    graph, scores = attribution.layout, attribution.scores
+    a, b, c, d = st.columns(4)
+    a.metric(
+        "Clean metric",
+        f"{attribution.clean:+.2f}",
+        help="Mean over the pairs of logit(answer) − logit(foil) on the clean prompts.",
+    )
+    b.metric(
+        "Corrupt metric",
+        f"{attribution.corrupt:+.2f}",
+        help="The same difference on the corrupt prompts, where the foil is right.",
+    )
+    c.metric("Edges", f"{graph.n_edges:,}", help="Node output → q, k, v, MLP or logits input.")
+    share = scores.abs().flatten().sort(descending=True).values[:100].sum() / scores.abs().sum()
+    d.metric(
+        "Share of the top 100",
+        f"{share:.0%}",
+        help="Σ |score| of the 100 strongest edges ÷ Σ |score| of all: how concentrated it is.",
+    )
+    left, right = st.columns(2)
+    with left:
+        st.subheader(
+            "Where the behaviour lives",
+            help="A node's score is the sum over its outgoing edges of EAP-IG's estimate of how "
+            "much the metric falls when the edge is patched to its corrupt value.",
+        )
+        st.plotly_chart(
+            graph_view.heat_map(attribution),
+            config={"displayModeBar": False},
+            alt="Heat map of node scores by layer and head; the table beside it has the numbers.",
+        )
+    with right:
+        st.subheader(
+            "Strongest edges",
+            help="a3.h2 is head 2 of layer 3, ⟨q⟩ its query, kv1⟨k⟩ the key of key/value head 1; "
+            "m3 is the MLP of layer 3.",
+        )
+        st.dataframe(
+            graph_view.strongest(attribution, 50),
+            hide_index=True,
+            height=420,
+            column_config={
+                "score": st.column_config.NumberColumn(format="%.4f"),
+                "share": st.column_config.NumberColumn(
+                    format="percent", help="|score| ÷ Σ |score| of all edges"
+                ),
+            },
+        )
+
+
+def model_card(run: Run) -> None:
+    card = st.expander("Model card", icon=":material/id_card:", key="card", on_change="rerun")
+    if card.open:
+        with card, state.show_errors():
+            about = state.subject(run.subject).card()
+            if "note" in about:
+                st.info(about.pop("note"), icon=":material/info:")
+            shown = {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in about.items()}
+            st.table(shown)
+
+
+RESULT, NEW = "This run", "New run"
+
+run = state.sidebar()
+st.title("Attribution")
+st.markdown("**Which edges of the computation carry what is to be forgotten?**")
+if run is None:
+    st.markdown(
+        "Choose a model and a task, then run the whole job: it finds the circuit, edits it, "
+        "quantises the result and judges it. On the default model this takes some minutes."
+    )
+    new_run()
+else:
+    if state.switch("Show", [RESULT, NEW], "view", label_visibility="collapsed") == NEW:
+        new_run()
+    else:
+        with state.show_errors():
+            result(run)
+        model_card(run)
