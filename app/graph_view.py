@@ -14,12 +14,14 @@ from mansu.attribution import Attribution
 from mansu.circuit import Circuit
 from mansu.graph import Graph
 
+# A score is the change of the metric when the edge is patched to its corrupt value, so an edge that
+# carries the answer has a negative one. Blue, solid: carries it; orange, dotted: works against it.
 FOR, AGAINST, NEUTRAL = (
     "#2b83ba",
     "#d95f02",
     "#8c8c8c",
 )  # told apart in the three colour blindnesses
-DIVERGING = [[0.0, AGAINST], [0.5, "rgba(140,140,140,0.12)"], [1.0, FOR]]
+DIVERGING = [[0.0, FOR], [0.5, "rgba(140,140,140,0.12)"], [1.0, AGAINST]]
 DRAWN = 600  # edges drawn at most: more is a blot
 WIDTHS = (0.7, 1.4, 2.4, 4.0, 6.5)
 CURVE = np.linspace(0, 1, 13)
@@ -36,9 +38,11 @@ def heat_map(attribution: Attribution) -> go.Figure:
     graph, scores = attribution.layout, node_scores(attribution).numpy()
     columns = [f"h{i}" for i in range(graph.n_heads)] + ["MLP"]
     rows = [str(i) for i in range(graph.n_layers)]
-    limit = float(np.abs(scores).max()) or 1.0
+    shades = np.sign(scores) * np.abs(scores) ** 0.5  # else one node outshines all the others
+    limit = float(np.abs(shades).max()) or 1.0
+    ticks = np.linspace(-limit, limit, 5)
     heat = go.Heatmap(
-        z=scores,
+        z=shades,
         x=columns,
         y=rows,
         zmin=-limit,
@@ -46,11 +50,17 @@ def heat_map(attribution: Attribution) -> go.Figure:
         colorscale=DIVERGING,
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": "score"}, "thickness": 12},
-        hovertemplate="layer %{y}, %{x}<br>score %{z:.4f}<extra></extra>",
+        colorbar={
+            "title": {"text": "score"},
+            "thickness": 12,
+            "tickvals": ticks.tolist(),
+            "ticktext": [f"{np.sign(t) * t * t:+.2g}" if t else "0" for t in ticks],
+        },
+        customdata=scores,
+        hovertemplate="layer %{y}, %{x}<br>score %{customdata:+.4f}<extra></extra>",
     )
     if scores.size <= 80:  # room for numbers
-        heat.update(texttemplate="%{z:.2f}")
+        heat.update(texttemplate="%{customdata:+.2f}")
     figure = go.Figure(heat)
     figure.update_layout(height=130 + max(17 * len(rows), 120), margin=_margin(), dragmode=False)
     figure.update_xaxes(title="head, or the MLP", showgrid=False, type="category")
@@ -157,7 +167,7 @@ def circuit_graph(circuit: Circuit, selected: str | None = None) -> tuple[go.Fig
         title="layer",
         showgrid=False,
         zeroline=False,
-        range=[-2.0, top + 0.8],
+        range=[-2.6, top + 1.2],
     )
     return figure, left_out
 
@@ -206,7 +216,7 @@ def _draw_edges(
         share = abs(about["score"]) / largest
         width = min(int(share**0.5 * len(WIDTHS)), len(WIDTHS) - 1)
         front = selected in (None, begin, end)
-        xs, ys = strokes.setdefault((front, about["score"] >= 0, width), ([], []))
+        xs, ys = strokes.setdefault((front, about["score"] <= 0, width), ([], []))
         xs += [*x.tolist(), None]
         ys += [*y.tolist(), None]
         if front:
@@ -214,28 +224,28 @@ def _draw_edges(
             middles.append(
                 (x[6], y[6], f"<b>{begin} → {end}</b>: {about['score']:+.4f}<br>{inputs}")
             )
-    for (front, positive, width), (xs, ys) in sorted(strokes.items()):
-        colour = FOR if positive else AGAINST
+    for (front, carries, width), (xs, ys) in sorted(strokes.items()):
+        colour = FOR if carries else AGAINST
         figure.add_scatter(
             x=xs,
             y=ys,
             mode="lines",
-            line={"color": colour, "width": WIDTHS[width], "dash": "solid" if positive else "dot"},
+            line={"color": colour, "width": WIDTHS[width], "dash": "solid" if carries else "dot"},
             opacity=(0.35 + 0.13 * width) if front else 0.05,
             hoverinfo="skip",
             showlegend=False,
         )
-    for positive in (True, False):
+    for carries in (True, False):
         figure.add_scatter(
             x=[None],
             y=[None],
             mode="lines",
             line={
-                "color": FOR if positive else AGAINST,
+                "color": FOR if carries else AGAINST,
                 "width": 3,
-                "dash": "solid" if positive else "dot",
+                "dash": "solid" if carries else "dot",
             },
-            name="raises the answer" if positive else "lowers the answer",
+            name="carries the answer" if carries else "works against it",
         )
     figure.add_scatter(
         x=[m[0] for m in middles],
@@ -266,7 +276,9 @@ def _draw_nodes(
             y=[place[name][1] for name, _ in nodes],
             mode="markers+text" if kind == "embedding" else "markers",
             text=[name if kind == "embedding" else "" for name, _ in nodes],
-            textposition="middle right",
+            textposition=[
+                "bottom center" if name == "embed" else "top center" for name, _ in nodes
+            ],
             customdata=[[name, meaning(graph, name)] for name, _ in nodes],
             hovertemplate="%{customdata[1]}<extra></extra>",
             marker={
@@ -275,7 +287,7 @@ def _draw_nodes(
                 "color": [
                     NEUTRAL
                     if about["kind"] == "logits"
-                    else (FOR if about["score"] >= 0 else AGAINST)
+                    else (FOR if about["score"] <= 0 else AGAINST)
                     for _, about in nodes
                 ],
                 "line": {
@@ -289,6 +301,21 @@ def _draw_nodes(
         )
 
 
+def node_table(graph: nx.DiGraph) -> list[dict[str, Any]]:
+    """A row a node, the strongest first."""
+    rows = [
+        {
+            "node": name,
+            "kind": about["kind"],
+            "score": round(about["score"], 4),
+            "edges in": graph.in_degree(name),
+            "edges out": graph.out_degree(name),
+        }
+        for name, about in graph.nodes(data=True)
+    ]
+    return sorted(rows, key=lambda row: -abs(row["score"]))
+
+
 def meaning(graph: nx.DiGraph, name: str) -> str:
     """What a node is, its score and its strongest neighbours, as lines of HTML."""
     about = graph.nodes[name]
@@ -300,7 +327,10 @@ def meaning(graph: nx.DiGraph, name: str) -> str:
     }[about["kind"]]
     lines = [f"<b>{name}</b>: {what}"]
     if about["kind"] != "logits":
-        lines.append(f"score {about['score']:+.4f} over its edges here")
+        lines.append(
+            f"score {about['score']:+.4f} over its edges here: "
+            + ("carries the answer" if about["score"] <= 0 else "works against it")
+        )
     for verb, found in (
         ("reads", [(b, e["score"]) for b, _, e in graph.in_edges(name, data=True)]),
         ("feeds", [(b, e["score"]) for _, b, e in graph.out_edges(name, data=True)]),

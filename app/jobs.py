@@ -108,15 +108,15 @@ def _progress(run: Run, shown: int) -> None:
         left, right = st.columns([3, 1], vertical_alignment="center")
         left.caption(f"{elapsed // 60} min {elapsed % 60:02d} s so far. You may leave this page.")
         cancelling = status["state"] == "cancelling"
-        if right.button(
+        right.button(
             "Cancelling …" if cancelling else "Cancel",
             key="cancel job",
             icon=":material/cancel:",
             disabled=cancelling,
+            on_click=cancel,
+            args=(run,),
             width="stretch",
-        ):
-            cancel(run)
-            st.rerun(scope="fragment")
+        )
 
 
 def _alive(pid: Any) -> bool:

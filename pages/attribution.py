@@ -248,8 +248,10 @@ def result(run: Run) -> None:
     with left:
         st.subheader(
             "Where the behaviour lives",
-            help="A node's score is the sum over its outgoing edges of EAP-IG's estimate of how "
-            "much the metric falls when the edge is patched to its corrupt value.",
+            help="An edge's score: EAP-IG's estimate of the change of the metric when the edge is "
+            "patched to its corrupt value: negative (blue) where it carries the answer, positive "
+            "(orange) where it works against it. A node's score sums its outgoing edges. "
+            "Shades go by the square root, so that weaker nodes are seen.",
         )
         st.plotly_chart(
             graph_view.heat_map(attribution),

@@ -170,16 +170,18 @@ def page(run: Run) -> None:
             subject = state.subject(run.subject)
             pairs = pipeline.attribution_pairs(run, subject)
             inspect_node(subject, pairs, every.index(node), shown.node(every.index(node)))
-    st.subheader(
-        "How faithfulness grows with edges",
-        help="Every point was measured by patching all other edges; the band is a bootstrap 95 % "
-        "interval over pairs.",
-    )
-    st.plotly_chart(
-        graph_view.faithfulness_curve(circuit, shown),
-        config={"displayModeBar": False},
-        alt="Faithfulness by number of edges",
-    )
+        st.markdown(
+            "**How faithfulness grows with edges**",
+            help="Every point was measured by patching all other edges; the band is a bootstrap "
+            "95 % interval over pairs.",
+        )
+        st.plotly_chart(
+            graph_view.faithfulness_curve(circuit, shown),
+            config={"displayModeBar": False},
+            alt="Faithfulness by number of edges",
+        )
+        with st.expander("The nodes as a table", icon=":material/table:"):
+            st.dataframe(graph_view.node_table(graph), hide_index=True)
 
 
 run = state.sidebar()
