@@ -96,7 +96,7 @@ def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
         x=np.concatenate([n, n[::-1]]),
         y=np.concatenate([high, low[::-1]]),
         fill="toself",
-        fillcolor="rgba(43,131,186,0.2)",
+        fillcolor="rgba(43,131,186,0.3)",
         line={"width": 0},
         hoverinfo="skip",
         name="95 % interval",
@@ -231,7 +231,7 @@ def _draw_edges(
             y=ys,
             mode="lines",
             line={"color": colour, "width": WIDTHS[width], "dash": "solid" if carries else "dot"},
-            opacity=(0.35 + 0.13 * width) if front else 0.05,
+            opacity=min(1.0, (0.35 if selected is None else 0.7) + 0.13 * width) if front else 0.05,
             hoverinfo="skip",
             showlegend=False,
         )

@@ -122,18 +122,12 @@ def _progress(run: Run, shown: int) -> None:
 def _alive(pid: Any) -> bool:
     """Whether a process of ours or of another session still runs."""
     try:
-        if os.waitpid(pid, os.WNOHANG)[0]:  # our own child, ended: reaped here
-            return False
+        return os.waitpid(pid, os.WNOHANG)[0] == 0  # our own child: reaped here if it has ended
     except ChildProcessError:
         pass
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    command = Path(f"/proc/{pid}/cmdline")  # the number may be another process's by now
-    try:
-        return b"mansu" in command.read_bytes() if Path("/proc/self").exists() else True
-    except FileNotFoundError:
+        command = Path(f"/proc/{pid}/cmdline")  # the number may be another process's by now
+        return not command.exists() or b"mansu" in command.read_bytes()
+    except (ProcessLookupError, FileNotFoundError, PermissionError):  # or another user's
         return False

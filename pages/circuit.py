@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
+import torch
 from torch import Tensor
 
 from app import graph_view, jobs, state
@@ -86,10 +87,10 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
     line = state.choose("Prompt", list(prompts), "pair", format_func=lambda k: prompts[k])
     row = list(prompts).index(line)
     n = int(pairs.length[row])
+    ends = [int(pairs.answer[row]), int(pairs.foil[row])]
+    answer, foil = inspect.words(subject, torch.tensor(ends))
     st.markdown(
-        f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \n"
-        f"Answer **{decode([int(pairs.answer[row])])}**, foil "
-        f"**{decode([int(pairs.foil[row])])}**"
+        f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
     )
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
@@ -97,7 +98,9 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
         st.plotly_chart(
-            graph_view.attention_map(patterns[side == "corrupt"], inspect.words(subject, tokens)),
+            graph_view.attention_map(
+                patterns[int(side == "corrupt")], inspect.words(subject, tokens)
+            ),
             config={"displayModeBar": False},
             alt=f"Attention of {about['name']} from each position to each earlier one",
         )
@@ -112,12 +115,12 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
     )
     raised = inspect.promoted(subject, pairs, row, index)
-    shown = _extremes(raised, [int(pairs.answer[row]), int(pairs.foil[row])])
+    shown = _extremes(raised, ends)
     st.plotly_chart(
         graph_view.token_bars(
             raised[shown],
             inspect.words(subject, shown),
-            [shown.tolist().index(int(t)) for t in (pairs.answer[row], pairs.foil[row])],
+            [shown.tolist().index(token) for token in ends],
         ),
         config={"displayModeBar": False},
         alt="The tokens that the node raises and lowers most",
