@@ -87,11 +87,10 @@ def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
                 "%{customdata[2]} rows<extra></extra>"
             ),
         )
-    figure.add_vline(CHANCE, line={"color": GREY, "dash": "dot"})
-    figure.add_annotation(
-        x=CHANCE, y=1, yref="paper", yanchor="bottom", text="chance 25 %", showarrow=False
+    figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2})
+    figure.update_xaxes(
+        title="Accuracy, 4-way choice (dotted: chance, 25 %)", tickformat=".0%", range=[0, 1.04]
     )
-    figure.update_xaxes(title="Accuracy, 4-way choice", tickformat=".0%", range=[0, 1.04])
     figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
     return _finish(figure, 110 + len(labels) * (16 * len(series) + 14), bargap=0.25)
 
@@ -135,7 +134,7 @@ def bin_histogram(survival: Survival) -> go.Figure:
             yref="y domain",
             xanchor="right",
             yanchor="top",
-            text=f"{share:.2%} past the boundary",
+            text=f"wider than the bin: {share:.2%}",
             showarrow=False,
             row=row,
             col=1,
@@ -196,25 +195,21 @@ def _shares(labels: list[str], parts: list[Survival], name: str, *, horizontal: 
     return _finish(figure, 320)
 
 
-HISTORY: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("Loss, nats", ("forget_loss", "retain_loss", "forget", "retain", "text")),
-    ("Forget accuracy", ("forget", "forget_nf4")),
-    ("Weights moved", ("moved",)),
+HISTORY: Sequence[tuple[str, Mapping[str, str]]] = (
+    ("Loss, nats", {"forget_loss": "forget loss", "retain_loss": "retain loss"}),
+    ("Loss, nats", {"forget": "forget term", "retain": "retain term", "text": "text term"}),
+    ("Accuracy", {"forget": "forget accuracy", "forget_nf4": "forget accuracy in NF4"}),
+    ("Weights moved", {"moved": "weights moved"}),
 )
-_NAMES = {
-    "forget_loss": "forget",
-    "retain_loss": "retain",
-    "forget_nf4": "forget, NF4",
-    "forget": "forget",
-    "retain": "retain",
-    "text": "plain text",
-    "moved": "moved",
-}
+"""Panels, each with the keys of a step that it shows and their names. MANSU's steps have the
+first, third and fourth; the baselines' the second."""
 _STYLES = {
+    "forget_loss": (BLUE, "circle", "solid"),
     "forget": (BLUE, "circle", "solid"),
+    "retain_loss": (GREEN, "square", "dash"),
     "retain": (GREEN, "square", "dash"),
-    "plain text": (PURPLE, "triangle-up", "dot"),
-    "forget, NF4": (ORANGE, "diamond", "dash"),
+    "text": (PURPLE, "triangle-up", "dot"),
+    "forget_nf4": (ORANGE, "diamond", "dash"),
     "moved": (GREY, "circle", "solid"),
 }
 
@@ -222,28 +217,21 @@ _STYLES = {
 def history(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
     """A method's history, a panel for each of losses, accuracies, and weights moved.
 
-    MANSU's steps have accuracies under ``forget`` and ``forget_nf4`` and losses under their own
-    names; the baselines' have their loss terms under ``forget``, ``retain`` and ``text``.
+    Args:
+        steps: of ``history.json``; at least one.
     """
-    named_losses = any("forget_loss" in s for s in steps)
-    panels = []
-    for title, keys in HISTORY:
-        if title.startswith("Loss") and named_losses:
-            keys = keys[:2]
-        elif title == "Forget accuracy" and not named_losses:
-            continue
-        if any(k in s for s in steps for k in keys):
-            panels.append((title, keys))
-    figure = make_subplots(rows=len(panels) or 1, shared_xaxes=True, vertical_spacing=0.09)
-    for row, (title, keys) in enumerate(panels, start=1):
-        for key in keys:
+    is_mansu = "forget_loss" in steps[0]
+    panels = [HISTORY[0], *HISTORY[2:]] if is_mansu else [HISTORY[1]]
+    panels = [p for p in panels if any(key in s for s in steps for key in p[1])]
+    figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.08)
+    for row, (title, names) in enumerate(panels, start=1):
+        for key, name in names.items():
             points = [(s["step"], s[key]) for s in steps if key in s]
             if not points:
                 continue
-            name = _NAMES[key]
-            colour, symbol, dash = _STYLES[name]
+            colour, symbol, dash = _STYLES[key]
             figure.add_scatter(
-                name=f"{title.split(',')[0].lower()}: {name}" if name != "moved" else title,
+                name=name,
                 x=[p[0] for p in points],
                 y=[p[1] for p in points],
                 mode="lines+markers",
@@ -254,13 +242,12 @@ def history(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
                 col=1,
             )
         figure.update_yaxes(title=title, row=row, col=1)
-        if title == "Forget accuracy":
+        if title == "Accuracy":
             figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.05], row=row, col=1)
-            figure.add_hline(CHANCE, line={"color": GREY, "dash": "dot"}, row=row, col=1)  # type: ignore[arg-type]
         if title == "Weights moved":
             figure.update_yaxes(tickformat="~s", rangemode="tozero", row=row, col=1)
-    figure.update_xaxes(title="Step", row=len(panels) or 1, col=1)
-    return _finish(figure, 110 + 190 * len(panels))
+    figure.update_xaxes(title="Step", row=len(panels), col=1)
+    return _finish(figure, 130 + 180 * len(panels))
 
 
 def divergences(d: Divergences) -> go.Figure:
@@ -272,7 +259,6 @@ def divergences(d: Divergences) -> go.Figure:
     groups = {title: fields for title, fields in groups.items() if fields}
     figure = make_subplots(
         rows=len(groups),
-        shared_xaxes=True,
         vertical_spacing=0.16,
         subplot_titles=list(groups),
         row_heights=[len(fields) for fields in groups.values()],
@@ -298,8 +284,9 @@ def divergences(d: Divergences) -> go.Figure:
             row=row,
             col=1,
         )
-        figure.update_yaxes(autorange="reversed", type="category", row=row, col=1)
-    figure.update_xaxes(range=[-0.04, 1.04], showticklabels=True)
+        top = max(i.high for i in intervals) or 1.0
+        figure.update_xaxes(range=[-0.05 * top, 1.1 * top], row=row, col=1)
+        figure.update_yaxes(range=[len(fields) - 0.5, -0.8], type="category", row=row, col=1)
     figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
     figure.update_layout(showlegend=False)
     return _finish(figure, 120 + 50 * sum(len(f) for f in groups.values()))
@@ -311,7 +298,7 @@ def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:
         "symmetric": False,
         "array": [i.high - i.value for i in intervals],
         "arrayminus": [i.value - i.low for i in intervals],
-        "color": GREY,
+        "color": ORANGE,
         "thickness": 1.5,
         "width": 3,
     }

@@ -16,6 +16,8 @@ MARKS = {
     "failed": ":red[:material/cancel:] failed",
     "unknown": ":orange[:material/help:] unknown",
 }
+VALUES = dict(zip(NAMES, ("fall", "worst fall", "gap", "CAD"), strict=True))
+"""What each property's value is."""
 Side = tuple[Run, str]
 
 
@@ -65,9 +67,10 @@ def numbers(run: Run, method: str, letter: str) -> None:
     nats = [float(m.splits["forget"].log_probability.mean()) for m in (base, full, nf4)]
     gap = nf4.splits["forget"].accuracy - full.splits["forget"].accuracy
     columns = st.columns(2) + st.columns(2)
-    moved = f"{history['moved']:,} ({words.percent(history['fraction'])})"
-    columns[0].metric("Weights moved", moved, help=words.help("moved"))
+    columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
+    columns[0].caption(f"{words.percent(history['fraction'])} of all")
     columns[1].metric("Recovery in NF4", f"{100 * gap:+.1f} points", help=words.help("PTQ gap ≤ 0"))
+    columns[1].caption("of forget accuracy")
     columns[2].metric(
         "Answer log-probability", f"{nats[1]:.2f} nats", help=words.help("log_probability")
     )
@@ -82,16 +85,15 @@ def circuit_divergence(run: Run, method: str, letter: str) -> None:
     d = run.divergences(method)
     alt = f"CAD and signal CAD of {words.title(method)} between their controls"
     st.plotly_chart(charts.divergences(d), alt=alt, key=f"cad {letter}")
-    columns = st.columns(3)
     shown = (
-        ("Suppressor's accuracy", d.suppressor_accuracy, "suppressor_accuracy"),
-        ("Rank correlation", d.rank_correlation, "rank_correlation"),
-        ("Top edges kept", d.top_overlap, "top_overlap"),
+        ("The suppressor's forget accuracy", d.suppressor_accuracy, "suppressor_accuracy"),
+        ("Rank correlation of edges", d.rank_correlation, "rank_correlation"),
+        ("Strongest edges kept", d.top_overlap, "top_overlap"),
     )
-    for column, (label, value, key) in zip(columns, shown, strict=True):
-        if value is not None:
-            text = f"{value:.3f}" if key == "rank_correlation" else words.percent(value)
-            column.metric(label, text, help=words.help(key))
+    for label, number, key in shown:
+        if number is not None:
+            text = f"{number:.3f}" if key == "rank_correlation" else words.percent(number)
+            st.markdown(f"{label}: **{text}**", help=words.help(key))
 
 
 def histogram(run: Run, method: str, letter: str) -> None:
@@ -111,12 +113,16 @@ def value(p: Property) -> str:
     """A property's value with its interval, in its unit."""
     if p.value is None:
         return "not measured"
-    return words.interval(p.value, share=p.name != NAMES[3])
+    return f"{VALUES[p.name]} {words.interval(p.value, share=p.name != NAMES[3])}"
+
+
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def verdict_table(verdicts: dict[str, Verdict]) -> None:
     """A row a property, a column an edit."""
-    rows: dict[str, list[str]] = {"Property": [*(n.capitalize() for n in NAMES), "**Together**"]}
+    rows: dict[str, list[str]] = {"Property": [*map(capitalised, NAMES), "**Together**"]}
     for label, verdict in verdicts.items():
         rows[label] = [f"{MARKS[p.status]}  \n{value(p)}" for p in verdict.properties]
         rows[label].append(MARKS[verdict.status])
@@ -127,13 +133,13 @@ def properties(run: Run, method: str, letter: str) -> None:
     """Each property with its margin and its evidence."""
     for p in run.verdict(method).properties:
         with st.container(border=True):
-            st.markdown(f"**{p.name.capitalize()}**: {MARKS[p.status]}", help=words.help(p.name))
+            st.markdown(f"**{capitalised(p.name)}**: {MARKS[p.status]}", help=words.help(p.name))
             if p.margin is not None and p.threshold is not None:
                 share = p.name != NAMES[3]
                 unit = (lambda x: f"{100 * x:+.1f} points") if share else (lambda x: f"{x:.3f}")
                 sure = "certain" if p.certain else "uncertain: the interval crosses the threshold"
                 st.markdown(
-                    f"Value {value(p)}  \nThreshold {unit(p.threshold)}, margin "
+                    f"{capitalised(value(p))}  \nThreshold {unit(p.threshold)}, margin "
                     f"{unit(p.margin)}, {sure}",
                     help=words.help("certain"),
                 )

@@ -40,17 +40,20 @@ def reading(report: NF4Report) -> str:
         return "No weight that NF4 quantises was moved: NF4 leaves this edit as it is."
     text = (
         f"Of {s.moved:,} moved weights that NF4 quantises, **{s.changed:,} "
-        f"({words.percent(s.share, 2)}) change their code**; NF4 does not see the others move. "
+        f"({words.percent(s.share, 2)}) change their code**"
     )
     if s.share > 0.99:
-        return text + "The edit survives by construction."
-    return text + (
-        f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size: about "
-        "as many codes flip as keeps the *average* update, so what NF4 brings back is a matter of "
-        "noise and degree, not of a total loss."
-        if 0.5 <= s.share / max(s.expected_share, 1e-12) <= 2
-        else f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size."
+        return f"{text}: NF4 sees the edit whole."
+    text += (
+        "; NF4 does not see the others move. "
+        f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size"
     )
+    if 0.5 <= s.share / max(s.expected_share, 1e-12) <= 2:
+        text += (
+            ": about as many codes flip as keep the *average* update, so what NF4 brings back is "
+            "a matter of noise and degree, not of a total loss"
+        )
+    return f"{text}."
 
 
 st.title("NF4")
