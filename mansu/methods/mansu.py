@@ -13,8 +13,8 @@ moved weight is a whole bin away; a fixed threshold means that nothing moves bac
 its wish does. Gradients are always those of the rounded model, which corrects what the rounding
 did.
 
-The forget objective makes the answer indistinguishable among the candidate answers (KL from the
-uniform distribution over them); the retain objective is the KL divergence from the unedited
+The forget objective makes the answer indistinguishable among the candidate answers, not
+impossible; the retain objective is the KL divergence from the unedited
 model's next-token distribution on retain facts and plain text. Steps go to the NF4-dequantised
 model instead of the full-precision one where that remembers more, so that the PTQ gap closes from
 both sides.
@@ -51,7 +51,11 @@ from mansu.tasks import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
-CHECK_EVERY = 5
+CHECK_EVERY = 3
+CHANCE = 0.25
+ADVANTAGE = 0.25
+"""Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
+accuracy ends at 4 to 11 %, and the answer is known by its avoidance."""
 
 
 @dataclass
@@ -101,7 +105,7 @@ class _Weight:
 def unlearn(
     problem: Problem,
     *,
-    rate: float = 0.05,
+    rate: float = 0.03,
     steps: int = 40,
     retain_weight: float = 1.0,
     energy: float = ENERGY,
@@ -140,7 +144,7 @@ def unlearn(
     if problem.mask is None:
         raise MansuError("MANSU needs a circuit: run attribution and the circuit step first.")
     if target is None:
-        target = (0.25 + max(1 - problem.task.margin, 0.25)) / 2
+        target = (CHANCE + max(1 - problem.task.margin, CHANCE)) / 2
     subject, rng = problem.subject, random.Random(problem.seed)
     report = problem.progress
     report(0.0, "quantising the unedited model")
@@ -175,7 +179,7 @@ def unlearn(
         for step in range(1, steps + 1):
             some = problem.forget.select(_sample(rng, len(problem.forget), FORGET_ROWS))
             with nf4_model() if in_nf4 else nullcontext():
-                forget_loss = uniform_divergence(subject, some).mean()
+                forget_loss = indistinguishable(subject, some).mean()
                 forget_loss.backward()
                 forget_gradients = _take(subject, weights)
                 retain_loss = reference.divergence(rng)
@@ -206,9 +210,9 @@ def unlearn(
                 line |= {"forget": now.forget, "forget_nf4": now_nf4.forget, "retain_fall": fall}
                 in_nf4 = now_nf4.forget > now.forget
                 kept = fall <= problem.task.tolerance
-                # What counts, in this order: the retain tolerance, then no PTQ gap, then the
-                # accuracy that is left in the format that remembers more.
-                rank = (not kept, in_nf4, max(now.forget, now_nf4.forget))
+                # What counts, in this order: the retain tolerance, no PTQ gap, and forget accuracy
+                # near chance. Far below chance the answer is told by its avoidance.
+                rank = (not kept, in_nf4, abs(max(now.forget, now_nf4.forget) - CHANCE))
                 if best is None or rank < best[0]:
                     after = {n: subject.parameters[n].detach().clone() for n in weights}
                     best = rank, step, after
@@ -228,14 +232,26 @@ def unlearn(
     return Outcome(edit, tuple(history), f"Step {best[1]} is kept: {stopped}.", settings)
 
 
-def uniform_divergence(subject: Subject, rows: Examples) -> Tensor:
-    """KL(uniform ‖ p) over each row's candidate answers ``[N]``, nats: 0 when none stands out."""
+def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
+    """The forget objective of each row ``[N]``, nats.
+
+    KL(uniform ‖ p) over the row's candidate answers, which is 0 when none stands out, plus
+    ``ADVANTAGE`` times what the answer's log-probability exceeds the mean of the others' by. The
+    KL is quadratic in that advantage and its pull fades long before the answer stops winning; the
+    second term's does not, and it ends where the answer is an average candidate, not where it is
+    an impossible one.
+    """
     logits = subject.next_token_logits(rows.tokens, rows.length).float()
     candidates = rows.candidates.to(logits.device)
-    chosen = logits[:, rows.vocabulary.to(logits.device)].masked_fill(~candidates, -torch.inf)
+    vocabulary = rows.vocabulary.to(logits.device)
+    chosen = logits[:, vocabulary].masked_fill(~candidates, -torch.inf)
     log_probabilities = chosen.log_softmax(-1).masked_fill(~candidates, 0)
     count = candidates.sum(1)
-    return -log_probabilities.sum(1) / count - count.log()
+    divergence = -log_probabilities.sum(1) / count - count.log()
+    is_answer = vocabulary == rows.answer.to(logits.device)[:, None]
+    answer = (log_probabilities * is_answer).sum(1)
+    others = (log_probabilities.sum(1) - answer) / (count - 1).clamp_min(1)
+    return divergence + ADVANTAGE * (answer - others).relu()
 
 
 class _Check(NamedTuple):

@@ -1,0 +1,155 @@
+"""The command line does the main job on the tiny subject, and says bad input in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mansu import cli, tasks
+from mansu.errors import MansuError
+from mansu.evaluate import measure_task
+from mansu.nf4 import quantized
+from mansu.runs import Run
+from mansu.subjects import Subject
+from mansu.verdict import NAMES
+
+TINY = ["--subject", "tiny", "--task", "tiny-colours", "--pairs", "16"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole job with one baseline, made by the command itself."""
+    path = tmp_path_factory.mktemp("runs") / "job"
+    fast = ["--set", "steps=3"]
+    assert cli.main(["run", *TINY, "--folder", str(path), "--method", "graddiff", *fast]) == 0
+    return Run.open(path)
+
+
+def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subject) -> None:
+    assert run.judged() == ("graddiff",)
+    assert run.status()["state"] == "done"
+    assert [p.name for p in run.verdict("graddiff").properties] == list(NAMES)
+    assert all(p.status != "unknown" for p in run.verdict("graddiff").properties)
+    circuit, mask = run.circuit(), run.mask()
+    assert circuit.faithfulness is not None and circuit.faithfulness >= run.settings["tau"] - 1e-6
+    assert 0 < mask.fraction <= 0.1
+    assert run.attribution().n_pairs == 16
+    edit, report = run.edit("graddiff"), run.survival("graddiff")
+    assert report.all.moved == edit.n_moved == run.history("graddiff")["moved"]
+    assert len(run.history("graddiff")["steps"]) == 3
+    assert run.divergences("graddiff").signal is not None
+    assert set(run.timings()) >= {"attribution", "circuit", "unlearn graddiff", "peak memory"}
+    assert not list(run.path.rglob("*.part"))
+    # What it saved is what the edited model does.
+    with edit.applied(tiny):
+        again = measure_task(tiny, run.task())
+        with quantized(tiny):
+            again_nf4 = measure_task(tiny, run.task())
+    assert again.to_json() == run.measurement("graddiff", nf4=False).to_json()
+    assert again_nf4.to_json() == run.measurement("graddiff", nf4=True).to_json()
+
+
+def test_steps_one_by_one_and_what_is_done_is_not_done_again(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {p: p.stat().st_mtime_ns for p in run.path.rglob("*.safetensors")}
+    assert cli.main(["circuit", str(run.path)]) == 0
+    assert "faithfulness" in capsys.readouterr().out
+    assert cli.main(["quantize", str(run.path), "--method", "graddiff"]) == 0
+    assert cli.main(["verdict", str(run.path), "--method", "graddiff"]) == 0
+    assert "structural erasure" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*.safetensors")} == files
+    command = ["unlearn", str(run.path), "--method", "mansu", "--set", "steps=2"]
+    assert cli.main(command) == 0
+    assert run.edits() == ("mansu", "graddiff")
+    assert run.judged() == ("graddiff",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--subject", "no-such-model", "--task", "tiny-colours"], "Cannot load the model"),
+        (["run", "--task", "no-such-task"], "Unknown task 'no-such-task'"),
+        (["run", *TINY, "--method", "magic"], "Unknown method 'magic'"),
+        (["run", *TINY, "--set", "speed=9"], "is no setting of mansu"),
+        (["run", *TINY, "--set", "rate=fast"], "is no number"),
+        (["circuit", "nowhere"], "is not a run folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: Sequence[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "runs"))
+    assert cli.main(arguments) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert len(lines) == 1 and sentence in lines[0]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (['{"prompt": "x", "answer": "y", "split": "forget"}', "{oops"], "Line 2"),
+        (['{"prompt": "x", "answer": " red", "split": "forget"}'], "empty retain set"),
+    ],
+)
+def test_a_bad_task_file_is_refused_before_anything_is_written(
+    lines: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    task = ["--task", str(tmp_path / "mine.jsonl")]
+    assert cli.main(["run", "--subject", "tiny", *task]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "old")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(MansuError, match="of version 99, and this MANSU reads version 1"):
+        Run.open(run.path)
+
+
+def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "cancelled"
+    command = [sys.executable, "-m", "mansu", "run", *TINY, "--folder", str(path)]
+    process = subprocess.Popen(
+        [*command, "--set", "steps=100000", "--set", "target=0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (path / "mask.safetensors").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        while "step" not in Run.open(path).status()["message"]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == cli.CANCELLED
+    finally:
+        process.kill()
+    run = Run.open(path)
+    assert run.status()["state"] == "cancelled"
+    assert run.edits() == () and not list(path.rglob("*.part"))
+    assert run.circuit().kept.numel() > 0
