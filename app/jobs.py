@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -65,7 +65,8 @@ def cancel(run: Run) -> None:
     if state(run) == "running":
         # Said first, for a job so young that it dies of the signal without a word.
         write_json(run.path / "status.json", {**status, "state": "cancelling"})
-        os.kill(status["pid"], signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(status["pid"], signal.SIGTERM)
 
 
 def panel(run: Run) -> bool:
@@ -119,7 +120,7 @@ def _progress(run: Run, shown: int) -> None:
         )
 
 
-def _alive(pid: Any) -> bool:
+def _alive(pid: int) -> bool:
     """Whether a process of ours or of another session still runs."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0  # our own child: reaped here if it has ended
