@@ -97,18 +97,15 @@ def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
 
 def bin_histogram(survival: Survival) -> go.Figure:
     """log10(|update| ÷ bin width) of each moved weight before and after NF4, the boundary at 1."""
-    sizes = (sum(survival.before), sum(survival.after))
-    figure = make_subplots(
-        rows=2,
-        shared_xaxes=True,
-        vertical_spacing=0.16,
-        subplot_titles=(
-            f"Before NF4: {sizes[0]:,} weights moved",
-            f"After NF4: {sizes[1]:,} still moved",
-        ),
-    )
     centres = [(a + b) / 2 for a, b in pairwise(EDGES)]
     parts = (survival.before, survival.after)
+    titles = []
+    for when, counts in zip(("Before", "After"), parts, strict=True):
+        wider = sum(c for c, x in zip(counts, centres, strict=True) if x > 0)
+        share = wider / max(sum(counts), 1)
+        titles.append(f"{when} NF4: {sum(counts):,} moved, {share:.2%} wider than the bin")
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.18, subplot_titles=titles)
+    figure.update_annotations(font_size=12)  # so that a title fits in 400 px
     for row, (counts, colour, pattern) in enumerate(
         zip(parts, (BLUE, ORANGE), ({}, HATCH), strict=True), start=1
     ):
@@ -122,20 +119,6 @@ def bin_histogram(survival: Survival) -> go.Figure:
                 "ratio %{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} weights"
                 "<extra></extra>"
             ),
-            row=row,
-            col=1,
-        )
-        above = sum(c for c, x in zip(counts, centres, strict=True) if x > 0)
-        share = above / sum(counts) if sum(counts) else 0.0
-        figure.add_annotation(
-            x=0.99,
-            y=0.98,
-            xref="x domain",
-            yref="y domain",
-            xanchor="right",
-            yanchor="top",
-            text=f"wider than the bin: {share:.2%}",
-            showarrow=False,
             row=row,
             col=1,
         )
@@ -285,7 +268,7 @@ def divergences(d: Divergences) -> go.Figure:
             col=1,
         )
         top = max(i.high for i in intervals) or 1.0
-        figure.update_xaxes(range=[-0.05 * top, 1.1 * top], row=row, col=1)
+        figure.update_xaxes(range=[-0.12 * top, 1.12 * top], row=row, col=1)
         figure.update_yaxes(range=[len(fields) - 0.5, -0.8], type="category", row=row, col=1)
     figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
     figure.update_layout(showlegend=False)

@@ -16,8 +16,8 @@ MARKS = {
     "failed": ":red[:material/cancel:] failed",
     "unknown": ":orange[:material/help:] unknown",
 }
+# What each property's value is. (No string below it: Streamlit would write it on the page.)
 VALUES = dict(zip(NAMES, ("fall", "worst fall", "gap", "CAD"), strict=True))
-"""What each property's value is."""
 Side = tuple[Run, str]
 
 
