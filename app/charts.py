@@ -143,10 +143,10 @@ def survival_by_layer(layers: Mapping[int, Survival]) -> go.Figure:
 
 
 def survival_by_kind(kinds: Mapping[str, Survival]) -> go.Figure:
-    """The same by kind of matrix; what NF4 leaves alone is marked."""
-    moved = {kind: s for kind, s in kinds.items() if s.moved}
-    labels = [f"{k} (not quantised)" if k in NOT_QUANTISED else k for k in moved]
-    return _shares(labels, list(moved.values()), "", horizontal=True)
+    """The same by kind of matrix, without those that NF4 leaves alone: they survive whole, and
+    their bars would dwarf the others."""
+    moved = {kind: s for kind, s in kinds.items() if s.moved and kind not in NOT_QUANTISED}
+    return _shares(list(moved), list(moved.values()), "", horizontal=True)
 
 
 def _shares(labels: list[str], parts: list[Survival], name: str, *, horizontal: bool) -> go.Figure:
