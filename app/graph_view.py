@@ -265,7 +265,7 @@ def _draw_nodes(
     place: dict[str, tuple[float, float]],
     selected: str | None,
 ) -> None:
-    largest = max((abs(s) for _, s in graph.nodes(data="score")), default=1.0) or 1.0
+    largest = max((abs(about["score"]) for _, about in graph.nodes(data=True)), default=1.0) or 1.0
     symbols = {"head": "circle", "mlp": "square", "embedding": "diamond", "logits": "diamond"}
     labels = {"head": "attention head", "mlp": "MLP", "embedding": "embedding, logits"}
     for kind in ("head", "mlp", "embedding"):

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ def start(arguments: Sequence[str], run: Path) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the server's terminal is not for the job
         )
+    threading.Thread(target=job.wait, daemon=True).start()  # else it stays as a zombie
     now = time.time()
     status = {"state": "running", "share": 0.0, "message": "starting", "pid": job.pid}
     write_json(run / "status.json", {**status, "started": now, "updated": now})

@@ -79,5 +79,5 @@ def predicted(subject: Subject, pairs: Pairs, row: int) -> Tensor:
 
 def words(subject: Subject, tokens: Tensor) -> list[str]:
     """Each token of ``[T]`` as text, with its space shown as ``·``."""
-    texts = [subject.tokenizer.decode([token]) for token in tokens.tolist()]
+    texts = [str(subject.tokenizer.decode([token])) for token in tokens.tolist()]
     return [text.replace(" ", "·").replace("\n", "⏎") for text in texts]
