@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def runs(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     run = Run.create("tiny", task, asked, folder / "finished")
     for method, short in SHORT.items():
         pipeline.whole_job(run, tiny, method, methods.silent, short)
-    Run.create("tiny", task, asked, folder / "begun")
+    begun = replace(task, title="Only begun")
+    Run.create("tiny", begun, asked, folder / "begun")
     patch = pytest.MonkeyPatch()
     patch.setenv("MANSU_RUNS", str(folder))
     yield folder
