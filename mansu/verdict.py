@@ -204,27 +204,25 @@ def _erasure(divergences: Divergences | None) -> Property:
     """CAD above the noise floor, and signal CAD above the suppressor's.
 
     Plain CAD does not tell a suppressor from an erasure (see ``mansu.cad``), so the comparison
-    with the suppressor is made in signal CAD. What is reported is the closer of the two calls.
+    with the suppressor is made in signal CAD. ``details["measure"]`` says which one is reported.
     """
     if divergences is None:
         return _unknown(NAMES[3], "CAD was not measured.")
     d = divergences
     if d.noise_floor is None or d.signal is None or d.signal_suppressor is None:
         return _unknown(NAMES[3], "CAD's controls (noise floor, suppressor) were not measured.")
-    above_floor = d.edited.value / max(d.noise_floor.value, 1e-12)
-    above_suppressor = d.signal.value / max(d.signal_suppressor.value, 1e-12)
-    floor_is_closer = above_floor < above_suppressor
-    value, threshold = (
-        (d.edited, d.noise_floor.value)
-        if floor_is_closer
-        else (d.signal, d.signal_suppressor.value)
-    )
+    # Signal CAD is what is judged, unless plain CAD is no more than noise.
+    if d.edited.value > d.noise_floor.value:
+        measure, value, threshold = "signal CAD", d.signal, d.signal_suppressor.value
+    else:
+        measure, value, threshold = "CAD", d.edited, d.noise_floor.value
     text = (
         f"CAD is {d.edited.value:.3f}, the noise floor {d.noise_floor.value:.3f}. Signal CAD is "
         f"{d.signal.value:.3f}; that of an output-layer suppressor at {d.suppressor_accuracy:.1%} "
         f"forget accuracy is {d.signal_suppressor.value:.3f}."
     )
-    return _property(NAMES[3], value, threshold, text, d.to_json(), at_least=True)
+    details = {"measure": measure, **d.to_json()}
+    return _property(NAMES[3], value, threshold, text, details, at_least=True)
 
 
 def _paired(first: Scores, second: Scores, what: str) -> Interval:
