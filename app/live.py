@@ -31,7 +31,7 @@ def steps(run: Run) -> list[dict[str, Any]]:
         step, rest = int(match[1]), match[2]
         if found and step <= found[-1]["step"]:
             found = []  # the next method's first step
-        values = {
+        values: dict[str, Any] = {
             _KEYS.get(name, name): float(value) / (100 if percent else 1)
             for name, value, percent in _NUMBER.findall(rest)
         }

@@ -17,6 +17,7 @@ machine only the first can be compared.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import resource
 import subprocess
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mansu import subjects, tasks
@@ -174,11 +176,12 @@ def peer(args: argparse.Namespace) -> None:
     answers = torch.randint(vocabulary, (2, n))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        torch.save((tokens, answers), f"{folder}/pairs.pt")
+        save_file({"tokens": tokens, "answers": answers}, f"{folder}/pairs.safetensors")
         command = [args.peer_python, __file__, "peer-run", "--folder", folder]
         command += ["--repeat", str(args.repeat)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "."})
-        seconds, theirs = torch.load(f"{folder}/scores.pt")
+        theirs = load_file(f"{folder}/scores.safetensors")
+        seconds = float(theirs.pop("seconds"))
         subject = subjects.wrap("gpt2-shape", GPT2LMHeadModel.from_pretrained(folder), None)
     pairs = Pairs(tokens[0], tokens[1], torch.full((n,), p), *answers, rows=tuple(range(n)))
     layout = graph_of(subject)
@@ -207,18 +210,15 @@ def peer_run(args: argparse.Namespace) -> None:
         mask_gradient_prune_scores,
     )
     from auto_circuit.utils.graph_utils import patchable_model  # type: ignore[import-not-found]
-    from transformer_lens import (
-        HookedTransformer,  # type: ignore[attr-defined]
-        HookedTransformerConfig,
-    )
     from transformer_lens.pretrained.weight_conversions import (  # type: ignore[import-not-found]
         convert_gpt2_weights,
     )
     from transformers import GPT2LMHeadModel
 
+    lens: Any = importlib.import_module("transformer_lens")  # 2.x there, 4.x here
     bare = GPT2LMHeadModel.from_pretrained(args.folder)
     shape = bare.config
-    config = HookedTransformerConfig(
+    config = lens.HookedTransformerConfig(
         n_layers=shape.n_layer,
         d_model=shape.n_embd,
         n_ctx=shape.n_positions,
@@ -233,12 +233,13 @@ def peer_run(args: argparse.Namespace) -> None:
         use_split_qkv_input=True,
         use_hook_mlp_in=True,
     )
-    model = HookedTransformer(config)
+    model = lens.HookedTransformer(config)
     state = convert_gpt2_weights(bare, config)
     model.load_and_process_state_dict(
         state, fold_ln=False, center_writing_weights=False, center_unembed=False
     )
-    tokens, answers = torch.load(f"{args.folder}/pairs.pt")
+    saved = load_file(f"{args.folder}/pairs.safetensors")
+    tokens, answers = saved["tokens"], saved["answers"]
     batch = PromptPairBatch(0, 0, tokens[0], tokens[1], answers[0][:, None], answers[1][:, None])
     patchable = patchable_model(model, True, slice_output="last_seq", separate_qkv=True)
     times = []
@@ -249,7 +250,9 @@ def peer_run(args: argparse.Namespace) -> None:
             patchable, [batch], None, "logit", "avg_diff", mask_val=0.0
         )
         times.append(time.process_time() - cpu)
-    torch.save((min(times), scores), f"{args.folder}/scores.pt")
+    tensors = {name: value.detach().contiguous() for name, value in scores.items()}
+    tensors["seconds"] = torch.tensor(min(times))
+    save_file(tensors, f"{args.folder}/scores.safetensors")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -17,7 +17,7 @@ MARKS = {
     "unknown": ":orange[:material/help:] unknown",
 }
 # What each property's value is. (No string below it: Streamlit would write it on the page.)
-VALUES = dict(zip(NAMES, ("fall", "worst fall", "gap", "CAD"), strict=True))
+VALUES: dict[str, str] = dict(zip(NAMES, ("fall", "worst fall", "gap", "CAD"), strict=True))
 Side = tuple[Run, str]
 
 
@@ -113,7 +113,8 @@ def value(p: Property) -> str:
     """A property's value with its interval, in its unit."""
     if p.value is None:
         return "not measured"
-    return f"{VALUES[p.name]} {words.interval(p.value, share=p.name != NAMES[3])}"
+    name = p.details.get("measure", VALUES[p.name])  # erasure says whether it is signal CAD
+    return f"{name} {words.interval(p.value, share=p.name != NAMES[3])}"
 
 
 def capitalised(text: str) -> str:
