@@ -32,7 +32,7 @@ def steps(run: Run) -> list[dict[str, Any]]:
         if found and step <= found[-1]["step"]:
             found = []  # the next method's first step
         values: dict[str, Any] = {
-            _KEYS.get(name, name): float(value) / (100 if percent else 1)
+            str(_KEYS.get(name, name)): float(value) / (100 if percent else 1)
             for name, value, percent in _NUMBER.findall(rest)
         }
         moved = _MOVED.search(rest)
