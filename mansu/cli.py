@@ -200,8 +200,12 @@ def _with_subject(run: Run, work: Callable[[Any, methods.Progress], None]) -> No
     try:
         progress(0.0, f"loading {run.subject}")
         from mansu import subjects
+        from mansu.pipeline import notes
 
-        work(subjects.load(run.subject), progress)
+        subject = subjects.load(run.subject)
+        for note in notes(run, subject):
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        work(subject, progress)
     except (_CancelledError, KeyboardInterrupt):
         run.set_status("cancelled", run.status().get("share", 0.0), "cancelled")
         raise

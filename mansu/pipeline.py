@@ -16,7 +16,7 @@ from torch import Tensor
 from mansu import cad, methods, nf4, tasks
 from mansu.attribution import attribute
 from mansu.circuit import minimal_circuit, parameter_mask
-from mansu.evaluate import measure_task
+from mansu.evaluate import EVALUATED, measure_task
 from mansu.methods import Problem, Progress
 from mansu.runs import Run, write_json
 from mansu.subjects import Subject
@@ -57,6 +57,15 @@ def _part(progress: Progress, start: float, end: float) -> Progress:
 def attribution_pairs(run: Run, subject: Subject) -> tasks.Pairs:
     """The clean–corrupt pairs of the run's forget set."""
     return tasks.pairs(run.task(), subject, n=run.settings["pairs"], seed=run.settings["seed"])
+
+
+def notes(run: Run, subject: Subject) -> tuple[str, ...]:
+    """What of the task cannot be used with this subject, by line, a sentence each."""
+    task, seed = run.task(), run.settings["seed"]
+    found = [
+        n for split in EVALUATED for n in tasks.examples(task, subject, split, seed=seed).notes
+    ]
+    return tuple(dict.fromkeys([*found, *attribution_pairs(run, subject).notes]))
 
 
 def attribution_step(run: Run, subject: Subject, progress: Progress) -> None:

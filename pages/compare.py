@@ -117,6 +117,12 @@ def value(p: Property) -> str:
     return f"{name} {words.interval(p.value, share=p.name != NAMES[3])}"
 
 
+def mark(p: Property) -> str:
+    """A property's status, and whether its interval reaches across the threshold."""
+    doubt = "" if p.certain or p.value is None else " (uncertain)"
+    return f"{MARKS[p.status]}{doubt}  \n{value(p)}"
+
+
 def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -125,7 +131,7 @@ def verdict_table(verdicts: dict[str, Verdict]) -> None:
     """A row a property, a column an edit."""
     rows: dict[str, list[str]] = {"Property": [*map(capitalised, NAMES), "**Together**"]}
     for label, verdict in verdicts.items():
-        rows[label] = [f"{MARKS[p.status]}  \n{value(p)}" for p in verdict.properties]
+        rows[label] = [mark(p) for p in verdict.properties]
         rows[label].append(MARKS[verdict.status])
     st.table(rows)
 

@@ -120,6 +120,21 @@ def test_a_bad_task_file_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_rows_that_cannot_be_used_are_named_by_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tasks.load("tiny-colours").to_jsonl().splitlines()
+    first = json.loads(lines[0])
+    lines[0] = json.dumps({**first, "answer": " red blue"})
+    lines[1] = json.dumps({**json.loads(lines[1]), "corrupt_prompt": "Too short"})
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    what = ["--subject", "tiny", "--task", str(tmp_path / "mine.jsonl"), "--pairs", "8"]
+    assert cli.main(["attribute", *what, "--folder", str(tmp_path / "run")]) == 0
+    shown = [x for x in capsys.readouterr().err.splitlines() if x.startswith("note: ")]
+    assert any("Line 1 left out" in x and "not one token" in x for x in shown)
+    assert any("Line 2" in x and "corrupt_prompt" in x for x in shown)
+
+
 def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     run = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "old")
     manifest = json.loads((run.path / "manifest.json").read_text())
