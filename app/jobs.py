@@ -77,6 +77,11 @@ def panel(run: Run) -> bool:
     Returns:
         Whether a job is at work now.
     """
+    with st.container():  # one place on the page, so that what follows does not move when it ends
+        return _panel(run)
+
+
+def _panel(run: Run) -> bool:
     found = state(run)
     if found == "running":
         _progress(run, _files(run))

@@ -15,7 +15,7 @@ STEPS = (
     ("compare", "Compare", ":material/compare_arrows:"),
 )
 
-st.set_page_config(page_title="MANSU", page_icon=":material/ink_eraser:", layout="wide")
+st.set_page_config(page_title="MANSU", layout="wide")
 pages = [
     st.Page(PAGES / f"{name}.py", title=title, icon=icon, url_path=name)
     for name, title, icon in STEPS

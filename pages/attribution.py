@@ -216,10 +216,12 @@ def start(run: Run, command: str) -> None:
 
 def result(run: Run) -> None:
     running = jobs.panel(run)
-    if not running and len(run.judged()) < len(run.settings.get("methods", ["mansu"])):
-        with state.show_errors():
-            if st.button("Go on with the whole job", icon=":material/play_arrow:"):
-                start(run, "run")
+    unfinished = len(run.judged()) < len(run.settings.get("methods", ["mansu"]))
+    with st.container(), state.show_errors():
+        if (unfinished and not running) and st.button(
+            "Go on with the whole job", icon=":material/play_arrow:"
+        ):
+            start(run, "run")
     if not run.has("attribution.safetensors"):
         if not running:
             st.info("This run has no attribution yet: go on with it, or start a new one.")

@@ -116,19 +116,19 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
     expect(bar).to_be_visible()
     expect(bar).to_have_count(0, timeout=240_000)
     assert run.judged() == ("mansu", "ga"), run.status()
-    expect(page.get_by_text("Where the behaviour lives")).to_be_visible()
     settled(page)
+    expect(page.get_by_text("Where the behaviour lives")).to_be_visible()
 
     # The graph: a click on a node opens it, and the URL keeps it.
     page.get_by_role("link", name="Circuit").click()
-    node = page.locator(".js-plotly-plot .scatterlayer .points path.point").last
+    node = page.locator(".js-plotly-plot .scatterlayer").first.locator("path.point").last
     node.wait_for()
     settled(page)
-    node.click(force=True)
-    expect(
-        page.get_by_text("at the last position", exact=False).or_(page.get_by_text("writes"))
-    ).to_be_visible()
-    page.wait_for_url("**node=*")
+    node.hover(force=True)  # plotly takes a click on what it has seen hovered
+    page.locator(".hoverlayer .hovertext").wait_for()
+    node.click(force=True, delay=60)
+    expect(page.get_by_text("The model's own prediction")).to_be_visible()
+    page.wait_for_url("**node=logits*")
     page.reload()
     expect(page.locator(".js-plotly-plot")).to_have_count(3)
     settled(page)
