@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     circuit = command("circuit", _circuit, "Find the minimal circuit and its parameter mask.")
     _add_folder(circuit)
 
+    trust = command("trust", _trust, "Measure how far the circuit can be trusted.")
+    _add_folder(trust)
+
     unlearn = command("unlearn", _unlearn, "Apply MANSU or a baseline to a run.")
     _add_folder(unlearn)
     _add_method(unlearn)
@@ -232,6 +235,28 @@ def _circuit(options: argparse.Namespace) -> None:
         f"circuit: {len(circuit):,} of {circuit.layout.n_edges:,} edges, faithfulness "
         f"{circuit.faithfulness:.1%}; mask: {mask.size:,} parameters ({mask.fraction:.3%})"
     )
+
+
+def _trust(options: argparse.Namespace) -> None:
+    from mansu.pipeline import trust_step
+
+    run = Run.open(options.folder)
+    run.mask()
+    _with_subject(run, lambda subject, progress: trust_step(run, subject, progress))
+    found = run.trust()
+    overlap, low, high = found["overlap"]
+    print(f"stability: overlap {overlap:.2f} [{low:.2f}, {high:.2f}] of resamples' best edges; ")
+    print(f"  {found['always']:.0%} of the edges are in more than 95 % of the resamples")
+    if found["held_out_faithfulness"] is not None:
+        value, low, high = found["held_out_faithfulness"]
+        n = found["held_out_pairs"]
+        print(f"faithfulness on {n} other pairs: {value:.3f} [{low:.3f}, {high:.3f}]")
+    spare = [name for name, loss in found["minimality"].items() if loss < 0.001]
+    print(f"incompleteness {found['incompleteness']:.3f}; {len(spare)} of ", end="")
+    print(f"{len(found['minimality'])} nodes could go: {', '.join(spare) or 'none'}")
+    others = ", ".join(f"{x:.2f}" for x in found["metric_random_masks"])
+    print(f"metric {found['metric']:.2f}; mask at zero {found['metric_masked']:.2f}; ", end="")
+    print(f"random masks {others}")
 
 
 def _unlearn(options: argparse.Namespace) -> None:

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from mansu import cad, methods, nf4, tasks
 from mansu.attribution import attribute
-from mansu.circuit import minimal_circuit, parameter_mask
+from mansu.circuit import (
+    Patched,
+    ablate,
+    criteria,
+    minimal_circuit,
+    parameter_mask,
+    stability,
+)
 from mansu.evaluate import EVALUATED, measure_task
 from mansu.methods import Problem, Progress
 from mansu.runs import Run, write_json
@@ -110,6 +117,46 @@ def circuit_step(run: Run, subject: Subject, progress: Progress) -> None:
             max_fraction=run.settings["max_fraction"] or default_fraction(subject),
         )
         mask.save(run.path)
+
+
+def trust_step(run: Run, subject: Subject, progress: Progress) -> None:
+    """Measure how far the circuit can be trusted, into ``trust.json``.
+
+    Stability over bootstrap resamples of the pairs, faithfulness on forget pairs that the circuit
+    was not chosen on (none: null), completeness and minimality, and the metric with the mask at
+    zero beside random masks of its size.
+    """
+    if run.has("trust.json"):
+        return
+    pairs, circuit, attribution = attribution_pairs(run, subject), run.circuit(), run.attribution()
+    with _timed(run, "trust"):
+        progress(0.0, "trust: stability over resamples of the pairs")
+        stable = stability(subject, pairs, len(circuit), steps=run.settings["steps"])
+        progress(0.3, "trust: faithfulness on other pairs")
+        every = tasks.pairs(run.task(), subject)
+        others = [i for i, row in enumerate(every.rows) if row not in pairs.rows][: len(pairs)]
+        held_out = None
+        if others:
+            patched = Patched(subject, every.select(others), circuit.metric)
+            values = patched.values(circuit.mask[None])
+            low, high = patched.intervals(values)[0].tolist()
+            held_out = [float(patched.faithfulness(values)), low, high]
+        progress(0.4, "trust: completeness and minimality")
+        tested = criteria(subject, pairs, circuit)
+        progress(0.9, "trust: the mask at zero")
+        effect = ablate(subject, pairs, circuit, attribution, run.mask())
+        trust = {
+            "overlap": [stable.overlap, *stable.interval],
+            "always": float((stable.frequency > 0.95).float().mean()),
+            "held_out_faithfulness": held_out,
+            "held_out_pairs": len(others),
+            "incompleteness": tested.incompleteness,
+            "minimality": dict(zip(tested.nodes, tested.minimality.tolist(), strict=True)),
+            "metric": effect.whole,
+            "metric_masked": effect.masked,
+            "metric_random_masks": effect.random.tolist(),
+        }
+        write_json(run.path / "trust.json", trust)
 
 
 def unlearn_step(

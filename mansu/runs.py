@@ -169,6 +169,10 @@ class Run:
     def mask(self) -> Mask:
         return Mask.load(self.path)
 
+    def trust(self) -> dict[str, Any]:
+        """How far the circuit can be trusted, as ``pipeline.trust_step`` measured it."""
+        return read_json(self.path / "trust.json")
+
     def base(self, *, nf4: bool) -> Measurement:
         """The unedited model's measurement."""
         name = "base-nf4.json" if nf4 else "base.json"

@@ -57,6 +57,17 @@ def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subjec
     assert again_nf4.to_json() == run.measurement("graddiff", nf4=True).to_json()
 
 
+def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trust", str(run.path)]) == 0
+    assert "random masks" in capsys.readouterr().out
+    found = run.trust()
+    assert 0 < found["overlap"][0] <= 1 and 0 <= found["always"] <= 1
+    assert found["held_out_pairs"] == 16
+    assert found["held_out_faithfulness"][0] > 0.5
+    assert found["metric_masked"] < found["metric"]
+    assert len(found["metric_random_masks"]) == 5
+
+
 def test_steps_one_by_one_and_what_is_done_is_not_done_again(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
