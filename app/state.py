@@ -81,8 +81,9 @@ def sidebar() -> Run | None:
             return None
 
         def label(name: str) -> str:
+            # Streamlit tells options apart by their label, so the seconds are part of it.
             created = datetime.fromisoformat(runs[name].manifest["created"])
-            return f"{runs[name].manifest['task']['title']} · {created:%d %b %H:%M}"
+            return f"{runs[name].manifest['task']['title']} · {created:%d %b %H:%M:%S}"
 
         name = choose(
             "Run",

@@ -134,6 +134,55 @@ def _extremes(raised: Tensor, always: list[int]) -> Tensor:
     return tokens[raised[tokens].argsort(descending=True)]
 
 
+def trust(run: Run, running: bool) -> None:
+    """How far the circuit can be trusted: what was measured, or the button that measures it."""
+    st.subheader("How far can this circuit be trusted?")
+    if not run.has("trust.json"):
+        st.markdown(
+            "It was chosen on a sample of prompts. This asks what another sample would have "
+            "chosen, how faithful it is there, and what breaking its parameters does."
+        )
+        if st.button("Measure it", icon=":material/play_arrow:", disabled=running):
+            jobs.start(["trust", str(run.path)], run.path)
+            st.rerun()
+        return
+    found = run.trust()
+    a, b, c, d = st.columns(4)
+    overlap, low, high = found["overlap"]
+    a.metric(
+        "Overlap of resamples",
+        f"{overlap:.0%}",
+        help="Mean Jaccard overlap |A ∩ B| ÷ |A ∪ B| of this circuit's best edges with those of "
+        f"bootstrap resamples of the pairs; 95 % of resamples lie in {low:.0%} to {high:.0%}. "
+        f"{found['always']:.0%} of the edges are in more than 95 % of the resamples.",
+    )
+    if found["held_out_faithfulness"] is None:
+        b.metric("On other prompts", "unknown", help="The task has no prompt left to try it on.")
+    else:
+        value, low, high = found["held_out_faithfulness"]
+        b.metric(
+            "On other prompts",
+            f"{value:.0%}",
+            help=f"Faithfulness on {found['held_out_pairs']} pairs that the circuit was not chosen "
+            f"on; bootstrap 95 % interval {low:.0%} to {high:.0%}.",
+        )
+    spare = [name for name, loss in found["minimality"].items() if loss < 0.001]
+    c.metric(
+        "Nodes that could go",
+        f"{len(spare)} of {len(found['minimality'])}",
+        help="Nodes, of those tried, without which faithfulness falls by less than 0.001 "
+        f"(minimality). Incompleteness, mean |F(C \\ K) − F(M \\ K)| over random sets K of "
+        f"nodes: {found['incompleteness']:.3f}.",
+    )
+    d.metric(
+        "Metric, mask at zero",
+        f"{found['metric_masked']:.2f}",
+        help=f"Mean logit difference on clean prompts with the mask's parameters at zero; "
+        f"{found['metric']:.2f} untouched; random masks of the same size: "
+        f"{', '.join(f'{x:.2f}' for x in found['metric_random_masks'])}.",
+    )
+
+
 def page(run: Run) -> None:
     running = jobs.panel(run)
     if not run.has("circuit.safetensors"):
@@ -185,6 +234,7 @@ def page(run: Run) -> None:
         )
         with st.expander("The nodes as a table", icon=":material/table:"):
             st.dataframe(graph_view.node_table(graph), hide_index=True)
+    trust(run, running)
 
 
 run = state.sidebar()

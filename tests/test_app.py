@@ -157,6 +157,17 @@ def test_the_circuit_page_follows_the_slider(shown: Run) -> None:
     assert fewer == f"{len(circuit.at(0.2)):,}" != edges
 
 
+def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
+    at = page("circuit", run=shown.name)
+    assert [b.label for b in at.button] == ["Measure it"]
+    pipeline.trust_step(shown, tiny, silent)
+    at = page("circuit", run=shown.name)
+    assert not at.button
+    values = {m.label: m.value for m in at.metric}
+    assert values["Overlap of resamples"] == f"{shown.trust()['overlap'][0]:.0%}"
+    assert values["Metric, mask at zero"] == f"{shown.trust()['metric_masked']:.2f}"
+
+
 @pytest.mark.parametrize("kind", ["head", "mlp", "embedding", "logits"])
 def test_every_kind_of_node_can_be_inspected(shown: Run, kind: str) -> None:
     graph = shown.circuit().at(0.85).graph()

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
 from mansu import runs
 
@@ -124,11 +125,14 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
     node = page.locator(".js-plotly-plot .scatterlayer").first.locator("path.point").last
     node.wait_for()
     settled(page)
-    node.hover(force=True)  # plotly takes a click on what it has seen hovered
-    page.locator(".hoverlayer .hovertext").wait_for()
-    node.click(force=True, delay=60)
+    for _ in range(3):  # plotly drops a click while it draws; a second one would deselect
+        node.hover(force=True)  # and takes one only on what it has seen hovered
+        page.locator(".hoverlayer .hovertext").first.wait_for()
+        node.click(force=True, delay=60)
+        with suppress(TimeoutError):
+            page.wait_for_url("**node=logits*", timeout=20_000)
+            break
     expect(page.get_by_text("The model's own prediction")).to_be_visible()
-    page.wait_for_url("**node=logits*")
     page.reload()
     expect(page.locator(".js-plotly-plot")).to_have_count(3)
     settled(page)
