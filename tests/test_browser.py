@@ -125,13 +125,23 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
     node = page.locator(".js-plotly-plot .scatterlayer").first.locator("path.point").last
     node.wait_for()
     settled(page)
-    for _ in range(3):  # plotly drops a click while it draws; a second one would deselect
-        node.hover(force=True)  # and takes one only on what it has seen hovered
+    for attempt in range(6):  # plotly drops a click while it draws; a second one would deselect
+        page.mouse.move(0, 0)  # and it takes one only on what it has just seen hovered
+        box = node.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
         page.locator(".hoverlayer .hovertext").first.wait_for()
-        node.click(force=True, delay=60)
+        page.wait_for_timeout(300)
+        page.mouse.down()
+        page.wait_for_timeout(60)
+        page.mouse.up()
         with suppress(TimeoutError):
-            page.wait_for_url("**node=logits*", timeout=20_000)
+            page.wait_for_url("**node=logits*", timeout=8_000)
             break
+        if attempt % 2:
+            page.reload()
+            node.wait_for()
+            settled(page)
     expect(page.get_by_text("The model's own prediction")).to_be_visible()
     page.reload()
     expect(page.locator(".js-plotly-plot")).to_have_count(3)
