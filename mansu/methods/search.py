@@ -31,21 +31,11 @@ from typing import Any
 from mansu import subjects, tasks
 from mansu.errors import MansuError
 from mansu.evaluate import Scores, measure
-from mansu.methods import Problem, Progress, silent
+from mansu.methods import NAMES, Problem, Progress, silent
 from mansu.subjects import Subject
 from mansu.tasks import Examples, Task
 
-BASELINES = (
-    "ga",
-    "graddiff",
-    "kl",
-    "npo",
-    "simnpo",
-    "rmu",
-    "sure",
-    "null_space",
-    "task_vector",
-)
+BASELINES = NAMES[1:]
 RATES = (1.0, 2.0, 4.0)
 STEPS = (4, 8, 12)
 RESULTS = Path("benchmarks/results")
