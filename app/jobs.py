@@ -19,7 +19,8 @@ from pathlib import Path
 import streamlit as st
 
 from mansu.errors import MansuError
-from mansu.runs import Run, write_json
+from mansu.files import write_json
+from mansu.runs import Run
 
 LOG = "job.log"
 

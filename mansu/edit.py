@@ -7,8 +7,6 @@ touches the base weights except inside ``with edit.applied(subject):``.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.errors import MansuError
+from mansu.files import replacing
 from mansu.subjects import Subject
 
 VERSION = 1
@@ -166,14 +165,8 @@ class Edit:
             tensors[f"{name}/where"] = where.cpu().contiguous()
             tensors[f"{name}/values"] = values.cpu().contiguous()
         header = {"version": VERSION, "label": self.label, "meta": dict(self.meta)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary, {"mansu.edit": json.dumps(header)})
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:

@@ -13,8 +13,6 @@ and its MLP, in this order; the last destination is the logits.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.errors import MansuError
+from mansu.files import replacing
 from mansu.subjects import Subject
 
 KNOWN = (
@@ -312,15 +311,9 @@ class Norm:
 
 def save_values(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON values as one safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={"mansu": json.dumps(dict(meta))})
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

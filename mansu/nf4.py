@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mansu.edit import Edit, touched
 from mansu.errors import MansuError
+from mansu.files import write_json
 from mansu.subjects import Subject
 
 # bitsandbytes advises at import to install a package of GPU kernels that we have no use for.
@@ -480,15 +479,7 @@ class NF4Report:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"version": VERSION, "edges": EDGES, **asdict(self)}, file)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_json(Path(path), {"version": VERSION, "edges": EDGES, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> NF4Report:

@@ -24,8 +24,9 @@ from mansu.circuit import (
     stability,
 )
 from mansu.evaluate import EVALUATED, measure_task
+from mansu.files import write_json
 from mansu.methods import Problem, Progress
-from mansu.runs import Run, write_json
+from mansu.runs import Run
 from mansu.subjects import Subject
 from mansu.verdict import Verdict, judge
 

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import resource
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mansu.circuit import Circuit, Mask
 from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.evaluate import Measurement
+from mansu.files import write_json
 from mansu.nf4 import NF4Report
 from mansu.verdict import Verdict
 
@@ -42,18 +42,6 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 def folder() -> Path:
     """Where runs are kept: ``$MANSU_RUNS``, else ``runs`` in the working directory."""
     return Path(os.environ.get("MANSU_RUNS", "runs"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

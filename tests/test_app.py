@@ -16,6 +16,7 @@ from app import graph_view, jobs
 from mansu import inspect, pipeline, runs, tasks
 from mansu.attribution import record
 from mansu.errors import MansuError
+from mansu.files import write_json
 from mansu.graph import Norm, graph_of
 from mansu.methods import silent
 from mansu.runs import Run
@@ -246,8 +247,8 @@ def test_a_dead_process_is_not_called_running(shown: Run) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
     status = {"share": 0.4, "message": "x", "pid": dead.pid, "started": 0.0, "updated": 0.0}
-    runs.write_json(shown.path / "status.json", {"state": "running", **status})
+    write_json(shown.path / "status.json", {"state": "running", **status})
     assert jobs.state(shown) == "stopped"
     status["pid"] = 1  # alive, but not a job of ours
-    runs.write_json(shown.path / "status.json", {"state": "running", **status})
+    write_json(shown.path / "status.json", {"state": "running", **status})
     assert jobs.state(shown) == "stopped"

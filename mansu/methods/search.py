@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import importlib
 import json
-import os
 import random
 import sys
 import time
@@ -31,6 +30,7 @@ from typing import Any
 from mansu import subjects, tasks
 from mansu.errors import MansuError
 from mansu.evaluate import Scores, measure
+from mansu.files import replacing
 from mansu.methods import NAMES, Problem, Progress, silent
 from mansu.subjects import Subject
 from mansu.tasks import Examples, Task
@@ -208,10 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MansuError as error:
         print(error, file=sys.stderr)
         return 2
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found["best"]))
     return 0
 
