@@ -19,6 +19,8 @@ BOUNDS: Mapping[str, tuple[float, float | None]] = {
     "percentile": (0.0, 99.9),
     "energy": (0.0, 1.0),
     "target": (0.0, 1.0),
+    "budget": (1, None),
+    "moves": (1, None),
 }
 """Least and greatest value of a setting, where they are not 0 and none."""
 

@@ -54,6 +54,28 @@ METHODS: Mapping[str, tuple[str, str]] = {
         "Task vector",
         "Fine-tunes on the forget set, then subtracts what was learnt.",
     ),
+    "random_moves": (
+        "Random moves",
+        "A control: moves random weights, anywhere in the model, each to a neighbouring NF4 code. "
+        "It knows nothing of what is to be forgotten.",
+    ),
+    "mansu_no_circuit": (
+        "MANSU, random mask",
+        "An ablation: MANSU on a random mask of as many head slices and neurons as the circuit's.",
+    ),
+    "mansu_no_projection": (
+        "MANSU, no projection",
+        "An ablation: MANSU with the forget gradient taken whole, not only where the retain inputs "
+        "give nothing.",
+    ),
+    "mansu_no_fisher": (
+        "MANSU, no Fisher",
+        "An ablation: MANSU without the Fisher penalty on what the retain set depends on.",
+    ),
+    "mansu_no_floor": (
+        "MANSU, no floor",
+        "An ablation: MANSU with the continuous update applied as it is, however small.",
+    ),
 }
 """Title and sentence of each method, by its name in ``mansu.methods``."""
 
@@ -62,6 +84,9 @@ SETTINGS: Mapping[str, str] = {
     "subtracted (task vector).",
     "batch": "Forget rows in a step (and as many retain rows, where the method uses them).",
     "beta": "β: how sharply the loss levels off as the answer gets less likely.",
+    "budget": "Move at most so many weights at any time, those that the optimiser wants to move "
+    "furthest. Empty: no limit.",
+    "circuit": "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
     "energy": "Share of the retain inputs' energy (squared norm) that the projection protects.",
     "fisher_weight": "λ in the penalty $\\tfrac{\\lambda}{2} \\sum_i F_i \\delta_i^2$, with the "
     "diagonal Fisher information $F$ of the retain log-likelihood.",
@@ -72,6 +97,7 @@ SETTINGS: Mapping[str, str] = {
     "layer": "The layer that is steered, from 0. Empty for the authors' depth, 7/32 of the layers.",
     "learning_rate": "Step size of AdamW. Larger moves weights further: more forgetting, more "
     "damage, and more that outlives NF4.",
+    "moves": "How many weights move. Empty: one in a thousand of all parameters.",
     "percentile": "Only neurons whose saliency is above this percentile are trained.",
     "project": "Project the forget gradient off the retain inputs' span. Off for an ablation.",
     "rate": "Step size, in NF4 bin widths a step.",

@@ -754,17 +754,14 @@ class _Units:
     """What a mask is put together from: every head slice and every neuron of a model.
 
     Attributes:
-        score: float32 ``[units]``, |attribution|; cost: float32 ``[units]``, parameters.
-        used: bool ``[units]``, in the circuit. kind: int64 ``[units]``, as in ``KINDS``.
-        layer, index: int64 ``[units]``.
+        kind: int64 ``[units]``, as in ``KINDS``. layer, index: int64 ``[units]``.
+        cost: float32 ``[units]``, parameters.
     """
 
-    score: Tensor
-    cost: Tensor
-    used: Tensor
     kind: Tensor
     layer: Tensor
     index: Tensor
+    cost: Tensor
 
 
 KINDS = ("q", "k", "v", "o", "neuron")
@@ -792,11 +789,12 @@ def parameter_mask(
     for name, value in (("share", share), ("max_fraction", max_fraction)):
         if not 0 < value <= 1:
             raise MansuError(f"The mask's {name} must lie in (0, 1], not {value}.")
-    units = _units(subject, circuit, attribution)
-    chosen = units.used.nonzero()[:, 0]
-    density = units.score[chosen] / units.cost[chosen]
+    units = _units(subject)
+    score, used = _score_and_use(circuit, attribution)
+    chosen = used.nonzero()[:, 0]
+    density = score[chosen] / units.cost[chosen]
     chosen = chosen[density.argsort(descending=True, stable=True)]
-    mass = units.score[chosen].double().cumsum(0)
+    mass = score[chosen].double().cumsum(0)
     total_mass = float(mass[-1]) if len(mass) else 0.0
     within = units.cost[chosen].double().cumsum(0) <= max_fraction * subject.n_parameters
     needed = torch.cat([torch.ones(1, dtype=torch.bool), mass[:-1] < share * total_mass])
@@ -807,36 +805,44 @@ def parameter_mask(
             "parameters: raise max_fraction."
         )
     chosen = chosen[take]
-    return _assemble(subject, units, chosen, float(units.score[chosen].sum()) / total_mass)
+    return _assemble(subject, units, chosen, float(score[chosen].sum()) / total_mass)
 
 
-def _units(subject: Subject, circuit: Circuit, attribution: Attribution) -> _Units:
-    layout = circuit.layout
-    h, g = layout.n_heads, layout.n_kv_heads
-    edges = circuit.mask
-    inputs, outputs = edges.any(0), edges.any(1)
-    config = subject.config
-    d = config.hidden_size
-    slice_cost = d * (getattr(config, "head_dim", None) or d // h)
-    m = attribution.neurons.shape[1]
-    gated = hasattr(subject.bridge.blocks[0].mlp, "gate")
-    parts: list[tuple[Tensor, int, Tensor, int, int]] = []  # score, cost, used, kind, layer
+def _units(subject: Subject) -> _Units:
+    layout = graph_of(subject)
+    parts: list[tuple[int, int, int, int]] = []  # kind, layer, units, parameters of each
     for layer in range(layout.n_layers):
-        q, k, v = inputs[layout.attention_inputs(layer)].split([h, g, g])
-        z = outputs[layout.head(layer) : layout.mlp(layer)]
-        mlp = outputs[layout.mlp(layer)].expand(m)
-        scores = (attribution.queries, attribution.keys, attribution.values, attribution.outputs)
-        for kind, (score, used) in enumerate(zip(scores, (q, k, v, z), strict=True)):
-            parts.append((score[layer], slice_cost, used, kind, layer))
-        parts.append((attribution.neurons[layer], (3 if gated else 2) * d, mlp, 4, layer))
+        block = Block(subject, layer)
+        for kind, label in enumerate(KINDS):
+            slices = [
+                (subject.parameters[n].shape, axis, w) for n, axis, _, w in block.slices(label)
+            ]
+            shape, axis, _ = slices[0]
+            heads = layout.n_heads if label in "qo" else layout.n_kv_heads
+            count = shape[axis] if label == "neuron" else heads
+            parts.append((kind, layer, count, sum(s[1 - a] * w for s, a, w in slices)))
     return _Units(
-        score=torch.cat([p[0].abs() for p in parts]),
-        cost=torch.cat([torch.full((len(p[0]),), float(p[1])) for p in parts]),
-        used=torch.cat([p[2] for p in parts]),
-        kind=torch.cat([torch.full((len(p[0]),), p[3]) for p in parts]),
-        layer=torch.cat([torch.full((len(p[0]),), p[4]) for p in parts]),
-        index=torch.cat([torch.arange(len(p[0])) for p in parts]),
+        kind=torch.cat([torch.full((n,), kind) for kind, _, n, _ in parts]),
+        layer=torch.cat([torch.full((n,), layer) for _, layer, n, _ in parts]),
+        index=torch.cat([torch.arange(n) for _, _, n, _ in parts]),
+        cost=torch.cat([torch.full((n,), float(cost)) for _, _, n, cost in parts]),
     )
+
+
+def _score_and_use(circuit: Circuit, attribution: Attribution) -> tuple[Tensor, Tensor]:
+    """Of each unit, in the order of ``_units``: |attribution|, and whether the circuit uses it."""
+    layout, edges = circuit.layout, circuit.mask
+    inputs, outputs = edges.any(0), edges.any(1)
+    h, g = layout.n_heads, layout.n_kv_heads
+    scores, used = [], []
+    for layer in range(layout.n_layers):
+        neurons = attribution.neurons[layer]
+        scores += [attribution.queries[layer], attribution.keys[layer], attribution.values[layer]]
+        scores += [attribution.outputs[layer], neurons]
+        used += inputs[layout.attention_inputs(layer)].split([h, g, g])
+        used += [outputs[layout.head(layer) : layout.mlp(layer)]]
+        used += [outputs[layout.mlp(layer)].expand(len(neurons))]
+    return torch.cat(scores).abs(), torch.cat(used)
 
 
 def _assemble(subject: Subject, units: _Units, chosen: Tensor, mass: float) -> Mask:
@@ -886,7 +892,6 @@ def ablate(
     subject: Subject,
     pairs: Pairs,
     circuit: Circuit,
-    attribution: Attribution,
     mask: Mask,
     *,
     draws: int = 5,
@@ -896,16 +901,9 @@ def ablate(
 
     A random mask has as many slices of each kind and as many neurons, drawn from the whole model.
     """
-    units = _units(subject, circuit, attribution)
-    counts = _kind_counts(subject, units, mask)
     generator = torch.Generator().manual_seed(seed)
-    masks = [mask]
-    for _ in range(draws):
-        drawn = []
-        for kind, count in enumerate(counts):
-            pool = (units.kind == kind).nonzero()[:, 0]
-            drawn.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
-        masks.append(_assemble(subject, units, torch.cat(drawn), 0.0))
+    dense = mask.tensors()
+    masks = [mask, *(random_mask(subject, dense, generator) for _ in range(draws))]
 
     metric: Metric = "log_probability" if circuit.metric == "log_probability" else LOGITS
 
@@ -928,16 +926,31 @@ def ablate(
     )
 
 
-def _kind_counts(subject: Subject, units: _Units, mask: Mask) -> list[int]:
-    """How many units of each kind a mask has, read back from its rows and columns."""
+def random_mask(subject: Subject, mask: Mapping[str, Tensor], generator: torch.Generator) -> Mask:
+    """A mask of as many head slices of each kind and as many neurons, drawn from all layers.
+
+    Args:
+        mask: parameter name → bool tensor of its shape, whole slices and neurons (as
+            ``Mask.tensors`` gives it).
+    """
+    units = _units(subject)
+    drawn = []
+    for kind, count in enumerate(_kind_counts(subject, units, mask)):
+        pool = (units.kind == kind).nonzero()[:, 0]
+        drawn.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
+    return _assemble(subject, units, torch.cat(drawn), 0.0)
+
+
+def _kind_counts(subject: Subject, units: _Units, mask: Mapping[str, Tensor]) -> list[int]:
+    """How many units of each kind a mask has, read back from its whole rows and columns."""
     counts = []
     for kind, label in enumerate(KINDS):
         found = 0
         for layer in units.layer[units.kind == kind].unique().tolist():
             n = int(((units.kind == kind) & (units.layer == layer)).sum())
             name, axis, start, width = Block(subject, layer).slices(label)[0]
-            index = (mask.rows if axis == 0 else mask.columns).get(name)
-            if index is not None:
-                found += int(((index >= start) & (index < start + n * width)).sum()) // width
+            if name in mask:
+                line = mask[name].cpu().all(1 - axis)[start : start + n * width]
+                found += int(line.view(n, width).all(1).sum())
         counts.append(found)
     return counts

@@ -129,7 +129,7 @@ def _add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> No
         "--method",
         action="append" if several else "store",
         default=None if several else "mansu",
-        help=f"{', '.join(methods.NAMES)}" + ("; may be given several times" if several else ""),
+        help=f"{', '.join(methods.ALL)}" + ("; may be given several times" if several else ""),
     )
     parser.add_argument(
         "--set",

@@ -6,6 +6,7 @@ result is there is not done again, so that an interrupted run goes on where it s
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def trust_step(run: Run, subject: Subject, progress: Progress) -> None:
     """
     if run.has("trust.json"):
         return
-    pairs, circuit, attribution = attribution_pairs(run, subject), run.circuit(), run.attribution()
+    pairs, circuit = attribution_pairs(run, subject), run.circuit()
     with _timed(run, "trust"):
         progress(0.0, "trust: stability over resamples of the pairs")
         stable = stability(subject, pairs, len(circuit), steps=run.settings["steps"])
@@ -145,7 +146,7 @@ def trust_step(run: Run, subject: Subject, progress: Progress) -> None:
         progress(0.4, "trust: completeness and minimality")
         tested = criteria(subject, pairs, circuit)
         progress(0.9, "trust: the mask at zero")
-        effect = ablate(subject, pairs, circuit, attribution, run.mask())
+        effect = ablate(subject, pairs, circuit, run.mask())
         trust = {
             "overlap": [stable.overlap, *stable.interval],
             "always": float((stable.frequency > 0.95).float().mean()),
@@ -195,7 +196,9 @@ def unlearn_step(
             "fraction": outcome.edit.fraction(subject),
         }
         write_json(run.edit_folder(method) / "history.json", history)
-        outcome.edit.save(run.edit_folder(method) / "edit.safetensors")
+        # An ablation's edit is told from MANSU's by its name.
+        edit = dataclasses.replace(outcome.edit, label=method)
+        edit.save(run.edit_folder(method) / "edit.safetensors")
 
 
 def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:

@@ -196,7 +196,7 @@ def test_ablating_the_mask_hurts_more_than_random_masks(tiny: Subject, found: An
     pairs, scores, circuit = found
     before = {n: p.clone() for n, p in tiny.parameters.items()}
     mask = parameter_mask(tiny, circuit, scores, max_fraction=0.05)
-    result = ablate(tiny, pairs, circuit, scores, mask, draws=8)
+    result = ablate(tiny, pairs, circuit, mask, draws=8)
     assert result.random_sizes == (mask.size,) * 8
     assert result.whole - result.masked > 2 * float((result.whole - result.random).mean())
     assert all(torch.equal(p, before[n]) for n, p in tiny.parameters.items())

@@ -80,8 +80,23 @@ def test_steps_one_by_one_and_what_is_done_is_not_done_again(
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*.safetensors")} == files
     command = ["unlearn", str(run.path), "--method", "mansu", "--set", "steps=2"]
     assert cli.main(command) == 0
-    assert run.edits() == ("mansu", "graddiff")
+    assert run.edits()[:2] == ("mansu", "graddiff")
     assert run.judged() == ("graddiff",)
+
+
+def test_controls_and_ablations_run_like_any_method(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, setting in (("random_moves", "moves=40"), ("mansu_no_floor", "steps=1")):
+        command = [str(run.path), "--method", method]
+        assert cli.main(["unlearn", *command, "--set", setting]) == 0
+        assert cli.main(["quantize", *command]) == 0
+        assert run.edit(method).label == method
+        share = run.survival(method).quantized.share
+        assert share == 1 if method == "random_moves" else share is not None and share < 1
+    assert run.history("random_moves")["moved"] == 40
+    assert run.history("mansu_no_floor")["settings"]["floor"] is False
+    assert "random_moves NF4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

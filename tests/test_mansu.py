@@ -8,15 +8,18 @@ import random
 
 import pytest
 import torch
+from families import family
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mansu import tasks
 from mansu.attribution import attribute
-from mansu.circuit import minimal_circuit, parameter_mask
+from mansu.circuit import minimal_circuit, parameter_mask, random_mask
 from mansu.errors import MansuError
 from mansu.evaluate import measure
-from mansu.methods import Problem
+from mansu.methods import ABLATIONS, Problem, named, random_moves
 from mansu.methods import mansu as method
-from mansu.nf4 import CODES, Dequantized, quantize, quantized, sets_absmax
+from mansu.nf4 import CODES, Dequantized, layout, quantize, quantized, report, sets_absmax
 from mansu.subjects import Subject
 from mansu.tasks import Task
 
@@ -161,3 +164,160 @@ def test_the_objective_by_hand(problem: Problem) -> None:
         divergence = sum((uniform - v) / len(names) for v in log_p)
         advantage = max(answer - sum(others) / len(others), 0)
         assert float(loss[i]) == pytest.approx(divergence + method.ADVANTAGE * advantage, rel=1e-4)
+
+
+# Ablations, controls, budget
+
+
+def test_each_ablation_goes_elsewhere_than_mansu(problem: Problem, outcome: method.Outcome) -> None:
+    start = {n: p.detach().clone() for n, p in problem.subject.parameters.items()}
+    losses = {"mansu": outcome.history[2]["forget_loss"]}
+    for name, setting in ABLATIONS.items():
+        found = named(name)(problem, rate=0.2, steps=3)
+        assert setting.items() <= found.settings.items()
+        losses[name] = found.history[2]["forget_loss"]
+        assert all(torch.equal(p, start[n]) for n, p in problem.subject.parameters.items())
+        share = report(problem.subject, found.edit).quantized.share
+        assert share is not None
+        assert share < 1 if name == "mansu_no_floor" else share == 1
+    # λ = 1 is too small a weight on this model to show in three steps: see the next test.
+    losses.pop("mansu_no_fisher")
+    assert len({round(x, 4) for x in losses.values()}) == len(losses)
+
+
+def test_the_fisher_penalty_holds_back_what_retain_depends_on(problem: Problem) -> None:
+    without = named("mansu_no_fisher")(problem, rate=0.2, steps=4)
+    heavy = method.unlearn(problem, rate=0.2, steps=4, fisher_weight=1e5)
+    assert heavy.history[-1]["retain_loss"] < without.history[-1]["retain_loss"]
+    assert heavy.history[-1]["moved"] < without.history[-1]["moved"]
+
+
+def test_without_the_circuit_a_mask_of_the_same_make_is_drawn(problem: Problem) -> None:
+    assert problem.mask is not None
+    subject = problem.subject
+    drawn = [
+        random_mask(subject, problem.mask, torch.Generator().manual_seed(s)).tensors()
+        for s in (0, 0, 1)
+    ]
+    size = sum(int(m.sum()) for m in problem.mask.values())
+    assert [sum(int(m.sum()) for m in mask.values()) for mask in drawn] == [size] * 3
+    first, again, other = (
+        {(n, tuple(m.nonzero()[0].tolist())) for n, m in x.items()} for x in drawn
+    )
+    assert first == again != other
+    edit = named("mansu_no_circuit")(problem, rate=0.2, steps=1).edit
+    inside = drawn[0]
+    for name, (where, _) in edit.changes.items():
+        assert bool(inside[name].flatten()[where].all())
+
+
+@settings(max_examples=15, deadline=None)
+@given(budget=st.integers(1, 3000), scale=st.floats(0.05, 3), floor=st.booleans())
+def test_the_budget_keeps_the_largest_wishes_and_no_more(
+    problem: Problem, budget: int, scale: float, floor: bool
+) -> None:
+    assert problem.mask is not None
+    subject = problem.subject
+    weights = method._movable(subject, problem.mask, Dequantized.of(subject), random.Random(0))
+    generator = torch.Generator().manual_seed(budget)
+    for w in weights.values():
+        w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
+    asked = method._moves(weights, floor)
+    given_moves = method._within(budget, weights, asked)
+    kept, left = [], []
+    for name, (values, moved) in given_moves.items():
+        w = weights[name]
+        size = (w.wish / w.width).abs()
+        kept.append(size[moved])
+        left.append(size[asked[name][1] & ~moved])
+        assert torch.equal(values[~moved], w.base[~moved])
+        assert torch.equal(values[moved], asked[name][0][moved])
+        if floor:
+            whole = subject.parameters[name].detach().clone()
+            whole.view(-1)[w.where] = values
+            changed = quantize(whole).codes != quantize(subject.parameters[name].detach()).codes
+            assert torch.equal(changed.nonzero()[:, 0], w.where[moved].sort()[0])
+    possible = sum(int(moved.sum()) for _, moved in asked.values())
+    assert len(torch.cat(kept)) == min(budget, possible)
+    if len(torch.cat(left)):
+        assert float(torch.cat(kept).min()) >= float(torch.cat(left).max())
+
+
+def test_a_run_stays_within_its_budget_and_says_so(problem: Problem) -> None:
+    outcome = method.unlearn(problem, rate=0.2, steps=4, budget=150, target=0.0)
+    assert max(line["moved"] for line in outcome.history) == 150
+    assert 0 < outcome.edit.n_moved <= 150
+    assert report(problem.subject, outcome.edit).quantized.share == 1
+    assert "with the whole budget of 150 moves in use" in outcome.stopped
+    with pytest.raises(MansuError, match="budget of MANSU is 0"):
+        method.unlearn(problem, budget=0)
+
+
+def test_the_target_and_the_tolerance_end_a_run(problem: Problem) -> None:
+    reached = method.unlearn(problem, rate=0.2, steps=30, target=1.0)
+    assert "the forget target was reached in full precision and in NF4" in reached.stopped
+    assert len(reached.history) < 30  # and there it did stop
+    short = method.unlearn(problem, rate=0.01, steps=1)
+    assert short.stopped == (
+        "Step 1 is kept: the steps are used up before the forget target was reached."
+    )
+    # No fall is within a tolerance of −1, so nothing counts as reached.
+    task = dataclasses.replace(problem.task, tolerance=-1.0)
+    never = method.unlearn(dataclasses.replace(problem, task=task), rate=0.2, steps=3, target=1.0)
+    assert "retain accuracy never came within the tolerance" in never.stopped
+
+
+@pytest.mark.parametrize(
+    ("checks", "done", "sentence"),
+    [
+        ([(0.3, 0.0)], True, "reached in full precision and in NF4"),
+        ([(0.9, 0.01), (0.5, 0.01)], False, "used up before the forget target was reached"),
+        ([(0.9, 0.01), (0.3, 0.2)], False, "only where retain accuracy had fallen past"),
+        ([(0.9, 0.2), (0.3, 0.2)], False, "never came within the tolerance"),
+        ([(0.9, 0.01), (0.3, 0.01)], False, "NF4 brought some back"),
+    ],
+)
+@pytest.mark.parametrize("budget", [None, 10, 50])
+def test_each_ending_has_its_sentence(
+    checks: list[tuple[float, float]], done: bool, sentence: str, budget: int | None
+) -> None:
+    lines = [{"moved": 10, "forget": f, "retain_fall": fall} for f, fall in checks]
+    why = method._ending([{"moved": 3}, *lines], done, 0.35, 0.05, budget)
+    assert sentence in why
+    assert ("whole budget of 10 moves" in why) == (budget == 10)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("moves", [1, 500])
+def test_random_moves_are_neighbouring_codes(problem: Problem, name: str, moves: int) -> None:
+    subject = family(name)
+    elsewhere = dataclasses.replace(problem, subject=subject, mask=None)
+    edit = random_moves.unlearn(elsewhere, moves=moves).edit
+    again = random_moves.unlearn(elsewhere, moves=moves).edit
+    other = random_moves.unlearn(dataclasses.replace(elsewhere, seed=1), moves=moves).edit
+    assert edit.n_moved == moves
+
+    def places(e: method.Edit) -> set[tuple[str, int]]:
+        return {(n, int(i)) for n, (where, _) in e.changes.items() for i in where}
+
+    assert places(edit) == places(again) != places(other)
+    before = {n: quantize(layout(subject, n)) for n in subject.quantized_names}
+    with edit.applied(subject):
+        after = {n: quantize(layout(subject, n)) for n in subject.quantized_names}
+    stepped = 0
+    for n, old in before.items():
+        assert torch.equal(old.absmax, after[n].absmax)
+        steps = (after[n].codes.int() - old.codes.int()).abs()
+        assert int(steps.max()) <= 1
+        moved = after[n].codes[steps > 0]
+        assert not bool(((moved == 0) | (moved == len(CODES) - 1)).any())
+        stepped += int(steps.sum())
+    assert stepped == moves
+
+
+def test_random_moves_have_a_default_and_bounds(problem: Problem) -> None:
+    edit = named("random_moves")(problem).edit
+    assert edit.n_moved == round(0.001 * problem.subject.n_parameters)
+    for moves in (0, problem.subject.n_parameters):
+        with pytest.raises(MansuError, match="give a number from 1 to"):
+            random_moves.unlearn(problem, moves=moves)

@@ -121,7 +121,7 @@ def test_live_reads_what_mansu_prints(runs: Path, tmp_path: Path) -> None:
     assert "forget_nf4" in read[-1]
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.ALL)
 def test_every_setting_has_a_widget_words_and_an_argument(method: str) -> None:
     def page(method: str) -> None:
         import streamlit as st
@@ -136,16 +136,16 @@ def test_every_setting_has_a_widget_words_and_an_argument(method: str) -> None:
     known = settings.defaults(method)
     drawn = {w.key.split(" ", 1)[1] for w in [*app.number_input, *app.toggle]}
     assert drawn == set(known) and drawn <= set(words.SETTINGS)
-    if isinstance(known["steps"].default, int):
-        app.number_input(key=f"{method} steps").set_value(3).run()
-        assert app.session_state.changed == {"steps": 3}
-    given = settings.arguments({"steps": 3})[1::2]
+    name = "steps" if "steps" in known else "moves"
+    app.number_input(key=f"{method} {name}").set_value(3).run()
+    assert app.session_state.changed == {name: 3}
+    given = settings.arguments({name: 3})[1::2]
     options = type("Options", (), {"set": given})
-    assert _settings(options, method) == {"steps": 3}  # type: ignore[arg-type]
+    assert _settings(options, method) == {name: 3}  # type: ignore[arg-type]
 
 
 def test_every_method_and_interval_has_words() -> None:
-    assert set(words.METHODS) == set(methods.NAMES)
+    assert set(words.METHODS) == set(methods.ALL)
     fields = set(inspect.signature(Divergences).parameters)
     assert fields <= set(words.HELP)
     shown = {f for group in charts.CAD_FIELDS.values() for f in group}

@@ -1,4 +1,4 @@
-"""Unlearning methods: MANSU and its baselines, one small file each.
+"""Unlearning methods: MANSU, its baselines and its controls, one small file each.
 
 Every method is a function ``unlearn(problem, **settings) -> Outcome``.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,19 @@ NAMES = (
     "null_space",
     "task_vector",
 )
+"""What people choose from; the controls and ablations are run by name."""
+
+CONTROLS = ("random_moves",)
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "mansu_no_circuit": {"circuit": False},
+    "mansu_no_projection": {"project": False},
+    "mansu_no_fisher": {"fisher_weight": 0.0},
+    "mansu_no_floor": {"floor": False},
+}
+"""MANSU with one of its parts off: the setting that turns it off."""
+
+ALL = (*NAMES, *CONTROLS, *ABLATIONS)
 
 Progress = Callable[[float, str], None]
 """Called with the share done (0 to 1) and a sentence; raising from it cancels the method."""
@@ -80,11 +94,13 @@ class Outcome:
 
 
 def named(name: str) -> Callable[..., Outcome]:
-    """The ``unlearn`` function of a method.
+    """The ``unlearn`` function of a method, a control or an ablation.
 
     Raises:
-        MansuError: there is no method of that name.
+        MansuError: there is none of that name.
     """
-    if name not in NAMES:
-        raise MansuError(f"Unknown method {name!r}: give one of {', '.join(NAMES)}.")
-    return importlib.import_module(f"mansu.methods.{name}").unlearn
+    if name not in ALL:
+        raise MansuError(f"Unknown method {name!r}: give one of {', '.join(ALL)}.")
+    file = "mansu" if name in ABLATIONS else name
+    unlearn = importlib.import_module(f"mansu.methods.{file}").unlearn
+    return partial(unlearn, **ABLATIONS[name]) if name in ABLATIONS else unlearn

@@ -23,7 +23,7 @@ both sides.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mansu.circuit import random_mask
 from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.evaluate import measure
@@ -110,8 +111,10 @@ def unlearn(
     retain_weight: float = 1.0,
     energy: float = ENERGY,
     fisher_weight: float = 1.0,
+    circuit: bool = True,
     floor: bool = True,
     project: bool = True,
+    budget: int | None = None,
     target: float | None = None,
 ) -> Outcome:
     """Run MANSU.
@@ -124,12 +127,16 @@ def unlearn(
         retain_weight: weight of the retain objective.
         energy: share of the retain inputs' energy that the projection removes.
         fisher_weight: λ of the Fisher penalty ½ λ Σ F δ².
-        floor, project: off for the ablations. Without the floor the wishes themselves are applied.
+        circuit, floor, project: off for the ablations. Without the circuit a random mask of as many
+            head slices and neurons takes its place; without the floor the wishes are applied.
+        budget: move at most so many weights at any time, those with the largest wish in bins; the
+            others stay at their exact original. By default no limit.
         target: stop when forget accuracy is at most this in full precision and in NF4; by default
             halfway between chance (25 %) and what the task's margin asks for.
 
     Raises:
-        MansuError: there is no mask, or it holds no quantised weight that may move.
+        MansuError: there is no mask, it holds no quantised weight that may move, or the budget is
+            below 1.
     """
     settings = {
         "rate": rate,
@@ -137,20 +144,28 @@ def unlearn(
         "retain_weight": retain_weight,
         "energy": energy,
         "fisher_weight": fisher_weight,
+        "circuit": circuit,
         "floor": floor,
         "project": project,
+        "budget": budget,
         "seed": problem.seed,
     }
     if problem.mask is None:
         raise MansuError("MANSU needs a circuit: run attribution and the circuit step first.")
+    if budget is not None and budget < 1:
+        raise MansuError(f"budget of MANSU is {budget}: give the number of weights that may move.")
     if target is None:
         target = (CHANCE + max(1 - problem.task.margin, CHANCE)) / 2
     subject, rng = problem.subject, random.Random(problem.seed)
     report = problem.progress
     report(0.0, "quantising the unedited model")
     nf4_weights = Dequantized.of(subject)
-    weights = _movable(subject, problem.mask, nf4_weights, rng)
-    mask = {name: problem.mask[name] for name in weights}
+    mask = problem.mask
+    if not circuit:
+        generator = torch.Generator().manual_seed(problem.seed)
+        mask = random_mask(subject, mask, generator).tensors()
+    weights = _movable(subject, mask, nf4_weights, rng)
+    mask = {name: mask[name] for name in weights}
     report(0.0, "measuring the retain geometry")
     spans = None
     if project:
@@ -185,12 +200,11 @@ def unlearn(
                 retain_loss = reference.divergence(rng)
                 (retain_weight * retain_loss).backward()
                 retain_gradients = _take(subject, weights)
-            moved = 0
             for name, weight in weights.items():
                 optimiser.step(weight, name, forget_gradients[name], retain_gradients[name], step)
-                values, changed = weight.rounded()
-                if not floor:
-                    values, changed = weight.base + weight.wish, weight.wish != 0
+            moved, asked = 0, _moves(weights, floor)
+            for name, (values, changed) in _within(budget, weights, asked).items():
+                weight = weights[name]
                 subject.parameters[name].data.view(-1)[weight.where] = values
                 after_nf4 = torch.where(changed, values, weight.base_nf4)
                 nf4_weights.weights[name].view(-1)[weight.where] = after_nf4
@@ -223,13 +237,34 @@ def unlearn(
                 break
         assert best is not None
         edit = Edit.between(base, best[2], "mansu", settings)
+    why = _ending(history, done, target, problem.task.tolerance, budget)
+    return Outcome(edit, tuple(history), f"Step {best[1]} is kept: {why}.", settings)
+
+
+def _ending(
+    history: Sequence[Mapping[str, Any]],
+    done: bool,
+    target: float,
+    tolerance: float,
+    budget: int | None,
+) -> str:
+    """Which rule ended the run: the target, or the steps, and what stood in the target's way."""
+    checks = [line for line in history if "forget" in line]
+    kept = [c for c in checks if c["retain_fall"] <= tolerance]
     if done:
-        stopped = "the forget target was reached in full precision and in NF4"
-    elif best[0][0]:
-        stopped = "the steps are used up, and retain accuracy never came within the tolerance"
+        why = "the forget target was reached in full precision and in NF4"
+    elif not kept:
+        why = "the steps are used up, and retain accuracy never came within the tolerance"
+    elif any(c["forget"] <= target for c in checks if c not in kept):
+        why = "the steps are used up; the forget target was reached only where retain accuracy "
+        why += "had fallen past the tolerance"
+    elif any(c["forget"] <= target for c in kept):
+        why = "the steps are used up; where the forget target was reached, NF4 brought some back"
     else:
-        stopped = "the steps are used up before the forget target was reached"
-    return Outcome(edit, tuple(history), f"Step {best[1]} is kept: {stopped}.", settings)
+        why = "the steps are used up before the forget target was reached"
+    if budget is not None and any(line["moved"] == budget for line in history):
+        why += f", with the whole budget of {budget:,} moves in use"
+    return why
 
 
 def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
@@ -351,6 +386,33 @@ def _movable(
     if not weights:
         raise MansuError("No weight may move: the circuit holds no weight that NF4 quantises.")
     return weights
+
+
+_Moves = dict[str, tuple[Tensor, Tensor]]
+"""Weight → (values ``[n]``, moved bool ``[n]``)."""
+
+
+def _moves(weights: Mapping[str, _Weight], floor: bool) -> _Moves:
+    """What the wishes ask for, with the magnitude floor or as they are."""
+    if floor:
+        return {name: w.rounded() for name, w in weights.items()}
+    return {name: (w.base + w.wish, w.wish != 0) for name, w in weights.items()}
+
+
+def _within(budget: int | None, weights: Mapping[str, _Weight], moves: _Moves) -> _Moves:
+    """The ``budget`` moves with the largest wish in bins; the others are taken back."""
+    if budget is None or sum(int(moved.sum()) for _, moved in moves.values()) <= budget:
+        return moves
+    size = torch.cat(
+        [(weights[n].wish / weights[n].width).abs() * moved for n, (_, moved) in moves.items()]
+    )
+    kept = torch.zeros_like(size, dtype=torch.bool)
+    kept[size.topk(budget).indices] = True
+    parts = kept.split([len(moved) for _, moved in moves.values()])
+    return {
+        name: (torch.where(keep & moved, values, weights[name].base), keep & moved)
+        for (name, (values, moved)), keep in zip(moves.items(), parts, strict=True)
+    }
 
 
 def _take(subject: Subject, weights: Mapping[str, _Weight]) -> dict[str, Tensor]:
