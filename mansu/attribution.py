@@ -687,28 +687,23 @@ def differences(subject: Subject, pairs: Pairs) -> Tensor:
     T = pairs × positions. All pairs go through at once.
     """
     graph = graph_of(subject)
-    clean = record(subject, graph, pairs, pairs.clean, ["z", "mlp"])
-    corrupt = record(subject, graph, pairs, pairs.corrupt, ["z", "mlp"])
-    writes = [_flat(corrupt.embedding - clean.embedding)[None]]
-    for layer in range(graph.n_layers):
-        z = _flat(corrupt.z[layer] - clean.z[layer]).transpose(0, 1)
-        writes.append(z @ Block(subject, layer).output().to(z.dtype))
-        writes.append(_flat(corrupt.mlp[layer] - clean.mlp[layer])[None])
-    return torch.cat(writes)
+    return _differences(subject, graph, *_ends(subject, graph, pairs))
 
 
-def sensitivities(
+def factors(
     subject: Subject, pairs: Pairs, *, steps: int = 5, metric: Metric = "logit_difference"
-) -> Tensor:
-    """EAP-IG's mean gradient of the summed metric at every destination, ``[n_destinations, T, d]``.
+) -> tuple[Tensor, Tensor]:
+    """The two factors of EAP-IG's scores, before their product sums over pairs and positions.
 
-    Its products with ``differences`` of the same model are the scores of ``attribute`` times the
-    number of pairs. All pairs go through at once.
+    All pairs go through at once.
+
+    Returns:
+        ``differences``, ``[n_sources, T, d]``; and the mean gradient of the summed metric at every
+        destination, ``[n_destinations, T, d]``. Their product summed over T and d is what
+        ``attribute`` gives, times the number of pairs.
     """
     graph = graph_of(subject)
-    kept = ["qkv", "z", "mlp", "neurons"]
-    clean = record(subject, graph, pairs, pairs.clean, kept)
-    corrupt = record(subject, graph, pairs, pairs.corrupt, kept)
+    clean, corrupt = _ends(subject, graph, pairs)
     reference = clean.logits.float().log_softmax(-1) if metric == "kl" else None
     gradients = _Gradients(graph, clean, None, steps)
     for step in range(steps):
@@ -729,4 +724,21 @@ def sensitivities(
         reads.append(empty.expand(graph.per_layer - 1, -1, -1) if attention is None else attention)
         mlp = gradients.mlp[layer]
         reads.append(empty if mlp is None else mlp[None])
-    return torch.cat([*reads, gradients.final[None]]) / steps
+    sensitivities = torch.cat([*reads, gradients.final[None]]) / steps
+    return _differences(subject, graph, clean, corrupt), sensitivities
+
+
+def _ends(subject: Subject, graph: Graph, pairs: Pairs) -> tuple[Record, Record]:
+    """The runs on clean and on corrupt prompts."""
+    kept = ["z", "mlp"]
+    clean = record(subject, graph, pairs, pairs.clean, kept)
+    return clean, record(subject, graph, pairs, pairs.corrupt, kept)
+
+
+def _differences(subject: Subject, graph: Graph, clean: Record, corrupt: Record) -> Tensor:
+    writes = [_flat(corrupt.embedding - clean.embedding)[None]]
+    for layer in range(graph.n_layers):
+        z = _flat(corrupt.z[layer] - clean.z[layer]).transpose(0, 1)
+        writes.append(z @ Block(subject, layer).output().to(z.dtype))
+        writes.append(_flat(corrupt.mlp[layer] - clean.mlp[layer])[None])
+    return torch.cat(writes)

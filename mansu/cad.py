@@ -14,7 +14,7 @@ residual stream? That separates the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mansu.attribution import attribute, differences, sensitivities
+from mansu.attribution import differences, factors
 from mansu.edit import Edit
-from mansu.evaluate import Interval, measure
+from mansu.evaluate import Interval
 from mansu.graph import graph_of
 from mansu.subjects import WRAPPER, Subject
 from mansu.tasks import Examples, Pairs
 
 GROUPS = 8
+CHUNK = 8  # pairs that go through at once
 RESAMPLES = 200
 TOP = 100
 
@@ -76,40 +77,17 @@ class Divergences:
         return cls(**values)
 
 
-def grouped_scores(
-    subject: Subject,
-    pairs: Pairs,
-    *,
-    steps: int = 5,
-    groups: int = GROUPS,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
+class Signals:
     """Edge scores by group of pairs, so that CAD's interval can be bootstrapped over groups.
 
-    Pairs are dealt to groups in turn; scores of a group are summed over its pairs. An edited
-    model may give the same metric on clean and corrupt prompts: that is what erasure looks like,
-    and it is not refused here.
+    Made on the unedited model, whose sensitivities it keeps. Called inside
+    ``edit.applied(subject)`` it gives *signal* scores: the edited model's differences times the
+    unedited model's sensitivities, at the cost of two forward passes. ``both`` gives plain scores
+    beside them, for the passes of one attribution. Pairs are dealt to groups in turn; scores of a
+    group are summed over its pairs.
 
-    Returns:
-        float32 ``[groups, n_sources, n_destinations]``.
-    """
-    groups = min(groups, len(pairs))
-    scores = []
-    for g in range(groups):
-        some = pairs.select(range(g, len(pairs), groups))
-        part = attribute(subject, some, steps=steps, allow_equal=True)
-        scores.append(part.scores * len(some))
-        if progress is not None:
-            progress(g + 1, groups)
-    return torch.stack(scores)
-
-
-class Signals:
-    """Edge scores with the unedited model's sensitivities, by group of pairs.
-
-    Made on the unedited model; called inside ``edit.applied(subject)`` it gives
-    float32 ``[groups, n_sources, n_destinations]`` of the edited one, at the cost of two forward
-    passes. Called on the unedited model it gives what ``grouped_scores`` does.
+    Attributes:
+        base: the unedited model's own scores, float32 ``[groups, n_sources, n_destinations]``.
     """
 
     def __init__(
@@ -121,22 +99,86 @@ class Signals:
         groups: int = GROUPS,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.subject, self.edges = subject, graph_of(subject).edges
-        groups = min(groups, len(pairs))
-        self.parts = [pairs.select(range(g, len(pairs), groups)) for g in range(groups)]
+        self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
+        self.edges = graph_of(subject).edges
+        self.chunks = list(_chunks(pairs, self.groups))
         self.reads: list[Tensor] = []
-        for part in self.parts:
-            self.reads.append(sensitivities(subject, part, steps=steps).flatten(1).cpu())
+        self.base = self._zeros()
+        for chunk in self.chunks:
+            writes, reads = chunk.factors(subject, steps)
+            self.reads.append(reads)
+            chunk.add(self.base, writes, reads)
             if progress is not None:
-                progress(len(self.reads), groups)
+                progress(len(self.reads), len(self.chunks))
+        self.base *= self.edges
 
     def __call__(self) -> Tensor:
-        return torch.stack(
-            [
-                differences(self.subject, part).flatten(1).cpu() @ read.T * self.edges
-                for part, read in zip(self.parts, self.reads, strict=True)
-            ]
-        )
+        """Signal scores, float32 ``[groups, n_sources, n_destinations]``."""
+        signal = self._zeros()
+        for chunk, reads in zip(self.chunks, self.reads, strict=True):
+            writes = differences(self.subject, chunk.pairs)[:, chunk.live].cpu()
+            chunk.add(signal, writes, reads)
+        return signal * self.edges
+
+    def both(self, progress: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
+        """Plain scores, as ``grouped_scores`` gives them, and signal scores."""
+        plain, signal = self._zeros(), self._zeros()
+        for i, (chunk, base) in enumerate(zip(self.chunks, self.reads, strict=True)):
+            writes, reads = chunk.factors(self.subject, self.steps)
+            chunk.add(plain, writes, reads)
+            chunk.add(signal, writes, base)
+            if progress is not None:
+                progress(i + 1, len(self.chunks))
+        return plain * self.edges, signal * self.edges
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.groups, *self.edges.shape)
+
+
+def grouped_scores(
+    subject: Subject, pairs: Pairs, *, steps: int = 5, groups: int = GROUPS
+) -> Tensor:
+    """Edge scores by group of pairs, float32 ``[groups, n_sources, n_destinations]``.
+
+    An edited model may give the same metric on clean and corrupt prompts: that is what erasure
+    looks like, and it is not refused here.
+    """
+    return Signals(subject, pairs, steps=steps, groups=groups).base
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A few pairs of about one length, so that little of a pass is padding.
+
+    Attributes:
+        live: bool ``[pairs × positions]``, tokens at which clean and corrupt runs may differ:
+            neither the shared beginning of the prompts nor padding, which is most of them.
+        group: int64 ``[live tokens]``.
+    """
+
+    pairs: Pairs
+    live: Tensor
+    group: Tensor
+
+    def factors(self, subject: Subject, steps: int) -> tuple[Tensor, Tensor]:
+        """``attribution.factors`` at the live tokens."""
+        writes, reads = factors(subject, self.pairs, steps=steps)
+        return writes[:, self.live].cpu(), reads[:, self.live].cpu()
+
+    def add(self, total: Tensor, writes: Tensor, reads: Tensor) -> None:
+        """Add each group's sum of products over its tokens to ``total``."""
+        for group in self.group.unique().tolist():
+            here = self.group == group
+            total[group] += writes[:, here].flatten(1) @ reads[:, here].flatten(1).T
+
+
+def _chunks(pairs: Pairs, groups: int) -> Iterator[_Chunk]:
+    for some in pairs.length.argsort(stable=True).split(CHUNK):
+        part = pairs.select(some)
+        real = torch.arange(part.clean.shape[1]) < part.length[:, None]
+        live = (part.clean != part.corrupt).cumsum(1).bool() & real
+        group = (some % groups)[:, None].expand_as(live)
+        yield _Chunk(part, live.flatten(), group[live])
 
 
 def divergence(before: Tensor, after: Tensor) -> float:
@@ -157,6 +199,9 @@ def divergence(before: Tensor, after: Tensor) -> float:
 
 def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
     """CAD between grouped scores ``[groups, …]``, with its bootstrap interval over groups."""
+    before, after = before.flatten(1), after.flatten(1)
+    some = (before != 0).any(0) | (after != 0).any(0)  # zeros, as where no edge is, add nothing
+    before, after = before[:, some], after[:, some]
     value = divergence(before.sum(0), after.sum(0))
     rng = np.random.default_rng(seed)
     draws = []
@@ -216,10 +261,11 @@ def suppressor(
     *,
     accuracy: float,
     keep: float = 1.0,
+    layer: int | None = None,
 ) -> Edit:
-    """The control that only hides: the last MLP cancels what tells the forget answers apart.
+    """The control that only hides: a late MLP cancels what tells the forget answers apart.
 
-    A closed-form least-squares edit of the last layer's down projection (as ROME and MEMIT solve
+    A closed-form least-squares edit of one layer's down projection (as ROME and MEMIT solve
     theirs; Meng et al. 2022, 2023): on forget prompts it subtracts the part of the final residual
     stream that separates the candidate answers' logits, on retain prompts it adds nothing. All
     layers before compute what they did. Its strength is bisected until forget accuracy is as low
@@ -228,14 +274,16 @@ def suppressor(
     Args:
         accuracy: the 4-way forget accuracy to come down to.
         keep: weight of the retain prompts in the least squares.
+        layer: whose MLP cancels; the last one's by default.
 
     Returns:
         The edit; its ``meta`` has ``strength`` and the ``accuracy`` it reaches.
     """
     bridge = subject.bridge
-    last = subject.config.num_hidden_layers - 1
-    keys_forget, residual = _last_layer(subject, forget, last)
-    keys_retain, _ = _last_layer(subject, retain, last)
+    layer = subject.config.num_hidden_layers - 1 if layer is None else layer
+    tail = _Tail(subject, forget, layer)
+    keys_forget, residual = tail.keys, tail.residual
+    keys_retain = _Tail(subject, retain, layer).keys
     head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
     scale = bridge.ln_final.original_component.weight
     readout = (head[forget.vocabulary] * scale).float()
@@ -246,7 +294,7 @@ def suppressor(
     gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
     update = torch.linalg.solve(gram, keys_forget.T @ target).T
 
-    name, transposed = _down_projection(subject, last)
+    name, transposed = _down_projection(subject, layer)
     weight = subject.parameters[name].detach()
     update = (update.T if transposed else update).to(weight)
 
@@ -254,7 +302,7 @@ def suppressor(
         after = {name: weight + strength * update}
         edit = Edit.between(subject.parameters, after, "suppressor", {"strength": strength})
         with edit.applied(subject):
-            reached = measure(subject, forget).accuracy
+            reached = tail.accuracy()
         return replace(edit, meta={**edit.meta, "accuracy": reached})
 
     weak, strong = at(0.0), at(1.0)
@@ -268,16 +316,48 @@ def suppressor(
     return strong
 
 
-def _last_layer(subject: Subject, rows: Examples, layer: int) -> tuple[Tensor, Tensor]:
-    """At each row's last token: the last MLP's neurons ``[N, d_mlp]``, the final residual
-    stream ``[N, d]``."""
-    seen: dict[str, Tensor] = {}
-    names = (f"blocks.{layer}.mlp.hook_post", "ln_final.hook_in")
-    hooks = [(n, lambda value, hook, n=n: seen.__setitem__(n, value.float())) for n in names]
-    with subject.bridge.hooks(fwd_hooks=hooks):
-        subject.next_token_logits(rows.tokens, rows.length)
-    index = torch.arange(len(rows)), rows.length - 1
-    return seen[names[0]][index], seen[names[1]][index]
+class _Tail:
+    """One split as it enters a layer, so that edits of that layer are measured without the rest.
+
+    Attributes:
+        keys: the layer's MLP neurons at each row's last token, ``[N, d_mlp]``.
+        residual: the final residual stream there, ``[N, d]``.
+    """
+
+    def __init__(self, subject: Subject, rows: Examples, layer: int) -> None:
+        self.subject, self.rows = subject, rows
+        self.blocks = list(subject.bridge.blocks)[layer:]
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        seen: dict[str, Tensor] = {}
+        names = (f"blocks.{layer}.mlp.hook_post", "ln_final.hook_in")
+        hooks = [(n, lambda value, hook, n=n: seen.__setitem__(n, value.float())) for n in names]
+
+        def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.calls.append((args, kwargs))
+
+        handles = [
+            block.register_forward_pre_hook(remember, with_kwargs=True) for block in self.blocks
+        ]
+        try:
+            with subject.bridge.hooks(fwd_hooks=hooks):
+                subject.next_token_logits(rows.tokens, rows.length)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.calls[1:] = [((None, *args[1:]), kwargs) for args, kwargs in self.calls[1:]]
+        self.index = torch.arange(len(rows)), rows.length - 1
+        self.keys, self.residual = (seen[name][self.index] for name in names)
+
+    def accuracy(self) -> float:
+        """What ``measure`` gives now, if no layer before has changed."""
+        x = self.calls[0][0][0]
+        for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
+            out = block(x, *args[1:], **kwargs)
+            x = out[0] if isinstance(out, tuple) else out
+        logits = self.subject.head(self.subject.bridge.ln_final(x[self.index])).float().cpu()
+        own = logits.gather(1, self.rows.answer[:, None])[:, 0]
+        best = logits.gather(1, self.rows.distractors).max(1).values
+        return float((own > best).float().mean())
 
 
 def _down_projection(subject: Subject, layer: int) -> tuple[str, bool]:

@@ -10,9 +10,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import floor
 from typing import Any
-
-from torch import Tensor
 
 from mansu import cad, methods, nf4, tasks
 from mansu.attribution import attribute
@@ -26,6 +25,7 @@ from mansu.circuit import (
 )
 from mansu.evaluate import EVALUATED, measure_task
 from mansu.files import write_json
+from mansu.graph import load_values, save_values
 from mansu.methods import Problem, Progress
 from mansu.runs import Run
 from mansu.subjects import Subject
@@ -40,6 +40,8 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Settings of attribution and circuit: pairs and steps (K) of EAP-IG, the faithfulness τ, the
 mask's largest share of all parameters (None: ``default_fraction``), the seed of everything."""
+
+SUPPRESSED = 0.05  # forget accuracies of the suppressors that CAD is compared with are this apart
 
 
 def default_fraction(subject: Subject) -> float:
@@ -223,49 +225,68 @@ def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -
 
 
 def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
-    """Measure CAD of the edit, in full precision and NF4, and of its controls."""
+    """Measure CAD of the edit, in full precision and NF4, and of its controls.
+
+    What does not depend on the edit stays in the run folder for the next method: the circuit
+    ablated (``base-scores.safetensors``) and suppressors by forget accuracy. The suppressor's is
+    the edit's, rounded down to a multiple of ``SUPPRESSED``.
+    """
     if run.has("edits", method, "cad.json"):
         return
-    edit, steps = run.edit(method), run.settings["steps"]
-    task, seed = run.task(), run.settings["seed"]
+    edit = run.edit(method)
     pairs = attribution_pairs(run, subject)
-    forget = tasks.examples(task, subject, "forget", seed=seed)
-    retain = tasks.examples(task, subject, "retain", seed=seed)
-    stage = iter(range(6))
+    stage = iter(range(5))
 
     def reporting(what: str) -> Callable[[int, int], None]:
         i = next(stage)
-        return _counted(_part(progress, i / 6, (i + 1) / 6), f"CAD: attribution of {what}")
-
-    def scores(what: str) -> Tensor:
-        return cad.grouped_scores(subject, pairs, steps=steps, progress=reporting(what))
+        return _counted(_part(progress, i / 5, (i + 1) / 5), f"CAD: attribution of {what}")
 
     with _timed(run, f"CAD {method}"):
-        what = reporting("the unedited model")
-        signals = cad.Signals(subject, pairs, steps=steps, progress=what)
-        base = signals()
+        signals = cad.Signals(
+            subject,
+            pairs,
+            steps=run.settings["steps"],
+            progress=reporting("the unedited model"),
+        )
+        base = signals.base
         with edit.applied(subject):
-            edited, signal = scores("the edited model"), signals()
+            edited, signal = signals.both(reporting("the edited model"))
             with nf4.quantized(subject):
-                edited_nf4, signal_nf4 = scores("the edited model in NF4"), signals()
+                edited_nf4, signal_nf4 = signals.both(reporting("the edited model in NF4"))
+
+        path = run.path / "base-scores.safetensors"
+        if not path.is_file():
+            with cad.ablation(subject, run.mask().tensors()).applied(subject):
+                ablated, signal_ablated = signals.both(reporting("the ablated circuit"))
+            save_values(path, {"base": base, "ablation": ablated, "signal": signal_ablated}, {})
+        controls, _ = load_values(path)
+
         accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
-        suppressor = cad.suppressor(subject, forget, retain, accuracy=accuracy)
-        with suppressor.applied(subject):
-            suppressed, signal_suppressed = scores("the suppressor"), signals()
-        with cad.ablation(subject, run.mask().tensors()).applied(subject):
-            ablated, signal_ablated = scores("the ablated circuit"), signals()
+        percent = 100 * SUPPRESSED * floor(accuracy / SUPPRESSED + 1e-6)
+        path = run.path / f"suppressor-{percent:.0f}.safetensors"
+        if not path.is_file():
+            forget, retain = (
+                tasks.examples(run.task(), subject, split, seed=run.settings["seed"])
+                for split in ("forget", "retain")
+            )
+            suppressor = cad.suppressor(subject, forget, retain, accuracy=percent / 100)
+            with suppressor.applied(subject):
+                suppressed, hidden = signals.both(reporting("the suppressor"))
+            save_values(path, {"scores": suppressed, "signal": hidden}, dict(suppressor.meta))
+        suppressed, about = load_values(path)
+
         rank, top = cad.overlap(base.sum(0), edited.sum(0))
         result = cad.Divergences(
             edited=cad.cad(base, edited),
             edited_nf4=cad.cad(base, edited_nf4),
             noise_floor=cad.noise_floor(base),
-            suppressor=cad.cad(base, suppressed),
-            ablation=cad.cad(base, ablated),
+            suppressor=cad.cad(base, suppressed["scores"]),
+            ablation=cad.cad(base, controls["ablation"]),
             signal=cad.cad(base, signal),
             signal_nf4=cad.cad(base, signal_nf4),
-            signal_suppressor=cad.cad(base, signal_suppressed),
-            signal_ablation=cad.cad(base, signal_ablated),
-            suppressor_accuracy=suppressor.meta["accuracy"],
+            signal_suppressor=cad.cad(base, suppressed["signal"]),
+            signal_ablation=cad.cad(base, controls["signal"]),
+            suppressor_accuracy=about["accuracy"],
             rank_correlation=rank,
             top_overlap=top,
         )

@@ -4,7 +4,8 @@ manifest.json               what was asked, with which versions; enough to repea
 task.jsonl                  the facts
 attribution.safetensors, circuit.safetensors, mask.safetensors
 base.json, base-nf4.json    the unedited model, in full precision and in NF4
-base-scores.safetensors     its edge scores by group of pairs, for CAD
+base-scores.safetensors     its edge scores by group of pairs, and with the circuit ablated, for CAD
+suppressor-<%>.safetensors  those of the suppressor with that forget accuracy
 edits/<method>/             edit.safetensors, history.json, full.json, nf4.json,
                             survival.json, cad.json, verdict.json
 status.json                 what is running, how far it is

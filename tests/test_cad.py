@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES, family, random_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mansu import cad, tasks
-from mansu.attribution import attribute
+from mansu.attribution import attribute, differences, factors
 from mansu.circuit import minimal_circuit, parameter_mask
 from mansu.evaluate import measure
 from mansu.graph import graph_of
@@ -50,17 +51,68 @@ def test_divergence_of_disjoint_scores_is_one_and_of_a_known_case_is_right() -> 
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_groups_add_up_to_the_attribution(tiny: Subject, pairs: Pairs, base: Tensor) -> None:
-    whole = attribute(tiny, pairs, steps=3).scores * len(pairs)
-    assert torch.allclose(base.sum(0), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
-def test_signals_of_the_unedited_model_are_its_scores(
-    tiny: Subject, pairs: Pairs, base: Tensor
+def one_by_one(subject: Subject, pairs: Pairs, steps: int, groups: int) -> Tensor:
+    """Each group attributed alone, as CAD did before it took all groups at once."""
+    parts = [pairs.select(range(g, len(pairs), groups)) for g in range(groups)]
+    return torch.stack(
+        [attribute(subject, p, steps=steps, allow_equal=True).scores * len(p) for p in parts]
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 4, 7])
+def test_grouped_scores_are_those_of_each_group_alone(
+    tiny: Subject, pairs: Pairs, groups: int
 ) -> None:
+    some = pairs.select(torch.arange(11).flip(0))  # neither in order nor a multiple of anything
+    wanted = one_by_one(tiny, some, 3, groups)
+    assert close(cad.grouped_scores(tiny, some, steps=3, groups=groups), wanted)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_grouped_scores_of_prompts_of_many_lengths(name: str) -> None:
+    subject, mixed = family(name), random_pairs(n=9)
+    assert len(set(mixed.length.tolist())) > 1
+    wanted = one_by_one(subject, mixed, 2, 3)
+    signals = cad.Signals(subject, mixed, steps=2, groups=3)
+    assert close(signals.base, wanted)
+    plain, signal = signals.both()
+    assert torch.equal(plain, signals.base) and torch.equal(signal, signals.base)
+
+
+def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, base: Tensor) -> None:
     signals = cad.Signals(tiny, pairs, steps=3, groups=4)
-    assert torch.allclose(signals(), base, rtol=1e-3, atol=1e-4 * float(base.abs().max()))
-    assert cad.cad(base, signals()).value < 1e-6
+    assert torch.equal(signals.base, base) and close(signals(), base)
+    _, reads = factors(tiny, pairs, steps=3)
+    name = tiny.quantized_names[-1]
+    edit = cad.ablation(tiny, {name: torch.rand(tiny.parameters[name].shape) < 0.5})
+    with edit.applied(tiny):
+        plain, signal = signals.both()
+        assert close(plain, one_by_one(tiny, pairs, 3, 4))
+        assert torch.equal(signal, signals())
+        writes = differences(tiny, pairs)
+    wanted = writes.flatten(1) @ reads.flatten(1).T * graph_of(tiny).edges
+    assert close(signal.sum(0), wanted)
+    assert not close(plain, signal)
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_suppressor_measures_itself_as_the_whole_model_does(
+    tiny: Subject, tiny_task: Task, layer: int
+) -> None:
+    forget = tasks.examples(tiny_task, tiny, "forget")
+    retain = tasks.examples(tiny_task, tiny, "retain")
+    layer += tiny.config.num_hidden_layers
+    for accuracy in (0.8, 0.3):
+        edit = cad.suppressor(tiny, forget, retain, accuracy=accuracy, layer=layer)
+        (name,) = edit.changes
+        assert f".{layer}." in name
+        with edit.applied(tiny):
+            assert measure(tiny, forget).accuracy == pytest.approx(edit.meta["accuracy"])
+        assert edit.meta["accuracy"] <= accuracy
 
 
 def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Tensor) -> None:
