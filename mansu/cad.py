@@ -280,7 +280,8 @@ def suppressor(
         The edit; its ``meta`` has ``strength`` and the ``accuracy`` it reaches.
     """
     bridge = subject.bridge
-    layer = subject.config.num_hidden_layers - 1 if layer is None else layer
+    last = int(subject.config.num_hidden_layers) - 1
+    layer = last if layer is None else layer
     tail = _Tail(subject, forget, layer)
     keys_forget, residual = tail.keys, tail.residual
     keys_retain = _Tail(subject, retain, layer).keys
