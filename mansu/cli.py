@@ -76,6 +76,21 @@ def _parser() -> argparse.ArgumentParser:
     verdict = command("verdict", _verdict, "Measure CAD and judge an edit.")
     _add_folder(verdict)
     _add_method(verdict)
+
+    export = command("export", _export, "Write the edited model as files that other tools read.")
+    _add_folder(export)
+    export.add_argument("--method", default="mansu", help="whose edit (%(default)s)")
+    export.add_argument(
+        "--format",
+        action="append",
+        choices=("hf", "nf4", "lm-eval"),
+        help="a Hugging Face checkpoint (the default), the same in bitsandbytes NF4, or the task "
+        "for lm-evaluation-harness; may be given several times",
+    )
+    export.add_argument("--to", type=Path, required=True, help="a new folder")
+    export.add_argument(
+        "--double-quant", action="store_true", help="quantise NF4's absmax too (QLoRA)"
+    )
     return parser
 
 
@@ -313,6 +328,37 @@ def _run(options: argparse.Namespace) -> None:
         print(_accuracies(run, name))
         print(sentences(name, run.verdict(name)))
     print(f"open it: make app, then choose {run.name}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mansu import export
+
+    run, method, folder = Run.open(options.folder), options.method, options.to
+    run.edit(method)
+    formats = options.format or ["hf"]
+    notes: list[str] = []
+
+    def work(subject: Any, progress: methods.Progress) -> None:
+        notes.extend(
+            export.write(
+                run,
+                subject,
+                method,
+                folder,
+                formats,
+                double_quant=options.double_quant,
+                progress=progress,
+            )
+        )
+
+    _with_subject(run, work)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"exported to {folder} ({size / 1e6:.1f} MB)")
+    if "lm-eval" in formats:
+        model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
+        print(export.harness_command(run.task(), model, folder / export.HARNESS))
 
 
 def _accuracies(run: Run, method: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed into it."""
+"""Files and folders that are whole or absent: written beside their place, then renamed into it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from mansu.errors import MansuError
 
 
 @contextmanager
@@ -32,3 +34,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes ``path`` at the end of a block that succeeds.
+
+    After an exception (also one that a signal raises) nothing of it is left.
+
+    Raises:
+        MansuError: ``path`` is there and is not an empty folder.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise MansuError(f"{path} is there already and is not an empty folder: give a new one.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as home:
+        folder = Path(home) / "new"  # not home itself, which only its owner may read
+        folder.mkdir()
+        yield folder
+        folder.replace(path)
