@@ -42,9 +42,10 @@ def random_edit(subject: Subject, share: float = 0.05) -> Edit:
 
 def reloaded(folder: Path) -> Any:
     """What a user without MANSU gets; computed as the subject computes, without fused attention."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, info = loaded
     assert not any(info.values()), info
     return model.eval()
 
@@ -73,15 +74,14 @@ def test_plain_transformers_reads_the_edited_model(name: str, tmp_path: Path) ->
         for parameter, expected in subject.parameters.items():
             assert torch.equal(as_the_bridge_splits(parameter, saved, heads), expected), parameter
         expected = subject.model(TOKENS).logits
-    assert torch.equal(model(TOKENS).logits, expected)
+    close = 1e-5 if name == "gpt2" else 0  # the bridge multiplies by q, k and v in turn
+    torch.testing.assert_close(model(TOKENS).logits, expected, rtol=close, atol=close)
     assert not torch.allclose(expected, subject.model(TOKENS).logits, atol=1e-2)  # it is an edit
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".safetensors"}
     config = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
-    original = subject.model.config.to_dict()
+    original = subject.bridge.original_model.config.to_dict()
     differ = {k for k in config | original if config.get(k) != original.get(k)}
     assert differ <= {"_name_or_path", "architectures", "dtype", "transformers_version"}
-    words = "t7 t3 t49 t11"
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")(words)["input_ids"] == [7, 3, 49, 11]
 
 
 def test_generation_settings_and_chat_template_go_along(tiny: Subject, tmp_path: Path) -> None:
@@ -90,7 +90,10 @@ def test_generation_settings_and_chat_template_go_along(tiny: Subject, tmp_path:
     subject.tokenizer.chat_template = "{{ messages }}"
     export.checkpoint(subject, Edit({}), tmp_path / "b")
     assert GenerationConfig.from_pretrained(tmp_path / "b").max_new_tokens == 7
-    assert AutoTokenizer.from_pretrained(tmp_path / "b").chat_template == "{{ messages }}"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert tokenizer.chat_template == "{{ messages }}"
+    prompt = "The colour of boben is red"
+    assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == tiny.encode(prompt)
 
 
 def reloaded_tiny(tiny: Subject, folder: Path) -> Any:
@@ -115,10 +118,9 @@ def wide(name: str, folder: Path) -> Subject:
 
 
 def codes(linear: Linear4bit) -> Tensor:
-    packed = linear.weight.data.flatten()
-    return (
-        torch.stack([packed >> 4, packed & 15], 1).flatten().view(linear.weight.quant_state.shape)
-    )
+    weight: Any = linear.weight
+    packed = weight.data.flatten()
+    return torch.stack([packed >> 4, packed & 15], 1).view(weight.quant_state.shape)
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
@@ -193,7 +195,7 @@ def test_the_command_exports_all_three_and_says_how_to_score(
         scores = run.measurement("graddiff", nf4=is_nf4).splits
         for split, expected in scores.items():
             rows = read(out / "lm_eval" / f"{split}.jsonl")
-            correct = [harness_answer(model, tiny, row) == row["answer"] for row in rows]
+            correct = harness_answers(model, tiny, rows) == [row["answer"] for row in rows]
             assert [row["line"] for row in rows] == list(expected.rows)
             assert np.array_equal(correct, expected.correct), split
 
@@ -203,16 +205,17 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def harness_answer(model: Any, subject: Subject, row: dict[str, Any]) -> int:
+def harness_answers(model: Any, subject: Subject, rows: list[dict[str, Any]]) -> np.ndarray:
     """The harness's ``multiple_choice``: the choice whose whole text is the most probable."""
-    context = subject.tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
-    sums = []
-    for choice in row["choices"]:
-        whole = subject.tokenizer(row["prompt"] + choice, add_special_tokens=False)["input_ids"]
-        logits = model(torch.tensor([whole[:-1]])).logits.log_softmax(-1)[0]
-        n = len(context)
-        sums.append(sum(float(logits[i - 1, whole[i]]) for i in range(n, len(whole))))
-    return int(np.argmax(sums))
+    texts = [(row["prompt"], row["prompt"] + choice) for row in rows for choice in row["choices"]]
+    prompts, wholes = (
+        tasks.pad([subject.encode(x) for x in side]) for side in zip(*texts, strict=True)
+    )
+    log_probabilities = model(wholes[0]).logits.log_softmax(-1)[:, :-1]
+    each = log_probabilities.gather(2, wholes[0][:, 1:, None])[..., 0]
+    place = torch.arange(1, wholes[0].shape[1])
+    answer = (place >= prompts[1][:, None]) & (place < wholes[1][:, None])
+    return (each * answer).sum(1).view(len(rows), -1).argmax(1).numpy()
 
 
 def test_the_harness_reads_its_files_wherever_the_folder_is_moved(
@@ -264,7 +267,7 @@ def test_the_card_carries_the_verdict(
         assert f"| {name} | **{p.status}** | " in card and p.evidence in card
     for is_nf4 in (False, True):
         for split, scores in run.measurement("graddiff", nf4=is_nf4).splits.items():
-            line = next(x for x in card.splitlines() if x.startswith(f"| {split}"))
+            line = next(x for x in card.splitlines() if x.startswith(f"| {split}: "))
             assert f" {scores.group(scores.groups[0]).accuracy:.1%} |" in line
     assert "no guarantee of safety" in card and "--set steps=3" in card
     assert ("without double quantization" in card) == bool(format)
