@@ -109,13 +109,6 @@ SETTINGS: Mapping[str, str] = {
 }
 """What each setting of a method does."""
 
-EXPORTS: Mapping[str, str] = {
-    "hf": "Checkpoint",
-    "nf4": "NF4 checkpoint",
-    "lm-eval": "lm-eval task",
-}
-"""What each format of ``mansu export`` is, by its name."""
-
 _INTERVAL = "The interval is a bootstrap at 95 % over facts (rephrasings of one fact together)."
 _CAD = (
     "$\\mathrm{CAD} = \\mathrm{JSD}\\big(\\tfrac{|s|}{\\sum |s|} \\,\\|\\, "
@@ -209,8 +202,6 @@ HELP: Mapping[str, str] = {
     f"$a_{{\\text{{NF4}}}} - a_{{\\text{{full}}}} \\le 0$ on the forget set. {_INTERVAL}",
     "structural erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
     "a suppressor with the same forget accuracy. The value is the closer of the two calls.",
-    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
-    "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
     "certain": "Certain: the whole 95 % interval lies on the same side of the threshold as the "
     "value. Uncertain: another sample of facts might decide otherwise.",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 
 import streamlit as st
@@ -154,53 +153,6 @@ def properties(run: Run, method: str, letter: str) -> None:
             st.caption(p.evidence)
 
 
-def exporting(sides: tuple[Side, Side]) -> None:
-    """The command that exports one of the two edits, a button that runs it, and its model card."""
-    with st.expander("Export an edit", icon=":material/download:"):
-        left, right = st.columns(2)
-        with left:
-            letter = state.switch(
-                "Edit",
-                ["A", "B"],
-                "export",
-                format_func=lambda x: f"{x} · {words.title(sides['AB'.index(x)][1])}",
-            )
-        formats = right.pills(
-            "Formats",
-            list(words.EXPORTS),
-            selection_mode="multi",
-            default=["hf"],
-            key="formats",
-            format_func=lambda x: words.EXPORTS[x],
-            help=words.help("export"),
-        )
-        owner, method = sides["AB".index(letter)]
-        if not formats:
-            st.info("Choose a format.", icon=":material/info:")
-            return
-        folder = owner.path / "exports" / "-".join([method, *formats])
-        chosen = [word for name in formats for word in ("--format", name)]
-        arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
-        st.code(shlex.join(["mansu", *arguments]), language="bash", wrap_lines=True)
-        if not folder.is_dir():
-            busy = jobs.state(owner) == "running"
-            label, icon = "Run this command", ":material/play_arrow:"
-            if st.button(label, icon=icon, disabled=busy, key="run export"):
-                with state.show_errors():
-                    jobs.start(arguments, owner.path)
-                    st.rerun()
-            return
-        made = folder.stat().st_mtime
-        if (owner.edit_folder(method) / "edit.safetensors").stat().st_mtime > made:
-            st.warning("The edit was made again since: delete the folder to export it anew.")
-        st.success(f"Exported to `{folder}`.", icon=":material/check_circle:")
-        card = folder / "README.md"
-        if card.is_file():
-            text = card.read_text(encoding="utf-8")
-            name = f"{method}-README.md"
-            st.download_button("Download the model card", text, name, icon=":material/download:")
-
-
 st.title("Compare")
 st.markdown("**Which edit forgets, keeps the rest, outlives NF4, and erases the circuit?**")
 run = state.sidebar()
@@ -258,4 +210,3 @@ side_by_side("In numbers", None, sides, numbers)
 side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
 side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
 side_by_side("The verdict's evidence", words.help("certain"), sides, properties)
-exporting(sides)
