@@ -14,7 +14,7 @@ residual stream? That separates the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -244,6 +244,40 @@ def overlap(before: Tensor, after: Tensor, top: int = TOP) -> tuple[float, float
     return correlation, len(first & second) / max(top, 1)
 
 
+def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float]:
+    """Candidates for CAD: how far edge scores moved, 0 where they did not.
+
+    Args:
+        before, after: ``[n_sources, n_destinations]``. circuit: bool, the same shape.
+
+    Returns:
+        ``JS`` and ``JS on the circuit`` (square roots are not taken); total variation, Hellinger
+        and cosine distance of magnitudes normalised to sum 1; one minus Spearman's correlation and
+        one minus the overlap of the strongest ``TOP``; ``relative L1``, Σ|after − before| over
+        Σ|before|, the only one that sees signs and size.
+    """
+    rank, top = overlap(before, after)
+    p, q = (x.double().abs().flatten() for x in (before, after))
+    moved = float((after - before).double().abs().sum() / p.sum().clamp_min(1e-300))
+    p, q = (x / x.sum().clamp_min(1e-300) for x in (p, q))
+    return {
+        "JS": divergence(before, after),
+        "JS on the circuit": divergence(before[circuit], after[circuit]),
+        "total variation": float((p - q).abs().sum() / 2),
+        "Hellinger": float((1 - (p * q).sqrt().sum()).clamp(0, 1).sqrt()),
+        "cosine": 1 - float(torch.cosine_similarity(p, q, dim=0)),
+        "Spearman": 1 - rank,
+        f"top {TOP}": 1 - top,
+        "relative L1": moved,
+    }
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """Chance that a positive scores above a negative, ties counting half (Mann–Whitney U / nm)."""
+    above = np.sign(np.subtract.outer(np.asarray(positive), np.asarray(negative)))
+    return float((above + 1).mean() / 2)
+
+
 def ablation(subject: Subject, mask: Mapping[str, Tensor]) -> Edit:
     """The control that erases by force: every parameter of the circuit's mask set to zero."""
     changes = {}
@@ -253,68 +287,75 @@ def ablation(subject: Subject, mask: Mapping[str, Tensor]) -> Edit:
     return Edit(changes, label="ablation")
 
 
-@torch.no_grad()
-def suppressor(
-    subject: Subject,
-    forget: Examples,
-    retain: Examples,
-    *,
-    accuracy: float,
-    keep: float = 1.0,
-    layer: int | None = None,
-) -> Edit:
+class Suppression:
     """The control that only hides: a late MLP cancels what tells the forget answers apart.
 
     A closed-form least-squares edit of one layer's down projection (as ROME and MEMIT solve
     theirs; Meng et al. 2022, 2023): on forget prompts it subtracts the part of the final residual
     stream that separates the candidate answers' logits, on retain prompts it adds nothing. All
-    layers before compute what they did. Its strength is bisected until forget accuracy is as low
-    as the edit's that it is compared with.
+    layers before compute what they did.
 
     Args:
-        accuracy: the 4-way forget accuracy to come down to.
         keep: weight of the retain prompts in the least squares.
         layer: whose MLP cancels; the last one's by default.
-
-    Returns:
-        The edit; its ``meta`` has ``strength`` and the ``accuracy`` it reaches.
     """
-    bridge = subject.bridge
-    last = int(subject.config.num_hidden_layers) - 1
-    layer = last if layer is None else layer
-    tail = _Tail(subject, forget, layer)
-    keys_forget, residual = tail.keys, tail.residual
-    keys_retain = _Tail(subject, retain, layer).keys
-    head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-    scale = bridge.ln_final.original_component.weight
-    readout = (head[forget.vocabulary] * scale).float()
-    basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
-    directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
-    target = -(residual @ directions.T) @ directions
-    gram = keys_forget.T @ keys_forget + keep * keys_retain.T @ keys_retain
-    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
-    update = torch.linalg.solve(gram, keys_forget.T @ target).T
 
-    name, transposed = _down_projection(subject, layer)
-    weight = subject.parameters[name].detach()
-    update = (update.T if transposed else update).to(weight)
+    @torch.no_grad()
+    def __init__(
+        self,
+        subject: Subject,
+        forget: Examples,
+        retain: Examples,
+        *,
+        keep: float = 1.0,
+        layer: int | None = None,
+    ) -> None:
+        last = int(subject.config.num_hidden_layers) - 1
+        layer = last if layer is None else layer
+        self.subject, self.tail = subject, _Tail(subject, forget, layer)
+        keys_forget, residual = self.tail.keys, self.tail.residual
+        keys_retain = _Tail(subject, retain, layer).keys
+        head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+        scale = subject.bridge.ln_final.original_component.weight
+        readout = (head[forget.vocabulary] * scale).float()
+        basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
+        directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
+        target = -(residual @ directions.T) @ directions
+        gram = keys_forget.T @ keys_forget + keep * keys_retain.T @ keys_retain
+        gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+        update = torch.linalg.solve(gram, keys_forget.T @ target).T
+        self.name, transposed = _down_projection(subject, layer)
+        self.weight = subject.parameters[self.name].detach()
+        self.update = (update.T if transposed else update).to(self.weight)
 
-    def at(strength: float) -> Edit:
-        after = {name: weight + strength * update}
-        edit = Edit.between(subject.parameters, after, "suppressor", {"strength": strength})
-        with edit.applied(subject):
-            reached = tail.accuracy()
+    @torch.no_grad()
+    def at(self, strength: float) -> Edit:
+        """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""
+        after = {self.name: self.weight + strength * self.update}
+        edit = Edit.between(self.subject.parameters, after, "suppressor", {"strength": strength})
+        with edit.applied(self.subject):
+            reached = self.tail.accuracy()
         return replace(edit, meta={**edit.meta, "accuracy": reached})
 
-    weak, strong = at(0.0), at(1.0)
-    while strong.meta["accuracy"] > accuracy and strong.meta["strength"] < 16:
-        weak, strong = strong, at(2 * strong.meta["strength"])
-    for _ in range(16):  # accuracy jumps where the candidates tie, at a strength near 1
-        if strong.meta["accuracy"] > accuracy - 0.05:
-            break
-        middle = at((weak.meta["strength"] + strong.meta["strength"]) / 2)
-        weak, strong = (middle, strong) if middle.meta["accuracy"] > accuracy else (weak, middle)
-    return strong
+    def reaching(self, accuracy: float) -> Edit:
+        """The weakest found by bisection whose forget accuracy is as low as ``accuracy``."""
+        weak, strong = self.at(0.0), self.at(1.0)
+        while strong.meta["accuracy"] > accuracy and strong.meta["strength"] < 16:
+            weak, strong = strong, self.at(2 * strong.meta["strength"])
+        for _ in range(16):  # accuracy jumps where the candidates tie, at a strength near 1
+            if strong.meta["accuracy"] > accuracy - 0.05:
+                break
+            middle = self.at((weak.meta["strength"] + strong.meta["strength"]) / 2)
+            low = middle.meta["accuracy"] <= accuracy
+            weak, strong = (weak, middle) if low else (middle, strong)
+        return strong
+
+
+def suppressor(
+    subject: Subject, forget: Examples, retain: Examples, *, accuracy: float, **settings: Any
+) -> Edit:
+    """The ``Suppression`` (which takes ``settings``) that reaches a forget accuracy."""
+    return Suppression(subject, forget, retain, **settings).reaching(accuracy)
 
 
 class _Tail:

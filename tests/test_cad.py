@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs
@@ -155,3 +156,44 @@ def test_overlap(base: Tensor) -> None:
     assert cad.overlap(base.sum(0), base.sum(0)) == (pytest.approx(1), 1)
     rank, top = cad.overlap(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1]), top=2)
     assert rank == pytest.approx(-1) and top == 0
+
+
+def test_distances_of_known_scores() -> None:
+    before, after = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, -1.0], [2.0, 0.0]])
+    circuit = torch.tensor([[True, True], [False, False]])
+    found = cad.distances(before, after, circuit)
+    # Magnitudes: p = (3/4, 1/4, 0), q = (1/4, 1/4, 1/2); on the circuit (3/4, 1/4), (1/2, 1/2).
+    assert found["total variation"] == pytest.approx(0.5)
+    hellinger = (1 - (3**0.5 / 4 + 1 / 4)) ** 0.5
+    assert found["Hellinger"] == pytest.approx(hellinger)
+    assert found["cosine"] == pytest.approx(1 - 4 / (10 * 6) ** 0.5)
+    assert found["relative L1"] == pytest.approx((2 + 2 + 2) / 4)
+    assert found["JS"] == pytest.approx(cad.divergence(before, after))
+    on_circuit = cad.divergence(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]))
+    assert found["JS on the circuit"] == pytest.approx(on_circuit)
+
+
+def test_distances_are_zero_where_nothing_moved(base: Tensor) -> None:
+    circuit = base.sum(0).abs() > base.sum(0).abs().median()
+    for name, value in cad.distances(base.sum(0), base.sum(0), circuit).items():
+        assert value == pytest.approx(0, abs=1e-6), name
+    for name, value in cad.distances(base.sum(0), -3 * base.sum(0), circuit).items():
+        expected = 4 if name == "relative L1" else 0  # the only one that sees signs and size
+        assert value == pytest.approx(expected, abs=1e-5), name
+
+
+sample = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=8)
+
+
+@given(sample, sample)
+def test_auroc_counts_pairs(positive: list[float], negative: list[float]) -> None:
+    won = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    found = cad.auroc(positive, negative)
+    assert found == pytest.approx(won / (len(positive) * len(negative)))
+    # The area under the curve itself, by the trapezoid rule over every threshold.
+    thresholds = sorted({*positive, *negative, 7.0}, reverse=True)
+    rates = [
+        [sum(x >= t for x in sample) / len(sample) for t in thresholds]
+        for sample in (negative, positive)
+    ]
+    assert found == pytest.approx(float(np.trapezoid(rates[1], rates[0])))
