@@ -14,12 +14,13 @@ residual stream? That separates the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mansu.attribution import differences, factors
@@ -272,7 +273,7 @@ def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float
     }
 
 
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
     """Chance that a positive scores above a negative, ties counting half (Mann–Whitney U / nm)."""
     above = np.sign(np.subtract.outer(np.asarray(positive), np.asarray(negative)))
     return float((above + 1).mean() / 2)
