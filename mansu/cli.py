@@ -7,11 +7,13 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mansu import __version__, methods, tasks
 from mansu.errors import MansuError
+from mansu.evaluate import Interval
 from mansu.runs import Run
 from mansu.verdict import Verdict
 
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "The whole main job: attribution, circuit, edit, NF4, CAD, verdict.")
     _add_what(run)
     _add_method(run, several=True)
+    _add_settings(run)
 
     attribution = command("attribute", _attribute, "Start a run: attribute the forget task.")
     _add_what(attribution)
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     unlearn = command("unlearn", _unlearn, "Apply MANSU or a baseline to a run.")
     _add_folder(unlearn)
     _add_method(unlearn)
+    _add_settings(unlearn)
 
     quantize = command("quantize", _quantize, "Measure an edit in full precision and in NF4.")
     _add_folder(quantize)
@@ -91,6 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--double-quant", action="store_true", help="quantise NF4's absmax too (QLoRA)"
     )
+
+    attack = command("attack", _attack, "Try to recover what an edit removed.")
+    _add_folder(attack)
+    _add_method(attack, several=True)
     return parser
 
 
@@ -146,6 +154,9 @@ def _add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> No
         default=None if several else "mansu",
         help=f"{', '.join(methods.ALL)}" + ("; may be given several times" if several else ""),
     )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -308,6 +319,49 @@ def _verdict(options: argparse.Namespace) -> None:
     print(sentences(method, verdict_step(run, method)))
 
 
+def _attack(options: argparse.Namespace) -> None:
+    from mansu.pipeline import attack_step
+
+    run, names = Run.open(options.folder), options.method or ["mansu"]
+    for name in names:
+        methods.named(name)
+        run.measurement(name, nf4=False)
+    _with_subject(
+        run,
+        lambda subject, progress: _each(names, progress, partial(attack_step, run, subject)),
+    )
+    for name in names:
+        print(_recovery(run, name))
+
+
+def _recovery(run: Run, method: str) -> str:
+    """A table of accuracies under each attack, with what it recovers of the edited model's."""
+    base, edited = run.attacks(None), run.attacks(method)
+
+    def cell(value: Interval | None) -> str:
+        if value is None:
+            return "–".rjust(24)
+        return f"{value.value:.1%} [{value.low:.1%}, {value.high:.1%}]".rjust(24)
+
+    lines = ["attack".ljust(15) + "".join(n.rjust(24) for n in ("unedited", method, "recovered"))]
+    for name in edited.scores:
+        cells = (base.accuracy(name), edited.accuracy(name), edited.recovered(name))
+        lines.append(name.ljust(15) + "".join(map(cell, cells)))
+    return "\n".join(lines)
+
+
+def _each(
+    names: Sequence[str], progress: methods.Progress, work: Callable[[str, methods.Progress], Any]
+) -> None:
+    """``work`` on each name, each with its share of the progress."""
+    for i, name in enumerate(names):
+
+        def part(share: float, message: str, i: int = i, name: str = name) -> None:
+            progress((i + share) / len(names), f"{name}: {message}")
+
+        work(name, part)
+
+
 def _run(options: argparse.Namespace) -> None:
     from mansu.pipeline import whole_job
 
@@ -316,12 +370,9 @@ def _run(options: argparse.Namespace) -> None:
     run = _open(options)
 
     def work(subject: Any, progress: methods.Progress) -> None:
-        for i, name in enumerate(names):
-
-            def part(share: float, message: str, i: int = i, name: str = name) -> None:
-                progress((i + share) / len(names), f"{name}: {message}")
-
-            whole_job(run, subject, name, part, settings[name])
+        _each(
+            names, progress, lambda name, part: whole_job(run, subject, name, part, settings[name])
+        )
 
     _with_subject(run, work)
     for name in names:

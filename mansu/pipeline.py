@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from math import floor
 from typing import Any
 
-from mansu import cad, methods, nf4, tasks
+from mansu import attacks, cad, methods, nf4, tasks
 from mansu.attribution import attribute
 from mansu.circuit import (
     Patched,
@@ -291,6 +291,24 @@ def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> Non
             top_overlap=top,
         )
         write_json(run.edit_folder(method) / "cad.json", result.to_json())
+
+
+def attack_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Run the recovery attacks on an edit, and once a run on the unedited model."""
+    edit, task, seed = run.edit(method), run.task(), run.settings["seed"]
+    if not run.has("attacks-base.json"):
+        rephrased = run.base(nf4=False).splits.get("paraphrase")
+        with _timed(run, "attack base"):
+            half = _part(progress, 0.0, 0.5)
+            found = attacks.attack(subject, task, paraphrase=rephrased, seed=seed, progress=half)
+            write_json(run.path / "attacks-base.json", found.to_json())
+        progress = _part(progress, 0.5, 1.0)
+    if run.has("edits", method, "attacks.json"):
+        return
+    rephrased = run.measurement(method, nf4=False).splits.get("paraphrase")
+    with _timed(run, f"attack {method}"), edit.applied(subject):
+        found = attacks.attack(subject, task, paraphrase=rephrased, seed=seed, progress=progress)
+        write_json(run.edit_folder(method) / "attacks.json", found.to_json())
 
 
 def verdict_step(run: Run, method: str) -> Verdict:

@@ -6,8 +6,9 @@ attribution.safetensors, circuit.safetensors, mask.safetensors
 base.json, base-nf4.json    the unedited model, in full precision and in NF4
 base-scores.safetensors     its edge scores by group of pairs, and with the circuit ablated, for CAD
 suppressor-<%>.safetensors  those of the suppressor with that forget accuracy
+attacks-base.json           recovery attacks on the unedited model
 edits/<method>/             edit.safetensors, history.json, full.json, nf4.json,
-                            survival.json, cad.json, verdict.json
+                            survival.json, cad.json, verdict.json, attacks.json
 status.json                 what is running, how far it is
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu import tasks
+from mansu.attacks import Attacks
 from mansu.attribution import Attribution
 from mansu.cad import Divergences
 from mansu.circuit import Circuit, Mask
@@ -208,6 +210,12 @@ class Run:
 
     def verdict(self, method: str) -> Verdict:
         return Verdict.from_json(read_json(self.edit_folder(method) / "verdict.json"))
+
+    def attacks(self, method: str | None) -> Attacks:
+        """Recovery attacks on an edit, or (None) on the unedited model."""
+        folder = self.path if method is None else self.edit_folder(method)
+        name = "attacks-base.json" if method is None else "attacks.json"
+        return Attacks.from_json(read_json(folder / name))
 
     def timings(self) -> dict[str, float]:
         """Seconds by step, and ``peak memory`` in GiB."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mansu.cad import Divergences
-from mansu.evaluate import Interval, Measurement, Scores, bootstrap
+from mansu.evaluate import Interval, Measurement, Scores, bootstrap, mcnemar
 
 Status = Literal["passed", "failed", "unknown"]
 NAMES = (
@@ -191,12 +191,19 @@ def _ptq_gap(edited: Measurement, edited_nf4: Measurement | None) -> Property:
     full, quantised = edited.splits["forget"], edited_nf4.splits["forget"]
     gap = _paired(quantised, full, "correct")
     nats = _paired(quantised, full, "log_probability")
+    test = mcnemar(quantised.correct, full.correct)
     text = (
         f"Forget accuracy is {full.accuracy:.1%} in full precision and {quantised.accuracy:.1%} "
-        f"in NF4: a gap of {gap.value:+.1%}; the answer's log-probability changes by "
-        f"{nats.value:+.3f} nats [{nats.low:+.3f}, {nats.high:+.3f}]."
+        f"in NF4: a gap of {gap.value:+.1%} (NF4 brings {test.first} rows back and loses "
+        f"{test.second}; McNemar's exact p = {test.p:.2g}); the answer's log-probability changes "
+        f"by {nats.value:+.3f} nats [{nats.low:+.3f}, {nats.high:+.3f}]."
     )
-    details = {"gap in nats": nats.to_json(), "full": full.accuracy, "nf4": quantised.accuracy}
+    details = {
+        "gap in nats": nats.to_json(),
+        "full": full.accuracy,
+        "nf4": quantised.accuracy,
+        "mcnemar": test.to_json(),
+    }
     return _property(NAMES[2], gap, 0.0, text, details, at_least=False)
 
 

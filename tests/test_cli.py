@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mansu import cli, tasks
+from mansu.attacks import ATTACKS, attack
 from mansu.errors import MansuError
 from mansu.evaluate import measure_task
 from mansu.nf4 import quantized
@@ -66,6 +67,28 @@ def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixtur
     assert found["held_out_faithfulness"][0] > 0.5
     assert found["metric_masked"] < found["metric"]
     assert len(found["metric_random_masks"]) == 5
+
+
+def test_an_edit_is_attacked_beside_the_unedited_model(
+    run: Run, tiny: Subject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
+    table = capsys.readouterr().out.splitlines()[1:]
+    base, edited = run.attacks(None), run.attacks("graddiff")
+    assert [line.split()[0] for line in table] == ["attack", *ATTACKS]
+    for name, line in zip(ATTACKS, table[1:], strict=True):
+        for found in (base, edited):
+            assert f" {found.accuracy(name).value:.1%} [" in line
+    with run.edit("graddiff").applied(tiny):
+        again = attack(tiny, run.task(), paraphrase=edited.scores["paraphrase"])
+    assert again.to_json() == edited.to_json()
+    assert (
+        base.to_json() == attack(tiny, run.task(), paraphrase=base.scores["paraphrase"]).to_json()
+    )
+    made = (run.path / "attacks-base.json").stat().st_mtime_ns
+    assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
+    assert (run.path / "attacks-base.json").stat().st_mtime_ns == made
+    assert cli.main(["attack", str(run.path), "--method", "npo"]) == 2
 
 
 def test_steps_one_by_one_and_what_is_done_is_not_done_again(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -195,3 +196,29 @@ def test_bootstrap_stays_within_the_values(values: list[float], seed: int) -> No
 
 def test_bootstrap_of_nothing() -> None:
     assert all(math.isnan(v) for v in bootstrap(np.array([])).to_json())
+
+
+PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12)
+
+
+@given(PAIRS)
+def test_mcnemar_is_a_count_of_all_splits(pairs: list[tuple[bool, bool]]) -> None:
+    """Of all ways to deal the discordant rows to the two models, how many are as uneven?"""
+    first, second = np.array(pairs, dtype=bool).reshape(-1, 2).T
+    found = evaluate.mcnemar(first, second)
+    n = found.first + found.second
+    assert n == int((first != second).sum())
+    uneven = abs(found.first - found.second)
+    splits = [abs(2 * sum(deal) - n) for deal in product((0, 1), repeat=n)]
+    assert found.p == pytest.approx(sum(s >= uneven for s in splits) / 2**n)
+    assert 0 < found.p <= 1
+    turned = evaluate.mcnemar(second, first)
+    assert (turned.first, turned.second, turned.p) == (found.second, found.first, found.p)
+
+
+def test_mcnemar_without_discordant_rows_sees_no_difference() -> None:
+    same = np.array([True, False, True])
+    assert evaluate.mcnemar(same, same) == evaluate.McNemar(0, 0, 1.0)
+    assert evaluate.mcnemar(np.ones(900), np.zeros(900)).p == 2.0**-899
+    with pytest.raises(ValueError, match="paired"):
+        evaluate.mcnemar(same, same[:2])

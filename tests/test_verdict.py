@@ -152,6 +152,12 @@ def test_forgetting_passes_exactly_at_its_margin(before: int, after: int, nf4: i
     assert (found.properties[2].status == "passed") == (nf4 <= after)
 
 
+def test_the_gap_is_tested_by_its_discordant_rows() -> None:
+    gap = verdict(edited_nf4=measured(20)).properties[2]
+    assert gap.details["mcnemar"] == {"first": 8, "second": 0, "p": 2 / 2**8}
+    assert "brings 8 rows back and loses 0" in gap.evidence and "p = 0.0078" in gap.evidence
+
+
 def test_it_is_saved_whole() -> None:
     found = verdict()
     assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
