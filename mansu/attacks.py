@@ -194,7 +194,7 @@ def relearn(
 
     def report(share: float, message: str) -> None:
         curve.append(measure(subject, material.asked))
-        progress(share, message)
+        progress(share, f"relearning ({len(curve) - 1} of {steps})")
 
     nothing = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     problem = Problem(
