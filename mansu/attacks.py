@@ -30,8 +30,12 @@ QUESTIONS = 60
 """At most this many questions are asked, drawn with the seed."""
 SHOTS = 3
 """Demonstrations before a question, each of another answer."""
-STEPS, BATCH, LEARNING_RATE = 8, 20, 2e-5
-"""Relearning's budget: steps of AdamW on all parameters, and known rows a step."""
+STEPS, BATCH, LEARNING_RATE = 8, 20, 5e-5
+"""Relearning's budget: steps of AdamW on all parameters, and known rows a step.
+
+Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
+stays at 100 % under each.
+"""
 FORMATS: Mapping[str, nf4.Format] = {
     "NF4": nf4.NF4,
     "FP4": nf4.Format("fp4"),
