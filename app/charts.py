@@ -66,7 +66,7 @@ def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
     for name, measurement in series.items():
         groups = sets(measurement)
         labels = labels or list(groups)
-        intervals = [bootstrap(s.correct, clusters=s.answer) for s in groups.values()]
+        intervals = [bootstrap(s.correct, clusters=s.clusters) for s in groups.values()]
         figure.add_bar(
             name=name,
             orientation="h",

@@ -14,6 +14,7 @@ from typing import Any
 from mansu import __version__, methods, tasks
 from mansu.errors import MansuError
 from mansu.evaluate import Interval
+from mansu.files import replacing, write_json
 from mansu.runs import Run
 from mansu.verdict import Verdict
 
@@ -99,7 +100,36 @@ def _parser() -> argparse.ArgumentParser:
     attack = command("attack", _attack, "Try to recover what an edit removed.")
     _add_folder(attack)
     _add_method(attack, several=True)
+
+    task = command("task", _task, "Make a task file of WMDP and MMLU rows (multiple choice).")
+    task.add_argument("--wmdp", required=True, metavar="SOURCE", help="rows to forget")
+    task.add_argument("--mmlu", required=True, metavar="SOURCE", help="rows to keep")
+    task.add_argument("-o", "--output", type=Path, required=True, help="a .jsonl file to write")
+    task.add_argument("--rows", type=_positive, help="take the first so many of each (all)")
+    _add_choices(task)
+
+    score = command("score", _score, "Score WMDP, MMLU, TOFU or MUSE before and after an edit.")
+    score.add_argument(
+        "source",
+        nargs="+",
+        help="a parquet, json, jsonl or csv file; FOLDER:CONFIG:SPLIT; OWNER/NAME:CONFIG:SPLIT",
+    )
+    score.add_argument("--set", required=True, help="wmdp, mmlu, tofu or muse")
+    score.add_argument("--subject", default=DEFAULT_SUBJECT, help="without --run (%(default)s)")
+    score.add_argument("--run", type=Path, help="a run folder, whose subject is scored")
+    score.add_argument("--method", help="score this method's edit of the run, too")
+    score.add_argument("--nf4", action="store_true", help="score each model in NF4, too")
+    score.add_argument("--reference", type=Path, help="scores of a model that never saw the set")
+    score.add_argument("-o", "--output", type=Path, help="the JSON file (default: in the run)")
+    _add_choices(score)
     return parser
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--form", default="letters", help="letters or cloze (%(default)s)")
+    parser.add_argument(
+        "--shots", type=int, default=0, help="worked examples, the set's last rows (%(default)s)"
+    )
 
 
 def _add_what(parser: argparse.ArgumentParser) -> None:
@@ -410,6 +440,48 @@ def _export(options: argparse.Namespace) -> None:
     if "lm-eval" in formats:
         model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
         print(export.harness_command(run.task(), model, folder / export.HARNESS))
+
+
+def _task(options: argparse.Namespace) -> None:
+    from mansu import choices
+
+    forget, retain = (choices.read(s)[: options.rows] for s in (options.wmdp, options.mmlu))
+    made = choices.task(options.output.stem, forget, retain, form=options.form, shots=options.shots)
+    if options.output.suffix != ".jsonl":
+        raise MansuError(f"{options.output} is no .jsonl file: give a name that ends so.")
+    with replacing(options.output) as temporary:
+        temporary.write_text(made.to_jsonl(), encoding="utf-8")
+    counts = ", ".join(f"{len(made.split(s))} {s}" for s in tasks.SPLITS if made.split(s))
+    print(f"{options.output}: {counts}; run it: mansu run --task {options.output}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from mansu import score, subjects
+    from mansu.runs import folder, read_json
+
+    if options.method and not options.run:
+        raise MansuError("--method needs --run: give the run folder that holds its edit.")
+    run = Run.open(options.run) if options.run else None
+    edit = run.edit(options.method) if run and options.method else None
+    name = run.subject if run else options.subject
+    reference = read_json(options.reference) if options.reference else None
+    result = score.score(
+        subjects.load(name),
+        options.set,
+        options.source,
+        edit=edit,
+        in_nf4=options.nf4,
+        form=options.form,
+        shots=options.shots,
+        reference=reference,
+        progress=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    place = run.path / "scores" if run else folder() / "scores"
+    file = "-".join([options.set, options.method or Path(name).name]) + ".json"
+    path = options.output or place / file
+    write_json(path, {**result, "run": run and run.name, "method": options.method})
+    print(score.table(result))
+    print(f"saved: {path}")
 
 
 def _accuracies(run: Run, method: str) -> str:

@@ -30,6 +30,8 @@ class Scores:
         answer: the answer's token id; rephrasings of one fact share it, and are one cluster of
             the bootstrap.
         groups: the group of each row; rows: its line in the task file.
+        facts: the fact that each row asks for, where the answer does not say it (a letter of a
+            multiple-choice question); then the clusters are the facts.
     """
 
     correct: np.ndarray
@@ -39,6 +41,12 @@ class Scores:
     answer: np.ndarray
     groups: tuple[str, ...]
     rows: tuple[int, ...]
+    facts: tuple[str, ...] = ()
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Which rows ask for the same fact: ``[N]``, for ``bootstrap``."""
+        return np.array(self.facts) if self.facts else self.answer
 
     @property
     def accuracy(self) -> float:
@@ -56,6 +64,7 @@ class Scores:
             self.answer[keep],
             tuple(self.groups[i] for i in pick),
             tuple(self.rows[i] for i in pick),
+            tuple(self.facts[i] for i in pick) if self.facts else (),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +76,7 @@ class Scores:
             "answer": self.answer.tolist(),
             "groups": list(self.groups),
             "rows": list(self.rows),
+            **({"facts": list(self.facts)} if self.facts else {}),
         }
 
     @classmethod
@@ -79,6 +89,7 @@ class Scores:
             np.array(value["answer"], dtype=int),
             tuple(value["groups"]),
             tuple(value["rows"]),
+            tuple(value.get("facts", ())),
         )
 
 
@@ -139,6 +150,7 @@ def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
         answer=rows.answer.numpy(),
         groups=rows.groups,
         rows=rows.rows,
+        facts=rows.facts,
     )
 
 

@@ -7,7 +7,8 @@ A task is JSONL, one fact a line::
 with optional ``distractors`` (wrong answers for multiple choice), ``corrupt_prompt`` (a prompt of
 equal token length with another answer), ``foil`` (that answer) and ``group`` (the name under which
 a split's rows are reported, e.g. ``capitals``). A line ``{"text": "…", "split": "text"}`` adds
-plain text to what must be retained.
+plain text to what must be retained. ``fact`` names the fact that a row asks for, where the answer
+does not (a letter of a multiple-choice question).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Fact:
     distractors: tuple[str, ...] = ()
     corrupt_prompt: str | None = None
     foil: str | None = None
+    fact: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Task:
                 row |= {"distractors": list(fact.distractors)} if fact.distractors else {}
                 row |= {"corrupt_prompt": fact.corrupt_prompt} if fact.corrupt_prompt else {}
                 row |= {"foil": fact.foil} if fact.foil else {}
+                row |= {"fact": fact.fact} if fact.fact else {}
             lines.append(json.dumps(row, ensure_ascii=False))
         return "\n".join(lines) + "\n"
 
@@ -102,6 +105,7 @@ class Examples:
         vocabulary: int64 ``[C]``, every distinct answer token of the split.
         rows: line numbers in the task file. groups: each row's group.
         notes: what was left out and why, a sentence each.
+        facts: the fact that each row asks for; empty where the answers say it.
     """
 
     tokens: Tensor
@@ -113,6 +117,7 @@ class Examples:
     rows: tuple[int, ...]
     groups: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,6 +137,7 @@ class Examples:
             tuple(self.rows[int(k)] for k in i),
             tuple(self.groups[int(k)] for k in i),
             self.notes,
+            tuple(self.facts[int(k)] for k in i) if self.facts else (),
         )
 
 
@@ -246,6 +252,7 @@ def _fact(line: str, number: int) -> Fact:
         distractors=tuple(distractors),
         corrupt_prompt=_string(row, "corrupt_prompt", where) if "corrupt_prompt" in row else None,
         foil=_string(row, "foil", where) if "foil" in row else None,
+        fact=_string(row, "fact", where) if "fact" in row else None,
     )
 
 
@@ -303,6 +310,7 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         rows=tuple(f.row for f, _ in kept),
         groups=tuple(f.group for f, _ in kept),
         notes=tuple(notes),
+        facts=(tuple(f.fact or f.answer for f, _ in kept) if any(f.fact for f, _ in kept) else ()),
     )
 
 

@@ -235,4 +235,4 @@ def _erasure(divergences: Divergences | None) -> Property:
 def _paired(first: Scores, second: Scores, what: str) -> Interval:
     """Bootstrap of first − second over the same rows, rephrasings of one fact together."""
     difference = getattr(first, what).astype(float) - getattr(second, what).astype(float)
-    return bootstrap(difference, clusters=first.answer)
+    return bootstrap(difference, clusters=first.clusters)
