@@ -85,13 +85,12 @@ def greedy(
     model: Any = subject.model
     end = model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])
-    filler = 0 if end is None else min(ends)
     found = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), batch):
         some = order[first : first + batch]
         width = max(len(rows[i]) for i in some)
-        ids = torch.full((len(some), width), filler, dtype=torch.long)
+        ids = torch.zeros(len(some), width, dtype=torch.long)  # any token: the mask hides it
         real = torch.zeros_like(ids)
         for at, i in enumerate(some):
             ids[at, width - len(rows[i]) :] = torch.tensor(rows[i])
@@ -102,7 +101,7 @@ def greedy(
             max_new_tokens=tokens,
             do_sample=False,
             num_beams=1,
-            pad_token_id=filler,
+            pad_token_id=0,
         )[:, width:].tolist()
         for i, row in zip(some, out, strict=True):
             stop = next((at for at, token in enumerate(row) if token in ends), len(row))
