@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--run", type=Path, help="a run folder, whose subject is scored")
     score.add_argument("--method", help="score this method's edit of the run, too")
     score.add_argument("--nf4", action="store_true", help="score each model in NF4, too")
+    score.add_argument("--tokens", type=_positive, help="the longest greedy answer (the set's own)")
     score.add_argument("--reference", type=Path, help="scores of a model that never saw the set")
     score.add_argument("-o", "--output", type=Path, help="the JSON file (default: in the run)")
     _add_choices(score)
@@ -473,6 +474,7 @@ def _score(options: argparse.Namespace) -> None:
         in_nf4=options.nf4,
         form=options.form,
         shots=options.shots,
+        tokens=options.tokens,
         reference=reference,
         progress=lambda message: print(message, file=sys.stderr, flush=True),
     )

@@ -64,7 +64,12 @@ def verbatim(
     tokens: int = VERBATIM_TOKENS,
     progress: Progress = lambda done, total: None,
 ) -> np.ndarray:
-    """VerbMem: ROUGE-L F1 of the greedy continuation with as much of the truth, ``[N]``."""
+    """VerbMem: ROUGE-L F1 of the greedy continuation with as much of the truth, ``[N]``.
+
+    Args:
+        tokens: how much is said, and no more than the longest truth has.
+    """
+    tokens = min(tokens, max(len(subject.encode(truth)) for _, truth in pairs))
     said = greedy(subject, [p for p, _ in pairs], tokens=tokens, progress=progress)
     return rouge_l([cut(subject, truth, tokens) for _, truth in pairs], said, "fmeasure")
 

@@ -30,6 +30,7 @@ def score(
     in_nf4: bool = False,
     form: str = "letters",
     shots: int = 0,
+    tokens: int | None = None,
     reference: Mapping[str, Any] | None = None,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def score(
         name: one of ``SETS``. sources: see ``hub.read``; for ``muse`` one folder or hub id.
         edit: scored beside the unedited model, if given. in_nf4: also both in NF4.
         form, shots: how multiple choice is asked.
+        tokens: the longest greedy answer, where it is not to be the set's own.
         reference: an earlier result of this function on a model that never saw the forget set,
             for TOFU's forget quality and MUSE's PrivLeak; its first model is taken.
 
@@ -52,7 +54,10 @@ def score(
     if name not in SETS:
         raise MansuError(f"Unknown set {name!r}: use one of {', '.join(SETS)}.")
     measure = {"tofu": _tofu, "muse": _muse}.get(name)
-    once = measure(subject, sources) if measure else _choices(subject, sources, name, form, shots)
+    limit = {} if tokens is None else {"tokens": tokens}
+    once = (
+        measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
+    )
     models: dict[str, Any] = {}
     for edited in [None, edit] if edit else [None]:
         for quantised in (False, True) if in_nf4 else (False,):
@@ -75,14 +80,13 @@ def score(
                 },
             }
     asked: dict[str, Any] = {"set": name, "sources": list(sources), "subject": subject.name}
+    asked |= limit
     if not measure:
         asked |= {"form": form, "shots": shots}
     return {**asked, "models": models}
 
 
-def _choices(
-    subject: Subject, sources: Sequence[str], name: str, form: str, shots: int
-) -> Callable[[], Rows]:
+def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) -> Callable[[], Rows]:
     if form not in choices.FORMS:
         raise MansuError(f"Unknown form {form!r}: use {' or '.join(choices.FORMS)}.")
     sets = {hub.name_of(s): choices.read(s) for s in sources}
@@ -104,19 +108,19 @@ def _choices(
     return once
 
 
-def _tofu(subject: Subject, sources: Sequence[str]) -> Callable[[], Rows]:
+def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, int]) -> Callable[[], Rows]:
     sets = {hub.name_of(s): tofu.read(s) for s in sources}
 
     def once() -> Rows:
         return {
-            part: tofu.scores(subject, rows, world=part.startswith(tofu.WORLD))
+            part: tofu.scores(subject, rows, world=part.startswith(tofu.WORLD), **limit)
             for part, rows in sets.items()
         }
 
     return once
 
 
-def _muse(subject: Subject, sources: Sequence[str]) -> Callable[[], Rows]:
+def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, int]) -> Callable[[], Rows]:
     if len(sources) != 1 or (":" in sources[0] and not Path(sources[0]).exists()):
         raise MansuError(
             "MUSE takes one folder or hub id, with the configs verbmem, knowmem and privleak in it."
@@ -129,9 +133,9 @@ def _muse(subject: Subject, sources: Sequence[str]) -> Callable[[], Rows]:
 
     def once() -> Rows:
         found: dict[str, dict[str, np.ndarray]] = {
-            s: {"knowledge": muse.knowledge(subject, asked[s], shown[s])} for s in _KEEP
+            s: {"knowledge": muse.knowledge(subject, asked[s], shown[s], **limit)} for s in _KEEP
         }
-        found["verbatim"] = {"verbatim": muse.verbatim(subject, pairs)}
+        found["verbatim"] = {"verbatim": muse.verbatim(subject, pairs, **limit)}
         leak = {f"min_k {s}": {"min_k": muse.min_k(subject, t)} for s, t in texts.items()}
         return {**found, **leak}
 
