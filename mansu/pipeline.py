@@ -23,7 +23,8 @@ from mansu.circuit import (
     parameter_mask,
     stability,
 )
-from mansu.evaluate import EVALUATED, measure_task
+from mansu.errors import MansuError
+from mansu.evaluate import EVALUATED, Measurement, bootstrap, measure_task
 from mansu.files import write_json
 from mansu.graph import load_values, save_values
 from mansu.methods import Problem, Progress
@@ -79,14 +80,33 @@ def notes(run: Run, subject: Subject) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*found, *attribution_pairs(run, subject).notes]))
 
 
+def _refuse_unknown(subject: Subject, base: Measurement) -> None:
+    """A model at chance has nothing to forget: no verdict on it would mean anything."""
+    chance = 1 / (1 + tasks.N_DISTRACTORS)
+    forget = base.splits["forget"]
+    found = bootstrap(forget.correct, clusters=forget.clusters)
+    if found.low <= chance:
+        raise MansuError(
+            f"{subject.name!r} does not know this task: its 4-way accuracy on the forget set is "
+            f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}] and chance is {chance:.0%}, so "
+            "there is nothing to forget. Give facts that it knows, or ask for them in another "
+            "form (multiple choice: mansu task --form cloze --shots 1)."
+        )
+
+
 def attribution_step(run: Run, subject: Subject, progress: Progress) -> None:
-    """Measure the unedited model and attribute the forget task to its edges."""
+    """Measure the unedited model and attribute the forget task to its edges.
+
+    Raises:
+        MansuError: the model does not know the forget set: it is at chance.
+    """
     if not run.has("base.json"):
         with _timed(run, "measure base"):
             progress(0.0, "measuring the unedited model")
             base = measure_task(subject, run.task(), seed=run.settings["seed"])
             run.save_base(base, nf4=False)
     if not run.has("attribution.safetensors"):
+        _refuse_unknown(subject, run.base(nf4=False))
         with _timed(run, "attribution"):
             pairs = attribution_pairs(run, subject)
             result = attribute(

@@ -54,10 +54,8 @@ def score(
     if name not in SETS:
         raise MansuError(f"Unknown set {name!r}: use one of {', '.join(SETS)}.")
     measure = {"tofu": _tofu, "muse": _muse}.get(name)
-    limit = {} if tokens is None else {"tokens": tokens}
-    once = (
-        measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
-    )
+    limit: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
+    once = measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
     models: dict[str, Any] = {}
     for edited in [None, edit] if edit else [None]:
         for quantised in (False, True) if in_nf4 else (False,):
@@ -108,7 +106,7 @@ def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) ->
     return once
 
 
-def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, int]) -> Callable[[], Rows]:
+def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Callable[[], Rows]:
     sets = {hub.name_of(s): tofu.read(s) for s in sources}
 
     def once() -> Rows:
@@ -120,7 +118,7 @@ def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, int]) ->
     return once
 
 
-def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, int]) -> Callable[[], Rows]:
+def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Callable[[], Rows]:
     if len(sources) != 1 or (":" in sources[0] and not Path(sources[0]).exists()):
         raise MansuError(
             "MUSE takes one folder or hub id, with the configs verbmem, knowmem and privleak in it."

@@ -184,6 +184,24 @@ def test_rows_that_cannot_be_used_are_named_by_line(
     assert any("Line 2" in x and "corrupt_prompt" in x for x in shown)
 
 
+def test_a_task_that_the_model_does_not_know_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(x) for x in tasks.load("tiny-colours").to_jsonl().splitlines()]
+    forget = [r for r in rows if r["split"] == "forget"]
+    answers = [r["answer"] for r in forget]
+    for i, row in enumerate(forget):  # each thing gets another one's colour
+        row["answer"] = next(a for a in answers[i + 1 :] + answers if a != row["answer"])
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path / "run"
+    command = ["run", "--subject", "tiny", "--task", str(path), "--folder", str(folder)]
+    assert cli.main(command) == 2
+    assert "'tiny' does not know this task: its 4-way accuracy" in capsys.readouterr().err
+    assert Run.open(folder).status()["state"] == "failed"
+    assert not (folder / "attribution.safetensors").exists()
+
+
 def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     run = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "old")
     manifest = json.loads((run.path / "manifest.json").read_text())
