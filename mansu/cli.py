@@ -129,7 +129,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--form", default="letters", help="letters or cloze (%(default)s)")
     parser.add_argument(
-        "--shots", type=int, default=0, help="worked examples, the set's last rows (%(default)s)"
+        "--shots",
+        type=int,
+        choices=range(21),
+        default=0,
+        metavar="N",
+        help="worked examples, the set's last rows, up to 20 (%(default)s)",
     )
 
 
