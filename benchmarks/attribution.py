@@ -17,13 +17,14 @@ machine only the first can be compared.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
-import resource
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mansu import subjects, tasks
-from mansu.attribution import MEMORY, attribute, graph_of, predicted_bytes
+from mansu.attribution import MEMORY, attribute, needs
 from mansu.circuit import ablate, criteria, minimal_circuit, parameter_mask, stability
+from mansu.graph import graph_of
 from mansu.subjects import Subject
 from mansu.tasks import Pairs
 
@@ -112,20 +114,34 @@ def scaling(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Peak memory under a budget, and the scores against those of one chunk."""
+    """Growth of the process under a budget, and the scores against those of one chunk.
+
+    One budget a process: what malloc keeps of an earlier call would hide growth. The peak is set
+    back after a warm-up that faults the weights in (they are mapped from the file, not read).
+    """
     subject = subjects.load()
     pairs = many_pairs(subject, args.task, args.pairs)
-    positions = int(pairs.length.max())
-    predicted = predicted_bytes(subject, graph_of(subject), positions, args.steps)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    small = attribute(subject, pairs, steps=args.steps, memory=args.memory << 20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    whole = attribute(subject, pairs, steps=args.steps, memory=64 << 30)
+    budget = args.memory << 20
+    options: Any = {"steps": args.steps, "recompute": args.recompute}
+    need = needs(subject, graph_of(subject), int(pairs.length.max()), **options)
+    attribute(subject, pairs.select([0]), steps=1)
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (Linux)
+    small = attribute(subject, pairs, memory=budget, **options)
+    grown = resident("VmHWM") - before
+    chunk = min(len(pairs), need.pairs(budget))
+    whole = attribute(subject, pairs, memory=64 << 30, **options)
     error = (small.scores - whole.scores).norm() / whole.scores.norm()
-    print(
-        f"budget {args.memory} MiB, predicted {predicted >> 20} MiB a pair, grew {peak >> 10} MiB"
-    )
-    print(f"relative difference of the scores from those of one chunk: {error:.1e}")
+    print("| budget MiB | pairs a chunk | predicted MiB | grown MiB | error of the scores |")
+    print(f"| {args.memory} | {chunk} of {len(pairs)} | {need.of(chunk) >> 20} ", end="")
+    print(f"| {grown >> 20} | {error:.1e} |")
+
+
+def resident(key: str) -> int:
+    """``VmRSS`` or its peak ``VmHWM`` of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
 def circuit(args: argparse.Namespace) -> None:
@@ -273,6 +289,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
+    parser.add_argument("--recompute", action="store_true", help="for `memory`")
     parser.add_argument("--tau", type=float, default=0.85)
     parser.add_argument("--layers", type=int, default=12, help="of the model for `peer`")
     parser.add_argument("--peer-python", default="/tmp/peer-venv/bin/python")

@@ -39,7 +39,8 @@ Progress = Callable[[int, int], None]
 
 MEMORY = 4 << 30  # default budget, bytes
 STEP_BLOCK = 8  # steps whose norm statistics are kept before they are folded into the scores
-CONTRACTION = 512 << 20  # bytes of node differences held at once in the final product
+HOLES = 1.5  # what malloc keeps beside the tensors: growth was up to 1.37 of their bound (glibc)
+CONTRACTION = 512 << 20  # bytes that the final product holds at once, at most
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,16 @@ def attribute(
     steps = 1 if method == "eap" else steps
     if recompute and method == "eap-ig-activations":
         raise MansuError("eap-ig-activations cannot recompute layers: use eap-ig-inputs.")
-    chunk = pairs_that_fit(subject, graph, pairs, steps, memory, recompute)
+    positions = int(pairs.length.max())
+    need = needs(subject, graph, positions, steps, method=method, recompute=recompute)
+    chunk = min(len(pairs), need.pairs(memory))
+    if chunk < 1:
+        raise MansuError(
+            f"One pair of {positions} tokens needs about {need.of(1) / 2**20:.0f} MiB beside the "
+            f"weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget, "
+            "recompute layers, or give shorter prompts."
+        )
+    block_size = max(1, min(CONTRACTION, chunk * need.passing) // need.token)
     chunks = [
         pairs.select(range(start, min(start + chunk, len(pairs))))
         for start in range(0, len(pairs), chunk)
@@ -166,7 +176,7 @@ def attribute(
     total = _Sums.zeros(graph, subject)
     for part in chunks:
         _attribute_chunk(
-            subject, graph, part, method, steps, metric, recompute, len(pairs), total, tick
+            subject, graph, part, method, steps, metric, recompute, len(pairs), block_size, total, tick
         )
     if not allow_equal:
         refuse_equal(total.clean, total.corrupt, metric)
@@ -220,43 +230,73 @@ def refuse_equal(clean: float, corrupt: float, metric: str) -> None:
         )
 
 
-def predicted_bytes(
-    subject: Subject, graph: Graph, positions: int, steps: int, recompute: bool = False
-) -> int:
-    """Bytes that attribution holds for one pair of ``positions`` tokens, beside the weights."""
-    config = subject.config
-    parameters = subject.parameters
-    size = next(iter(parameters.values())).element_size()
-    d = config.hidden_size
-    k = getattr(config, "head_dim", None) or d // graph.n_heads
-    m = _d_mlp(subject)
-    attention = (graph.n_heads + 2 * graph.n_kv_heads) * k
-    inside = 14 * d + 8 * attention + 6 * graph.n_heads * k + 8 * m + 5 * graph.n_heads * positions
-    held = 1 if recompute else graph.n_layers
-    graph_and_gradients = (held * inside + graph.n_layers * d) * size
-    kept = graph.n_layers * (3 * attention + 3 * graph.n_heads * k + 3 * m + 6 * d) * 4
-    statistics = graph.n_layers * min(steps, STEP_BLOCK) * (d + graph.per_layer) * 4
-    contraction = (graph.n_sources + 2 * graph.per_layer) * d * 4
-    head = 8 * config.vocab_size * 4
-    return positions * (graph_and_gradients + kept + statistics + contraction) + head
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that attribution holds beside the weights; upper bounds, checked by measurement.
 
-
-def pairs_that_fit(
-    subject: Subject, graph: Graph, pairs: Pairs, steps: int, memory: int, recompute: bool = False
-) -> int:
-    """How many pairs go through at once.
-
-    Raises:
-        MansuError: not even one does.
+    Attributes:
+        fixed: whatever the number of pairs: one layer's weights in the dtype of sums, the scores.
+        pair: for one pair all the time: node differences, sums over steps, norm statistics.
+        passing: for one pair in a pass and no longer: activations, their gradients, the logits.
+        token: for one token in the last product, which runs in blocks within ``passing``.
     """
-    one = predicted_bytes(subject, graph, int(pairs.length.max()), steps, recompute)
-    if one > memory:
-        raise MansuError(
-            f"One pair of {int(pairs.length.max())} tokens needs about {one / 2**20:.0f} MiB beside"
-            f" the weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget, "
-            "recompute layers, or give shorter prompts."
-        )
-    return min(len(pairs), memory // one)
+
+    fixed: int
+    pair: int
+    passing: int
+    token: int
+
+    def of(self, n: int) -> int:
+        """Bytes for ``n`` pairs at once."""
+        return self.fixed + n * self.pair + max(n * self.passing, self.token)
+
+    def pairs(self, memory: int) -> int:
+        """How many pairs at once need no more than ``memory``."""
+        free = memory - self.fixed
+        return min(free // (self.pair + self.passing), (free - self.token) // self.pair)
+
+
+def needs(
+    subject: Subject,
+    graph: Graph,
+    positions: int,
+    steps: int,
+    *,
+    method: Method = "eap-ig-inputs",
+    recompute: bool = False,
+) -> Needs:
+    """The memory of attribution with pairs of ``positions`` tokens.
+
+    The activations that autograd keeps were counted on the five families: widths of the model,
+    times how many tensors of that width a layer's graph holds, the largest family deciding. The
+    allocator's holes are added.
+    """
+    config = subject.config
+    dtype = next(iter(subject.parameters.values())).dtype
+    size, wide = dtype.itemsize, _accumulator(dtype).itemsize
+    layers, d, m = graph.n_layers, config.hidden_size, _d_mlp(subject)
+    k = getattr(config, "head_dim", None) or d // graph.n_heads
+    z, qkv = graph.n_heads * k, (graph.n_heads + 2 * graph.n_kv_heads) * k
+    norms = 8 if size >= 4 else 20  # a norm of a narrow dtype keeps float32 copies
+    layer_graph = size * (norms * d + 4 * z + qkv + 5 * m + 4 * graph.n_heads * positions)
+    one_layer = wide * (4 * qkv + 4 * d + 2 * m)  # temporaries while its gradients are added
+    kept = layers * size * (qkv + z + m + d) + 3 * size * d
+    if method == "eap-ig-activations":
+        kept += layers * size * 3 * d
+    sums = layers * wide * (qkv + d + min(steps, STEP_BLOCK) * (d + graph.per_layer))
+    graphs = layers * layer_graph
+    if recompute:  # every layer's input; one layer's graph and its gradients
+        graphs = layers * size * d + layer_graph + size * (qkv + z + m + 4 * d)
+    head = 6 * wide * config.vocab_size
+    # While the corrupt run is recorded, the clean one's activations are there too, and no sums yet.
+    passing = max(positions * (graphs + one_layer), positions * (kept - sums + layer_graph))
+    return Needs(
+        fixed=int(HOLES * wide * d * (4 * qkv + 2 * z))
+        + int(HOLES * wide * 4 * graph.n_sources * graph.n_destinations),
+        pair=int(HOLES * positions * (kept + sums)),
+        passing=int(HOLES * (passing + head)),
+        token=int(HOLES * wide * d * (graph.n_sources + 3 * graph.per_layer)),
+    )
 
 
 def _d_mlp(subject: Subject) -> int:
@@ -409,10 +449,14 @@ def _attribute_chunk(
     metric: Metric,
     recompute: bool,
     n_pairs: int,
+    block_size: int,
     total: _Sums,
     tick: _Counter,
 ) -> None:
-    """Add one chunk's share of the scores, of mean metrics over ``n_pairs`` pairs, to ``total``."""
+    """Add one chunk's share of the scores, of mean metrics over ``n_pairs`` pairs, to ``total``.
+
+    ``block_size`` is how many tokens the last product takes at once.
+    """
     nodewise = method == "eap-ig-activations"
     kept = ["qkv", "z", "mlp", "neurons"] + (["attention"] if nodewise else [])
     clean = record(subject, graph, pairs, pairs.clean, kept)
@@ -429,11 +473,10 @@ def _attribute_chunk(
 
     delta = Record(embedding=corrupt.embedding - clean.embedding)
     for name in kept:
-        for mine, other in zip(getattr(clean, name), getattr(corrupt, name), strict=True):
-            getattr(delta, name).append(other - mine)
-        if name != "attention" and name != "mlp":
-            getattr(clean, name).clear()
-        getattr(corrupt, name).clear()
+        here, there = getattr(clean, name), getattr(corrupt, name)
+        getattr(delta, name).extend(other.sub_(mine) for mine, other in zip(here, there, strict=True))
+        if not nodewise:
+            here.clear()
 
     # Where to interpolate, and the sources whose edges those gradients score.
     targets = [("blocks.0.hook_in", clean.embedding, delta.embedding, range(graph.n_sources))]
@@ -458,7 +501,7 @@ def _attribute_chunk(
                 else:
                     gradients.add(subject, pairs, (name, point), loss)
                 tick()
-            _contract(subject, graph, delta, gradients, sources, total.scores)
+            _contract(subject, graph, delta, gradients, sources, block_size, total.scores)
 
 
 class _Gradients:
@@ -490,20 +533,12 @@ class _Gradients:
     ) -> None:
         """One forward and one backward pass with ``inject`` in place."""
         taps: dict[str, Tensor] = {}
-
-        def tap(name: str) -> tuple[str, Callable[..., Tensor]]:
-            def hook(value: Tensor, hook: Any) -> Tensor:
-                # A new view, so that its gradient is that of this reader alone, not of the stream.
-                taps[name] = value.view_as(value)
-                return taps[name]
-
-            return name, hook
-
         blocks = [Block(subject, layer) for layer in range(self.graph.n_layers)]
-        hooks: list[Any] = [(inject[0], lambda value, hook: inject[1]), tap("ln_final.hook_in")]
+        hooks: list[Any] = [(inject[0], lambda value, hook: inject[1])]
+        hooks.append(_tap(taps, "ln_final.hook_in"))
         for block in blocks:
             names = [block.hook_in, *block.hook_qkv, block.hook_z, block.hook_mlp_in]
-            hooks += [tap(name) for name in [*names, block.hook_neurons]]
+            hooks += [_tap(taps, name) for name in [*names, block.hook_neurons]]
         with torch.enable_grad():
             value = loss(logits_with(subject, pairs, pairs.clean, hooks))
         inputs = {block.hook_in: taps.pop(block.hook_in).detach() for block in blocks}
@@ -525,13 +560,6 @@ class _Gradients:
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         taps: dict[str, Tensor] = {}
 
-        def tap(name: str) -> tuple[str, Callable[..., Tensor]]:
-            def hook(value: Tensor, hook: Any) -> Tensor:
-                taps[name] = value.view_as(value)
-                return taps[name]
-
-            return name, hook
-
         def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.append((args, kwargs))
 
@@ -541,7 +569,7 @@ class _Gradients:
         start = ("blocks.0.hook_in", lambda value, hook: point)
         try:
             with torch.no_grad():
-                logits_with(subject, pairs, pairs.clean, [start, tap("ln_final.hook_in")])
+                logits_with(subject, pairs, pairs.clean, [start, _tap(taps, "ln_final.hook_in")])
         finally:
             for handle in handles:
                 handle.remove()
@@ -557,7 +585,8 @@ class _Gradients:
             x = (point if layer == 0 else args[0]).detach().requires_grad_()
             names = [*block.hook_qkv, block.hook_z, block.hook_mlp_in, block.hook_neurons]
             taps.clear()
-            with subject.bridge.hooks(fwd_hooks=[tap(n) for n in names]), torch.enable_grad():
+            hooks = [_tap(taps, name) for name in names]
+            with subject.bridge.hooks(fwd_hooks=hooks), torch.enable_grad():
                 out = block.bridge(x, *args[1:], **kwargs)
             out = out[0] if isinstance(out, tuple) else out
             *found, downstream = torch.autograd.grad(
@@ -622,6 +651,17 @@ class _Gradients:
         return gradient.sub_((pulls @ normalised).transpose(0, 1))
 
 
+def _tap(taps: dict[str, Tensor], name: str) -> tuple[str, Callable[..., Tensor]]:
+    """A hook that puts the value into ``taps``."""
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        # A new view, so that its gradient is that of this reader alone, not of the stream.
+        taps[name] = value.view_as(value)
+        return taps[name]
+
+    return name, hook
+
+
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total.add_(more)
 
@@ -637,13 +677,16 @@ def _contract(
     delta: Record,
     gradients: _Gradients,
     sources: range,
+    size: int,
     scores: Tensor,
 ) -> None:
-    """Add Σ (difference written by each source) · (gradient at each destination) to ``scores``."""
+    """Add Σ (difference written by each source) · (gradient at each destination) to ``scores``.
+
+    ``size`` tokens go through at once.
+    """
     device, dtype = scores.device, scores.dtype
     d = delta.embedding.shape[-1]
     n_tokens = delta.embedding.shape[0] * delta.embedding.shape[1]
-    size = max(1, CONTRACTION // (len(sources) * d * scores.element_size()))
     for tokens in (slice(t, min(t + size, n_tokens)) for t in range(0, n_tokens, size)):
         t = tokens.stop - tokens.start
         writes = torch.empty(len(sources), t, d, dtype=dtype, device=device)

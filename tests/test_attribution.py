@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs, tokenizer
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mansu import attribution, tasks
 from mansu.attribution import Attribution, Record, attribute, metric_values, record
@@ -19,6 +23,16 @@ from mansu.errors import MansuError
 from mansu.graph import Block, Graph, graph_of
 from mansu.subjects import Subject, wrap
 from mansu.tasks import Pairs
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    dtype="bfloat16",
+)
 
 
 def gradients_of_split_stream(subject: Subject, pairs: Pairs) -> tuple[list[Tensor], Tensor]:
@@ -208,10 +222,10 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
     subject, pairs = family(name), random_pairs()
     whole = attribute(subject, pairs, steps=3)
     layout = graph_of(subject)
-    one = attribution.predicted_bytes(subject, layout, int(pairs.length.max()), 3)
+    two = attribution.needs(subject, layout, int(pairs.length.max()), 3).of(2)
     ticks: list[tuple[int, int]] = []
     small = attribute(
-        subject, pairs, steps=3, memory=2 * one, progress=lambda *tick: ticks.append(tick)
+        subject, pairs, steps=3, memory=two, progress=lambda *tick: ticks.append(tick)
     )
     assert ticks == [(i + 1, 15) for i in range(15)]  # 3 chunks of (2 + 3) passes
     monkeypatch.setattr(attribution, "STEP_BLOCK", 2)
@@ -231,10 +245,55 @@ def test_recomputing_layers_changes_nothing(name: str) -> None:
     for field in Attribution.TENSORS:
         assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
     layout = graph_of(subject)
-    needed = [attribution.predicted_bytes(subject, layout, 100, 5, r) for r in (False, True)]
-    assert needed[1] < needed[0]
+    whole_need, need = (
+        attribution.needs(subject, layout, 100, 5, recompute=r).of(4) for r in (False, True)
+    )
+    assert need < whole_need
     with pytest.raises(MansuError, match="cannot recompute"):
         attribute(subject, pairs, method="eap-ig-activations", recompute=True)
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most bytes that tensors made in ``work`` held at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("recompute", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_memory_stays_within_what_is_predicted(
+    name: str, dtype: torch.dtype, recompute: bool
+) -> None:
+    subject, pairs = family(name, 4, dtype), random_pairs(6, longest=24)
+    need = attribution.needs(subject, graph_of(subject), 24, 2, recompute=recompute)
+    options: dict[str, Any] = {"steps": 2, "recompute": recompute, "allow_equal": True}
+    attribute(subject, pairs, **options)
+    peak = peak_bytes(lambda: attribute(subject, pairs, **options))
+    assert peak <= need.of(6) <= 4 * peak
+    for memory in (need.of(1), need.of(2) - 1, need.of(5), 2 * need.of(6)):
+        n = need.pairs(memory)
+        assert need.of(n) <= memory < need.of(n + 1)
+
+
+def test_prediction_for_eight_billion_parameters() -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LLAMA_8B).to(torch.bfloat16)
+    parameters = dict(model.named_parameters())
+    subject = Subject("8b", SimpleNamespace(original_model=model), tokenizer(), {}, parameters)
+    weights = 2 * subject.n_parameters
+    assert weights == pytest.approx(16.06e9, rel=1e-2)
+    layout = graph_of(subject)
+    need = attribution.needs(subject, layout, 64, 5, recompute=True).of(8)
+    whole = attribution.needs(subject, layout, 64, 5).of(8)
+    print(f"8 B shape, batch 8 of 64 tokens: {need / 2**30:.1f} GiB, kept whole {whole / 2**30:.1f}")
+    assert weights + need < 80e9 and need < whole
 
 
 def test_bfloat16_follows_float32() -> None:
@@ -250,25 +309,14 @@ def test_bfloat16_follows_float32() -> None:
 @pytest.mark.timeout(540)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_eight_billion_parameters_fit_one_gpu_at_batch_8() -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        dtype="bfloat16",
-    )
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
         try:
-            model = LlamaForCausalLM(config)
+            model = LlamaForCausalLM(LLAMA_8B)
         finally:
             torch.set_default_dtype(torch.float32)
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
+        model.config.save_pretrained(folder)
         model.config._name_or_path = folder
         subject = wrap("llama-3.1-8b-shape", model, tokenizer())
     pairs = random_pairs(8, longest=64)
