@@ -2,7 +2,7 @@
 
     python benchmarks/attribution.py speed [--pairs 32] [--steps 5] [--repeat 3]
     python benchmarks/attribution.py scaling
-    python benchmarks/attribution.py memory --memory 512
+    python benchmarks/attribution.py memory --memory 512 [--recompute]
     python benchmarks/attribution.py circuit [--task chemical-symbols] [--pairs 16]
     python benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
 
@@ -123,7 +123,8 @@ def memory(args: argparse.Namespace) -> None:
     pairs = many_pairs(subject, args.task, args.pairs)
     budget = args.memory << 20
     options: Any = {"steps": args.steps, "recompute": args.recompute}
-    need = needs(subject, graph_of(subject), int(pairs.length.max()), **options)
+    positions = int(pairs.length.max())
+    need = needs(subject, graph_of(subject), positions, args.steps, recompute=args.recompute)
     attribute(subject, pairs.select([0]), steps=1)
     ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")

@@ -165,7 +165,7 @@ def attribute(
             f"weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget, "
             "recompute layers, or give shorter prompts."
         )
-    block_size = max(1, min(CONTRACTION, chunk * need.passing) // need.token)
+    block = max(1, min(CONTRACTION, chunk * need.passing) // need.token)
     chunks = [
         pairs.select(range(start, min(start + chunk, len(pairs))))
         for start in range(0, len(pairs), chunk)
@@ -176,7 +176,17 @@ def attribute(
     total = _Sums.zeros(graph, subject)
     for part in chunks:
         _attribute_chunk(
-            subject, graph, part, method, steps, metric, recompute, len(pairs), block_size, total, tick
+            subject,
+            graph,
+            part,
+            method,
+            steps,
+            metric,
+            recompute,
+            len(pairs),
+            block,
+            total,
+            tick,
         )
     if not allow_equal:
         refuse_equal(total.clean, total.corrupt, metric)
@@ -449,13 +459,13 @@ def _attribute_chunk(
     metric: Metric,
     recompute: bool,
     n_pairs: int,
-    block_size: int,
+    block: int,
     total: _Sums,
     tick: _Counter,
 ) -> None:
     """Add one chunk's share of the scores, of mean metrics over ``n_pairs`` pairs, to ``total``.
 
-    ``block_size`` is how many tokens the last product takes at once.
+    ``block`` is how many tokens the last product takes at once.
     """
     nodewise = method == "eap-ig-activations"
     kept = ["qkv", "z", "mlp", "neurons"] + (["attention"] if nodewise else [])
@@ -474,7 +484,9 @@ def _attribute_chunk(
     delta = Record(embedding=corrupt.embedding - clean.embedding)
     for name in kept:
         here, there = getattr(clean, name), getattr(corrupt, name)
-        getattr(delta, name).extend(other.sub_(mine) for mine, other in zip(here, there, strict=True))
+        getattr(delta, name).extend(
+            other.sub_(mine) for mine, other in zip(here, there, strict=True)
+        )
         if not nodewise:
             here.clear()
 
@@ -483,12 +495,12 @@ def _attribute_chunk(
     if nodewise:
         targets[0] = (*targets[0][:3], range(1))
         for i in range(graph.n_layers):
-            block = Block(subject, i)
+            layer = Block(subject, i)
             heads = range(graph.head(i), graph.mlp(i))
             mlp = range(graph.mlp(i), graph.mlp(i) + 1)
-            name = block.hook_attention_write
+            name = layer.hook_attention_write
             targets.append((name, clean.attention[i], delta.attention[i], heads))
-            targets.append((block.hook_mlp_write, clean.mlp[i], delta.mlp[i], mlp))
+            targets.append((layer.hook_mlp_write, clean.mlp[i], delta.mlp[i], mlp))
 
     for name, start, difference, sources in targets:
         for first in range(0, steps, STEP_BLOCK):
@@ -501,7 +513,7 @@ def _attribute_chunk(
                 else:
                     gradients.add(subject, pairs, (name, point), loss)
                 tick()
-            _contract(subject, graph, delta, gradients, sources, block_size, total.scores)
+            _contract(subject, graph, delta, gradients, sources, block, total.scores)
 
 
 class _Gradients:

@@ -176,6 +176,13 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS["max_fraction"],
         help="the mask's largest share of the parameters (0.005; 0.1 for toys)",
     )
+    parser.add_argument(
+        "--memory",
+        type=_positive,
+        default=DEFAULTS["memory"],
+        metavar="MiB",
+        help="what attribution and circuit may hold beside the weights (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=DEFAULTS["seed"], help="(%(default)s)")
 
 
@@ -244,7 +251,7 @@ def _open(options: argparse.Namespace) -> Run:
     """The run that ``run`` and ``attribute`` are about: an existing folder's, or a new one."""
     if options.folder is not None and (options.folder / "manifest.json").exists():
         return Run.open(options.folder)
-    names = ("pairs", "steps", "tau", "max_fraction", "seed")
+    names = ("pairs", "steps", "tau", "max_fraction", "seed", "memory")
     settings = {name: getattr(options, name) for name in names}
     return Run.create(options.subject, tasks.load(options.task), settings, options.folder)
 

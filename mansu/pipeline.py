@@ -14,7 +14,7 @@ from math import floor
 from typing import Any
 
 from mansu import attacks, cad, methods, nf4, tasks
-from mansu.attribution import attribute
+from mansu.attribution import MEMORY, attribute
 from mansu.circuit import (
     Patched,
     ablate,
@@ -38,9 +38,17 @@ DEFAULTS: Mapping[str, Any] = {
     "tau": 0.85,
     "max_fraction": None,
     "seed": 0,
+    "memory": MEMORY >> 20,
 }
 """Settings of attribution and circuit: pairs and steps (K) of EAP-IG, the faithfulness τ, the
-mask's largest share of all parameters (None: ``default_fraction``), the seed of everything."""
+mask's largest share of all parameters (None: ``default_fraction``), the seed of everything, MiB
+that attribution and circuit may hold beside the weights."""
+
+
+def memory_of(run: Run) -> int:
+    """The run's memory budget, bytes; the default in runs made before it was a setting."""
+    return int(run.settings.get("memory", DEFAULTS["memory"])) << 20
+
 
 SUPPRESSED = 0.05  # forget accuracies of the suppressors that CAD is compared with are this apart
 
@@ -113,6 +121,7 @@ def attribution_step(run: Run, subject: Subject, progress: Progress) -> None:
                 subject,
                 pairs,
                 steps=run.settings["steps"],
+                memory=memory_of(run),
                 progress=_counted(progress, "attribution"),
             )
             result.save(run.path)
@@ -131,6 +140,7 @@ def circuit_step(run: Run, subject: Subject, progress: Progress) -> None:
             pairs,
             attribution,
             tau=run.settings["tau"],
+            memory=memory_of(run),
             progress=_counted(progress, "circuit"),
         )
         circuit.save(run.path)
@@ -155,18 +165,20 @@ def trust_step(run: Run, subject: Subject, progress: Progress) -> None:
     pairs, circuit = attribution_pairs(run, subject), run.circuit()
     with _timed(run, "trust"):
         progress(0.0, "trust: stability over resamples of the pairs")
-        stable = stability(subject, pairs, len(circuit), steps=run.settings["steps"])
+        stable = stability(
+            subject, pairs, len(circuit), steps=run.settings["steps"], memory=memory_of(run)
+        )
         progress(0.3, "trust: faithfulness on other pairs")
         every = tasks.pairs(run.task(), subject)
         others = [i for i, row in enumerate(every.rows) if row not in pairs.rows][: len(pairs)]
         held_out = None
         if others:
-            patched = Patched(subject, every.select(others), circuit.metric)
+            patched = Patched(subject, every.select(others), circuit.metric, memory_of(run))
             values = patched.values(circuit.mask[None])
             low, high = patched.intervals(values)[0].tolist()
             held_out = [float(patched.faithfulness(values)), low, high]
         progress(0.4, "trust: completeness and minimality")
-        tested = criteria(subject, pairs, circuit)
+        tested = criteria(subject, pairs, circuit, memory=memory_of(run))
         progress(0.9, "trust: the mask at zero")
         effect = ablate(subject, pairs, circuit, run.mask())
         trust = {

@@ -258,7 +258,8 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     held = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    every: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = [event for event in every if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
@@ -284,15 +285,16 @@ def test_memory_stays_within_what_is_predicted(
 
 def test_prediction_for_eight_billion_parameters() -> None:
     with torch.device("meta"):
-        model = LlamaForCausalLM(LLAMA_8B).to(torch.bfloat16)
-    parameters = dict(model.named_parameters())
+        model: Any = LlamaForCausalLM(LLAMA_8B)
+        model.to(torch.bfloat16)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     subject = Subject("8b", SimpleNamespace(original_model=model), tokenizer(), {}, parameters)
     weights = 2 * subject.n_parameters
     assert weights == pytest.approx(16.06e9, rel=1e-2)
     layout = graph_of(subject)
     need = attribution.needs(subject, layout, 64, 5, recompute=True).of(8)
     whole = attribution.needs(subject, layout, 64, 5).of(8)
-    print(f"8 B shape, batch 8 of 64 tokens: {need / 2**30:.1f} GiB, kept whole {whole / 2**30:.1f}")
+    print(f"8 B, 8 pairs of 64 tokens: {need / 2**30:.1f} GiB, kept whole {whole / 2**30:.1f}")
     assert weights + need < 80e9 and need < whole
 
 
@@ -365,18 +367,22 @@ def test_slices_and_neurons_are_first_order_effects(name: str) -> None:
         assert float(total) == pytest.approx(effect(hook, change), rel=2e-2, abs=2e-3)
 
 
-def test_kl_and_log_probability() -> None:
-    subject, pairs = family("llama"), random_pairs()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_kl_and_log_probability(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
     clean = subject.next_token_logits(pairs.clean, pairs.length).log_softmax(-1)
     corrupt = subject.next_token_logits(pairs.corrupt, pairs.length).log_softmax(-1)
-    kl = attribute(subject, pairs, metric="kl", steps=48)
+    kl = attribute(subject, pairs, metric="kl", steps=64)
     expected = (clean.exp() * (clean - corrupt)).sum(-1).mean()
     assert kl.clean == pytest.approx(0, abs=1e-6)
     assert kl.corrupt == pytest.approx(float(expected), rel=1e-4)
     assert float(kl.scores[0].sum()) == pytest.approx(kl.corrupt, rel=1e-2)
-    log = attribute(subject, pairs, metric="log_probability")
+    log = attribute(subject, pairs, metric="log_probability", steps=64)
     rows = torch.arange(len(pairs))
-    assert log.clean == pytest.approx(float(clean[rows, pairs.answer].mean()), rel=1e-4)
+    for value, logs in ((log.clean, clean), (log.corrupt, corrupt)):
+        assert value == pytest.approx(float(logs[rows, pairs.answer].mean()), rel=1e-4)
+    effect = log.corrupt - log.clean
+    assert float(log.scores[0].sum()) == pytest.approx(effect, rel=1e-2, abs=1e-4)
 
 
 def test_saves_and_loads(tmp_path: Any) -> None:

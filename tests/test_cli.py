@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mansu import cli, tasks
+from mansu import attribution, cli, pipeline, tasks
 from mansu.attacks import ATTACKS, attack
 from mansu.errors import MansuError
 from mansu.evaluate import measure_task
@@ -105,6 +105,18 @@ def test_steps_one_by_one_and_what_is_done_is_not_done_again(
     assert cli.main(command) == 0
     assert run.edits()[:2] == ("mansu", "graddiff")
     assert run.judged() == ("graddiff",)
+
+
+def test_memory_is_kept_in_the_run_and_obeyed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.settings["memory"] == pipeline.DEFAULTS["memory"]
+    old = Run(run.path, {**run.manifest, "settings": {"steps": 5}})  # from before the setting
+    assert pipeline.memory_of(old) == pipeline.memory_of(run) == attribution.MEMORY
+    folder = ["--folder", str(tmp_path / "small")]
+    assert cli.main(["attribute", *TINY, *folder, "--memory", "1"]) == 2
+    assert "more than the budget of 1 MiB" in capsys.readouterr().err
+    assert Run.open(tmp_path / "small").settings["memory"] == 1
 
 
 def test_controls_and_ablations_run_like_any_method(
