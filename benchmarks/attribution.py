@@ -152,7 +152,7 @@ def circuit(args: argparse.Namespace) -> None:
     scores = attribute(subject, pairs, steps=args.steps)
     found = minimal_circuit(subject, pairs, scores, tau=args.tau)
     mask = parameter_mask(subject, found, scores)
-    effect = ablate(subject, pairs, found, scores, mask)
+    effect = ablate(subject, pairs, found, mask)
     stable = stability(subject, pairs, len(found), steps=args.steps)
     tested = criteria(subject, pairs, found, subsets=4, nodes=12)
     low, high = found.interval or (0.0, 0.0)
