@@ -150,7 +150,19 @@ HELP: Mapping[str, str] = {
     "better.",
     "moved": "Parameters that the edit changes, $\\delta_i \\neq 0$, and their share of all.",
     "seconds": "Wall time of the method itself, without loading and measuring.",
+    "restricted": "Theorem 1: $B = \\tfrac12 \\sum_i F_i \\delta_i^2$ over the circuit's "
+    "parameters, with the diagonal Fisher information $F$ of the retain log-likelihood: a "
+    "second-order estimate of what the edit costs the retain set.",
+    "everywhere": "The same sum over every quantised weight. It is never smaller, and it is equal "
+    "for an edit that stays inside the circuit. Below it: the bound to be expected of the same "
+    "$\\sum \\delta^2$ spread evenly over all weights, $\\tfrac12 \\bar F \\sum \\delta^2$.",
+    "measured": "Mean negative log-likelihood of the retain examples (a fact's answer, or a whole "
+    "text) after the edit, less before. It can exceed the bound, which leaves out first-order, "
+    "cross and higher terms.",
     # NF4
+    "formats": "Share of the moved weights whose code changes in each format: blocks of 64 or 128 "
+    "weights, dq with the absmax in 8 bits too (double quantisation), int8 with one absmax a row. "
+    "A floor that holds by construction in one need not hold in another.",
     "ratio": "$|\\delta| / \\text{bin width}$: an update as a multiple of the bin that its weight "
     "sits in, $\\text{width} = \\text{width of the code} \\times \\text{absmax of its block of "
     "64}$. Below 1, whether the code changes depends on where in its bin the weight lies.",

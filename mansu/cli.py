@@ -350,6 +350,7 @@ def _quantize(options: argparse.Namespace) -> None:
     methods.named(method)
     _with_subject(run, lambda subject, progress: quantize_step(run, subject, method, progress))
     print(_accuracies(run, method))
+    print(_geometry(run, method))
 
 
 def _verdict(options: argparse.Namespace) -> None:
@@ -513,6 +514,23 @@ def _accuracies(run: Run, method: str) -> str:
             cells = [m.splits[split].group(group).accuracy for m in columns.values()]
             lines.append("".join([label[:20].ljust(20), *(f"{c:.1%}".rjust(15) for c in cells)]))
     return "\n".join(lines)
+
+
+def _geometry(run: Run, method: str) -> str:
+    """What each format keeps of the edit, and Theorem 1's bounds on the retain loss."""
+    from mansu.nf4 import floor_across
+
+    kept = run.formats(method)
+    shares = [f"{n} {k.share:.2%}" if k.share is not None else f"{n} –" for n, k in kept.items()]
+    text = f"codes changed: {', '.join(shares)}\n{floor_across(kept)}"
+    if run.has("edits", method, "bound.json"):
+        b = run.bounds(method)
+        text += (
+            f"\nretain loss bound: {b.restricted:.3g} nats over the circuit, {b.everywhere:.3g} "
+            f"over all weights, {b.spread:.3g} for an even spread; measured {b.measured:+.3g} "
+            f"({b.facts} facts, {b.texts} texts)"
+        )
+    return text
 
 
 def sentences(method: str, verdict: Verdict) -> str:

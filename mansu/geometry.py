@@ -8,7 +8,7 @@ log-likelihood (elastic weight consolidation, Kirkpatrick et al. 2017), whose bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.edit import Edit
+from mansu.errors import MansuError
 from mansu.evaluate import text_losses
 from mansu.nf4 import transposed_names
 from mansu.subjects import Subject
@@ -115,29 +116,9 @@ def fisher(
     transposed = transposed_names(subject)
     where = {name: chosen.nonzero(as_tuple=True) for name, chosen in mask.items()}
     examples = 0
-
-    def losses() -> Iterator[tuple[Callable[[], Tensor], int]]:
-        for start in range(0, len(retain), batch):
-            some = retain.select(range(start, min(start + batch, len(retain))))
-
-            def facts(some: Examples = some) -> Tensor:
-                logits = subject.next_token_logits(some.tokens, some.length).float()
-                answer = some.answer.to(logits.device)[:, None]
-                return logits.log_softmax(-1).gather(1, answer).sum()
-
-            yield facts, len(some)
-        tokens, length = text
-        for start in range(0, len(tokens), batch):
-            part = tokens[start : start + batch], length[start : start + batch]
-            yield (lambda part=part: -text_losses(subject, *part).sum()), len(part[0])
-
-    for loss, count in losses():
-        seen: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-        with _inputs(subject, mask, seen.__setitem__, gradients.__setitem__):
-            loss().backward()
+    for flows, _, count in _examples(subject, retain, text, mask, batch):
         for name, (rows, columns) in where.items():
-            inputs, outputs = seen[name].detach(), gradients[name]
+            inputs, outputs = flows[name]
             if name in transposed:
                 rows, columns = columns, rows
             # Only the rows and columns that the mask touches: it is a fraction of a percent.
@@ -147,6 +128,152 @@ def fisher(
             total[name] += each.square().sum(0)[row_of, column_of].cpu()
         examples += count
     return {name: value / max(examples, 1) for name, value in total.items()}
+
+
+def _examples(
+    subject: Subject,
+    retain: Examples,
+    text: tuple[Tensor, Tensor],
+    names: Iterable[str],
+    batch: int,
+) -> Iterator[tuple[dict[str, tuple[Tensor, Tensor]], float, int]]:
+    """Batches of retain facts, then of texts, each differentiated.
+
+    Yields:
+        For each weight's map its inputs ``[B, positions, in]`` and the gradients of the
+        log-likelihood for its outputs ``[B, positions, out]``; the summed log-likelihood, nats; B.
+    """
+    names = tuple(names)
+
+    def losses() -> Iterator[tuple[Callable[[], Tensor], int]]:
+        for start in range(0, len(retain), batch):
+            some = retain.select(range(start, min(start + batch, len(retain))))
+            yield (lambda some=some: _answers(subject, some).sum()), len(some)
+        tokens, length = text
+        for start in range(0, len(tokens), batch):
+            part = tokens[start : start + batch], length[start : start + batch]
+            yield (lambda part=part: -text_losses(subject, *part).sum()), len(part[0])
+
+    for loss, count in losses():
+        seen: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
+        with _inputs(subject, names, seen.__setitem__, gradients.__setitem__):
+            value = loss()
+            value.backward()
+        if unseen := [n for n in names if n not in gradients]:
+            raise MansuError(
+                f"{unseen[0]!r} of {subject.name!r} is not run as one map (TransformerLens splits "
+                "it), so that its retain geometry cannot be measured: take a model of another "
+                "architecture."
+            )
+        yield {n: (seen[n].detach(), gradients[n]) for n in names}, value.item(), count
+
+
+def _answers(subject: Subject, rows: Examples) -> Tensor:
+    """log p(answer | prompt), nats ``[N]``."""
+    logits = subject.next_token_logits(rows.tokens, rows.length).float()
+    answer = rows.answer.to(logits.device)[:, None]
+    return logits.log_softmax(-1).gather(1, answer)[:, 0]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Theorem 1 on one edit: quadratic bounds B = ½ Σ F_i δ_i² beside what was measured, nats.
+
+    What is compared. ``restricted`` and ``everywhere`` are B of the *same* edit δ, summed over the
+    circuit's mask and over every quantised weight, so ``restricted <= everywhere`` by the sign of
+    the terms, and the two are equal for an edit that stays inside the mask, as MANSU's does. For
+    such an edit the comparison that says something is with ``spread``: the B to be expected of the
+    same Σδ² spread evenly over every quantised weight, ½ mean(F) Σδ². It may come out on either
+    side. F is the empirical diagonal Fisher, so B is a second-order estimate: the gradient's term,
+    the cross terms and higher orders are left out, and ``measured`` may exceed it. (Embeddings
+    and norms that an edit moves count in ``measured`` only.)
+
+    Attributes:
+        restricted, everywhere, spread: as above.
+        measured: mean of the retain examples' negative log-likelihood after the edit, less before,
+            an example being a fact's answer or a whole text.
+        facts, texts: how many examples.
+    """
+
+    restricted: float
+    everywhere: float
+    spread: float
+    measured: float
+    facts: int
+    texts: int
+
+
+def bounds(
+    subject: Subject,
+    edit: Edit,
+    retain: Examples,
+    text: tuple[Tensor, Tensor],
+    mask: Mask,
+    *,
+    batch: int = 8,
+) -> Bounds:
+    """Both bounds of an edit and the change of the retain loss, on the same examples.
+
+    The Fisher of all weights is never held: a batch's squared gradients are summed against δ² at
+    once, and its mean comes from ‖Σ_p g_p x_pᵀ‖² = Σ_pq (g_p·g_q)(x_p·x_q).
+    Memory: batch × the largest weight.
+
+    Args:
+        mask: the circuit's. Call it on the base weights, not inside ``edit.applied``.
+
+    Raises:
+        MansuError: the edit does not fit the subject, or a weight is not run as one map (GPT-2's
+            fused attention, which the bridge splits).
+    """
+    names = sorted(subject.quantized_names)
+    deltas: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+    energy = 0.0
+    for name, (where, delta) in edit.delta(subject).items():
+        if name not in subject.quantized_names:
+            continue
+        shape = subject.parameters[name].shape
+        square = torch.zeros(shape.numel(), device=delta.device)
+        square[where.to(delta.device)] = delta.float().square()
+        inside = square.view(shape) * mask[name].to(square.device) if name in mask else None
+        square = square.view(shape)
+        inside = torch.zeros_like(square) if inside is None else inside
+        rows = square.any(1).nonzero()[:, 0]
+        columns = square.any(0).nonzero()[:, 0]
+        deltas[name] = rows, columns, square[rows][:, columns], inside[rows][:, columns]
+        energy += float(square.sum(dtype=torch.float64))
+    restricted = everywhere = trace = before = 0.0
+    examples = 0
+    for flows, value, count in _examples(subject, retain, text, names, batch):
+        for name, (inputs, outputs) in flows.items():
+            inputs, outputs = inputs.float(), outputs.float()
+            trace += float(((outputs @ outputs.mT) * (inputs @ inputs.mT)).sum())
+            if name in deltas:
+                rows, columns, square, inside = deltas[name]
+                each = outputs[..., rows].mT @ inputs[..., columns]
+                importance = each.square_().sum(0)
+                restricted += float((importance * inside).sum(dtype=torch.float64)) / 2
+                everywhere += float((importance * square).sum(dtype=torch.float64)) / 2
+        examples += count
+        before += value
+    with edit.applied(subject), torch.no_grad():
+        after = sum(
+            float(_answers(subject, retain.select(range(i, min(i + 32, len(retain))))).sum())
+            for i in range(0, len(retain), 32)
+        )
+        after -= sum(
+            float(text_losses(subject, text[0][i : i + batch], text[1][i : i + batch]).sum())
+            for i in range(0, len(text[0]), batch)
+        )
+    n, weights = max(examples, 1), sum(subject.parameters[name].numel() for name in names)
+    return Bounds(
+        restricted=restricted / n,
+        everywhere=everywhere / n,
+        spread=trace / n / weights * energy / 2,
+        measured=(before - after) / n,
+        facts=len(retain),
+        texts=len(text[0]),
+    )
 
 
 def bound(subject: Subject, edit: Edit, mask: Mask, fisher: Mapping[str, Tensor]) -> float:
@@ -173,13 +300,13 @@ def _columns(chosen: Tensor, name: str, subject: Subject) -> Tensor:
 @contextmanager
 def _inputs(
     subject: Subject,
-    mask: Mask,
+    names: Iterable[str],
     see: Callable[[str, Tensor], None],
     see_gradient: Callable[[str, Tensor], None] | None = None,
 ) -> Iterator[None]:
-    """Call ``see(name, inputs)`` and ``see_gradient(name, output gradients)`` for the mask."""
+    """Call ``see(name, inputs)`` and ``see_gradient(name, output gradients)`` for the weights."""
     handles = []
-    wanted = {id(subject.parameters[name]): name for name in mask}
+    wanted = {id(subject.parameters[name]): name for name in names}
 
     def watch(name: str, module: Module) -> None:
         def forward(_module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

@@ -183,6 +183,24 @@ def sets_absmax(weight: Tensor, format: Format = NF4) -> Tensor:
     return (padded == padded.amax(1, keepdim=True)).view(-1)[: len(magnitude)].view(weight.shape)
 
 
+CASTABLE = 2.0**-18
+"""fp16 has steps of 2⁻²⁴ there: in blocks with a smaller absmax they are too coarse for codes."""
+
+
+def holds_cast(weight: Tensor, format: Format = NF4) -> Tensor:
+    """bool of the weight's shape: a move of this weight to a code's centre outlives bf16 and fp16.
+
+    The centre does by itself (``floor``). But the base weight, near a boundary, may get another
+    code by the cast alone, perhaps the very one that it was to be moved to; and in a block of tiny
+    weights fp16 loses the grid.
+    """
+    original = quantize(weight, format)
+    same = original.scale >= CASTABLE
+    for dtype in (torch.bfloat16, torch.float16):
+        same &= quantize(weight.to(dtype), format).codes == original.codes
+    return same.view(weight.shape)
+
+
 def code_centers(weight: Tensor, indices: Tensor, format: Format = NF4) -> Tensor:
     """The values of every code at some places of a weight: level × absmax of their block.
 
@@ -541,6 +559,48 @@ def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:
         group(name for name in sums if name not in subject.quantized_names),
         {layer: group(names) for layer, names in sorted(layers.items())},
         {kind: group(names) for kind, names in kinds.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many of an edit's moved quantised weights change their code in one format.
+
+    Attributes:
+        moved, changed, rescaled, bystanders: as in ``Survival``.
+    """
+
+    moved: int
+    changed: int
+    rescaled: int
+    bystanders: int
+
+    @classmethod
+    def of(cls, survival: Survival) -> Kept:
+        return cls(survival.moved, survival.changed, survival.rescaled, survival.bystanders)
+
+    @property
+    def share(self) -> float | None:
+        """Share of the moved weights whose code changes."""
+        return self.changed / self.moved if self.moved else None
+
+
+def floor_across(kept: Mapping[str, Kept]) -> str:
+    """Where the magnitude floor holds and where it does not, a sentence, from ``Kept`` by format.
+
+    A floor is one format's: another's bins lie elsewhere (FP4, int8), or its blocks are larger and
+    take a larger absmax (128), so that a move of one bin here may stay within a bin there.
+    """
+    lost = {name: k.moved - k.changed for name, k in kept.items() if k.changed < k.moved}
+    if not lost:
+        return "Every moved weight changes its code in every format."
+    if len(lost) == len(kept):
+        return "The magnitude floor holds in no format: some moved weights keep their code in each."
+    where = ", ".join(name for name in kept if name not in lost)
+    worst = ", ".join(f"{name} ({n:,} of {kept[name].moved:,})" for name, n in lost.items())
+    return (
+        f"The magnitude floor holds in {where}. It is not met, so that moved weights keep their "
+        f"code, in {worst}: bins or blocks are others there."
     )
 
 

@@ -26,6 +26,7 @@ from mansu.circuit import (
 from mansu.errors import MansuError
 from mansu.evaluate import EVALUATED, Measurement, bootstrap, measure_task
 from mansu.files import write_json
+from mansu.geometry import bounds
 from mansu.graph import load_values, save_values
 from mansu.methods import Problem, Progress
 from mansu.runs import Run
@@ -235,25 +236,66 @@ def unlearn_step(
         edit.save(run.edit_folder(method) / "edit.safetensors")
 
 
+BOUND_FACTS, BOUND_TEXTS = 48, 16
+"""At most so many retain examples, evenly taken, for the bounds: a dense edit costs most."""
+
+
+def bound_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Theorem 1's bounds on the retain loss and its measured change, into ``bound.json``.
+
+    Where the subject's retain geometry cannot be measured (GPT-2) there is no such file, and the
+    progress says why.
+    """
+    if run.has("edits", method, "bound.json"):
+        return
+    edit, mask = run.edit(method), run.mask().tensors()
+    task, seed = run.task(), run.settings["seed"]
+    with _timed(run, f"bound {method}"):
+        progress(0.0, "measuring the bounds on the retain loss")
+        retain = tasks.examples(task, subject, "retain", seed=seed)
+        retain = retain.select(_evenly(len(retain), BOUND_FACTS))
+        tokens, length = tasks.text(task, subject)
+        some = _evenly(len(tokens), BOUND_TEXTS)
+        try:
+            found = bounds(subject, edit, retain, (tokens[some], length[some]), mask)
+        except MansuError as error:
+            progress(1.0, str(error))
+            return
+        write_json(run.edit_folder(method) / "bound.json", dataclasses.asdict(found))
+
+
+def _evenly(n: int, most: int) -> list[int]:
+    """At most ``most`` of ``range(n)``, evenly spaced."""
+    most = min(n, most)
+    return [i * n // most for i in range(most)]
+
+
 def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
-    """Measure the edit in full precision and in NF4, and what NF4 keeps of each update."""
+    """Measure the edit in full precision and in NF4, and what each format keeps of its updates."""
     edit, task, seed = run.edit(method), run.task(), run.settings["seed"]
     folder = run.edit_folder(method)
     if not run.has("base-nf4.json"):
         with _timed(run, "measure base in NF4"), nf4.quantized(subject):
             progress(0.0, "measuring the unedited model in NF4")
             run.save_base(measure_task(subject, task, seed=seed), nf4=True)
-    if run.has("edits", method, "survival.json"):
-        return
-    with _timed(run, f"quantize {method}"):
-        with edit.applied(subject):
-            progress(0.25, "measuring the edited model in full precision")
-            write_json(folder / "full.json", measure_task(subject, task, seed=seed).to_json())
-            progress(0.5, "measuring the edited model in NF4")
-            with nf4.quantized(subject):
-                write_json(folder / "nf4.json", measure_task(subject, task, seed=seed).to_json())
-        progress(0.75, "comparing each update with its bin")
-        nf4.report(subject, edit).save(folder / "survival.json")
+    if not run.has("edits", method, "survival.json"):
+        with _timed(run, f"quantize {method}"):
+            with edit.applied(subject):
+                progress(0.2, "measuring the edited model in full precision")
+                write_json(folder / "full.json", measure_task(subject, task, seed=seed).to_json())
+                progress(0.4, "measuring the edited model in NF4")
+                with nf4.quantized(subject):
+                    now = measure_task(subject, task, seed=seed)
+                    write_json(folder / "nf4.json", now.to_json())
+            progress(0.6, "comparing each update with its bin")
+            nf4.report(subject, edit).save(folder / "survival.json")
+    if not run.has("edits", method, "formats.json"):
+        with _timed(run, f"formats {method}"):
+            progress(0.7, "comparing each update with the bins of the other formats")
+            found = nf4.survival(subject, edit)
+            kept = {str(format): nf4.Kept.of(survival) for format, survival in found.items()}
+            write_json(folder / "formats.json", {n: dataclasses.asdict(k) for n, k in kept.items()})
+    bound_step(run, subject, method, _part(progress, 0.85, 1.0))
 
 
 def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:

@@ -8,7 +8,8 @@ base-scores.safetensors     its edge scores by group of pairs, and with the circ
 suppressor-<%>.safetensors  those of the suppressor with that forget accuracy
 attacks-base.json           recovery attacks on the unedited model
 edits/<method>/             edit.safetensors, history.json, full.json, nf4.json,
-                            survival.json, cad.json, verdict.json, attacks.json
+                            survival.json, formats.json, bound.json, cad.json, verdict.json,
+                            attacks.json
 status.json                 what is running, how far it is
 """
 
@@ -35,7 +36,8 @@ from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.evaluate import Measurement
 from mansu.files import write_json
-from mansu.nf4 import NF4Report
+from mansu.geometry import Bounds
+from mansu.nf4 import Kept, NF4Report
 from mansu.verdict import Verdict
 
 VERSION = 1
@@ -204,6 +206,14 @@ class Run:
 
     def survival(self, method: str) -> NF4Report:
         return NF4Report.load(self.edit_folder(method) / "survival.json")
+
+    def formats(self, method: str) -> dict[str, Kept]:
+        """How many moved weights change their code, by format."""
+        data = read_json(self.edit_folder(method) / "formats.json")
+        return {name: Kept(**kept) for name, kept in data.items()}
+
+    def bounds(self, method: str) -> Bounds:
+        return Bounds(**read_json(self.edit_folder(method) / "bound.json"))
 
     def divergences(self, method: str) -> Divergences:
         return Divergences.from_json(read_json(self.edit_folder(method) / "cad.json"))

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, jobs, state, words
-from mansu.nf4 import NF4Report, Survival
+from mansu.nf4 import NF4Report, Survival, floor_across
 
 GROUPS = {
     "all": "All parameters",
@@ -117,6 +117,20 @@ with state.show_errors():
         st.subheader("By kind of matrix", help=words.help("share"))
         alt = "Share of moved weights whose code changes, by kind of matrix"
         st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
+    if run.has("edits", method, "formats.json"):
+        kept = run.formats(method)
+        st.subheader("In other formats", help=words.help("formats"))
+        st.markdown(floor_across(kept))
+        st.table(
+            {
+                "Format": [f"`{name}`" for name in kept],
+                "Codes that change": [words.percent(k.share, 2) for k in kept.values()],
+                "Moved weights that keep their code": [
+                    f"{k.moved - k.changed:,}" for k in kept.values()
+                ],
+                "Blocks rescaled": [f"{k.rescaled:,}" for k in kept.values()],
+            }
+        )
     with st.expander("As a table"):
         parts = {GROUPS[g]: getattr(report, g) for g in GROUPS}
         parts |= {f"kind: {k}": s for k, s in report.kinds.items() if s.moved}

@@ -48,6 +48,18 @@ def result(run: Run, method: str) -> None:
             column.metric(label, words.percent(after), help=words.help("accuracy"))
             column.caption(f"was {words.percent(before)}")
     st.markdown(f"**Why it ended:** {history['stopped'].rstrip('.')}.")
+    if run.has("edits", method, "bound.json"):
+        bounds = run.bounds(method)
+        columns = st.columns(3)
+        shown = (
+            ("Retain bound, circuit", f"{words.number(bounds.restricted)} nats", "restricted"),
+            ("Retain bound, all weights", f"{words.number(bounds.everywhere)} nats", "everywhere"),
+            ("Retain loss, measured", f"{bounds.measured:+.3g} nats", "measured"),
+        )
+        for column, (label, number, key) in zip(columns, shown, strict=True):
+            column.metric(label, number, help=words.help(key))
+        columns[1].caption(f"{words.number(bounds.spread)} if spread evenly")
+        columns[2].caption(f"mean of {bounds.facts} facts and {bounds.texts} texts")
     if history["steps"]:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(history["steps"]), alt=alt, key="history")

@@ -17,7 +17,7 @@ from mansu import attribution, cli, pipeline, tasks
 from mansu.attacks import ATTACKS, attack
 from mansu.errors import MansuError
 from mansu.evaluate import measure_task
-from mansu.nf4 import quantized
+from mansu.nf4 import FORMATS, quantized
 from mansu.runs import Run
 from mansu.subjects import Subject
 from mansu.verdict import NAMES
@@ -129,9 +129,13 @@ def test_controls_and_ablations_run_like_any_method(
         assert run.edit(method).label == method
         share = run.survival(method).quantized.share
         assert share == 1 if method == "random_moves" else share is not None and share < 1
+        kept, bounds = run.formats(method), run.bounds(method)
+        assert kept["nf4-64"].share == share and set(kept) == set(map(str, FORMATS))
+        assert 0 <= bounds.restricted <= bounds.everywhere
     assert run.history("random_moves")["moved"] == 40
     assert run.history("mansu_no_floor")["settings"]["floor"] is False
-    assert "random_moves NF4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "random_moves NF4" in shown and "int8" in shown and "retain loss bound" in shown
 
 
 @pytest.mark.parametrize(

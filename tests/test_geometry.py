@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import VOCABULARY, family
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mansu import tasks
 from mansu.edit import Edit
+from mansu.errors import MansuError
 from mansu.evaluate import text_losses
-from mansu.geometry import bound, fisher, projectors
+from mansu.geometry import bound, bounds, fisher, projectors
 from mansu.subjects import Subject
-from mansu.tasks import Task
+from mansu.tasks import Examples, Task
 
 GATE = "model.layers.1.mlp.gate_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -121,3 +125,107 @@ def test_bound_is_the_quadratic_form_and_grows_with_the_mask(
     assert wide == pytest.approx(0.125 * float(importance.flatten()[where].sum()), rel=1e-4)
     narrow = bound(tiny, edit, mask, {GATE: importance[mask[GATE]]})
     assert 0 < narrow < wide  # Theorem 1: restricted to the circuit it is the tighter one
+
+
+def retain_of(answers: Tensor, *, one_prompt: bool = False) -> Examples:
+    """Random prompts of the random families, one for each answer, or the same for all."""
+    n, generator = len(answers), torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, VOCABULARY, (n, 6), generator=generator)
+    length = torch.randint(3, 7, (n,), generator=generator)
+    if one_prompt:
+        tokens, length = tokens[:1].expand(n, -1), length[:1].expand(n)
+    return Examples(
+        tokens,
+        length,
+        answers,
+        torch.zeros(n, 3, dtype=torch.long),
+        torch.ones(n, VOCABULARY, dtype=torch.bool),
+        torch.arange(VOCABULARY),
+        tuple(range(n)),
+        ("all",) * n,
+    )
+
+
+NO_TEXT = torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+
+
+def loss_of(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> float:
+    """Mean negative log-likelihood of the examples, by hand."""
+    with torch.no_grad():
+        logits = subject.next_token_logits(retain.tokens, retain.length).log_softmax(-1)
+        facts = -logits[torch.arange(len(retain)), retain.answer].sum()
+        return float(facts + text_losses(subject, *text).sum()) / (len(retain) + len(text[0]))
+
+
+def test_a_weight_that_the_bridge_splits_is_refused() -> None:
+    subject, retain = family("gpt2"), retain_of(torch.tensor([1, 2]))
+    with pytest.raises(MansuError, match="is not run as one map"):
+        bounds(subject, Edit({}), retain, NO_TEXT, {})
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    share=st.sampled_from([0.002, 0.1, 1.0]),
+    covered=st.floats(0, 1),
+    inside=st.booleans(),
+)
+def test_theorem_1_restricted_is_at_most_the_global_bound_of_the_same_edit(
+    name: str, seed: int, share: float, covered: float, inside: bool
+) -> None:
+    subject, generator = family(name), torch.Generator().manual_seed(seed)
+    mask, after = {}, {}
+    for n in sorted(subject.quantized_names):
+        p = subject.parameters[n]
+        mask[n] = torch.rand(p.shape, generator=generator) < covered
+        moved = torch.rand(p.shape, generator=generator) < share
+        moved = moved & mask[n] if inside else moved
+        after[n] = p + 0.01 * torch.randn(p.shape, generator=generator) * moved
+    edit = Edit.between(subject.parameters, after)
+    retain = retain_of(torch.randint(VOCABULARY, (5,), generator=generator))
+    text = torch.randint(VOCABULARY, (2, 7), generator=generator), torch.tensor([7, 4])
+    found = bounds(subject, edit, retain, text, mask, batch=3)
+    assert 0 <= found.restricted <= found.everywhere
+    if inside:
+        assert found.restricted == found.everywhere
+    # The oracle: the Fisher of every weight held whole.
+    every = {n: torch.ones_like(m) for n, m in mask.items()}
+    importance = fisher(subject, retain, text, every, batch=4)
+    assert found.everywhere == pytest.approx(bound(subject, edit, every, importance), rel=1e-3)
+    part = {n: importance[n][m.flatten()] for n, m in mask.items()}
+    assert found.restricted == pytest.approx(bound(subject, edit, mask, part), rel=1e-3)
+    energy = sum(float(d.square().sum()) for _, d in edit.delta(subject).values())
+    mean = float(torch.cat(list(importance.values())).mean())
+    assert found.spread == pytest.approx(mean * energy / 2, rel=1e-3)
+    before = loss_of(subject, retain, text)
+    with edit.applied(subject):
+        change = loss_of(subject, retain, text) - before
+    assert found.measured == pytest.approx(change, abs=1e-4)
+    assert (found.facts, found.texts) == (5, 2)
+
+
+@pytest.mark.parametrize("entry", [(0, 3), (5, 20)])
+def test_the_bound_is_the_loss_change_where_it_must_be(entry: tuple[int, int]) -> None:
+    """One weight, answers distributed as the model has them: E[loss change] = KL = ½ F δ²."""
+    subject = family("llama")
+    weight = subject.parameters[DOWN]
+    only = {DOWN: torch.zeros_like(weight, dtype=torch.bool)}
+    only[DOWN][entry] = True
+    retain = retain_of(torch.arange(VOCABULARY), one_prompt=True)
+
+    def log_p() -> Tensor:
+        with torch.no_grad():
+            return subject.next_token_logits(retain.tokens[:1], retain.length[:1])[0].log_softmax(0)
+
+    p = log_p().double()
+    scores = [fisher(subject, retain.select([v]), NO_TEXT, only)[DOWN] for v in retain.answer]
+    true = float((p.exp() * torch.cat(scores)).sum())
+    delta = (2e-4 / true) ** 0.5
+    where = only[DOWN].flatten().nonzero()[:, 0]
+    divergence = 0.0
+    for step in (delta, -delta):  # the mean of both sides has no cubic term
+        edit = Edit({DOWN: (where, weight.detach().flatten()[where] + step)})
+        with edit.applied(subject):
+            divergence += float((p.exp() * (p - log_p().double())).sum()) / 2
+    assert divergence == pytest.approx(true * delta**2 / 2, rel=0.05)

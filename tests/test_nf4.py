@@ -188,6 +188,43 @@ def test_the_floor_changes_the_codes_asked_for_and_no_other(
         assert torch.equal(cast[indices], target)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.floats(-24, 4))
+def test_moves_outlive_a_cast_against_the_cast_base(seed: int, scale: float) -> None:
+    """Every move still changes its code when base and edit are both cast, at any scale."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 1024, generator=generator) * 2.0**scale
+    free = ~nf4.sets_absmax(weight) & nf4.holds_cast(weight)
+    indices = free.flatten().nonzero().flatten()
+    if scale > -15:
+        assert len(indices) > 0.9 * weight.numel()
+    before = torch.tensor(kernel_codes(weight))
+    up = torch.where(torch.rand(len(indices), generator=generator) < 0.5, 1, -1)
+    target = before[indices] + up  # a neighbouring code: the least that the floor may do
+    up = torch.where((target <= 0) | (target >= 15), -up, up)
+    moved = weight.flatten().clone()
+    moved[indices] = nf4.floor(weight, indices, before[indices] + up)
+    moved = moved.view(weight.shape)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        old = torch.tensor(kernel_codes(weight.to(dtype)))
+        new = torch.tensor(kernel_codes(moved.to(dtype)))
+        assert torch.equal(new[indices], before[indices] + up), dtype
+        assert bool((old != new)[indices].all()), dtype
+
+
+def test_without_the_margin_a_cast_base_can_meet_the_move() -> None:
+    """The margin has its reason: a weight just below a boundary gets the next code by the cast."""
+    near = torch.cat([BOUNDARIES * (1 - 1e-5), BOUNDARIES * (1 + 1e-5)])
+    weight = torch.cat([torch.ones(1), near, torch.zeros(33)])
+    before, after = (
+        torch.tensor(kernel_codes(weight)),
+        torch.tensor(kernel_codes(weight.bfloat16())),
+    )
+    assert int((before != after).sum()) > 5
+    holds = nf4.holds_cast(weight)
+    assert not bool(holds[before != after].any()) and bool(holds[31:].all())
+
+
 def random_edit(subject: Subject, share: float, size: float = 1.0, seed: int = 0) -> Edit:
     torch.manual_seed(seed)
     after = {}

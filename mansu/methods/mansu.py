@@ -42,6 +42,7 @@ from mansu.nf4 import (
     CODES,
     Dequantized,
     bin_width,
+    holds_cast,
     quantize,
     quantized,
     sets_absmax,
@@ -347,7 +348,7 @@ def _sample(rng: random.Random, n: int, size: int) -> list[int]:
 def _movable(
     subject: Subject, mask: Mapping[str, Tensor], nf4_weights: Dequantized, rng: random.Random
 ) -> dict[str, _Weight]:
-    """The mask's quantised weights that do not set their block's absmax."""
+    """The mask's quantised weights that do not set their block's absmax, nor change by a cast."""
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     transposed = transposed_names(subject)
     weights = {}
@@ -358,7 +359,7 @@ def _movable(
         indices = torch.arange(matrix.numel()).view(matrix.shape)
         if name in transposed:
             matrix, movable, indices = matrix.T.contiguous(), movable.T, indices.T
-        movable = movable.to(matrix.device) & ~sets_absmax(matrix)
+        movable = movable.to(matrix.device) & ~sets_absmax(matrix) & holds_cast(matrix)
         rows, columns = movable.nonzero(as_tuple=True)
         if not len(rows):
             continue

@@ -9,7 +9,7 @@ import torch
 from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.methods import Outcome, Problem
-from mansu.nf4 import CODES, floor, layout, quantize, sets_absmax, transposed_names
+from mansu.nf4 import CODES, floor, holds_cast, layout, quantize, sets_absmax, transposed_names
 
 SHARE = 0.001
 
@@ -31,8 +31,9 @@ def unlearn(problem: Problem, *, moves: int | None = None) -> Outcome:
         moves = max(1, round(SHARE * subject.n_parameters))
     with subject.lock:
         movable = {
-            name: (~sets_absmax(layout(subject, name))).flatten().cpu()
+            name: (~sets_absmax(weight) & holds_cast(weight)).flatten().cpu()
             for name in sorted(subject.quantized_names)
+            for weight in [layout(subject, name)]
         }
         counts = {name: int(may.sum()) for name, may in movable.items()}
         total = sum(counts.values())
