@@ -219,7 +219,9 @@ def test_the_bound_is_the_loss_change_where_it_must_be(entry: tuple[int, int]) -
             return subject.next_token_logits(retain.tokens[:1], retain.length[:1])[0].log_softmax(0)
 
     p = log_p().double()
-    scores = [fisher(subject, retain.select([v]), NO_TEXT, only)[DOWN] for v in retain.answer]
+    scores = [
+        fisher(subject, retain.select([v]), NO_TEXT, only)[DOWN] for v in retain.answer.tolist()
+    ]
     true = float((p.exp() * torch.cat(scores)).sum())
     delta = (2e-4 / true) ** 0.5
     where = only[DOWN].flatten().nonzero()[:, 0]

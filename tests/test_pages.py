@@ -75,6 +75,7 @@ def test_unlearn_shows_what_the_method_did(runs: Path) -> None:
         app = opened("unlearn", run="finished", method=method)
         history = run.history(method)
         assert metrics(app)["Weights moved"] == f"{history['moved']:,}"
+        assert metrics(app)["Retain loss, measured"] == f"{run.bounds(method).measured:+.3g} nats"
         after = run.measurement(method, nf4=True).splits["forget"].accuracy
         assert metrics(app)["Forget accuracy, NF4"] == words.percent(after)
         assert any(history["stopped"].rstrip(".") in m.value for m in app.markdown)
@@ -161,6 +162,8 @@ def test_nf4_shows_the_report(runs: Path) -> None:
     assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00 %"
     assert shown["Weights moved"] == f"{report.quantized.moved:,}"
     assert len(app.get("plotly_chart")) == 3
+    kept = Run.open(runs / "finished").formats("mansu")
+    assert words.percent(kept["fp4-64"].share, 2) in app.table[0].value.to_string()
     app = opened("nf4", run="finished", edit="graddiff")
     assert "NF4 leaves alone" in app.warning[0].value  # the tied embeddings carry it through
     app.selectbox(key="group").set_value("unquantized").run()
