@@ -18,6 +18,7 @@ from mansu.evaluate import Interval, Measurement, Scores, bootstrap
 from mansu.nf4 import EDGES, Survival
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
 CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 SPLITS = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
@@ -273,6 +274,44 @@ def divergences(d: Divergences) -> go.Figure:
     figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
     figure.update_layout(showlegend=False)
     return _finish(figure, 120 + 50 * sum(len(f) for f in groups.values()))
+
+
+def tradeoff(edits: Mapping[str, Sequence[Mapping[str, float]]], kept: float) -> go.Figure:
+    """Forgetting against permanence, a line an edit and a point a strength: the top right is best.
+
+    Args:
+        edits: title → points with ``forgetting`` (fall of forget accuracy), ``permanence``
+            (answer log-probability in full precision minus in NF4, nats), ``strength`` and
+            ``retain_fall``. The first is drawn in colour.
+        kept: the retain fall up to which a point is drawn full; beyond, it is hollow.
+    """
+    figure = go.Figure()
+    for i, (title, points) in enumerate(edits.items()):
+        symbol = SYMBOLS[i % len(SYMBOLS)]
+        hollow = [p["retain_fall"] > kept for p in points]
+        figure.add_scatter(
+            name=title,
+            x=[p["forgetting"] for p in points],
+            y=[p["permanence"] for p in points],
+            mode="lines+markers+text",
+            text=[*[""] * (len(points) - 1), title],
+            textposition="top center" if i % 2 else "bottom center",
+            line={"color": BLUE if i == 0 else GREY, "width": 2 if i == 0 else 1},
+            marker={
+                "symbol": [f"{symbol}-open" if h else symbol for h in hollow],
+                "size": [6 + 6 * p["strength"] for p in points],
+                "color": BLUE if i == 0 else ORANGE,
+            },
+            customdata=[[p["strength"], p["retain_fall"]] for p in points],
+            hovertemplate=f"{title}, %{{customdata[0]:.0%}} of it<br>forgetting %{{x:.1%}}<br>"
+            "permanence %{y:+.2f} nats<br>retain accuracy fell %{customdata[1]:.1%}<extra></extra>",
+        )
+    figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
+    figure.update_xaxes(
+        title="Forgetting: fall of forget accuracy", tickformat=".0%", rangemode="tozero"
+    )
+    figure.update_yaxes(title="Permanence, nats (below 0 it comes back)")
+    return _finish(figure, 480)
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class _CancelledError(Exception):
     """Raised in the middle of the work by SIGTERM or Ctrl-C."""
 
 
+def _cancel(*_: object) -> None:
+    raise _CancelledError
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled."""
     options = _parser().parse_args(arguments)
@@ -123,6 +127,34 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--reference", type=Path, help="scores of a model that never saw the set")
     score.add_argument("-o", "--output", type=Path, help="the JSON file (default: in the run)")
     _add_choices(score)
+
+    strengths = command("strengths", _strengths, "Measure an edit at parts of its strength.")
+    _add_folder(strengths)
+    _add_method(strengths)
+
+    reproduce = command(
+        "reproduce", _reproduce, "Hold the paper's claims against every method on several tasks."
+    )
+    reproduce.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/reproduce"),
+        help="where the runs are; what is done there is not done again (%(default)s)",
+    )
+    reproduce.add_argument(
+        "--to",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="where reproduce.json and reproduce.md are written (%(default)s)",
+    )
+    reproduce.add_argument(
+        "--subject", help="only the experiments on this subject, e.g. tiny (a minute)"
+    )
+    reproduce.add_argument(
+        "--method",
+        action="append",
+        help="only these methods; by default every method, control and ablation",
+    )
     return parser
 
 
@@ -259,10 +291,7 @@ def _open(options: argparse.Namespace) -> Run:
 def _with_subject(run: Run, work: Callable[[Any, methods.Progress], None]) -> None:
     """Load the run's subject and work, keeping ``status.json`` true whatever happens."""
 
-    def cancel(*_: object) -> None:
-        raise _CancelledError
-
-    signal.signal(signal.SIGTERM, cancel)
+    signal.signal(signal.SIGTERM, _cancel)
 
     def progress(share: float, message: str) -> None:
         run.set_status("running", share, message)
@@ -344,11 +373,11 @@ def _unlearn(options: argparse.Namespace) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from mansu.pipeline import quantize_step
+    from mansu.pipeline import survival_steps
 
     run, method = Run.open(options.folder), options.method
     methods.named(method)
-    _with_subject(run, lambda subject, progress: quantize_step(run, subject, method, progress))
+    _with_subject(run, lambda subject, progress: survival_steps(run, subject, method, progress))
     print(_accuracies(run, method))
     print(_geometry(run, method))
 
@@ -404,6 +433,44 @@ def _each(
             progress((i + share) / len(names), f"{name}: {message}")
 
         work(name, part)
+
+
+def _strengths(options: argparse.Namespace) -> None:
+    from mansu.pipeline import strengths_step
+
+    run, method = Run.open(options.folder), options.method
+    run.edit(method)
+    _with_subject(run, lambda subject, progress: strengths_step(run, subject, method, progress))
+    for point in run.strengths(method)["points"]:
+        print(
+            f"{point['strength']:4.0%} of {method}: forget {point['forget']:.1%}, in NF4 "
+            f"{point['forget_nf4']:.1%}, permanence {point['permanence']:+.2f} nats, retain fell "
+            f"{point['retain_fall']:.1%}"
+        )
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from mansu import reproduce
+
+    experiments = [e for e in reproduce.EXPERIMENTS if options.subject in (None, e.subject)]
+    if not experiments:
+        known = ", ".join(dict.fromkeys(e.subject for e in reproduce.EXPERIMENTS))
+        raise MansuError(f"No experiment is on {options.subject!r}: give one of {known}.")
+    names = options.method or methods.ALL
+    for name in names:
+        methods.named(name)
+    signal.signal(signal.SIGTERM, _cancel)
+
+    def progress(share: float, message: str) -> None:
+        print(f"{share:4.0%}  {message}", file=sys.stderr, flush=True)
+
+    runs = reproduce.measure(options.folder, experiments, progress, names)
+    found = reproduce.results(runs)
+    write_json(options.to / "reproduce.json", found)
+    text = reproduce.report(found, reproduce.separation(options.to))
+    with replacing(options.to / "reproduce.md") as temporary:
+        temporary.write_text(text)
+    print(text)
 
 
 def _run(options: argparse.Namespace) -> None:

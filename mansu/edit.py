@@ -149,6 +149,26 @@ class Edit:
             deltas[name] = (where, values.to(current) - current)
         return deltas
 
+    def scaled(self, subject: Subject, share: float) -> Edit:
+        """The edit that takes each weight ``share`` of the way, from its current value."""
+        changes = {
+            name: (where, values.to(delta) - (1 - share) * delta)
+            for (name, (where, delta)), (_, values) in zip(
+                self.delta(subject).items(), self.changes.values(), strict=True
+            )
+        }
+        return Edit(changes, f"{share:g} × {self.label}", {**self.meta, "scaled": share})
+
+    def thinned(self, share: float, seed: int = 0) -> Edit:
+        """The edit with a random ``share`` of its moves; a smaller share is part of a larger."""
+        generator = torch.Generator().manual_seed(seed)
+        changes = {}
+        for name, (where, values) in self.changes.items():
+            places = where.nonzero().flatten() if where.dtype == torch.bool else where
+            keep = torch.rand(len(values), generator=generator).to(values.device) < share
+            changes[name] = (places[keep.to(places.device)], values[keep])
+        return Edit(changes, f"{share:.0%} of {self.label}", {**self.meta, "thinned": share})
+
     def then(self, other: Edit, label: str | None = None) -> Edit:
         """One edit with the effect of this one followed by ``other``, whose values win."""
         changes = dict(self.changes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +19,11 @@ def replacing(path: Path) -> Iterator[Path]:
     After an exception ``path`` is what it was, and nothing is left beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    # In a folder of its own, and not by mkstemp, whose files only their owner may read.
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as home:
+        temporary = Path(home) / path.name
         yield temporary
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,10 +7,12 @@ result is there is not done again, so that an interrupted run goes on where it s
 from __future__ import annotations
 
 import dataclasses
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import floor
+from pathlib import Path
 from typing import Any
 
 from mansu import attacks, cad, methods, nf4, tasks
@@ -24,7 +26,7 @@ from mansu.circuit import (
     stability,
 )
 from mansu.errors import MansuError
-from mansu.evaluate import EVALUATED, Measurement, bootstrap, measure_task
+from mansu.evaluate import EVALUATED, Measurement, Scores, bootstrap, measure, measure_task
 from mansu.files import write_json
 from mansu.geometry import bounds
 from mansu.graph import load_values, save_values
@@ -52,6 +54,10 @@ def memory_of(run: Run) -> int:
 
 
 SUPPRESSED = 0.05  # forget accuracies of the suppressors that CAD is compared with are this apart
+STRENGTHS = (0.33, 0.67)
+"""Parts of an edit that are measured beside the whole of it."""
+SPARSE = 0.01
+"""Edits of a smaller share of the parameters are thinned, not scaled, to lower their strength."""
 
 
 def default_fraction(subject: Subject) -> float:
@@ -210,6 +216,8 @@ def unlearn_step(
         return
     with _timed(run, f"unlearn {method}"):
         start = time.perf_counter()
+        with suppress(OSError):  # Linux: the peak counts from here, not from the process's start
+            Path("/proc/self/clear_refs").write_text("5")
         task, seed = run.task(), run.settings["seed"]
         problem = Problem(
             subject=subject,
@@ -227,6 +235,7 @@ def unlearn_step(
             "stopped": outcome.stopped,
             "settings": dict(outcome.settings),
             "seconds": round(time.perf_counter() - start, 2),
+            "peak_memory": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             "moved": outcome.edit.n_moved,
             "fraction": outcome.edit.fraction(subject),
         }
@@ -271,7 +280,7 @@ def _evenly(n: int, most: int) -> list[int]:
 
 
 def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
-    """Measure the edit in full precision and in NF4, and what each format keeps of its updates."""
+    """Measure the edit in full precision and in NF4, and what NF4 keeps of its updates."""
     edit, task, seed = run.edit(method), run.task(), run.settings["seed"]
     folder = run.edit_folder(method)
     if not run.has("base-nf4.json"):
@@ -289,13 +298,24 @@ def quantize_step(run: Run, subject: Subject, method: str, progress: Progress) -
                     write_json(folder / "nf4.json", now.to_json())
             progress(0.6, "comparing each update with its bin")
             nf4.report(subject, edit).save(folder / "survival.json")
-    if not run.has("edits", method, "formats.json"):
-        with _timed(run, f"formats {method}"):
-            progress(0.7, "comparing each update with the bins of the other formats")
-            found = nf4.survival(subject, edit)
-            kept = {str(format): nf4.Kept.of(survival) for format, survival in found.items()}
-            write_json(folder / "formats.json", {n: dataclasses.asdict(k) for n, k in kept.items()})
-    bound_step(run, subject, method, _part(progress, 0.85, 1.0))
+
+
+def formats_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Count which of the edit's moves change their code in each format, into ``formats.json``."""
+    if run.has("edits", method, "formats.json"):
+        return
+    with _timed(run, f"formats {method}"):
+        progress(0.0, "comparing each update with the bins of the other formats")
+        found = nf4.survival(subject, run.edit(method))
+        kept = {str(f): dataclasses.asdict(nf4.Kept.of(survival)) for f, survival in found.items()}
+        write_json(run.edit_folder(method) / "formats.json", kept)
+
+
+def survival_steps(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Everything about what the edit does to the model and what low-bit formats keep of it."""
+    quantize_step(run, subject, method, _part(progress, 0.0, 0.5))
+    formats_step(run, subject, method, _part(progress, 0.5, 0.7))
+    bound_step(run, subject, method, _part(progress, 0.7, 1.0))
 
 
 def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
@@ -385,6 +405,56 @@ def attack_step(run: Run, subject: Subject, method: str, progress: Progress) -> 
         write_json(run.edit_folder(method) / "attacks.json", found.to_json())
 
 
+def strengths_step(run: Run, subject: Subject, method: str, progress: Progress) -> None:
+    """Measure the edit at parts of its strength, into ``strengths.json``.
+
+    A point has the ``strength``, ``forgetting`` (fall of forget accuracy in full precision),
+    ``permanence`` (the answer's mean log-probability in full precision minus in NF4, nats),
+    ``retain_fall`` (of retain accuracy, the larger of full precision's and NF4's, each against the
+    unedited model in the same format), and the forget accuracies.
+
+    An edit of nearly every weight is scaled. A sparse one is thinned instead: its weights sit at
+    the centres of NF4 codes, and scaled they would not.
+    """
+    if run.has("edits", method, "strengths.json"):
+        return
+    edit, task, seed = run.edit(method), run.task(), run.settings["seed"]
+    rows = {split: tasks.examples(task, subject, split, seed=seed) for split in tasks.NEEDED}
+    thin = edit.fraction(subject) < SPARSE
+    points = []
+    with _timed(run, f"strengths {method}"):
+        for i, strength in enumerate(STRENGTHS):
+            progress(i / len(STRENGTHS), f"measuring {strength:.0%} of the edit")
+            part = edit.thinned(strength, seed) if thin else edit.scaled(subject, strength)
+            with part.applied(subject):
+                full = {split: measure(subject, r) for split, r in rows.items()}
+                with nf4.quantized(subject):
+                    quantised = {split: measure(subject, r) for split, r in rows.items()}
+            points.append(_point(run, strength, full, quantised))
+        whole = (run.measurement(method, nf4=nf4).splits for nf4 in (False, True))
+        points.append(_point(run, 1.0, *whole))
+        strengths = {"thinned": thin, "points": points}
+        write_json(run.edit_folder(method) / "strengths.json", strengths)
+
+
+def _point(
+    run: Run, strength: float, full: Mapping[str, Scores], quantised: Mapping[str, Scores]
+) -> dict[str, float]:
+    before, before_nf4 = (run.base(nf4=nf4).splits for nf4 in (False, True))
+    nats = [float(m["forget"].log_probability.mean()) for m in (full, quantised)]
+    return {
+        "strength": strength,
+        "forgetting": before["forget"].accuracy - full["forget"].accuracy,
+        "permanence": nats[0] - nats[1],
+        "retain_fall": max(
+            before["retain"].accuracy - full["retain"].accuracy,
+            before_nf4["retain"].accuracy - quantised["retain"].accuracy,
+        ),
+        "forget": full["forget"].accuracy,
+        "forget_nf4": quantised["forget"].accuracy,
+    }
+
+
 def verdict_step(run: Run, method: str) -> Verdict:
     """Judge what was measured; what was not is unknown."""
     task = run.manifest["task"]
@@ -414,6 +484,6 @@ def whole_job(
 
     circuit_step(run, subject, _part(progress, 0.0, 0.2))
     unlearn_step(run, subject, method, _part(progress, 0.2, 0.65), settings)
-    quantize_step(run, subject, method, _part(progress, 0.65, 0.75))
+    survival_steps(run, subject, method, _part(progress, 0.65, 0.75))
     cad_step(run, subject, method, _part(progress, 0.75, 1.0))
     return verdict_step(run, method)

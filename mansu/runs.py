@@ -8,8 +8,8 @@ base-scores.safetensors     its edge scores by group of pairs, and with the circ
 suppressor-<%>.safetensors  those of the suppressor with that forget accuracy
 attacks-base.json           recovery attacks on the unedited model
 edits/<method>/             edit.safetensors, history.json, full.json, nf4.json,
-                            survival.json, formats.json, bound.json, cad.json, verdict.json,
-                            attacks.json
+                            survival.json, formats.json, bound.json, strengths.json,
+                            cad.json, verdict.json, attacks.json
 status.json                 what is running, how far it is
 """
 
@@ -215,6 +215,10 @@ class Run:
     def bounds(self, method: str) -> Bounds:
         return Bounds(**read_json(self.edit_folder(method) / "bound.json"))
 
+    def strengths(self, method: str) -> dict[str, Any]:
+        """The edit at parts of its strength: ``thinned`` (or scaled), ``points``."""
+        return read_json(self.edit_folder(method) / "strengths.json")
+
     def divergences(self, method: str) -> Divergences:
         return Divergences.from_json(read_json(self.edit_folder(method) / "cad.json"))
 
@@ -232,11 +236,11 @@ class Run:
         return read_json(self.path / "timings.json") if self.has("timings.json") else {}
 
     def add_timing(self, step: str, seconds: float) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        write_json(
-            self.path / "timings.json",
-            {**self.timings(), step: round(seconds, 2), "peak memory": round(peak, 2)},
-        )
+        before = self.timings()
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+        peak = max(peak, before.get("peak memory", 0.0))
+        timings = {**before, step: round(seconds, 2), "peak memory": peak}
+        write_json(self.path / "timings.json", timings)
 
     def status(self) -> dict[str, Any]:
         """What is going on: state, share, message, pid, started, updated. Empty if nothing ever."""

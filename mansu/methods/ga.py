@@ -13,7 +13,7 @@ PUBLISHED_RATE = 1e-5
 
 
 def unlearn(
-    problem: Problem, *, learning_rate: float = 1e-5, steps: int = 8, batch: int = 20
+    problem: Problem, *, learning_rate: float = 2e-5, steps: int = 4, batch: int = 20
 ) -> Outcome:
     """Ascend the forget loss and nothing else.
 

@@ -28,7 +28,7 @@ def kl_loss(now: Tensor, reference: Tensor) -> Tensor:
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-5,
+    learning_rate: float = 2e-5,
     steps: int = 8,
     batch: int = 20,
     retain_weight: float = 1.0,

@@ -19,7 +19,7 @@ PUBLISHED_RATE = 1e-5
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-5,
+    learning_rate: float = 4e-5,
     steps: int = 12,
     batch: int = 20,
     energy: float = 0.99,

@@ -39,8 +39,8 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-4,
-    steps: int = 8,
+    learning_rate: float = 4e-4,
+    steps: int = 12,
     batch: int = 20,
     percentile: float = 90.0,
     retain_weight: float = 1.0,

@@ -15,8 +15,8 @@ PUBLISHED_RATE = 1e-5
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 2e-5,
-    steps: int = 12,
+    learning_rate: float = 4e-5,
+    steps: int = 4,
     batch: int = 20,
     alpha: float = 1.0,
 ) -> Outcome:
