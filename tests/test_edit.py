@@ -117,6 +117,37 @@ def test_indices_may_come_in_any_order(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.9])
+def test_scaled_goes_part_of_the_way(subject: Subject, share: float) -> None:
+    edit = random_edit(subject, 1, share)
+    half, whole = edit.delta(subject), edit.scaled(subject, 1.0)
+    for name, (where, delta) in edit.scaled(subject, 0.5).delta(subject).items():
+        assert torch.equal(where, half[name][0])
+        torch.testing.assert_close(delta, half[name][1] / 2, atol=1e-6, rtol=1e-5)
+        assert torch.equal(whole.changes[name][1], edit.changes[name][1])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_thinned_keeps_a_nested_share_of_the_moves_as_they_are(
+    subject: Subject, share: float
+) -> None:
+    edit = random_edit(subject, 1, share)
+    assert edit.thinned(1.0).n_moved == edit.n_moved and edit.thinned(0.0).n_moved == 0
+    some, more = edit.thinned(0.3), edit.thinned(0.6)
+    assert some.n_moved / edit.n_moved == pytest.approx(0.3, abs=0.1)
+    before = {name: p.detach().flatten() for name, p in subject.parameters.items()}
+
+    def dense(an: Edit) -> dict[str, Tensor]:
+        with an.applied(subject):
+            return bits(subject)
+
+    small, large, whole = dense(some), dense(more), dense(edit)
+    for name, old in before.items():
+        for part, of in ((small, large), (large, whole)):
+            moved = part[name].flatten() != old
+            assert torch.equal(part[name].flatten()[moved], of[name].flatten()[moved])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.9])
 def test_save_and_load(subject: Subject, tmp_path, share: float) -> None:
     edit = random_edit(subject, 4, share, "a label — with a dash")
     edit.save(tmp_path / "deep" / "edit.safetensors")
