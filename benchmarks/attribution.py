@@ -3,12 +3,16 @@
     python benchmarks/attribution.py speed [--pairs 32] [--steps 5] [--repeat 3]
     python benchmarks/attribution.py scaling
     python benchmarks/attribution.py memory --memory 512 [--recompute]
-    python benchmarks/attribution.py circuit [--task chemical-symbols] [--pairs 16]
+    python benchmarks/attribution.py families
+    python benchmarks/attribution.py circuit --runs RUN…
     python benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
 
 ``peer`` needs a second environment with auto-circuit 1.0.1, which wants transformer-lens < 3 (its
 HookedTransformer is gone from 4), so it cannot share our process: both take the same random model
 of GPT-2's shape and the same pairs from files, one after the other.
+
+``families`` reads the oracles of tests/. ``circuit`` reports finished runs on which ``mansu trust
+RUN`` has been run, a row a task, and keeps the rows in benchmarks/results/circuits.json.
 
 Times are CPU seconds of this process (``time.process_time``) beside wall seconds: on a shared
 machine only the first can be compared.
@@ -21,6 +25,7 @@ import ctypes
 import importlib
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,11 +37,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mansu import subjects, tasks
-from mansu.attribution import MEMORY, attribute, needs
-from mansu.circuit import ablate, criteria, minimal_circuit, parameter_mask, stability
+from mansu.attribution import MEMORY, Metric, attribute, needs
+from mansu.circuit import activation_patching
+from mansu.files import write_json
 from mansu.graph import graph_of
+from mansu.runs import Run
 from mansu.subjects import Subject
 from mansu.tasks import Pairs
+
+RESULTS = Path(__file__).parent / "results"
+DISPENSABLE = 0.001  # a node whose loss costs less faithfulness than this could go
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -145,40 +155,93 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
 
 
+def families(args: argparse.Namespace) -> None:
+    """Errors against oracles on a small random model of each family (those of tests/)."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from families import FAMILIES, family, random_pairs
+    from oracles import gradient_errors, near_pairs, relative_error
+
+    pairs = random_pairs()
+    print("| family | gradient at q, k, v inputs | scores, near pairs ", end="")
+    print("| r with patching, near / far: EAP | EAP-IG ", end="")
+    print("| effect, K = 5 | K = 64 | log-probability, K = 64 | KL, K = 64 |")
+    print("|" + " --- |" * 9)
+    for name in FAMILIES:
+        subject = family(name)
+        edges = graph_of(subject).edges
+
+        def correlations(
+            subject: Subject, pairs: Pairs, exact: torch.Tensor, edges: torch.Tensor = edges
+        ) -> list[float]:
+            """Of EAP's and of EAP-IG's scores with the exact effects."""
+            found = [attribute(subject, pairs, method="eap").scores]
+            found.append(attribute(subject, pairs, steps=64).scores)
+            both = torch.stack([scores[edges].to(exact) for scores in [*found, exact]])
+            return torch.corrcoef(both)[2, :2].tolist()
+
+        def effect_error(
+            metric: Metric = "logit_difference", steps: int = 64, subject: Subject = subject
+        ) -> float:
+            """Of the embedding's edges, whose exact sum is the whole effect of corruption."""
+            found = attribute(subject, pairs, metric=metric, steps=steps)
+            effect = found.corrupt - found.clean
+            return abs(float(found.scores[0].sum()) - effect) / abs(effect)
+
+        wide = family(name, dtype=torch.float64)
+        with near_pairs(wide, random_pairs(3), 3e-4) as near:
+            exact = activation_patching(wide, near)
+            linear = relative_error(
+                attribute(wide, near, steps=1).scores[edges].to(exact), exact[edges]
+            )
+            near_r = correlations(wide, near, exact)
+        far_r = correlations(subject, pairs, activation_patching(subject, pairs))
+        cells = [f"{max(gradient_errors(subject, pairs)):.1e}", f"{linear:.1e}"]
+        cells += [f"{a:.5f} / {b:.3f}" for a, b in zip(near_r, far_r, strict=True)]
+        cells += [f"{effect_error(steps=5):.1e}", f"{effect_error():.1e}"]
+        cells += [f"{effect_error('log_probability'):.1e}", f"{effect_error('kl'):.1e}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def circuit(args: argparse.Namespace) -> None:
-    """The report of one task: edges, percent of parameters, faithfulness, stability, criteria."""
-    subject = subjects.load()
-    pairs = many_pairs(subject, args.task, args.pairs)
-    scores = attribute(subject, pairs, steps=args.steps)
-    found = minimal_circuit(subject, pairs, scores, tau=args.tau)
-    mask = parameter_mask(subject, found, scores)
-    effect = ablate(subject, pairs, found, mask)
-    stable = stability(subject, pairs, len(found), steps=args.steps)
-    tested = criteria(subject, pairs, found, subsets=4, nodes=12)
-    low, high = found.interval or (0.0, 0.0)
-    print(f"{args.task}: metric {found.clean:.2f} clean, {found.corrupt:.2f} corrupt")
-    print(f"  circuit: {len(found)} of {found.layout.n_edges} edges", end="")
-    print(f", faithfulness {found.faithfulness:.3f} [{low:.3f}, {high:.3f}]")
-    for n, value, low, high in found.curve.tolist():
-        print(f"    {int(n):6} edges {value:7.3f} [{low:.3f}, {high:.3f}]")
-    print(
-        f"  mask: {mask.size} parameters, {mask.fraction:.3%}; {mask.n_slices} head slices", end=""
-    )
-    print(f", {mask.n_neurons} neurons, {mask.mass:.0%} of the circuit's attribution")
-    print(
-        f"  mask at zero: metric {effect.masked:.2f}; whole {effect.whole:.2f}; random masks of the"
-    )
-    print(f"    same size {', '.join(f'{x:.2f}' for x in effect.random.tolist())}")
-    print(
-        f"  stability: overlap {stable.overlap:.2f} of resamples' best {len(found)} edges; ", end=""
-    )
-    print(f"{int((stable.frequency > 0.95).sum())} edges in more than 95 % of them")
-    print(
-        f"  incompleteness {tested.incompleteness:.3f}; minimality: median loss without a node ",
-        end="",
-    )
-    print(f"{tested.minimality.median():.4f}, {int((tested.minimality < 0.001).sum())} of ", end="")
-    print(f"{len(tested.nodes)} nodes could go")
+    """One row a finished run: the circuit, its mask, and how far they can be trusted."""
+    rows = []
+    for run in map(Run.open, args.runs):
+        found, mask, trust = run.circuit(), run.mask(), run.trust()
+        nodes = trust["minimality"].values()
+        rows.append(
+            {
+                "task": run.task().name,
+                "subject": run.subject,
+                "pairs": found.n_pairs,
+                "tau": found.tau,
+                "edges": len(found),
+                "share of edges": len(found) / found.layout.n_edges,
+                "parameters": mask.size,
+                "share of parameters": mask.fraction,
+                "faithfulness": [found.faithfulness, *(found.interval or ())],
+                "nodes": len(nodes),
+                "nodes that could go": sum(loss < DISPENSABLE for loss in nodes),
+                **{key: value for key, value in trust.items() if key != "minimality"},
+            }
+        )
+    write_json(RESULTS / "circuits.json", rows)
+    print("| task | edges | parameters of the mask | faithfulness | held out | overlap ", end="")
+    print("| in > 95 % of resamples | metric: whole / mask at zero / random masks ", end="")
+    print("| incompleteness | nodes that could go |")
+    print("|" + " --- |" * 10)
+    for row in rows:
+        faithful, overlap, held_out = (
+            "—" if value is None else "{:.3f} [{:.3f}, {:.3f}]".format(*value)
+            for value in (row["faithfulness"], row["overlap"], row["held_out_faithfulness"])
+        )
+        random = row["metric_random_masks"]
+        print(f"| {row['task']} | {row['edges']} ({row['share of edges']:.2%}) ", end="")
+        print(f"| {row['parameters']} ({row['share of parameters']:.2%}) ", end="")
+        print(f"| {faithful} | {held_out} | {overlap} | {row['always']:.0%} ", end="")
+        print(f"| {row['metric']:.2f} / {row['metric_masked']:.2f} ", end="")
+        print(f"/ {sum(random) / len(random):.2f} [{min(random):.2f}, {max(random):.2f}] ", end="")
+        print(f"| {row['incompleteness']:.3f} ", end="")
+        print(f"| {row['nodes that could go']} of {row['nodes']} |")
 
 
 def peer(args: argparse.Namespace) -> None:
@@ -276,6 +339,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "speed": speed,
     "scaling": scaling,
     "memory": memory,
+    "families": families,
     "circuit": circuit,
     "peer": peer,
     "peer-run": peer_run,
@@ -291,7 +355,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
     parser.add_argument("--recompute", action="store_true", help="for `memory`")
-    parser.add_argument("--tau", type=float, default=0.85)
+    parser.add_argument("--runs", nargs="+", default=[], help="run folders, for `circuit`")
     parser.add_argument("--layers", type=int, default=12, help="of the model for `peer`")
     parser.add_argument("--peer-python", default="/tmp/peer-venv/bin/python")
     parser.add_argument("--folder", default="")

@@ -386,6 +386,10 @@ def minimal_circuit(
     the circuit is cut into blocks of neighbouring |score| and as many blocks are dropped, the least
     needed first, as keep it at ``tau``.
 
+    So the circuit is minimal in blocks: to drop the next block in that order would take it below
+    ``tau``. It is not minimal edge by edge, since some edges of a needed block may be spare.
+    (SmolLM2, capitals: a further pass over 24 blocks took 398 edges to 381 with 29 more runs.)
+
     Args:
         attribution: scores of this subject; the metric is taken from it.
         tau: faithfulness to reach, in (0, 1].

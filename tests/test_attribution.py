@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs, tokenizer
+from oracles import gradient_errors, near_pairs, relative_error
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mansu import attribution, tasks
-from mansu.attribution import Attribution, Record, attribute, metric_values, record
+from mansu.attribution import Attribution, attribute, metric_values, record
 from mansu.circuit import activation_patching
 from mansu.errors import MansuError
 from mansu.graph import Block, Graph, graph_of
 from mansu.subjects import Subject, wrap
-from mansu.tasks import Pairs
 
 LLAMA_8B = LlamaConfig(
     vocab_size=128256,
@@ -35,110 +35,22 @@ LLAMA_8B = LlamaConfig(
 )
 
 
-def gradients_of_split_stream(subject: Subject, pairs: Pairs) -> tuple[list[Tensor], Tensor]:
-    """∂L/∂x_v with one copy of the residual stream for every query, key and value.
-
-    Autograd goes through the model's own norm and projections, a copy at a time: nothing of the
-    closed form under test is used.
-    """
-    layout = graph_of(subject)
-    copies: list[Tensor] = []
-    streams: dict[str, Tensor] = {}
-    hooks: list[Any] = []
-    for layer in range(layout.n_layers):
-        block = Block(subject, layer)
-        attention, norm = block.bridge.attn, block.bridge.ln1.original_component
-
-        def keep(value: Tensor, hook: Any) -> None:
-            streams["x"] = value
-
-        def q_hook(
-            value: Tensor, hook: Any, attention: Any = attention, norm: Any = norm
-        ) -> Tensor:
-            heads = layout.per_layer - 1
-            split = streams["x"][:, :, None].expand(-1, -1, heads, -1).clone()
-            split.retain_grad()
-            copies.append(split)
-            groups = split.split([layout.n_heads, layout.n_kv_heads, layout.n_kv_heads], 2)
-            for kind, part in zip("qkv", groups, strict=True):
-                linear = getattr(attention, kind).original_component
-                full = linear(norm(part)).unflatten(-1, (part.shape[2], -1))  # every head's input
-                diagonal = full.diagonal(dim1=2, dim2=3).movedim(-1, 2)  # to its own weights
-                streams[kind] = diagonal
-            return streams["q"]
-
-        hooks += [(block.hook_in, keep), (block.hook_qkv[0], q_hook)]
-        hooks += [
-            (name, lambda value, hook, kind=kind: streams[kind])
-            for kind, name in zip("kv", block.hook_qkv[1:], strict=True)
-        ]
-    embedding = record(subject, layout, pairs, pairs.clean, ()).embedding.requires_grad_()
-    hooks.insert(0, ("blocks.0.hook_in", lambda value, hook: embedding))
-    with torch.enable_grad():
-        logits = attribution.logits_with(subject, pairs, pairs.clean, hooks)
-        metric_values("logit_difference", logits, pairs).mean().backward()
-    gradients = [copy.grad.flatten(0, 1).transpose(0, 1) for copy in copies]  # type: ignore[union-attr]
-    return gradients, logits.detach()
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradient_equals_that_of_a_stream_split_per_head(name: str) -> None:
-    subject, pairs = family(name), random_pairs()
-    layout = graph_of(subject)
-    expected, logits = gradients_of_split_stream(subject, pairs)
-    plain = subject.next_token_logits(pairs.clean, pairs.length)
-    assert torch.allclose(logits, plain, atol=1e-5)
-
-    run = record(subject, layout, pairs, pairs.clean, ())
-    sums = attribution._Gradients(layout, Record(), None, 1)
-    sums.add(
-        subject,
-        pairs,
-        ("blocks.0.hook_in", run.embedding.clone().requires_grad_()),
-        lambda logits: metric_values("logit_difference", logits, pairs).mean(),
-    )
-    for layer in range(layout.n_layers):
-        found = sums.at_attention(subject, layer, slice(None))
-        assert found is not None
-        error = (found - expected[layer]).norm() / expected[layer].norm()
-        assert error <= 1e-4
-
-
-def near_pairs(subject: Subject, pairs: Pairs, distance: float) -> tuple[Pairs, dict[int, Tensor]]:
-    """Pairs whose corrupt embeddings differ from the clean ones by a step of size ``distance``.
-
-    Corrupt prompts use tokens from 25 up, whose embeddings are set beside those of 25 less.
-    """
-    clean = pairs.clean % 25
-    corrupt = clean.clone()
-    corrupt[:, 1] += 25
-    corrupt[:, 3] += 25
-    weight = subject.model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
-    before = {25 + i: weight[25 + i].clone() for i in range(25)}
-    generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(25, weight.shape[1], generator=generator, dtype=weight.dtype)
-    weight[25:].copy_(weight[:25] + distance * noise)
-    return replace(
-        pairs, clean=clean, corrupt=corrupt, answer=pairs.answer % 25, foil=pairs.foil % 25
-    ), before
+    assert max(gradient_errors(family(name), random_pairs())) <= 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_exact_where_the_model_is_linear(name: str) -> None:
     subject = family(name, dtype=torch.float64)
-    pairs, before = near_pairs(subject, random_pairs(3), 3e-4)
-    try:
+    with near_pairs(subject, random_pairs(3), 3e-4) as pairs:
         found = attribute(subject, pairs, steps=1).scores.double()
         exact = activation_patching(subject, pairs)
-    finally:
-        weight = subject.model.get_input_embeddings().weight  # type: ignore[operator,union-attr]
-        for row, value in before.items():
-            weight[row] = value
     edges = graph_of(subject).edges
     assert exact[~edges].abs().max() == 0
     assert (exact[edges] != 0).float().mean() > 0.9
-    error = (found - exact)[edges].norm() / exact[edges].norm()
-    assert error < 1e-2  # RMSNorm rounds to float32 even in a float64 model
+    # RMSNorm rounds to float32 even in a float64 model
+    assert relative_error(found[edges], exact[edges]) < 1e-2
 
 
 @pytest.mark.parametrize("name", FAMILIES)
