@@ -4,7 +4,7 @@
     python benchmarks/attribution.py scaling
     python benchmarks/attribution.py memory --memory 512 [--recompute]
     python benchmarks/attribution.py families
-    python benchmarks/attribution.py circuit --runs RUN…
+    python benchmarks/attribution.py circuit RUN…
     python benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
 
 ``peer`` needs a second environment with auto-circuit 1.0.1, which wants transformer-lens < 3 (its
@@ -349,17 +349,19 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=tuple(COMMANDS))
+    parser.add_argument("runs", nargs="*", help="run folders, for `circuit`")
     parser.add_argument("--task", default="chemical-symbols")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
     parser.add_argument("--recompute", action="store_true", help="for `memory`")
-    parser.add_argument("--runs", nargs="+", default=[], help="run folders, for `circuit`")
     parser.add_argument("--layers", type=int, default=12, help="of the model for `peer`")
     parser.add_argument("--peer-python", default="/tmp/peer-venv/bin/python")
     parser.add_argument("--folder", default="")
     args = parser.parse_args()
+    if (args.what == "circuit") != bool(args.runs):
+        parser.error("give run folders to `circuit`, and to nothing else")
     COMMANDS[args.what](args)
 
 
