@@ -13,6 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mansu.attacks import Attacks
 from mansu.cad import Divergences
 from mansu.evaluate import Interval, Measurement, Scores, bootstrap
 from mansu.nf4 import EDGES, Survival
@@ -312,6 +313,74 @@ def tradeoff(edits: Mapping[str, Sequence[Mapping[str, float]]], kept: float) ->
     )
     figure.update_yaxes(title="Permanence, nats (below 0 it comes back)")
     return _finish(figure, 480)
+
+
+_MARKS: Sequence[tuple[str, str]] = (
+    (GREY, "diamond"),
+    (BLUE, "circle"),
+    (ORANGE, "square"),
+    (GREEN, "triangle-up"),
+    (PURPLE, "cross"),
+)
+
+
+def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figure:
+    """Accuracy of each model under each recovery attack, with bootstrap intervals.
+
+    Args:
+        series: name → attacks on a model. labels: attack → its title, in order.
+    """
+    figure = go.Figure()
+    step = 0.7 / max(len(series), 1)
+    for i, (name, found) in enumerate(series.items()):
+        shown = [a for a in labels if a in found.scores]
+        intervals = [found.accuracy(a) for a in shown]
+        colour, symbol = _MARKS[i % len(_MARKS)]
+        figure.add_scatter(
+            name=name,
+            mode="markers",
+            x=[v.value for v in intervals],
+            y=[list(labels).index(a) + (i + 0.5) * step - 0.35 for a in shown],
+            error_x={**_whiskers(intervals), "color": colour},
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            customdata=[
+                [labels[a], v.low, v.high, len(found.scores[a].rows)]
+                for a, v in zip(shown, intervals, strict=True)
+            ],
+            hovertemplate="%{customdata[0]}<br>%{fullData.name}: %{x:.1%} "
+            "[%{customdata[1]:.1%}, %{customdata[2]:.1%}]<br>%{customdata[3]} rows<extra></extra>",
+        )
+    figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2})
+    figure.update_xaxes(
+        title="Accuracy, 4-way choice (dotted: chance, 25 %)", tickformat=".0%", range=[-0.02, 1.04]
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=list(labels.values()),
+        range=[len(labels) - 0.5, -0.5],
+        zeroline=False,
+    )
+    return _finish(figure, 130 + len(labels) * (14 * len(series) + 14))
+
+
+def relearning(series: Mapping[str, Attacks]) -> go.Figure:
+    """Accuracy on the asked half after each step of relearning."""
+    figure = go.Figure()
+    for i, (name, found) in enumerate(series.items()):
+        colour, symbol = _MARKS[i % len(_MARKS)]
+        figure.add_scatter(
+            name=name,
+            mode="lines+markers",
+            x=list(range(len(found.curve))),
+            y=[scores.accuracy for scores in found.curve],
+            line={"color": colour},
+            marker={"color": colour, "symbol": symbol, "size": 8},
+            hovertemplate="%{fullData.name}: %{y:.1%} after %{x} steps<extra></extra>",
+        )
+    figure.add_hline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2})
+    figure.update_xaxes(title="Steps of fine-tuning on the known half", dtick=1)
+    figure.update_yaxes(title="Accuracy, 4-way", tickformat=".0%", range=[-0.02, 1.04])
+    return _finish(figure, 340)
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:

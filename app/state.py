@@ -72,6 +72,21 @@ def select(key: str, value: str) -> None:
     st.session_state[f"next {key}"] = value
 
 
+def begin(title: str, question: str) -> Run:
+    """Open a page about a run: title, question, and the run chosen in the sidebar.
+
+    The page ends here, with what to do, where there is no run yet.
+    """
+    st.title(title)
+    st.markdown(f"**{question}**")
+    run = sidebar()
+    if run is None:
+        st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
+        st.stop()
+        raise SystemExit  # st.stop is not typed as final
+    return run
+
+
 def sidebar() -> Run | None:
     """Draw the sidebar and return the chosen run; None where there is none yet."""
     with st.sidebar:

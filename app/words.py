@@ -79,6 +79,24 @@ METHODS: Mapping[str, tuple[str, str]] = {
 }
 """Title and sentence of each method, by its name in ``mansu.methods``."""
 
+ATTACKS: Mapping[str, tuple[str, str]] = {
+    "none": ("As is", "The asked half of the forget set, without an attack."),
+    "paraphrase": ("Paraphrase", "Rephrasings that no method saw, of all the facts."),
+    "hint": ("Hint", "A sentence before the question names its topic."),
+    "demonstrations": (
+        "Examples",
+        "Three facts of the known half, right answers and all, stand before the question.",
+    ),
+    "relearning": (
+        "Relearning",
+        "The model is fine-tuned for a few steps on the known half; the other half is asked for.",
+    ),
+    "NF4": ("NF4", "The model is loaded in NF4."),
+    "FP4": ("FP4", "The model is loaded in FP4."),
+    "int8": ("int8", "The model is loaded in 8-bit integers."),
+}
+"""Title and sentence of each recovery attack, by its name in ``mansu.attacks``."""
+
 SETTINGS: Mapping[str, str] = {
     "alpha": "α: weight of what holds the model in place (RMU), or of the vector that is "
     "subtracted (task vector).",
@@ -204,6 +222,10 @@ HELP: Mapping[str, str] = {
     "edge changed its rank.",
     "top_overlap": "Share of the 100 strongest edges that are still among the 100 strongest "
     "after the edit.",
+    # recovery attacks
+    "attacks": "Accuracy on forget facts under each attack. The facts are split by answer: the "
+    "attacker knows one half and is asked for the other, so that what comes back was still in the "
+    f"model. The unedited model is attacked too, since attacks also cost accuracy. {_INTERVAL}",
     # the verdict
     "meaningful forgetting": "Passes when full-precision forget accuracy falls by the task's "
     f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
@@ -243,6 +265,11 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def between(value: Interval) -> str:
+    """A share with its interval, in percent."""
+    return f"{100 * value.value:.1f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
 
 
 def interval(value: Interval, *, share: bool) -> str:

@@ -237,11 +237,6 @@ def page(run: Run) -> None:
     trust(run, running)
 
 
-run = state.sidebar()
-st.title("Circuit")
-st.markdown("**What is the smallest part of the model that does it alone?**")
-if run is None:
-    st.info("There is no run yet: start one on the Attribution page.")
-else:
-    with state.show_errors():
-        page(run)
+run = state.begin("Circuit", "What is the smallest part of the model that does it alone?")
+with state.show_errors():
+    page(run)

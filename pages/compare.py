@@ -153,14 +153,52 @@ def properties(run: Run, method: str, letter: str) -> None:
             st.caption(p.evidence)
 
 
-st.title("Compare")
-st.markdown("**Which edit forgets, keeps the rest, outlives NF4, and erases the circuit?**")
-run = state.sidebar()
-if run is None:
-    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
-    st.stop()
-    raise SystemExit
-jobs.panel(run)
+def recovery(run: Run, running: bool) -> None:
+    """Recovery attacks on every judged method of the run, or the button that runs them."""
+    st.subheader("Recovery attacks", help=words.help("attacks"))
+    done = [m for m in run.judged() if run.has("edits", m, "attacks.json")]
+    missing = [m for m in run.judged() if m not in done]
+    if missing:
+        st.markdown(
+            "What brings the forgotten back? Not tried yet on "
+            f"{', '.join(map(words.title, missing))}."
+        )
+        if st.button("Run the attacks", icon=":material/play_arrow:", disabled=running):
+            named = [part for method in missing for part in ("--method", method)]
+            jobs.start(["attack", str(run.path), *named], run.path)
+            st.rerun()
+    if not done:
+        return
+    series = {"Unedited": run.attacks(None), **{words.title(m): run.attacks(m) for m in done}}
+    labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
+    left, right = st.columns([3, 2])
+    with left:
+        alt = "Accuracy of each edit and the unedited model under each recovery attack"
+        st.plotly_chart(charts.attacks(series, labels), alt=alt, key="attacks")
+    with right:
+        st.markdown("**Relearning, step by step**")
+        alt = "Accuracy on the asked half after each step of relearning"
+        st.plotly_chart(charts.relearning(series), alt=alt, key="relearning")
+        with st.expander("What each attack does"):
+            st.markdown("\n".join(f"- **{t}**: {text}" for t, text in words.ATTACKS.values()))
+    st.dataframe(
+        [
+            {"Model": name}
+            | {
+                labels[a]: words.between(found.accuracy(a)) if a in found.scores else "–"
+                for a in labels
+            }
+            for name, found in series.items()
+        ],
+        hide_index=True,
+        alt="Accuracy under each recovery attack with its 95 % interval",
+    )
+
+
+run = state.begin(
+    "Compare", "Which edit forgets, keeps the rest, outlives NF4, and erases the circuit?"
+)
+running = jobs.panel(run)
 others = {r.name: r for r in listed() if r.edits()}
 if not run.edits():
     st.info(
@@ -209,4 +247,6 @@ side_by_side("Accuracy", words.help("accuracy"), sides, accuracy)
 side_by_side("In numbers", None, sides, numbers)
 side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
 side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
+with state.show_errors():
+    recovery(run, running)
 side_by_side("The verdict's evidence", words.help("certain"), sides, properties)

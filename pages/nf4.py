@@ -56,13 +56,7 @@ def reading(report: NF4Report) -> str:
     return f"{text}."
 
 
-st.title("NF4")
-st.markdown("**Is the edit large enough to be seen by 4-bit quantisation?**")
-run = state.sidebar()
-if run is None:
-    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
-    st.stop()
-    raise SystemExit
+run = state.begin("NF4", "Is the edit large enough to be seen by 4-bit quantisation?")
 jobs.panel(run)
 ready = [m for m in run.edits() if run.has("edits", m, "survival.json")]
 if not ready:

@@ -68,13 +68,9 @@ def result(run: Run, method: str) -> None:
         st.table({"Setting": list(used), "Value": list(used.values())})
 
 
-st.title("Unlearn")
-st.markdown("**What does a method change in the model, and what does that do, step by step?**")
-run = state.sidebar()
-if run is None:
-    st.info("There is no run yet: start one on the Attribution page.", icon=":material/info:")
-    st.stop()
-    raise SystemExit
+run = state.begin(
+    "Unlearn", "What does a method change in the model, and what does that do, step by step?"
+)
 
 method = state.choose(
     "Method",

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import charts, jobs, live, settings, words
 from mansu import methods, pipeline, tasks
+from mansu.attacks import ATTACKS
 from mansu.cad import Divergences
 from mansu.cli import _settings
 from mansu.runs import Run
@@ -211,3 +212,35 @@ def test_compare_survives_an_edit_that_is_half_measured(runs: Path) -> None:
         assert any("cad.json" in i.value for i in app.info)
     finally:
         (folder / "away").rename(folder / "cad.json")
+
+
+def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    app = opened("compare", run="finished")
+    (button,) = [b for b in app.button if b.label == "Run the attacks"]
+    button.click().run()
+    assert not app.exception
+    try:
+        ended = time.monotonic() + 200
+        while jobs.state(run) == "running" and time.monotonic() < ended:
+            time.sleep(0.5)
+        assert jobs.state(run) == "done", (run.path / jobs.LOG).read_text()
+        app = opened("compare", run="finished")
+        assert not [b for b in app.button if b.label == "Run the attacks"]
+        assert len(app.get("plotly_chart")) == 8
+        table = app.dataframe[0].value.set_index("Model")
+        assert list(table.index) == ["Unedited", *map(words.title, SHORT)]
+        for name, method in zip(table.index, [None, *SHORT], strict=True):
+            found = run.attacks(method)
+            assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
+            for attack in ATTACKS:
+                shown = table.loc[name, words.ATTACKS[attack][0]]
+                assert shown == words.between(found.accuracy(attack))
+        series = {"edit": run.attacks("mansu")}
+        labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
+        (drawn,) = json.loads(str(charts.attacks(series, labels).to_json()))["data"]
+        assert drawn["x"] == [series["edit"].accuracy(a).value for a in ATTACKS]
+    finally:
+        jobs.cancel(run)
+        for path in runs.rglob("attacks*.json"):
+            path.unlink()
