@@ -127,6 +127,13 @@ SETTINGS: Mapping[str, str] = {
 }
 """What each setting of a method does."""
 
+EXPORTS: Mapping[str, str] = {
+    "hf": "Checkpoint",
+    "nf4": "NF4 checkpoint",
+    "lm-eval": "lm-eval task",
+}
+"""What each format of ``mansu export`` is, by its name."""
+
 _INTERVAL = "The interval is a bootstrap at 95 % over facts (rephrasings of one fact together)."
 _CAD = (
     "$\\mathrm{CAD} = \\mathrm{JSD}\\big(\\tfrac{|s|}{\\sum |s|} \\,\\|\\, "
@@ -226,6 +233,10 @@ HELP: Mapping[str, str] = {
     "attacks": "Accuracy on forget facts under each attack. The facts are split by answer: the "
     "attacker knows one half and is asked for the other, so that what comes back was still in the "
     f"model. The unedited model is attacked too, since attacks also cost accuracy. {_INTERVAL}",
+    "tradeoff": "Right: forget accuracy fell further. Up: after NF4 the answer is less probable "
+    "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
+    "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
+    "Hollow: the retain set fell by more than the tolerance.",
     # the verdict
     "meaningful forgetting": "Passes when full-precision forget accuracy falls by the task's "
     f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
@@ -236,6 +247,8 @@ HELP: Mapping[str, str] = {
     f"$a_{{\\text{{NF4}}}} - a_{{\\text{{full}}}} \\le 0$ on the forget set. {_INTERVAL}",
     "structural erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
     "a suppressor with the same forget accuracy. The value is the closer of the two calls.",
+    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
+    "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
     "certain": "Certain: the whole 95 % interval lies on the same side of the threshold as the "
     "value. Uncertain: another sample of facts might decide otherwise.",
 }

@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     strengths = command("strengths", _strengths, "Measure an edit at parts of its strength.")
     _add_folder(strengths)
-    _add_method(strengths)
+    _add_method(strengths, several=True)
 
     reproduce = command(
         "reproduce", _reproduce, "Hold the paper's claims against every method on several tasks."
@@ -438,15 +438,21 @@ def _each(
 def _strengths(options: argparse.Namespace) -> None:
     from mansu.pipeline import strengths_step
 
-    run, method = Run.open(options.folder), options.method
-    run.edit(method)
-    _with_subject(run, lambda subject, progress: strengths_step(run, subject, method, progress))
-    for point in run.strengths(method)["points"]:
-        print(
-            f"{point['strength']:4.0%} of {method}: forget {point['forget']:.1%}, in NF4 "
-            f"{point['forget_nf4']:.1%}, permanence {point['permanence']:+.2f} nats, retain fell "
-            f"{point['retain_fall']:.1%}"
-        )
+    run, names = Run.open(options.folder), options.method or ["mansu"]
+    for name in names:
+        methods.named(name)
+        run.measurement(name, nf4=True)
+    _with_subject(
+        run,
+        lambda subject, progress: _each(names, progress, partial(strengths_step, run, subject)),
+    )
+    for name in names:
+        for point in run.strengths(name)["points"]:
+            print(
+                f"{point['strength']:4.0%} of {name}: forget {point['forget']:.1%}, in NF4 "
+                f"{point['forget_nf4']:.1%}, permanence {point['permanence']:+.2f} nats, retain "
+                f"fell {point['retain_fall']:.1%}"
+            )
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 import streamlit as st
@@ -195,6 +196,74 @@ def recovery(run: Run, running: bool) -> None:
     )
 
 
+def tradeoff(run: Run, running: bool) -> None:
+    """Forgetting against permanence, a point an edit and strength, or the button that measures."""
+    st.subheader("Forgetting against permanence", help=words.help("tradeoff"))
+    done = [m for m in run.judged() if run.has("edits", m, "strengths.json")]
+    missing = [m for m in run.judged() if m not in done]
+    if missing:
+        st.markdown(
+            f"Not measured at parts of its strength yet: {', '.join(map(words.title, missing))}."
+        )
+        label, icon = "Measure the tradeoff", ":material/play_arrow:"
+        if st.button(label, icon=icon, disabled=running):
+            named = [part for method in missing for part in ("--method", method)]
+            jobs.start(["strengths", str(run.path), *named], run.path)
+            st.rerun()
+    if done:
+        points = {words.title(m): run.strengths(m)["points"] for m in done}
+        alt = "Fall of forget accuracy against what NF4 leaves of it, by edit and strength"
+        figure = charts.tradeoff(points, run.manifest["task"]["tolerance"])
+        st.plotly_chart(figure, alt=alt, key="tradeoff")
+
+
+def exporting(sides: tuple[Side, Side]) -> None:
+    """The command that exports one of the two edits, a button that runs it, and its model card."""
+    with st.expander("Export an edit", icon=":material/download:"):
+        left, right = st.columns(2)
+        with left:
+            letter = state.switch(
+                "Edit",
+                ["A", "B"],
+                "export",
+                format_func=lambda x: f"{x} · {words.title(sides['AB'.index(x)][1])}",
+            )
+        formats = right.pills(
+            "Formats",
+            list(words.EXPORTS),
+            selection_mode="multi",
+            default=["hf"],
+            key="formats",
+            format_func=lambda x: words.EXPORTS[x],
+            help=words.help("export"),
+        )
+        owner, method = sides["AB".index(letter)]
+        if not formats:
+            st.info("Choose a format.", icon=":material/info:")
+            return
+        folder = owner.path / "exports" / "-".join([method, *formats])
+        chosen = [word for name in formats for word in ("--format", name)]
+        arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
+        st.code(shlex.join(["mansu", *arguments]), language="bash", wrap_lines=True)
+        if not folder.is_dir():
+            busy = jobs.state(owner) == "running"
+            label, icon = "Run this command", ":material/play_arrow:"
+            if st.button(label, icon=icon, disabled=busy, key="run export"):
+                with state.show_errors():
+                    jobs.start(arguments, owner.path)
+                    st.rerun()
+            return
+        made = folder.stat().st_mtime
+        if (owner.edit_folder(method) / "edit.safetensors").stat().st_mtime > made:
+            st.warning("The edit was made again since: delete the folder to export it anew.")
+        st.success(f"Exported to `{folder}`.", icon=":material/check_circle:")
+        card = folder / "README.md"
+        if card.is_file():
+            text = card.read_text(encoding="utf-8")
+            name = f"{method}-README.md"
+            st.download_button("Download the model card", text, name, icon=":material/download:")
+
+
 run = state.begin(
     "Compare", "Which edit forgets, keeps the rest, outlives NF4, and erases the circuit?"
 )
@@ -249,4 +318,7 @@ side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
 side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
 with state.show_errors():
     recovery(run, running)
+with state.show_errors():
+    tradeoff(run, running)
 side_by_side("The verdict's evidence", words.help("certain"), sides, properties)
+exporting(sides)
