@@ -20,6 +20,7 @@ from mansu.nf4 import EDGES, Survival
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
+SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
 CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 SPLITS = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
@@ -283,7 +284,7 @@ def tradeoff(edits: Mapping[str, Sequence[Mapping[str, float]]], kept: float) ->
     Args:
         edits: title → points with ``forgetting`` (fall of forget accuracy), ``permanence``
             (answer log-probability in full precision minus in NF4, nats), ``strength`` and
-            ``retain_fall``. The first is drawn in colour.
+            ``retain_fall``. The first stands out.
         kept: the retain fall up to which a point is drawn full; beyond, it is hollow.
     """
     figure = go.Figure()
@@ -295,8 +296,8 @@ def tradeoff(edits: Mapping[str, Sequence[Mapping[str, float]]], kept: float) ->
             x=[p["forgetting"] for p in points],
             y=[p["permanence"] for p in points],
             mode="lines+markers+text",
-            text=[*[""] * (len(points) - 1), title],
-            textposition="top center" if i % 2 else "bottom center",
+            text=[*[""] * (len(points) - 1), title if i == 0 else ""],
+            textposition="bottom center",
             line={"color": BLUE if i == 0 else GREY, "width": 2 if i == 0 else 1},
             marker={
                 "symbol": [f"{symbol}-open" if h else symbol for h in hollow],

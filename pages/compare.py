@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import streamlit as st
 
@@ -154,8 +154,11 @@ def properties(run: Run, method: str, letter: str) -> None:
             st.caption(p.evidence)
 
 
-def recovery(run: Run, running: bool) -> None:
-    """Recovery attacks on every judged method of the run, or the button that runs them."""
+def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
+    """Recovery attacks on the run's judged methods, or the button that runs them.
+
+    The charts show the chosen ones, the table all.
+    """
     st.subheader("Recovery attacks", help=words.help("attacks"))
     done = [m for m in run.judged() if run.has("edits", m, "attacks.json")]
     missing = [m for m in run.judged() if m not in done]
@@ -172,14 +175,16 @@ def recovery(run: Run, running: bool) -> None:
         return
     series = {"Unedited": run.attacks(None), **{words.title(m): run.attacks(m) for m in done}}
     labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
+    drawn = {"Unedited", *map(words.title, chosen)}
+    shown = {name: found for name, found in series.items() if name in drawn}
     left, right = st.columns([3, 2])
     with left:
         alt = "Accuracy of each edit and the unedited model under each recovery attack"
-        st.plotly_chart(charts.attacks(series, labels), alt=alt, key="attacks")
+        st.plotly_chart(charts.attacks(shown, labels), alt=alt, key="attacks")
     with right:
         st.markdown("**Relearning, step by step**")
         alt = "Accuracy on the asked half after each step of relearning"
-        st.plotly_chart(charts.relearning(series), alt=alt, key="relearning")
+        st.plotly_chart(charts.relearning(shown), alt=alt, key="relearning")
         with st.expander("What each attack does"):
             st.markdown("\n".join(f"- **{t}**: {text}" for t, text in words.ATTACKS.values()))
     st.dataframe(
@@ -192,6 +197,7 @@ def recovery(run: Run, running: bool) -> None:
             for name, found in series.items()
         ],
         hide_index=True,
+        height="content",
         alt="Accuracy under each recovery attack with its 95 % interval",
     )
 
@@ -317,7 +323,7 @@ side_by_side("In numbers", None, sides, numbers)
 side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
 side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
 with state.show_errors():
-    recovery(run, running)
+    recovery(run, [m for owner, m in sides if owner.path == run.path], running)
 with state.show_errors():
     tradeoff(run, running)
 side_by_side("The verdict's evidence", words.help("certain"), sides, properties)
