@@ -44,7 +44,7 @@ def trained_names(subject: Subject, layer: int) -> tuple[str, ...]:
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 2e-4,
+    learning_rate: float = 1.6e-3,
     steps: int = 12,
     batch: int = 20,
     layer: int | None = None,

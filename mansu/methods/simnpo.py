@@ -25,8 +25,8 @@ def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
 def unlearn(
     problem: Problem,
     *,
-    learning_rate: float = 1e-5,
-    steps: int = 12,
+    learning_rate: float = 4e-5,
+    steps: int = 8,
     batch: int = 20,
     beta: float = 2.5,
     gamma: float = 0.0,
