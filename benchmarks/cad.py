@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from main_job import table
 from torch import Tensor
 
 from mansu import cad, pipeline, subjects, tasks
@@ -30,6 +29,7 @@ from mansu.circuit import parameter_mask
 from mansu.edit import Edit
 from mansu.evaluate import measure
 from mansu.files import write_json
+from mansu.reproduce import table
 from mansu.runs import Run, read_json
 from mansu.subjects import Subject
 
@@ -49,17 +49,6 @@ def shuffled(subject: Subject, mask: Mapping[str, Tensor], seed: int = 0) -> Edi
         order = torch.randperm(len(where), generator=generator)
         changes[name] = (where, subject.parameters[name].detach().flatten()[where[order]])
     return Edit(changes, "shuffled")
-
-
-def scaled(subject: Subject, edit: Edit, strength: float) -> Edit:
-    """The edit with every move ``strength`` times as long."""
-    changes = {}
-    for name, (where, delta) in edit.delta(subject).items():
-        changes[name] = (
-            where,
-            subject.parameters[name].detach().flatten()[where] + strength * delta,
-        )
-    return Edit(changes, edit.label)
 
 
 def erased(run: Run, subject: Subject) -> dict[str, Edit]:
@@ -114,7 +103,7 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
             add(name, "suppressed", edit, edit.meta["accuracy"])
     if "mansu" in run.edits():
         for strength in STRENGTHS:
-            add(f"strength {strength:g}", "mansu", scaled(subject, run.edit("mansu"), strength))
+            add(f"strength {strength:g}", "mansu", run.edit("mansu").scaled(subject, strength))
     seconds = round(time.perf_counter() - start, 1)
     return {
         "task": task.name,

@@ -433,8 +433,15 @@ def separation(folder: Path) -> Mapping[str, Any] | None:
 def _separation(auroc: Mapping[str, Any] | None) -> Claim:
     what = "CAD tells an erased circuit from a suppressed behaviour"
     if auroc is None:
-        return Claim(what, "run `python benchmarks/cad.py` first", UNTESTED)
-    raise NotImplementedError
+        return Claim(what, "run `python benchmarks/cad.py RUN…` first", UNTESTED)
+    erased = auroc["separation"]["erased"]
+    names = list(auroc["tasks"])
+    told = [
+        f"{label}: AUROC " + ", ".join(f"{erased[name][t]['auroc']:.2f} ({t})" for t in names)
+        for label, name in (("plain CAD", "plain JS"), ("signal CAD", "signal JS"))
+    ]
+    holds = all(erased["signal JS"][t]["auroc"] > 0.9 for t in names)
+    return Claim(what, "; ".join(told), _judged(holds))
 
 
 def _interval(interval: Sequence[float], digits: int = 2) -> str:
