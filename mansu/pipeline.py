@@ -62,7 +62,7 @@ SPARSE = 0.01
 
 def default_fraction(subject: Subject) -> float:
     """Half a percent of the parameters; a tenth in a toy, where one head is already a percent."""
-    return 0.005 if subject.n_parameters >= 10_000_000 else 0.1
+    return 0.1 if subject.is_toy else 0.005
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -51,14 +51,12 @@ class Experiment:
         methods: what runs on it, MANSU first: the random control makes as many moves.
         rates: multiples of each baseline's published learning rate that the search tries first;
             none where the methods' own defaults already are the search's result.
-        mansu: settings of MANSU and its ablations that differ from the defaults.
     """
 
     subject: str
     task: str
     methods: tuple[str, ...] = methods.ALL
     rates: tuple[float, ...] = ()
-    mansu: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,7 +64,7 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment(subjects.TINY, "tiny-colours", rates=(50.0, 100.0, 200.0), mansu={"rate": 0.2}),
+    Experiment(subjects.TINY, "tiny-colours", rates=(50.0, 100.0, 200.0)),
     Experiment(subjects.DEFAULT, "chemical-symbols"),
     Experiment(subjects.DEFAULT, "capitals", CONTRAST),
     Experiment(subjects.DEFAULT, "languages", CONTRAST),
@@ -136,11 +134,9 @@ def measure(
 def _settings(
     experiment: Experiment, run: Run, subject: Subject, name: str, progress: Progress
 ) -> dict[str, Any]:
-    if name in methods.ABLATIONS or name == "mansu":
-        return dict(experiment.mansu)
     if name == "random_moves":
         return {"moves": run.edit("mansu").n_moved}
-    if not experiment.rates:
+    if name in methods.ABLATIONS or name == "mansu" or not experiment.rates:
         return {}
     path = run.path / f"search-{name}.json"
     if not path.exists():

@@ -98,6 +98,11 @@ class Subject:
         }
         return tuple(name for name, p in self.parameters.items() if id(p) in linear)
 
+    @property
+    def is_toy(self) -> bool:
+        """Under ten million parameters, where one head is already a percent of the model."""
+        return self.n_parameters < 10_000_000
+
     @cached_property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())

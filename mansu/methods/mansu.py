@@ -53,6 +53,7 @@ from mansu.tasks import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
+RATE, TOY_RATE = 0.03, 0.2
 CHECK_EVERY = 3
 CHANCE = 0.25
 ADVANTAGE = 0.25
@@ -107,7 +108,7 @@ class _Weight:
 def unlearn(
     problem: Problem,
     *,
-    rate: float = 0.03,
+    rate: float | None = None,
     steps: int = 40,
     retain_weight: float = 1.0,
     energy: float = ENERGY,
@@ -122,7 +123,8 @@ def unlearn(
 
     Args:
         problem: with the circuit's mask.
-        rate: step size of the wishes, in bin widths a step (Adam's learning rate).
+        rate: step size of the wishes, in bin widths a step (Adam's learning rate). By default
+            ``RATE``, or ``TOY_RATE`` in a toy, which has few weights to move.
         steps: at most so many. Every ``CHECK_EVERY`` forget and retain accuracy are measured in
             full precision and NF4; the best check is what is returned.
         retain_weight: weight of the retain objective.
@@ -139,6 +141,8 @@ def unlearn(
         MansuError: there is no mask, it holds no quantised weight that may move, or the budget is
             below 1.
     """
+    if rate is None:
+        rate = TOY_RATE if problem.subject.is_toy else RATE
     settings = {
         "rate": rate,
         "steps": steps,
