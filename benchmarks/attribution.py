@@ -5,6 +5,7 @@
     python benchmarks/attribution.py memory --memory 512 [--recompute]
     python benchmarks/attribution.py families
     python benchmarks/attribution.py circuit RUN…
+    python benchmarks/attribution.py lens [--layers 12]
     python benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
 
 ``peer`` needs a second environment with auto-circuit 1.0.1, which wants transformer-lens < 3 (its
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -244,8 +246,8 @@ def circuit(args: argparse.Namespace) -> None:
         print(f"| {row['nodes that could go']} of {row['nodes']} |")
 
 
-def peer(args: argparse.Namespace) -> None:
-    """Ours against auto-circuit's edge attribution patching on a random model of GPT-2's shape."""
+def gpt2_shaped(args: argparse.Namespace, folder: str) -> tuple[Subject, Pairs]:
+    """A random model of GPT-2's shape, saved in ``folder``, and 8 pairs of 9 tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -254,16 +256,52 @@ def peer(args: argparse.Namespace) -> None:
     tokens = torch.randint(vocabulary, (2, n, p))
     tokens[1] = torch.where(torch.arange(p) == 2, tokens[1], tokens[0])
     answers = torch.randint(vocabulary, (2, n))
+    model.save_pretrained(folder)
+    subject = subjects.wrap("gpt2-shape", GPT2LMHeadModel.from_pretrained(folder), None)
+    clean, corrupt = tokens
+    answer, foil = answers
+    return subject, Pairs(clean, corrupt, torch.full((n,), p), answer, foil, tuple(range(n)))
+
+
+def lens(args: argparse.Namespace) -> None:
+    """Ours against TransformerLens's own edge attribution, on a random model of GPT-2's shape."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from lens import in_our_layout, lens_attribution
+
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        save_file({"tokens": tokens, "answers": answers}, f"{folder}/pairs.safetensors")
+        subject, pairs = gpt2_shaped(args, folder)
+    layout = graph_of(subject)
+    found: dict[str, Any] = {}
+    times = alternate(
+        {
+            "lens": lambda: found.update(lens=lens_attribution(subject, pairs)),
+            "ours": lambda: found.update(ours=attribute(subject, pairs, method="eap").scores),
+        },
+        args.repeat,
+    )
+    theirs = in_our_layout(layout, found["lens"])[layout.edges]
+    ours = found["ours"][layout.edges]
+    correlation = torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
+    error = (ours - theirs).norm() / theirs.norm()
+    print(f"TransformerLens {version('transformer_lens')} attribution_patch, ", end="")
+    print(f"{args.layers} layers, {len(pairs)} pairs: {times['lens'][0]:.2f} CPU s; ", end="")
+    print(f"ours {times['ours'][0]:.2f} CPU s ", end="")
+    print(f"({times['lens'][0] / times['ours'][0]:.1f} x faster); correlation ", end="")
+    print(f"{correlation:.6f}, relative error {error:.1e} over {layout.n_edges} edges")
+
+
+def peer(args: argparse.Namespace) -> None:
+    """Ours against auto-circuit's edge attribution patching on a random model of GPT-2's shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        subject, pairs = gpt2_shaped(args, folder)
+        tokens, answers = [pairs.clean, pairs.corrupt], [pairs.answer, pairs.foil]
+        saved = {"tokens": torch.stack(tokens), "answers": torch.stack(answers)}
+        save_file(saved, f"{folder}/pairs.safetensors")
         command = [args.peer_python, __file__, "peer-run", "--folder", folder]
         command += ["--repeat", str(args.repeat)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": "."})
         theirs = load_file(f"{folder}/scores.safetensors")
         seconds = float(theirs.pop("seconds"))
-        subject = subjects.wrap("gpt2-shape", GPT2LMHeadModel.from_pretrained(folder), None)
-    pairs = Pairs(tokens[0], tokens[1], torch.full((n,), p), *answers, rows=tuple(range(n)))
     layout = graph_of(subject)
     ours = attribute(subject, pairs, method="eap").scores
     cpu = min(timed(lambda: attribute(subject, pairs, method="eap"))[0] for _ in range(args.repeat))
@@ -278,7 +316,10 @@ def peer(args: argparse.Namespace) -> None:
             end = layout.logits if "resid_post" in name else layout.mlp_input(layer)
             expected[: len(mask), end] = -mask
     both = torch.stack([ours[layout.edges], expected[layout.edges]])
-    print(f"auto-circuit 1.0.1 EAP, {n} pairs: {seconds:.2f} CPU s; ours {cpu:.2f} CPU s", end="")
+    print(
+        f"auto-circuit 1.0.1 EAP, {len(pairs)} pairs: {seconds:.2f} CPU s; ours {cpu:.2f} CPU s",
+        end="",
+    )
     print(f" ({seconds / cpu:.1f} x faster); correlation {torch.corrcoef(both)[0, 1]:.6f}", end="")
     print(f" over {layout.n_edges} edges")
 
@@ -341,6 +382,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "memory": memory,
     "families": families,
     "circuit": circuit,
+    "lens": lens,
     "peer": peer,
     "peer-run": peer_run,
 }
@@ -356,7 +398,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=int, default=MEMORY >> 20, help="MiB")
     parser.add_argument("--recompute", action="store_true", help="for `memory`")
-    parser.add_argument("--layers", type=int, default=12, help="of the model for `peer`")
+    parser.add_argument("--layers", type=int, default=12, help="of `lens` and `peer`'s model")
     parser.add_argument("--peer-python", default="/tmp/peer-venv/bin/python")
     parser.add_argument("--folder", default="")
     args = parser.parse_args()

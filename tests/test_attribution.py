@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs, tokenizer
+from lens import in_our_layout, lens_attribution
 from oracles import gradient_errors, near_pairs, relative_error
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -84,49 +85,15 @@ def test_interpolated_activations_sum_to_the_effect_of_each_layer(name: str) -> 
 
 
 def test_equals_transformer_lens_where_that_applies() -> None:
-    from transformer_lens.tools.analysis.attribution_patching import (
-        EdgeAttributionConfig,
-        attribution_patch,
-    )
-
-    subject = family("gpt2")
-    pairs = random_pairs(3, longest=5).select([0])
+    subject, pairs = family("gpt2"), random_pairs(3, longest=5)  # of unequal length
     layout = graph_of(subject)
-
-    def metric(logits: Tensor) -> Tensor:
-        last = logits[0, -1]
-        return last[int(pairs.answer[0])] - last[int(pairs.foil[0])]
-
-    subject.bridge.requires_grad_(True)  # theirs takes gradients from the weights up
-    try:
-        theirs = attribution_patch(
-            subject.bridge, pairs.clean, pairs.corrupt, metric, EdgeAttributionConfig("edge")
-        )
-    finally:
-        subject.bridge.requires_grad_(False)
-    expected = torch.zeros(layout.n_sources, layout.n_destinations)
-    heads = {"q_input": 0, "k_input": layout.n_heads, "v_input": 2 * layout.n_heads}
-    for (writer, reader), score in theirs.edge_scores.items():
-        source = 0
-        if writer.layer is not None:
-            place = layout.n_heads if writer.head is None else writer.head
-            source = layout.head(writer.layer, place)
-        assert reader.layer is not None
-        if reader.kind == "logits":
-            destination = layout.logits
-        elif reader.kind == "mlp_in":
-            destination = layout.mlp_input(reader.layer)
-        else:
-            assert reader.head is not None
-            start = layout.attention_inputs(reader.layer).start
-            destination = start + heads[reader.kind] + reader.head
-        expected[source, destination] += score
-    # Theirs is taken on the corrupt run, towards the clean one: ours with the two exchanged.
-    swapped = replace(pairs, clean=pairs.corrupt, corrupt=pairs.clean)
-    ours = attribute(subject, swapped, method="eap").scores
+    expected = in_our_layout(layout, lens_attribution(subject, pairs))
+    ours = attribute(subject, pairs, method="eap").scores
     both = torch.stack([ours[layout.edges], expected[layout.edges]])
     assert float(torch.corrcoef(both)[0, 1]) >= 0.999
     assert torch.allclose(ours, expected, atol=1e-4)
+    assert not bool(expected[~layout.edges].any())  # the two graphs have the same edges
+    assert float((expected[layout.edges] != 0).float().mean()) > 0.9
 
 
 @pytest.mark.parametrize("name", ("llama", "gemma2"))
