@@ -212,12 +212,20 @@ def wrap(
     """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
 
     Raises:
-        MansuError: TransformerLens does not know the architecture, or runs copies of its weights.
+        MansuError: TransformerLens does not know the architecture, or runs copies of its weights;
+            or some weights are not in memory.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
     model.eval().requires_grad_(False)
     parameters = dict(model.named_parameters())  # before the bridge renames them
+    away = [n for n, p in parameters.items() if p.is_meta]
+    if away:  # device_map="auto" puts on the disk or the CPU what the GPU has no room for
+        raise MansuError(
+            f"{name!r} does not fit in the memory of the GPU: {len(away)} of its weights were put "
+            f"elsewhere ({away[0]} first). Take a larger GPU, a smaller model, or hide the GPU "
+            "(CUDA_VISIBLE_DEVICES=) to work in the memory of the machine."
+        )
     try:
         bridge = TransformerBridge.boot_transformers(
             getattr(model.config, "_name_or_path", "") or name,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
@@ -18,6 +19,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from mansu import evaluate, subjects, tasks
+from mansu.attribution import attribute
 from mansu.errors import MansuError
 from mansu.subjects import TINY_FOLDER, Subject
 
@@ -245,3 +247,24 @@ def test_a_folder_loads_like_the_name(tiny: Subject, tmp_path: Path) -> None:
     mine = subjects.load(str(tmp_path / "mine"))
     assert all(torch.equal(p, tiny.parameters[n]) for n, p in mine.parameters.items())
     assert mine.provenance["source"] == str(tmp_path / "mine")
+
+
+def test_weights_out_of_memory_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    parts = ("embed_tokens", "rotary_emb", "norm", "layers.0", "layers.1", "layers.2")
+    places = {f"model.{part}": "cpu" for part in parts} | {"lm_head": "cpu"}
+    places["model.layers.1"] = "disk"  # as device_map="auto" does where memory is short
+    model = AutoModelForCausalLM.from_pretrained(
+        TINY_FOLDER, device_map=places, offload_folder=tmp_path
+    )
+    with pytest.raises(MansuError, match=r"of its weights were put elsewhere \(model\.layers\.1\."):
+        subjects.wrap("tiny", model, None)
+
+
+def test_a_model_placed_by_a_device_map_attributes_alike(tiny: Subject) -> None:
+    placed = AutoModelForCausalLM.from_pretrained(TINY_FOLDER, dtype=torch.float32)
+    accelerate.dispatch_model(placed, {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert hasattr(placed.model.layers[0], "_hf_hook") or hasattr(placed, "_hf_hook")
+    subject = subjects.wrap("tiny", placed, tiny.tokenizer)
+    pairs = tasks.pairs(tasks.load("tiny-colours"), tiny, n=4)
+    expected = attribute(tiny, pairs, steps=2).scores
+    torch.testing.assert_close(attribute(subject, pairs, steps=2).scores, expected)
