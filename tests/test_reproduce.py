@@ -1,4 +1,4 @@
-"""The reproduction's figures are the runs', and its claims follow from them."""
+"""The reproduction's figures are the runs', its claims follow, and the README says the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from mansu import cli, reproduce, subjects
 from mansu.runs import Run
+from scripts import readme
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,8 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "'gpt-9'" in capsys.readouterr().err
     assert cli.main(["reproduce", "--method", "magic", "--folder", str(tmp_path)]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_the_readme_says_what_the_results_say() -> None:
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.with_results(text) == text
