@@ -135,13 +135,14 @@ def test_recovery_is_claimed_only_with_its_whole_interval() -> None:
     assert _status(nothing, "What was forgotten comes back") == reproduce.UNTESTED
 
 
-def test_an_ablation_counts_by_the_margin_that_it_costs() -> None:
-    worse = dict.fromkeys(_figures()["margin"], -0.2)
+def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None:
+    failed = _figures()["status"] | {"PTQ gap ≤ 0": "failed"}
     start = "Without the floor"
-    found = _found(mansu=_figures(), mansu_no_floor=_figures(margin=worse))
+    found = _found(mansu=_figures(), mansu_no_floor=_figures(status=failed))
     assert _status(found, start) == reproduce.REPRODUCED
-    found = _found(mansu=_figures(), mansu_no_floor=_figures())
-    assert _status(found, start) == reproduce.NOT_REPRODUCED
+    for both in (_figures(), _figures(status=failed)):
+        found = _found(mansu=both, mansu_no_floor=both)
+        assert _status(found, start) == reproduce.NOT_REPRODUCED
     assert _status(_found(mansu=_figures()), start) == reproduce.UNTESTED
 
 
