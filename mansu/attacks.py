@@ -80,7 +80,7 @@ class Attacks:
     def accuracy(self, attack: str) -> Interval:
         """4-way accuracy under an attack, bootstrapped by answer."""
         found = self.scores[attack]
-        return bootstrap(found.correct, clusters=found.answer)
+        return bootstrap(found.correct, clusters=found.clusters)
 
     def recovered(self, attack: str) -> Interval | None:
         """Accuracy under an attack minus that without one, paired; None for other questions."""
@@ -88,7 +88,7 @@ class Attacks:
         if before.rows != after.rows:
             return None
         gain = after.correct.astype(float) - before.correct.astype(float)
-        return bootstrap(gain, clusters=after.answer)
+        return bootstrap(gain, clusters=after.clusters)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
-from mansu import attacks, nf4, tasks
+from mansu import attacks, evaluate, nf4, tasks
 from mansu.attacks import Attacks, Material
 from mansu.cad import suppressor
 from mansu.edit import Edit
@@ -173,3 +174,15 @@ def test_one_fact_cannot_be_split(tiny: Subject) -> None:
     lines = [json.dumps({**line, **wrong}), json.dumps({**line, **wrong, "split": "retain"})]
     with pytest.raises(MansuError, match="one fact"):
         attacks.material(tasks.parse("\n".join(lines), "one"), tiny)
+
+
+def test_an_interval_counts_facts_where_letters_are_the_answers() -> None:
+    correct = np.array([True, True, False, False, True, False])
+    zero = np.zeros(6)
+    letters = np.array([0, 1, 0, 1, 0, 1])
+    facts = ("a", "a", "b", "b", "c", "c")
+    rows = tuple(range(6))
+    scores = evaluate.Scores(correct, correct, zero, zero, letters, ("g",) * 6, rows, facts)
+    found = attacks.Attacks({"none": scores}, (scores,), {}).accuracy("none")
+    assert found == evaluate.bootstrap(correct, clusters=np.array(facts))
+    assert found != evaluate.bootstrap(correct, clusters=letters)
