@@ -28,8 +28,8 @@ from mansu import cad, pipeline, subjects, tasks
 from mansu.circuit import parameter_mask
 from mansu.edit import Edit
 from mansu.evaluate import measure
+from mansu.export import table
 from mansu.files import write_json
-from mansu.reproduce import table
 from mansu.runs import Run, read_json
 from mansu.subjects import Subject
 

@@ -395,16 +395,23 @@ def _verdict(options: argparse.Namespace) -> None:
 def _attack(options: argparse.Namespace) -> None:
     from mansu.pipeline import attack_step
 
+    run, names = _stepped(options, attack_step, nf4=False)
+    for name in names:
+        print(_recovery(run, name))
+
+
+def _stepped(
+    options: argparse.Namespace, step: Callable[..., None], *, nf4: bool
+) -> tuple[Run, Sequence[str]]:
+    """The run and the methods asked for, after a step on each, which must have been measured."""
     run, names = Run.open(options.folder), options.method or ["mansu"]
     for name in names:
         methods.named(name)
-        run.measurement(name, nf4=False)
+        run.measurement(name, nf4=nf4)
     _with_subject(
-        run,
-        lambda subject, progress: _each(names, progress, partial(attack_step, run, subject)),
+        run, lambda subject, progress: _each(names, progress, partial(step, run, subject))
     )
-    for name in names:
-        print(_recovery(run, name))
+    return run, names
 
 
 def _recovery(run: Run, method: str) -> str:
@@ -438,14 +445,7 @@ def _each(
 def _strengths(options: argparse.Namespace) -> None:
     from mansu.pipeline import strengths_step
 
-    run, names = Run.open(options.folder), options.method or ["mansu"]
-    for name in names:
-        methods.named(name)
-        run.measurement(name, nf4=True)
-    _with_subject(
-        run,
-        lambda subject, progress: _each(names, progress, partial(strengths_step, run, subject)),
-    )
+    run, names = _stepped(options, strengths_step, nf4=True)
     for name in names:
         for point in run.strengths(name)["points"]:
             print(

@@ -240,7 +240,7 @@ def _verdict_section(run: Run, method: str) -> str:
     return (
         f"**{verdict.status.capitalize()}** "
         f"({sum(p.status == 'passed' for p in verdict.properties)} of {len(NAMES)} properties "
-        f"passed; all must).\n\n{_table(head, rows)}\n\n{evidence}\n\n“Certain” means that the "
+        f"passed; all must).\n\n{table(head, rows)}\n\n{evidence}\n\n“Certain” means that the "
         "whole interval lies on the value's side of the threshold. `verdict.json` has every number."
     )
 
@@ -281,7 +281,7 @@ def _accuracy_section(run: Run, method: str, format: nf4.Format | None) -> str:
     note = "4-way multiple choice over the answer's first token; chance is 25 %."
     if format is not None and format.double_quant:
         note += " NF4 was measured without double quantization, which these weights have."
-    return f"{_table(('set', 'rows', *measured), rows)}\n\n{note}"
+    return f"{table(('set', 'rows', *measured), rows)}\n\n{note}"
 
 
 def _limits(format: nf4.Format | None) -> str:
@@ -333,7 +333,8 @@ def repeat_command(run: Run, method: str) -> str:
     return shlex.join(words)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from mansu import methods, pipeline, subjects, tasks
 from mansu.evaluate import Measurement, Scores, bootstrap
+from mansu.export import table
 from mansu.files import write_json
 from mansu.methods import Progress
 from mansu.methods.search import search
@@ -149,7 +150,7 @@ def _settings(
 
 
 def _accuracy(scores: Scores) -> list[float]:
-    return bootstrap(scores.correct, clusters=scores.answer).to_json()
+    return bootstrap(scores.correct, clusters=scores.clusters).to_json()
 
 
 def _accuracies(measured: Measurement) -> dict[str, list[float]]:
@@ -224,13 +225,7 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
                 "subject": run.subject,
                 "task": dict(run.manifest["task"]),
                 "settings": dict(run.settings),
-                "circuit": {
-                    "edges": len(run.circuit()),
-                    "of": run.circuit().layout.n_edges,
-                    "faithfulness": run.circuit().faithfulness,
-                    "interval": run.circuit().interval,
-                    "mask": run.mask().fraction,
-                },
+                "circuit": _circuit(run),
                 "methods": {
                     name: figures(run, name)
                     for name in (NO_EDIT, *sorted(run.judged(), key=methods.ALL.index))
@@ -238,6 +233,17 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
             }
             for run in runs
         ],
+    }
+
+
+def _circuit(run: Run) -> dict[str, Any]:
+    circuit = run.circuit()
+    return {
+        "edges": len(circuit),
+        "of": circuit.layout.n_edges,
+        "faithfulness": circuit.faithfulness,
+        "interval": circuit.interval,
+        "mask": run.mask().fraction,
     }
 
 
@@ -418,8 +424,12 @@ def _ablation(
         if name not in run["methods"] or "mansu" not in run["methods"]:
             continue
         with_it, without = run["methods"]["mansu"], run["methods"][name]
-        passed = [f["status"][p] == "passed" for p in properties for f in (with_it, without)]
-        needed.append(any(a and not b for a, b in zip(passed[::2], passed[1::2], strict=True)))
+        needed.append(
+            any(
+                with_it["status"][p] == "passed" and without["status"][p] != "passed"
+                for p in properties
+            )
+        )
         for p in properties:
             margins = (with_it["margin"][p], without["margin"][p])
             told.append(
@@ -503,12 +513,6 @@ def _separation(auroc: Mapping[str, Any] | None) -> Claim:
 def _interval(interval: Sequence[float], digits: int = 2) -> str:
     value, low, high = interval
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def claims_table(claims: Sequence[Claim]) -> str:

@@ -154,23 +154,35 @@ def properties(run: Run, method: str, letter: str) -> None:
             st.caption(p.evidence)
 
 
+def measured(
+    run: Run, file: str, command: str, missing: str, label: str, running: bool
+) -> list[str]:
+    """The judged methods that have a file of this name, and a button that makes the others'."""
+    done = [m for m in run.judged() if run.has("edits", m, file)]
+    others = [m for m in run.judged() if m not in done]
+    if others:
+        st.markdown(f"{missing} {', '.join(map(words.title, others))}.")
+        if st.button(label, icon=":material/play_arrow:", disabled=running):
+            named = [part for method in others for part in ("--method", method)]
+            jobs.start([command, str(run.path), *named], run.path)
+            st.rerun()
+    return done
+
+
 def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
     """Recovery attacks on the run's judged methods, or the button that runs them.
 
     The charts show the chosen ones, the table all.
     """
     st.subheader("Recovery attacks", help=words.help("attacks"))
-    done = [m for m in run.judged() if run.has("edits", m, "attacks.json")]
-    missing = [m for m in run.judged() if m not in done]
-    if missing:
-        st.markdown(
-            "What brings the forgotten back? Not tried yet on "
-            f"{', '.join(map(words.title, missing))}."
-        )
-        if st.button("Run the attacks", icon=":material/play_arrow:", disabled=running):
-            named = [part for method in missing for part in ("--method", method)]
-            jobs.start(["attack", str(run.path), *named], run.path)
-            st.rerun()
+    done = measured(
+        run,
+        "attacks.json",
+        "attack",
+        "What brings the forgotten back? Not tried yet on",
+        "Run the attacks",
+        running,
+    )
     if not done:
         return
     series = {"Unedited": run.attacks(None), **{words.title(m): run.attacks(m) for m in done}}
@@ -205,17 +217,14 @@ def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
 def tradeoff(run: Run, running: bool) -> None:
     """Forgetting against permanence, a point an edit and strength, or the button that measures."""
     st.subheader("Forgetting against permanence", help=words.help("tradeoff"))
-    done = [m for m in run.judged() if run.has("edits", m, "strengths.json")]
-    missing = [m for m in run.judged() if m not in done]
-    if missing:
-        st.markdown(
-            f"Not measured at parts of its strength yet: {', '.join(map(words.title, missing))}."
-        )
-        label, icon = "Measure the tradeoff", ":material/play_arrow:"
-        if st.button(label, icon=icon, disabled=running):
-            named = [part for method in missing for part in ("--method", method)]
-            jobs.start(["strengths", str(run.path), *named], run.path)
-            st.rerun()
+    done = measured(
+        run,
+        "strengths.json",
+        "strengths",
+        "Not measured at parts of its strength yet:",
+        "Measure the tradeoff",
+        running,
+    )
     if done:
         points = {words.title(m): run.strengths(m)["points"] for m in done}
         alt = "Fall of forget accuracy against what NF4 leaves of it, by edit and strength"
