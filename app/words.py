@@ -106,6 +106,8 @@ SETTINGS: Mapping[str, str] = {
     "furthest. Empty: no limit.",
     "circuit": "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
     "energy": "Share of the retain inputs' energy (squared norm) that the projection protects.",
+    "every_format": "A moved weight also changes its code with double quantization, in blocks of "
+    "128, in FP4 and in int8. Off: in NF4 with blocks of 64 only, with somewhat shorter moves.",
     "fisher_weight": "λ in the penalty $\\tfrac{\\lambda}{2} \\sum_i F_i \\delta_i^2$, with the "
     "diagonal Fisher information $F$ of the retain log-likelihood.",
     "floor": "The magnitude floor: a weight moves to the centre of another NF4 code or not at "

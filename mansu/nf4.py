@@ -97,11 +97,16 @@ def _levels(kind: str) -> Tensor:
 
 
 @cache
+def _boundaries(kind: str) -> Tensor:
+    """Midpoints of neighbouring levels; fp4 has two zeros and is not in order."""
+    distinct = _levels(kind).unique()
+    return (distinct[:-1] + distinct[1:]) / 2
+
+
+@cache
 def _widths(kind: str) -> Tensor:
-    levels = _levels(kind)
-    distinct, rank = levels.unique(return_inverse=True)  # fp4 has two zeros and is not in order
-    edges = torch.cat([distinct[:1], (distinct[:-1] + distinct[1:]) / 2, distinct[-1:]])
-    return edges.diff()[rank]
+    distinct, rank = _levels(kind).unique(return_inverse=True)
+    return torch.cat([distinct[:1], _boundaries(kind), distinct[-1:]]).diff()[rank]
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,40 @@ def floor(weight: Tensor, indices: Tensor, codes: Tensor, format: Format = NF4) 
 def _absmax_at(weight: Tensor, indices: Tensor, format: Format) -> Tensor:
     quantized = quantize(weight, format)
     return quantized.absmax[indices.to(weight.device) // quantized.blocksize]
+
+
+NEAR = 1e-4
+"""Scaled values so close to a boundary are not sure of their code: kernels round differently."""
+
+
+def leaves_bin(weight: Tensor, indices: Tensor, values: Tensor, format: Format) -> Tensor:
+    """Whether a weight that took a value would have another level than now, for sure.
+
+    That is so whatever other weights move, as long as none that sets its block's absmax does.
+
+    Args:
+        indices: int64 ``[n]`` into the row-major flattened weight.
+        values: ``[n, candidates]``, in weight units.
+
+    Returns:
+        bool ``[n, candidates]``.
+    """
+    quantized = quantize(weight, format)
+    absmax = quantized.absmax[indices // quantized.blocksize].clamp_min(torch.finfo().tiny)
+    if format.kind == "int8":
+        values = values.half()  # as its kernel reads them
+    scaled = values.float() / absmax[:, None]
+    boundaries = _boundaries(format.kind).to(weight.device)
+    new = torch.bucketize(scaled, boundaries)
+    old = torch.bucketize(
+        format.levels.to(weight.device)[quantized.codes[indices].int()], boundaries
+    )
+    last = len(boundaries) - 1
+    near = torch.minimum(
+        (scaled - boundaries[(new - 1).clamp_min(0)]).abs(),
+        (scaled - boundaries[new.clamp_max(last)]).abs(),
+    )
+    return (new != old[:, None]) & (near > NEAR)
 
 
 def transposed_names(subject: Subject) -> frozenset[str]:

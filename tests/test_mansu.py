@@ -15,11 +15,21 @@ from hypothesis import strategies as st
 from mansu import tasks
 from mansu.attribution import attribute
 from mansu.circuit import minimal_circuit, parameter_mask, random_mask
+from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.evaluate import measure
 from mansu.methods import ABLATIONS, Problem, named, random_moves
 from mansu.methods import mansu as method
-from mansu.nf4 import CODES, Dequantized, layout, quantize, quantized, report, sets_absmax
+from mansu.nf4 import (
+    CODES,
+    Dequantized,
+    layout,
+    quantize,
+    quantized,
+    report,
+    sets_absmax,
+    survival,
+)
 from mansu.subjects import Subject
 from mansu.tasks import Task
 
@@ -134,13 +144,45 @@ def test_a_missing_mask_is_refused(problem: Problem) -> None:
         method.unlearn(dataclasses.replace(problem, mask={embedding: only}))
 
 
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.1, 6))
+@pytest.mark.parametrize("name", ["tiny", "llama", "gpt2"])
+def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
+    problem: Problem, name: str, seed: int, scale: float
+) -> None:
+    subject = problem.subject if name == "tiny" else family(name)
+    generator = torch.Generator().manual_seed(seed)
+    mask = {
+        n: torch.rand(subject.parameters[n].shape, generator=generator) < 0.1
+        for n in sorted(subject.quantized_names)
+    }
+    base = Dequantized.of(subject)
+
+    def moved(every_format: bool) -> dict[str, float | None]:
+        weights = method._movable(subject, mask, base, random.Random(seed), every_format)
+        changes = {}
+        for n, w in weights.items():
+            w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
+            values, chosen = w.rounded()
+            changes[n] = (w.where[chosen], values[chosen])
+        return {str(f): s.share for f, s in survival(subject, Edit(changes)).items()}
+
+    assert set(moved(True).values()) == {1.0}
+    share = moved(False)
+    assert share["nf4-64"] == share["nf4-64-dq"] == 1
+    assert (share["fp4-64"] or 0) < 1  # so the setting does something
+
+
 def test_the_rounding_is_unbiased_and_lands_on_allowed_points(problem: Problem) -> None:
     assert problem.mask is not None
     weights = method._movable(
         problem.subject, problem.mask, Dequantized.of(problem.subject), random.Random(0)
     )
     weight = max(weights.values(), key=lambda w: len(w.base))
-    inner = (weight.code > 2) & (weight.code < 13)
+    points = weight.points.masked_fill(weight.points.isinf(), torch.nan)
+    below = (points < (weight.base - weight.width)[:, None]).any(1)
+    above = (points > (weight.base + weight.width)[:, None]).any(1)
+    inner = below & above
     for share in (-0.7, -0.2, 0.0, 0.1, 0.4):
         weight.wish = share * weight.width
         values, moved = weight.rounded()

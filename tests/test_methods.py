@@ -503,13 +503,42 @@ def test_the_command_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFix
 )
 def test_defaults_are_what_the_search_found(path: Path) -> None:
     record = json.loads(path.read_text())
-    defaults = inspect.signature(method(record["method"]).unlearn).parameters
-    assert defaults["learning_rate"].default == pytest.approx(record["best"]["learning_rate"])
-    assert defaults["steps"].default == record["best"]["steps"]
-    assert defaults["batch"].default == record["batch"]
+    module = method(record["method"])
+    defaults = {k: p.default for k, p in inspect.signature(module.unlearn).parameters.items()}
+    if record["method"] == "mansu":
+        assert record["best"]["learning_rate"] == pytest.approx(module.RATE)
+    else:
+        assert record["best"]["learning_rate"] == pytest.approx(defaults["learning_rate"])
+        assert defaults["batch"] == record["batch"]
+    assert defaults["steps"] == record["best"]["steps"]
     assert searching.best(record["tried"], record["tolerance"]) == record["best"]
 
 
-def test_an_unknown_baseline_is_named(problem: Problem, tiny_task: tasks.Task) -> None:
-    with pytest.raises(MansuError, match="Unknown baseline 'magic'"):
+def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
+    found = searching.search(problem.subject, tiny_task, "mansu", rates=(4.0, 8.0), steps=(3, 6))
+    rates = [t["learning_rate"] for t in found["tried"]]
+    assert rates[:4] == pytest.approx([0.12, 0.12, 0.24, 0.24])
+    assert found["best"]["forget"] < found["before"]["forget"]
+
+
+def test_the_circuit_of_the_search_knows_the_training_rows_only(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = searching.halves(problem.forget, 0)
+    half = dataclasses.replace(problem, forget=problem.forget.select(train))
+    seen: set[int] = set()
+    real = searching.attribute
+
+    def watch(subject: Subject, pairs: tasks.Pairs) -> Any:
+        seen.update(pairs.rows)
+        return real(subject, pairs)
+
+    monkeypatch.setattr(searching, "attribute", watch)
+    searching._mask(half)
+    assert seen
+    assert seen <= set(half.forget.rows)
+
+
+def test_an_unknown_method_is_named(problem: Problem, tiny_task: tasks.Task) -> None:
+    with pytest.raises(MansuError, match="Unknown method 'magic'"):
         searching.search(problem.subject, tiny_task, "magic")

@@ -3,15 +3,16 @@
 Only the circuit's weights move, along directions that the retain inputs do not see, weighed by the
 diagonal Fisher of the retain log-likelihood, and a weight moves to the centre of another NF4 code
 of its own block or not at all (the magnitude floor): what moves is there after NF4, by
-construction.
+construction. Of these centres it takes only those that also lie in another bin of larger blocks,
+of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
 How the floor is met. Each weight has a wish, the continuous change that the optimiser asks for,
-and a threshold u drawn once from U(0, 1). With its neighbours on the code grid at p₀ ≤ w + wish <
-p₁ it takes p₁ when (w + wish − p₀)/(p₁ − p₀) > u, else p₀ (its own exact value where that is the
-nearest point). So the mean over weights follows the wish, as unbiased rounding does, while each
-moved weight is a whole bin away; a fixed threshold means that nothing moves back and forth unless
-its wish does. Gradients are always those of the rounded model, which corrects what the rounding
-did.
+and a threshold u drawn once from U(0, 1). Its points are its own exact value and the centres that
+it may take. With w + wish between its points p₀ ≤ w + wish < p₁ it takes p₁ when
+(w + wish − p₀)/(p₁ − p₀) > u, else p₀. So the mean over weights follows the wish, as unbiased
+rounding does, while each moved weight is a whole bin away; a fixed threshold means that nothing
+moves back and forth unless its wish does. Gradients are always those of the rounded model, which
+corrects what the rounding did.
 
 The forget objective makes the answer indistinguishable among the candidate answers, not
 impossible; the retain objective is the KL divergence from the unedited
@@ -39,10 +40,14 @@ from mansu.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import scratch
 from mansu.nf4 import (
-    CODES,
+    FORMATS,
+    NF4,
     Dequantized,
+    Format,
     bin_width,
+    code_centers,
     holds_cast,
+    leaves_bin,
     quantize,
     quantized,
     sets_absmax,
@@ -73,8 +78,7 @@ class _Weight:
     columns: Tensor  # int64 [n], inputs
     shape: tuple[int, int]  # [outputs, inputs]
     base: Tensor  # [n]
-    absmax: Tensor  # [n]
-    code: Tensor  # int64 [n], the base weight's
+    points: Tensor  # [n, codes], where it may lie: base, codes' centres; infinite where it may not
     width: Tensor  # [n], of the base weight's bin
     threshold: Tensor  # [n], u
     wish: Tensor  # [n], in weight units
@@ -84,25 +88,15 @@ class _Weight:
     fisher: Tensor  # [n]
     base_nf4: Tensor  # [n], what the base weight's code stands for
 
-    def point(self, code: Tensor) -> Tensor:
-        """Where a weight lies when it has this code: its base value or the code's centre."""
-        return torch.where(code == self.code, self.base, CODES.to(self.base)[code] * self.absmax)
-
     def rounded(self) -> tuple[Tensor, Tensor]:
         """(values ``[n]``, moved bool ``[n]``) of the magnitude floor."""
         aim = self.base + self.wish
-        below = torch.bucketize(aim / self.absmax, CODES.to(aim), right=True) - 1
-        # The weight's own point is its base value, which may lie on either side of its centre.
-        below = torch.where((below == self.code) & (aim < self.base), below - 1, below)
-        below = torch.where((below + 1 == self.code) & (aim >= self.base), below + 1, below)
-        below = below.clamp(0, len(CODES) - 2)
-        low, high = self.point(below), self.point(below + 1)
+        above = self.points > aim[:, None]
+        high = self.points.masked_fill(~above, torch.inf).amin(1)
+        low = self.points.masked_fill(above, -torch.inf).amax(1)
         up = (aim - low) / (high - low) > self.threshold
-        code = below + up.long()
-        # The extreme codes are no targets: there a weight would tie with its block's absmax.
-        extreme = (code == 0) | (code == len(CODES) - 1)
-        code = torch.where(extreme, self.code, code)
-        return self.point(code), code != self.code
+        values = torch.where(up | low.isinf(), high, low)  # past the last point: to the last
+        return values, values != self.base
 
 
 def unlearn(
@@ -116,6 +110,7 @@ def unlearn(
     circuit: bool = True,
     floor: bool = True,
     project: bool = True,
+    every_format: bool = True,
     budget: int | None = None,
     target: float | None = None,
 ) -> Outcome:
@@ -132,6 +127,8 @@ def unlearn(
         fisher_weight: λ of the Fisher penalty ½ λ Σ F δ².
         circuit, floor, project: off for the ablations. Without the circuit a random mask of as many
             head slices and neurons takes its place; without the floor the wishes are applied.
+        every_format: the floor holds in every format of ``nf4.FORMATS``; off, in NF4 with blocks of
+            64 (and double quantization) only, where moves are somewhat shorter.
         budget: move at most so many weights at any time, those with the largest wish in bins; the
             others stay at their exact original. By default no limit.
         target: stop when forget accuracy is at most this in full precision and in NF4; by default
@@ -152,6 +149,7 @@ def unlearn(
         "circuit": circuit,
         "floor": floor,
         "project": project,
+        "every_format": every_format,
         "budget": budget,
         "seed": problem.seed,
     }
@@ -169,7 +167,7 @@ def unlearn(
     if not circuit:
         generator = torch.Generator().manual_seed(problem.seed)
         mask = random_mask(subject, mask, generator).tensors()
-    weights = _movable(subject, mask, nf4_weights, rng)
+    weights = _movable(subject, mask, nf4_weights, rng, every_format)
     mask = {name: mask[name] for name in weights}
     report(0.0, "measuring the retain geometry")
     spans = None
@@ -350,11 +348,17 @@ def _sample(rng: random.Random, n: int, size: int) -> list[int]:
 
 
 def _movable(
-    subject: Subject, mask: Mapping[str, Tensor], nf4_weights: Dequantized, rng: random.Random
+    subject: Subject,
+    mask: Mapping[str, Tensor],
+    nf4_weights: Dequantized,
+    rng: random.Random,
+    every_format: bool = True,
 ) -> dict[str, _Weight]:
     """The mask's quantised weights that do not set their block's absmax, nor change by a cast."""
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     transposed = transposed_names(subject)
+    # Double quantization has the same codes and the same blocks.
+    formats = [f for f in FORMATS if not f.double_quant] if every_format else [NF4]
     weights = {}
     for name, chosen in mask.items():
         if name not in subject.quantized_names:
@@ -363,11 +367,12 @@ def _movable(
         indices = torch.arange(matrix.numel()).view(matrix.shape)
         if name in transposed:
             matrix, movable, indices = matrix.T.contiguous(), movable.T, indices.T
-        movable = movable.to(matrix.device) & ~sets_absmax(matrix) & holds_cast(matrix)
+        movable = movable.to(matrix.device) & holds_cast(matrix)
+        for format in formats:
+            movable &= ~sets_absmax(matrix, format)
         rows, columns = movable.nonzero(as_tuple=True)
         if not len(rows):
             continue
-        codes = quantize(matrix)
         flat = rows * matrix.shape[1] + columns
         where = indices.to(matrix.device)[movable]
         base = matrix[movable]
@@ -377,8 +382,7 @@ def _movable(
             columns=columns,
             shape=(len(rows.unique()), matrix.shape[1]),
             base=base,
-            absmax=codes.scale[flat].to(base),
-            code=codes.codes[flat].long(),
+            points=_points(matrix, flat, formats),
             width=bin_width(matrix)[movable].to(base),
             threshold=torch.rand(len(rows), generator=generator).to(base),
             base_nf4=nf4_weights.weights[name].flatten()[where],
@@ -391,6 +395,22 @@ def _movable(
     if not weights:
         raise MansuError("No weight may move: the circuit holds no weight that NF4 quantises.")
     return weights
+
+
+def _points(matrix: Tensor, flat: Tensor, formats: Sequence[Format]) -> Tensor:
+    """Where each weight may lie, ``[n, codes]``: its value at its own code, the others' centres.
+
+    Infinite where it may not: at the extreme codes, where it would tie with its block's absmax, and
+    at centres that some format does not tell from where it is.
+    """
+    points = code_centers(matrix, flat)
+    may = torch.ones_like(points, dtype=torch.bool)
+    may[:, [0, -1]] = False
+    for format in formats:
+        may &= leaves_bin(matrix, flat, points, format)
+    points.masked_fill_(~may, torch.inf)
+    own = quantize(matrix).codes[flat].long()[:, None]
+    return points.scatter_(1, own, matrix.reshape(-1)[flat][:, None])
 
 
 _Moves = dict[str, tuple[Tensor, Tensor]]

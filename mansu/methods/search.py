@@ -1,4 +1,4 @@
-"""The one small search that every baseline's defaults come from.
+"""The one small search that every method's defaults come from.
 
 The grid is the same for every method: one, two and four times its authors' learning rate (they
 train for hundreds of steps, we for a dozen), each trained once at a constant rate and measured
@@ -9,6 +9,10 @@ rule: the largest fall of the forget set's 4-way accuracy among the settings who
 fell by no more than the task's tolerance; of equals, the higher retain log-probability. A rate's
 run ends at the first measurement past the tolerance. If no setting is within it, the one with the
 smallest fall of retain accuracy is taken, and the record says so.
+
+MANSU goes through the same: its rates are multiples of ``ORIGIN`` bins a step, for want of its
+authors' code; its steps are cheaper in what they move, so that it is measured after 12, 24 and 36;
+it does not stop at its target; and its circuit is that of the rows it trains on.
 
 ``python -m mansu.methods.search chemical-symbols graddiff`` writes
 ``benchmarks/results/search-graddiff.json``, whose best setting is the method's default.
@@ -29,20 +33,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mansu import subjects, tasks
+from mansu.attribution import attribute
+from mansu.circuit import minimal_circuit, parameter_mask
 from mansu.errors import MansuError
 from mansu.evaluate import Scores, measure
 from mansu.files import replacing
 from mansu.methods import NAMES, Problem, Progress, silent
+from mansu.pipeline import default_fraction
 from mansu.subjects import Subject
 from mansu.tasks import Examples, Task
 
 BASELINES = NAMES[1:]
+ORIGIN = 0.03
+"""Of MANSU's rates, in NF4 bins a step."""
 RATES = (1.0, 2.0, 4.0)
 GROWTH = 8.0
 """The largest rate tried is at most this many times the last of the grid."""
 NEAR_CHANCE = 0.3
 STEPS = (4, 8, 12)
+MANSU_STEPS = (12, 24, 36)
+PAIRS = 32
+"""Of which MANSU's circuit is found, at most."""
 RESULTS = Path("benchmarks/results")
 
 
@@ -80,17 +94,18 @@ def search(
     method: str,
     *,
     rates: Sequence[float] = RATES,
-    steps: Sequence[int] = STEPS,
+    steps: Sequence[int] | None = None,
     batch: int = 20,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Search learning rate × steps for one baseline.
+    """Search learning rate × steps for one method.
 
     Args:
-        method: one of ``BASELINES``. rates: multiples of its authors' learning rate.
-        steps: when to measure, ascending.
-        batch: forget rows a step.
+        method: one of ``NAMES``. rates: multiples of its authors' learning rate (``ORIGIN`` for
+            MANSU).
+        steps: when to measure, ascending; ``STEPS`` or ``MANSU_STEPS`` by default.
+        batch: forget rows a step; MANSU has its own number.
 
     Returns:
         JSON values: ``best`` (learning rate, steps and its measurements), ``tried`` (each setting
@@ -101,9 +116,12 @@ def search(
     Raises:
         MansuError: an unknown method, or a set with fewer than two rows.
     """
-    if method not in BASELINES:
-        raise MansuError(f"Unknown baseline {method!r}: give one of {', '.join(BASELINES)}.")
+    if method not in NAMES:
+        raise MansuError(f"Unknown method {method!r}: give one of {', '.join(NAMES)}.")
     module = importlib.import_module(f"mansu.methods.{method}")
+    ours = method == "mansu"
+    steps = steps or (MANSU_STEPS if ours else STEPS)
+    origin = ORIGIN if ours else module.PUBLISHED_RATE
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
     if min(len(forget), len(retain)) < 2:
         raise MansuError(
@@ -122,6 +140,8 @@ def search(
         tasks.text(task, subject),
         seed=seed,
     )
+    if ours:
+        problem = dataclasses.replace(problem, mask=_mask(problem))
 
     def validate() -> tuple[Scores, Scores]:
         valid = forget.select(valid_forget), retain.select(valid_retain)
@@ -135,7 +155,7 @@ def search(
     number = 0
     while ahead:
         multiple = ahead.pop(0)
-        rate = multiple * module.PUBLISHED_RATE
+        rate = multiple * origin
 
         def watch(share: float, message: str, rate: float = rate, number: int = number) -> None:
             step = round(share * steps[-1])
@@ -160,7 +180,10 @@ def search(
 
         with suppress(_PastToleranceError):
             watched = dataclasses.replace(problem, progress=watch)
-            module.unlearn(watched, learning_rate=rate, steps=steps[-1], batch=batch)
+            if ours:
+                module.unlearn(watched, rate=rate, steps=steps[-1], target=-1.0)
+            else:
+                module.unlearn(watched, learning_rate=rate, steps=steps[-1], batch=batch)
         number += 1
         if tried and not ahead and 2 * multiple <= most:
             now = best(tried, task.tolerance)
@@ -193,11 +216,23 @@ def search(
     }
 
 
+def _mask(problem: Problem) -> Mapping[str, Tensor]:
+    """The parameters of the circuit of the forget rows that the method trains on."""
+    subject = problem.subject
+    every = tasks.pairs(problem.task, subject)
+    known = set(problem.forget.rows)
+    pairs = every.select([i for i, row in enumerate(every.rows) if row in known][:PAIRS])
+    found = attribute(subject, pairs)
+    circuit = minimal_circuit(subject, pairs, found)
+    fraction = default_fraction(subject)
+    return parameter_mask(subject, circuit, found, max_fraction=fraction).tensors()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m mansu.methods.search")
     parser.add_argument("task", help="a shipped task or a .jsonl file")
-    parser.add_argument("method", choices=BASELINES)
+    parser.add_argument("method", choices=NAMES)
     parser.add_argument("--subject", default=subjects.DEFAULT)
     parser.add_argument("--batch", type=int, default=20, help="forget rows a step")
     parser.add_argument("--seed", type=int, default=0)
