@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--subject", help="only the experiments on this subject, e.g. tiny (a minute)"
     )
+    reproduce.add_argument("--task", action="append", help="only the experiments on these tasks")
     reproduce.add_argument(
         "--method",
         action="append",
@@ -458,10 +459,14 @@ def _strengths(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from mansu import reproduce
 
-    experiments = [e for e in reproduce.EXPERIMENTS if options.subject in (None, e.subject)]
+    experiments = [
+        e
+        for e in reproduce.EXPERIMENTS
+        if options.subject in (None, e.subject) and e.task in (options.task or [e.task])
+    ]
     if not experiments:
-        known = ", ".join(dict.fromkeys(e.subject for e in reproduce.EXPERIMENTS))
-        raise MansuError(f"No experiment is on {options.subject!r}: give one of {known}.")
+        known = ", ".join(f"{e.task} on {e.subject}" for e in reproduce.EXPERIMENTS)
+        raise MansuError(f"No experiment is on that subject and task: there are {known}.")
     names = options.method or methods.ALL
     for name in names:
         methods.named(name)
