@@ -51,16 +51,16 @@ class Experiment:
     """One subject and one task.
 
     Attributes:
+        attacked: the methods that are also attacked, and measured at parts of their strength.
         methods: what runs on it, MANSU first: the random control makes as many moves.
-        attacked: of these, what is attacked and measured at parts of its strength.
         rates: multiples of each baseline's published learning rate that the search tries first;
             none where the methods' own defaults already are the search's result.
     """
 
     subject: str
     task: str
-    methods: tuple[str, ...] = methods.ALL
     attacked: tuple[str, ...] = methods.NAMES
+    methods: tuple[str, ...] = methods.ALL
     rates: tuple[float, ...] = ()
 
     @property
