@@ -16,6 +16,9 @@ q, k and v activations; they go back to each head's own residual input in closed
 with W̃ the head's weights times the norm's scale, C centring (LayerNorm) or nothing (RMSNorm), and
 x̂ · W̃_v g_v = (q_v − bias) · g_v, a product inside the head. So r·g is summed over the steps in head
 space, and the product with the weights and with the node differences is done once, not K times.
+
+Attention is causal: before the first token in which two prompts differ, their runs are the same and
+no difference is written. Sums go over the *live* tokens only, which are the others but padding.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from mansu.tasks import Pairs
 Method = Literal["eap-ig-inputs", "eap-ig-activations", "eap"]
 Metric = Literal["logit_difference", "log_probability", "kl"]
 Progress = Callable[[int, int], None]
+Hook = tuple[str, Callable[..., Any]]  # TransformerLens's: name, function of value and hook point
 
 MEMORY = 4 << 30  # default budget, bytes
 STEP_BLOCK = 8  # steps whose norm statistics are kept before they are folded into the scores
@@ -171,7 +175,8 @@ def attribute(
         for start in range(0, len(pairs), chunk)
     ]
     targets = 2 * graph.n_layers + 1 if method == "eap-ig-activations" else 1
-    tick = _Counter(len(chunks) * (2 + targets * steps), progress)
+    passes = 2 if method == "eap" else 2 + targets * steps
+    tick = _Counter(len(chunks) * passes, progress)
 
     total = _Sums.zeros(graph, subject)
     for part in chunks:
@@ -292,19 +297,17 @@ def needs(
     one_layer = wide * (4 * qkv + 4 * d + 2 * m)  # temporaries while its gradients are added
     kept = layers * size * (qkv + z + m + d) + 3 * size * d
     if method == "eap-ig-activations":
-        kept += layers * size * 3 * d
+        kept += layers * size * d
     sums = layers * wide * (qkv + d + min(steps, STEP_BLOCK) * (d + graph.per_layer))
     graphs = layers * layer_graph
     if recompute:  # every layer's input; one layer's graph and its gradients
         graphs = layers * size * d + layer_graph + size * (qkv + z + m + 4 * d)
     head = 6 * wide * config.vocab_size
-    # While the corrupt run is recorded, the clean one's activations are there too, and no sums yet.
-    passing = max(positions * (graphs + one_layer), positions * (kept - sums + layer_graph))
     return Needs(
         fixed=int(HOLES * wide * d * (4 * qkv + 2 * z))
         + int(HOLES * wide * 4 * graph.n_sources * graph.n_destinations),
         pair=int(HOLES * positions * (kept + sums)),
-        passing=int(HOLES * (passing + head)),
+        passing=int(HOLES * (positions * (graphs + one_layer) + head)),
         token=int(HOLES * wide * d * (graph.n_sources + 3 * graph.per_layer)),
     )
 
@@ -357,7 +360,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def logits_with(subject: Subject, pairs: Pairs, tokens: Tensor, hooks: Sequence[Any]) -> Tensor:
+def logits_with(subject: Subject, pairs: Pairs, tokens: Tensor, hooks: Sequence[Hook]) -> Tensor:
     """Logits after the last token ``[N, vocabulary]`` with TransformerLens hooks in place."""
     with subject.bridge.hooks(fwd_hooks=list(hooks)):
         return subject.next_token_logits(tokens, pairs.length)
@@ -365,7 +368,9 @@ def logits_with(subject: Subject, pairs: Pairs, tokens: Tensor, hooks: Sequence[
 
 @dataclass
 class Record:
-    """Activations of one run without gradients, a list entry a layer (t = pairs × positions).
+    """Activations of one run, or how two runs differ, a list entry a layer.
+
+    ``[n, p]`` is one axis of live tokens where only those were asked for.
 
     Attributes:
         embedding: ``[n, p, d]``, the residual stream that enters layer 0.
@@ -391,14 +396,36 @@ class Record:
 
 
 def record(
-    subject: Subject, graph: Graph, pairs: Pairs, tokens: Tensor, kept: Sequence[str]
+    subject: Subject,
+    graph: Graph,
+    pairs: Pairs,
+    tokens: Tensor,
+    kept: Sequence[str],
+    live: Tensor | None = None,
 ) -> Record:
-    """Run without gradients and keep the activations named in ``kept``.
+    """Run without gradients and keep the activations named in ``kept``, at ``live`` tokens or all.
 
     Raises:
         MansuError: an activation is NaN or infinite; the message names the layer.
     """
     run = Record()
+    with torch.no_grad():
+        run.logits = logits_with(subject, pairs, tokens, _recorder(subject, graph, run, kept, live))
+    return run
+
+
+def _recorder(
+    subject: Subject,
+    graph: Graph,
+    run: Record,
+    kept: Sequence[str],
+    live: Tensor | None,
+    minus: bool = False,
+) -> list[Hook]:
+    """Hooks that put a run's activations into ``run``, or, with ``minus``, subtract them from it.
+
+    The second so that no two runs are ever held, only the one and how the other differs.
+    """
     raw: dict[str, Tensor] = {}
 
     def finish_layer(block: Block, layer: int) -> None:
@@ -411,11 +438,6 @@ def record(
                     f"The {part} of layer {layer} of {subject.name!r} writes NaN or infinite "
                     "values: check the weights and the dtype."
                 )
-        if "qkv" in kept:
-            run.qkv.append(torch.cat([raw[name] for name in block.hook_qkv], 2))
-        if "z" in kept:
-            z = raw[block.hook_z]
-            run.z.append(z * post_scale(block, raw[block.hook_attention]).to(z.dtype))
         for name, hook in (
             ("inputs", block.hook_in),
             ("mlp_inputs", block.hook_mlp_in),
@@ -424,27 +446,42 @@ def record(
             ("neurons", block.hook_neurons),
         ):
             if name in kept:
-                getattr(run, name).append(raw[hook])
-        if layer == 0:
-            run.embedding = raw[block.hook_in]
+                keep(getattr(run, name), layer, _at(raw[hook], live))
+        if "qkv" in kept:
+            qkv = torch.cat([_at(raw[name], live) for name in block.hook_qkv], -2)
+            keep(run.qkv, layer, qkv)
+        if "z" in kept:
+            scale = post_scale(block, _at(raw[block.hook_attention], live))
+            z = _at(raw[block.hook_z], live)
+            keep(run.z, layer, z * scale.to(z.dtype))
+        if layer == 0 and minus:
+            run.embedding.sub_(_at(raw[block.hook_in], live))
+        elif layer == 0:
+            run.embedding = _at(raw[block.hook_in], live)
         raw.clear()
 
-    def tap(name: str) -> tuple[str, Callable[..., None]]:
-        return name, lambda value, hook: raw.__setitem__(name, value)
+    def keep(values: list[Tensor], layer: int, value: Tensor) -> None:
+        if minus:
+            values[layer].sub_(value)
+        else:
+            values.append(value)
 
-    hooks: list[Any] = [tap("ln_final.hook_in")]
-    for layer in range(graph.n_layers):
-        block = Block(subject, layer)
-        hooks += [tap(name) for name in block.hooks]
-        hooks.append((block.hook_end, lambda value, hook, b=block, i=layer: finish_layer(b, i)))
-    with torch.no_grad():
-        run.logits = logits_with(subject, pairs, tokens, hooks)
-    run.final = raw["ln_final.hook_in"]
-    return run
+    def tap(name: str) -> Hook:
+        return name, lambda value, hook: raw.__setitem__(name, value.detach())
+
+    def end(block: Block, layer: int) -> Hook:
+        return block.hook_end, torch.no_grad()(lambda value, hook: finish_layer(block, layer))
+
+    blocks = [Block(subject, layer) for layer in range(graph.n_layers)]
+    final = ("ln_final.hook_in", lambda value, hook: setattr(run, "final", value.detach()))
+    hooks: list[Hook] = [final]
+    for layer, block in enumerate(blocks):
+        hooks += [*(tap(name) for name in block.hooks), end(block, layer)]
+    return hooks
 
 
 def post_scale(block: Block, attention: Tensor) -> Tensor:
-    """The post-norm's r ``[n, p, 1, 1]`` for an attention output ``[n, p, d]``; 1 without one."""
+    """The post-norm's r ``[..., 1, 1]`` for an attention output ``[..., d]``; 1 without one."""
     if not block.has_post_norms:
         return attention.new_ones(())
     return block.norm("ln1_post").normalise(attention)[1][..., None]
@@ -469,57 +506,55 @@ def _attribute_chunk(
     """
     nodewise = method == "eap-ig-activations"
     kept = ["qkv", "z", "mlp", "neurons"] + (["attention"] if nodewise else [])
-    clean = record(subject, graph, pairs, pairs.clean, kept)
-    tick()
-    corrupt = record(subject, graph, pairs, pairs.corrupt, kept)
-    tick()
-    reference = clean.logits.float().log_softmax(-1) if metric == "kl" else None
+    live = live_tokens(pairs)
+    reference: Tensor | None = None
 
     def loss(logits: Tensor) -> Tensor:
+        nonlocal reference
+        if metric == "kl" and reference is None:  # the clean run comes first
+            reference = logits.detach().float().log_softmax(-1)
         return metric_values(metric, logits, pairs, reference).sum() / n_pairs
 
-    total.clean += float(loss(clean.logits))
-    total.corrupt += float(loss(corrupt.logits))
-
-    delta = Record(embedding=corrupt.embedding - clean.embedding)
-    for name in kept:
-        here, there = getattr(clean, name), getattr(corrupt, name)
-        getattr(delta, name).extend(
-            other.sub_(mine) for mine, other in zip(here, there, strict=True)
-        )
-        if not nodewise:
-            here.clear()
+    delta = record(subject, graph, pairs, pairs.corrupt, kept, live)
+    corrupt = delta.logits
+    tick()
+    clean = _recorder(subject, graph, delta, kept, live, minus=True)
+    if method != "eap":  # whose gradients are the clean run's: one pass for both
+        with torch.no_grad():
+            total.clean += float(loss(logits_with(subject, pairs, pairs.clean, clean)))
+        clean = []
+        tick()
 
     # Where to interpolate, and the sources whose edges those gradients score.
-    targets = [("blocks.0.hook_in", clean.embedding, delta.embedding, range(graph.n_sources))]
+    targets = [("blocks.0.hook_in", delta.embedding, range(graph.n_sources))]
     if nodewise:
-        targets[0] = (*targets[0][:3], range(1))
+        targets[0] = (*targets[0][:2], range(1))
         for i in range(graph.n_layers):
             layer = Block(subject, i)
             heads = range(graph.head(i), graph.mlp(i))
             mlp = range(graph.mlp(i), graph.mlp(i) + 1)
-            name = layer.hook_attention_write
-            targets.append((name, clean.attention[i], delta.attention[i], heads))
-            targets.append((layer.hook_mlp_write, clean.mlp[i], delta.mlp[i], mlp))
+            targets.append((layer.hook_attention_write, delta.attention[i], heads))
+            targets.append((layer.hook_mlp_write, delta.mlp[i], mlp))
 
-    for name, start, difference, sources in targets:
+    for name, difference, sources in targets:
         for first in range(0, steps, STEP_BLOCK):
-            gradients = _Gradients(graph, delta, total if sources.start == 0 else None, steps)
+            slices = total if sources.start == 0 else None
+            gradients = _Gradients(subject, graph, delta, slices, steps, live)
+            add = gradients.add_by_layer if recompute else gradients.add
             for step in range(first, min(first + STEP_BLOCK, steps)):
                 share = 0.0 if method == "eap" else (step + 0.5) / steps
-                point = (start + share * difference).requires_grad_()
-                if recompute:
-                    gradients.add_by_layer(subject, pairs, point, loss)
-                else:
-                    gradients.add(subject, pairs, (name, point), loss)
+                value = add(pairs, _moved(name, difference, share, live), loss, clean)
                 tick()
+                if method == "eap":
+                    total.clean += value
             _contract(subject, graph, delta, gradients, sources, block, total.scores)
+    total.corrupt += float(loss(corrupt))
 
 
 class _Gradients:
     """Sums of gradients over a few steps, a list entry a layer (None: nothing reached it).
 
-    T = pairs × positions tokens.
+    T live tokens.
 
     Attributes:
         reads: Σ r·g of queries, keys and values, ``[T, V, k]``.
@@ -527,9 +562,20 @@ class _Gradients:
         mlp: gradient at the residual stream that the MLP reads, ``[T, d]``; final: at the logits'.
     """
 
-    def __init__(self, graph: Graph, delta: Record, slices: _Sums | None, steps: int) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        graph: Graph,
+        delta: Record,
+        slices: _Sums | None,
+        steps: int,
+        live: Tensor,
+    ) -> None:
         layers = graph.n_layers
-        self.graph, self.delta, self.slices, self.steps = graph, delta, slices, steps
+        self.subject, self.graph, self.delta, self.slices = subject, graph, delta, slices
+        self.steps, self.live = steps, live
+        self.blocks = [Block(subject, layer) for layer in range(layers)]
+        self.offsets = [block.offset() for block in self.blocks]
         self.reads: list[Tensor | None] = [None] * layers
         self.mlp: list[Tensor | None] = [None] * layers
         self.pulls: list[list[Tensor]] = [[] for _ in range(layers)]
@@ -538,37 +584,38 @@ class _Gradients:
 
     def add(
         self,
-        subject: Subject,
         pairs: Pairs,
-        inject: tuple[str, Tensor],
+        point: Hook,
         loss: Callable[[Tensor], Tensor],
-    ) -> None:
-        """One forward and one backward pass with ``inject`` in place."""
+        also: Sequence[Hook] = (),
+    ) -> float:
+        """One forward and one backward pass from ``point`` on, with other hooks; gives the loss."""
         taps: dict[str, Tensor] = {}
-        blocks = [Block(subject, layer) for layer in range(self.graph.n_layers)]
-        hooks: list[Any] = [(inject[0], lambda value, hook: inject[1])]
-        hooks.append(_tap(taps, "ln_final.hook_in"))
-        for block in blocks:
+        hooks: list[Hook] = [point, *also, _tap(taps, "ln_final.hook_in")]
+        for block in self.blocks:
             names = [block.hook_in, *block.hook_qkv, block.hook_z, block.hook_mlp_in]
             hooks += [_tap(taps, name) for name in [*names, block.hook_neurons]]
         with torch.enable_grad():
-            value = loss(logits_with(subject, pairs, pairs.clean, hooks))
-        inputs = {block.hook_in: taps.pop(block.hook_in).detach() for block in blocks}
+            value = loss(logits_with(self.subject, pairs, pairs.clean, hooks))
+        inputs = [taps.pop(block.hook_in).detach() for block in self.blocks]
         wanted = {name: tensor for name, tensor in taps.items() if tensor.requires_grad}
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
-        gradient = {
-            name: g.detach() for name, g in zip(wanted, found, strict=True) if g is not None
-        }
+        gradient = {name: g for name, g in zip(wanted, found, strict=True) if g is not None}
         with torch.no_grad():
-            for layer, block in enumerate(blocks):
-                self._add_layer(layer, block, inputs[block.hook_in], taps, gradient)
-            self.final = _plus(self.final, _flat(gradient["ln_final.hook_in"]))
+            for layer, x in enumerate(inputs):
+                self._add_layer(layer, x, taps, gradient)
+            self.final = _plus(self.final, self._live(gradient["ln_final.hook_in"]))
+        return float(value.detach())
 
     def add_by_layer(
-        self, subject: Subject, pairs: Pairs, point: Tensor, loss: Callable[[Tensor], Tensor]
-    ) -> None:
-        """As ``add`` with ``point`` for the embedding, with one layer's graph at a time."""
-        blocks = [Block(subject, layer) for layer in range(self.graph.n_layers)]
+        self,
+        pairs: Pairs,
+        point: Hook,
+        loss: Callable[[Tensor], Tensor],
+        also: Sequence[Hook] = (),
+    ) -> float:
+        """As ``add`` with ``point`` at the embedding, with one layer's graph at a time."""
+        bridge = self.subject.bridge
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         taps: dict[str, Tensor] = {}
 
@@ -576,29 +623,29 @@ class _Gradients:
             calls.append((args, kwargs))
 
         handles = [
-            block.bridge.register_forward_pre_hook(remember, with_kwargs=True) for block in blocks
+            block.bridge.register_forward_pre_hook(remember, with_kwargs=True)
+            for block in self.blocks
         ]
-        start = ("blocks.0.hook_in", lambda value, hook: point)
+        hooks = [point, *also, _tap(taps, "ln_final.hook_in")]
         try:
             with torch.no_grad():
-                logits_with(subject, pairs, pairs.clean, [start, _tap(taps, "ln_final.hook_in")])
+                logits_with(self.subject, pairs, pairs.clean, hooks)
         finally:
             for handle in handles:
                 handle.remove()
         final = taps.pop("ln_final.hook_in").detach().requires_grad_()
         with torch.enable_grad():
             rows = torch.arange(len(pairs), device=final.device)
-            last = subject.bridge.ln_final(final[rows, pairs.length.to(final.device) - 1])
-            value = loss(subject.head(last))
+            last = bridge.ln_final(final[rows, pairs.length.to(final.device) - 1])
+            value = loss(self.subject.head(last))
         (upstream,) = torch.autograd.grad(value, final)
-        self.final = _plus(self.final, _flat(upstream))
+        self.final = _plus(self.final, self._live(upstream))
         for layer in reversed(range(self.graph.n_layers)):
-            block, (args, kwargs) = blocks[layer], calls[layer]
-            x = (point if layer == 0 else args[0]).detach().requires_grad_()
+            block, (args, kwargs) = self.blocks[layer], calls[layer]
+            x = (point[1](args[0], None) if layer == 0 else args[0]).detach().requires_grad_()
             names = [*block.hook_qkv, block.hook_z, block.hook_mlp_in, block.hook_neurons]
             taps.clear()
-            hooks = [_tap(taps, name) for name in names]
-            with subject.bridge.hooks(fwd_hooks=hooks), torch.enable_grad():
+            with bridge.hooks(fwd_hooks=[_tap(taps, n) for n in names]), torch.enable_grad():
                 out = block.bridge(x, *args[1:], **kwargs)
             out = out[0] if isinstance(out, tuple) else out
             *found, downstream = torch.autograd.grad(
@@ -606,31 +653,38 @@ class _Gradients:
             )
             with torch.no_grad():
                 gradient = dict(zip(names, found, strict=True))
-                self._add_layer(layer, block, x.detach(), taps, gradient)
+                self._add_layer(layer, x.detach(), taps, gradient)
             upstream = downstream
+        return float(value.detach())
+
+    def _live(self, x: Tensor) -> Tensor:
+        """``[n, p, ...]`` to ``[T, ...]``, in the dtype of sums."""
+        return _at(x, self.live).to(_accumulator(x.dtype))
 
     def _add_layer(
         self,
         layer: int,
-        block: Block,
         x: Tensor,
         value: dict[str, Tensor],
         gradient: dict[str, Tensor],
     ) -> None:
-        q, k, v = block.hook_qkv
+        block = self.blocks[layer]
         if block.hook_mlp_in in gradient:
-            self.mlp[layer] = _plus(self.mlp[layer], _flat(gradient[block.hook_mlp_in]))
-        if q in gradient or v in gradient:
-            missing = {name: torch.zeros_like(value[name]) for name in (q, k, v)}
-            g = _flat(torch.cat([gradient.get(name, missing[name]) for name in (q, k, v)], 2))
-            out = _flat(torch.cat([value[name].detach() for name in (q, k, v)], 2))
-            normalised, r = block.norm("ln1").normalise(_flat(x))
+            self.mlp[layer] = _plus(self.mlp[layer], self._live(gradient[block.hook_mlp_in]))
+        if any(name in gradient for name in block.hook_qkv):
+            parts = [
+                gradient[name] if name in gradient else torch.zeros_like(value[name])
+                for name in block.hook_qkv
+            ]
+            g = torch.cat([self._live(part) for part in parts], 1)
+            out = torch.cat([self._live(value[name].detach()) for name in block.hook_qkv], 1)
+            normalised, r = block.norm("ln1").normalise(self._live(x))
             self.reads[layer] = _plus(self.reads[layer], g * r[..., None])
             self.normalised[layer].append(normalised)
-            inner = ((out - block.offset()) * g).sum(-1)
+            inner = ((out - self.offsets[layer]) * g).sum(-1)
             self.pulls[layer].append(inner * r / x.shape[-1])
             if self.slices is not None:
-                score = (_flat(self.delta.qkv[layer]) * g).sum((0, 2)) / self.steps
+                score = (self.delta.qkv[layer].to(g.dtype) * g).sum((0, 2)) / self.steps
                 h, kv = self.graph.n_heads, self.graph.n_kv_heads
                 for total, part in zip(
                     (self.slices.queries, self.slices.keys, self.slices.values),
@@ -644,16 +698,16 @@ class _Gradients:
                 (self.slices.neurons, block.hook_neurons, self.delta.neurons),
             ):
                 if name in gradient:
-                    score = _flat(delta[layer]) * _flat(gradient[name])
+                    score = delta[layer] * self._live(gradient[name])
                     score = score.sum((0, 2) if score.ndim == 3 else 0) / self.steps
                     total[layer] += score.to(total.device)
 
-    def at_attention(self, subject: Subject, layer: int, tokens: slice) -> Tensor | None:
+    def at_attention(self, layer: int, tokens: slice) -> Tensor | None:
         """Gradient at the residual stream that each query, key and value reads, ``[V, t, d]``."""
         reads = self.reads[layer]
         if reads is None:
             return None
-        block = Block(subject, layer)
+        block = self.blocks[layer]
         norm = block.norm("ln1")
         weight = (block.readers()[0] * norm.scale[:, None]).to(reads.dtype)  # [V, d, k]
         weight = weight - weight.mean(1, keepdim=True) if norm.centred else weight
@@ -663,7 +717,33 @@ class _Gradients:
         return gradient.sub_((pulls @ normalised).transpose(0, 1))
 
 
-def _tap(taps: dict[str, Tensor], name: str) -> tuple[str, Callable[..., Tensor]]:
+def live_tokens(pairs: Pairs) -> Tensor:
+    """Where clean and corrupt runs may differ, int64 indices into ``[pairs × positions]``.
+
+    Neither the shared beginning of two prompts nor padding.
+    """
+    real = torch.arange(pairs.clean.shape[1]) < pairs.length[:, None]
+    differs = (pairs.clean != pairs.corrupt).cumsum(1).bool()
+    return (differs & real).flatten().nonzero()[:, 0]
+
+
+def _at(x: Tensor, live: Tensor | None) -> Tensor:
+    """``[n, p, ...]`` at the live tokens, ``[T, ...]``; as it is without."""
+    return x if live is None else x.flatten(0, 1)[live.to(x.device)]
+
+
+def _moved(name: str, difference: Tensor, share: float, live: Tensor) -> Hook:
+    """A hook that adds a share of a difference ``[T, ...]`` and makes of it a leaf of autograd."""
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        tokens = value.detach().flatten(0, 1)
+        change = share * difference.to(value.device)
+        return tokens.index_add(0, live.to(value.device), change).view_as(value).requires_grad_()
+
+    return name, hook
+
+
+def _tap(taps: dict[str, Tensor], name: str) -> Hook:
     """A hook that puts the value into ``taps``."""
 
     def hook(value: Tensor, hook: Any) -> Tensor:
@@ -676,11 +756,6 @@ def _tap(taps: dict[str, Tensor], name: str) -> tuple[str, Callable[..., Tensor]
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total.add_(more)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """``[n, p, ...]`` to ``[T, ...]``, in the dtype of sums."""
-    return x.flatten(0, 1).to(_accumulator(x.dtype))
 
 
 def _contract(
@@ -697,8 +772,7 @@ def _contract(
     ``size`` tokens go through at once.
     """
     device, dtype = scores.device, scores.dtype
-    d = delta.embedding.shape[-1]
-    n_tokens = delta.embedding.shape[0] * delta.embedding.shape[1]
+    n_tokens, d = delta.embedding.shape
     for tokens in (slice(t, min(t + size, n_tokens)) for t in range(0, n_tokens, size)):
         t = tokens.stop - tokens.start
         writes = torch.empty(len(sources), t, d, dtype=dtype, device=device)
@@ -714,11 +788,11 @@ def _contract(
                 product = writes[:n].flatten(1) @ g.flatten(1).T
                 scores[sources.start : sources.start + n, destinations] += product
 
-        put(0, _flat(delta.embedding)[None, tokens])
+        put(0, delta.embedding[None, tokens])
         waiting: list[Tensor] = []  # the MLP before: scored with the attention after, in one go
         start = 0
         for layer in range(graph.n_layers):
-            attention = gradients.at_attention(subject, layer, tokens)
+            attention = gradients.at_attention(layer, tokens)
             if attention is None:
                 attention = torch.zeros(graph.per_layer - 1, t, d, dtype=dtype, device=device)
             waiting.append(attention.to(device))
@@ -726,8 +800,8 @@ def _contract(
             score(graph.head(layer), slice(start, stop), torch.cat(waiting))
             start = stop
             output = Block(subject, layer).output().to(dtype)
-            put(graph.head(layer), _flat(delta.z[layer])[tokens].transpose(0, 1) @ output)
-            put(graph.mlp(layer), _flat(delta.mlp[layer])[None, tokens])
+            put(graph.head(layer), delta.z[layer][tokens].to(dtype).transpose(0, 1) @ output)
+            put(graph.mlp(layer), delta.mlp[layer][None, tokens])
             mlp = gradients.mlp[layer]
             zero = torch.zeros(t, d, dtype=dtype, device=device)
             waiting = [(zero if mlp is None else mlp[tokens].to(device))[None]]
@@ -739,10 +813,10 @@ def _contract(
 def differences(subject: Subject, pairs: Pairs) -> Tensor:
     """What every node writes on corrupt minus clean prompts, ``[n_sources, T, d]``.
 
-    T = pairs × positions. All pairs go through at once.
+    T are the ``live_tokens``. All pairs go through at once.
     """
-    graph = graph_of(subject)
-    return _differences(subject, graph, *_ends(subject, graph, pairs))
+    delta, _ = _difference(subject, graph_of(subject), pairs)
+    return _writes(subject, delta)
 
 
 def factors(
@@ -757,17 +831,14 @@ def factors(
         destination, ``[n_destinations, T, d]``. Their product summed over T and d is what
         ``attribute`` gives, times the number of pairs.
     """
-    graph = graph_of(subject)
-    clean, corrupt = _ends(subject, graph, pairs)
-    reference = clean.logits.float().log_softmax(-1) if metric == "kl" else None
-    gradients = _Gradients(graph, clean, None, steps)
+    graph, live = graph_of(subject), live_tokens(pairs)
+    delta, clean = _difference(subject, graph, pairs)
+    reference = clean.float().log_softmax(-1) if metric == "kl" else None
+    gradients = _Gradients(subject, graph, delta, None, steps, live)
     for step in range(steps):
-        share = (step + 0.5) / steps
-        point = clean.embedding.lerp(corrupt.embedding, share).requires_grad_()
         gradients.add(
-            subject,
             pairs,
-            ("blocks.0.hook_in", point),
+            _moved("blocks.0.hook_in", delta.embedding, (step + 0.5) / steps, live),
             lambda logits: metric_values(metric, logits, pairs, reference).sum(),
         )
     assert gradients.final is not None
@@ -775,25 +846,27 @@ def factors(
     empty = torch.zeros_like(gradients.final)[None]
     reads = []
     for layer in range(graph.n_layers):
-        attention = gradients.at_attention(subject, layer, everywhere)
+        attention = gradients.at_attention(layer, everywhere)
         reads.append(empty.expand(graph.per_layer - 1, -1, -1) if attention is None else attention)
         mlp = gradients.mlp[layer]
         reads.append(empty if mlp is None else mlp[None])
     sensitivities = torch.cat([*reads, gradients.final[None]]) / steps
-    return _differences(subject, graph, clean, corrupt), sensitivities
+    return _writes(subject, delta), sensitivities
 
 
-def _ends(subject: Subject, graph: Graph, pairs: Pairs) -> tuple[Record, Record]:
-    """The runs on clean and on corrupt prompts."""
-    kept = ["z", "mlp"]
-    clean = record(subject, graph, pairs, pairs.clean, kept)
-    return clean, record(subject, graph, pairs, pairs.corrupt, kept)
+def _difference(subject: Subject, graph: Graph, pairs: Pairs) -> tuple[Record, Tensor]:
+    """What nodes write on corrupt minus clean prompts at live tokens, and the clean logits."""
+    kept, live = ("z", "mlp"), live_tokens(pairs)
+    delta = record(subject, graph, pairs, pairs.corrupt, kept, live)
+    hooks = _recorder(subject, graph, delta, kept, live, minus=True)
+    with torch.no_grad():
+        return delta, logits_with(subject, pairs, pairs.clean, hooks)
 
 
-def _differences(subject: Subject, graph: Graph, clean: Record, corrupt: Record) -> Tensor:
-    writes = [_flat(corrupt.embedding - clean.embedding)[None]]
-    for layer in range(graph.n_layers):
-        z = _flat(corrupt.z[layer] - clean.z[layer]).transpose(0, 1)
-        writes.append(z @ Block(subject, layer).output().to(z.dtype))
-        writes.append(_flat(corrupt.mlp[layer] - clean.mlp[layer])[None])
+def _writes(subject: Subject, delta: Record) -> Tensor:
+    dtype = _accumulator(delta.embedding.dtype)
+    writes = [delta.embedding[None].to(dtype)]
+    for layer, (z, mlp) in enumerate(zip(delta.z, delta.mlp, strict=True)):
+        z = z.to(dtype).transpose(0, 1)
+        writes += [z @ Block(subject, layer).output().to(dtype), mlp[None].to(dtype)]
     return torch.cat(writes)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mansu.attribution import differences, factors
+from mansu.attribution import differences, factors, live_tokens
 from mansu.edit import Edit
 from mansu.evaluate import Interval
 from mansu.graph import graph_of
@@ -117,7 +117,7 @@ class Signals:
         """Signal scores, float32 ``[groups, n_sources, n_destinations]``."""
         signal = self._zeros()
         for chunk, reads in zip(self.chunks, self.reads, strict=True):
-            writes = differences(self.subject, chunk.pairs)[:, chunk.live].cpu()
+            writes = differences(self.subject, chunk.pairs).cpu()
             chunk.add(signal, writes, reads)
         return signal * self.edges
 
@@ -152,19 +152,15 @@ class _Chunk:
     """A few pairs of about one length, so that little of a pass is padding.
 
     Attributes:
-        live: bool ``[pairs × positions]``, tokens at which clean and corrupt runs may differ:
-            neither the shared beginning of the prompts nor padding, which is most of them.
         group: int64 ``[live tokens]``.
     """
 
     pairs: Pairs
-    live: Tensor
     group: Tensor
 
     def factors(self, subject: Subject, steps: int) -> tuple[Tensor, Tensor]:
-        """``attribution.factors`` at the live tokens."""
         writes, reads = factors(subject, self.pairs, steps=steps)
-        return writes[:, self.live].cpu(), reads[:, self.live].cpu()
+        return writes.cpu(), reads.cpu()
 
     def add(self, total: Tensor, writes: Tensor, reads: Tensor) -> None:
         """Add each group's sum of products over its tokens to ``total``."""
@@ -176,10 +172,7 @@ class _Chunk:
 def _chunks(pairs: Pairs, groups: int) -> Iterator[_Chunk]:
     for some in pairs.length.argsort(stable=True).split(CHUNK):
         part = pairs.select(some)
-        real = torch.arange(part.clean.shape[1]) < part.length[:, None]
-        live = (part.clean != part.corrupt).cumsum(1).bool() & real
-        group = (some % groups)[:, None].expand_as(live)
-        yield _Chunk(part, live.flatten(), group[live])
+        yield _Chunk(part, (some % groups)[live_tokens(part) // part.clean.shape[1]])
 
 
 def divergence(before: Tensor, after: Tensor) -> float:

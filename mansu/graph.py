@@ -253,9 +253,10 @@ class Block:
 
     def offset(self) -> Tensor:
         """What queries, keys and values are when x̂ is zero, ``[V, k]``."""
-        weight, bias = self.readers()
-        shift = self.norm("ln1").bias
-        return bias if shift is None else bias + shift @ weight
+        norm, attention = self.norm("ln1"), self.bridge.attn
+        shift = torch.zeros_like(norm.scale) if norm.bias is None else norm.bias
+        parts = [getattr(attention, kind).original_component(shift) for kind in "qkv"]
+        return torch.cat(parts).view(-1, attention.W_Q.shape[-1])
 
     def output(self) -> Tensor:
         """What a head writes per unit of ``z``: ``[H, k, d]``, times the post-norm's scale."""

@@ -75,17 +75,16 @@ def gradient_errors(subject: Subject, pairs: Pairs) -> list[float]:
     plain = subject.next_token_logits(pairs.clean, pairs.length)
     assert torch.allclose(logits, plain, atol=1e-5)  # to split the stream changes nothing
 
-    run = record(subject, layout, pairs, pairs.clean, ())
-    sums = attribution._Gradients(layout, Record(), None, 1)
+    everywhere = torch.arange(pairs.clean.numel())
+    sums = attribution._Gradients(subject, layout, Record(), None, 1, everywhere)
     sums.add(
-        subject,
         pairs,
-        ("blocks.0.hook_in", run.embedding.clone().requires_grad_()),
+        ("blocks.0.hook_in", lambda value, hook: value.detach().requires_grad_()),
         lambda logits: metric_values("logit_difference", logits, pairs).mean(),
     )
     errors = []
     for layer in range(layout.n_layers):
-        found = sums.at_attention(subject, layer, slice(None))
+        found = sums.at_attention(layer, slice(None))
         assert found is not None
         errors.append(relative_error(found, expected[layer]))
     return errors
