@@ -709,12 +709,14 @@ class _Gradients:
             return None
         block = self.blocks[layer]
         norm = block.norm("ln1")
-        weight = (block.readers()[0] * norm.scale[:, None]).to(reads.dtype)  # [V, d, k]
-        weight = weight - weight.mean(1, keepdim=True) if norm.centred else weight
+        weight = block.readers()[0].mul_(norm.scale[:, None]).to(reads.dtype)  # [V, d, k]
+        if norm.centred:
+            weight -= weight.mean(1, keepdim=True)
         gradient = reads[tokens].transpose(0, 1) @ weight.mT  # [V, t, d]
         pulls = torch.stack([p[tokens] for p in self.pulls[layer]], -1)  # [t, V, steps]
         normalised = torch.stack([x[tokens] for x in self.normalised[layer]], 1)  # [t, steps, d]
-        return gradient.sub_((pulls @ normalised).transpose(0, 1))
+        gradient.transpose(0, 1).baddbmm_(pulls, normalised, alpha=-1)
+        return gradient
 
 
 def live_tokens(pairs: Pairs) -> Tensor:
@@ -729,7 +731,7 @@ def live_tokens(pairs: Pairs) -> Tensor:
 
 def _at(x: Tensor, live: Tensor | None) -> Tensor:
     """``[n, p, ...]`` at the live tokens, ``[T, ...]``; as it is without."""
-    return x if live is None else x.flatten(0, 1)[live.to(x.device)]
+    return x if live is None else x.flatten(0, 1).index_select(0, live.to(x.device))
 
 
 def _moved(name: str, difference: Tensor, share: float, live: Tensor) -> Hook:
@@ -789,25 +791,22 @@ def _contract(
                 scores[sources.start : sources.start + n, destinations] += product
 
         put(0, delta.embedding[None, tokens])
-        waiting: list[Tensor] = []  # the MLP before: scored with the attention after, in one go
-        start = 0
+        # What reads the stream between two layers' heads: an MLP, then all of an attention.
+        reads = torch.zeros(graph.per_layer, t, d, dtype=dtype, device=device)
         for layer in range(graph.n_layers):
             attention = gradients.at_attention(layer, tokens)
-            if attention is None:
-                attention = torch.zeros(graph.per_layer - 1, t, d, dtype=dtype, device=device)
-            waiting.append(attention.to(device))
-            stop = graph.attention_inputs(layer).stop
-            score(graph.head(layer), slice(start, stop), torch.cat(waiting))
-            start = stop
+            reads[1:] = 0 if attention is None else attention
+            places = graph.attention_inputs(layer)
+            first = min(layer, 1)  # no MLP before layer 0
+            score(graph.head(layer), slice(places.start - first, places.stop), reads[1 - first :])
             output = Block(subject, layer).output().to(dtype)
             put(graph.head(layer), delta.z[layer][tokens].to(dtype).transpose(0, 1) @ output)
             put(graph.mlp(layer), delta.mlp[layer][None, tokens])
             mlp = gradients.mlp[layer]
-            zero = torch.zeros(t, d, dtype=dtype, device=device)
-            waiting = [(zero if mlp is None else mlp[tokens].to(device))[None]]
+            reads[0] = 0 if mlp is None else mlp[tokens]
         assert gradients.final is not None
-        waiting.append(gradients.final[None, tokens].to(device))
-        score(graph.n_sources, slice(start, start + 2), torch.cat(waiting))
+        reads[1] = gradients.final[tokens]
+        score(graph.n_sources, slice(graph.logits - 1, graph.logits + 1), reads[:2])
 
 
 def differences(subject: Subject, pairs: Pairs) -> Tensor:
