@@ -107,6 +107,9 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
         subject, pairs, steps=3, memory=two, progress=lambda *tick: ticks.append(tick)
     )
     assert ticks == [(i + 1, 15) for i in range(15)]  # 3 chunks of (2 + 3) passes
+    ticks.clear()
+    attribute(subject, pairs, method="eap", progress=lambda *tick: ticks.append(tick))
+    assert ticks == [(1, 2), (2, 2)]  # the clean pass gives the gradients
     monkeypatch.setattr(attribution, "STEP_BLOCK", 2)
     monkeypatch.setattr(attribution, "CONTRACTION", 4096)
     blocks = attribute(subject, pairs, steps=3)
@@ -117,12 +120,33 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_runs_differ_at_live_tokens_only(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    corrupt = pairs.corrupt.clone()
+    corrupt[::2, 1] = pairs.clean[::2, 1]  # these pairs differ from the fourth token on
+    pairs = replace(pairs, corrupt=corrupt)
+    clean, changed = (
+        record(subject, graph_of(subject), pairs, tokens, ("inputs", "neurons"))
+        for tokens in (pairs.clean, pairs.corrupt)
+    )
+    live = torch.zeros(pairs.clean.shape, dtype=torch.bool)
+    live.view(-1)[attribution.live_tokens(pairs)] = True
+    real = torch.arange(live.shape[1]) < pairs.length[:, None]
+    assert not bool((live & ~real).any())
+    for one, other in ((clean.inputs, changed.inputs), (clean.neurons, changed.neurons)):
+        differ = (one[1] - other[1]).abs().amax(-1) > 1e-6
+        assert torch.equal(differ[real], live[real])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_recomputing_layers_changes_nothing(name: str) -> None:
     subject, pairs = family(name), random_pairs()
-    whole = attribute(subject, pairs, steps=2)
-    again = attribute(subject, pairs, steps=2, recompute=True)
-    for field in Attribution.TENSORS:
-        assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
+    for method in ("eap", "eap-ig-inputs"):
+        whole = attribute(subject, pairs, method=method, steps=2)
+        again = attribute(subject, pairs, method=method, steps=2, recompute=True)
+        assert again.clean == pytest.approx(whole.clean)
+        for field in Attribution.TENSORS:
+            assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
     layout = graph_of(subject)
     whole_need, need = (
         attribution.needs(subject, layout, 100, 5, recompute=r).of(4) for r in (False, True)
