@@ -120,7 +120,7 @@ SETTINGS: Mapping[str, str] = {
     "moves": "How many weights move. Empty: one in a thousand of all parameters.",
     "percentile": "Only neurons whose saliency is above this percentile are trained.",
     "project": "Project the forget gradient off the retain inputs' span. Off for an ablation.",
-    "rate": "Step size, in NF4 bin widths a step. Empty: 0.03, or 0.2 in a toy model.",
+    "rate": "Step size, in NF4 bin widths a step. Empty: 0.12, or 0.2 in a toy model.",
     "retain_weight": "Weight of the retain objective: larger keeps more and forgets less.",
     "steering": "c: length of the random vector that forget prompts are steered to.",
     "steps": "Steps of the optimiser, at most.",

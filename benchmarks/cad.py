@@ -6,9 +6,10 @@
 
 Models are labelled by how they were made, not by what is measured on them. *Erased*: the circuit's
 mask at several sizes set to zero, or its entries shuffled within each matrix. *Suppressed*:
-closed-form edits of one late MLP that cancel the answers' logits (``mansu.cad.Suppression``), one
-for each erased model, at its forget accuracy. MANSU's edits, where the run has one, are said to
-erase, which is what CAD is to judge: a second table counts them among the erased.
+closed-form edits of one MLP (the last layer's, the one before, the middle one) that cancel the
+answers' logits (``mansu.cad.Suppression``), one for each erased model, at its forget accuracy.
+MANSU's edits, where the run has one, are said to erase, which is what CAD is to judge: a second
+table counts them among the erased.
 Each run needs its circuit (``mansu circuit``). Tasks already in the results file are kept.
 """
 
@@ -36,7 +37,6 @@ from mansu.subjects import Subject
 RESULTS = Path(__file__).parent / "results" / "cad-auroc.json"
 SIZES = (0.5, 1.0, 4.0)  # of masks, times ``pipeline.default_fraction``
 STRENGTHS = (0.5, 1.0)  # of MANSU's edit
-VARIANTS = ((0, 1.0), (1, 1.0), (0, 0.01))  # layers before the last, weight of the retain prompts
 RESAMPLES = 2000
 
 
@@ -95,11 +95,12 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
         add(name, "erased", edit)
     last = subject.config.num_hidden_layers - 1
     targets = [model["accuracy"] for model in models]
-    for i, (back, keep) in enumerate(VARIANTS):
-        suppression = cad.Suppression(subject, forget, retain, keep=keep, layer=last - back)
-        for target in targets[i :: len(VARIANTS)]:
+    layers = (last, last - 1, last // 2)
+    for i, layer in enumerate(layers):
+        suppression = cad.Suppression(subject, forget, retain, layer=layer)
+        for target in targets[i :: len(layers)]:
             edit = suppression.reaching(target)
-            name = f"layer {last - back}, keep {keep:g}, strength {edit.meta['strength']:.3g}"
+            name = f"layer {layer}, strength {edit.meta['strength']:.3g}"
             add(name, "suppressed", edit, edit.meta["accuracy"])
     if "mansu" in run.edits():
         for strength in STRENGTHS:

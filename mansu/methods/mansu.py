@@ -58,7 +58,7 @@ from mansu.tasks import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
-RATE, TOY_RATE = 0.03, 0.2
+RATE, TOY_RATE = 0.12, 0.2
 CHECK_EVERY = 3
 CHANCE = 0.25
 ADVANTAGE = 0.25
@@ -103,7 +103,7 @@ def unlearn(
     problem: Problem,
     *,
     rate: float | None = None,
-    steps: int = 40,
+    steps: int = 36,
     retain_weight: float = 1.0,
     energy: float = ENERGY,
     fisher_weight: float = 1.0,
