@@ -118,7 +118,6 @@ def speed(args: argparse.Namespace) -> None:
 def scaling(args: argparse.Namespace) -> None:
     """Time by pairs and by steps; linear when the cost of one more is constant."""
     subject = subjects.load()
-    attribute(subject, many_pairs(subject, args.task, 8), steps=1)  # warm up
     for n, k in ((8, 5), (16, 5), (32, 5), (16, 2), (16, 10)):
         pairs = many_pairs(subject, args.task, n)
         cpu, _ = timed(lambda p=pairs, k=k: attribute(subject, p, steps=k))
