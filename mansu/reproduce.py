@@ -188,6 +188,9 @@ def figures(run: Run, method: str) -> Figures:
         "margin": {name: p.margin for name, p in properties.items()},
         "fall": None if forgetting.value is None else forgetting.value.to_json(),
         "retain fall": None if retention.value is None else retention.value.to_json(),
+        "retain fall in nats": max(
+            (d["fall in nats"] for d in retention.details.values()), default=None
+        ),
         "gap": None if gap.value is None else gap.value.to_json(),
         "gap in nats": gap.details.get("gap in nats"),
         "cad": divergences.to_json(),
@@ -531,8 +534,9 @@ MARKS = {"passed": "✓", "failed": "✗", "unknown": "?"}
 def properties_table(run: Mapping[str, Any]) -> str:
     """One task: accuracies and the four properties of every method, as Markdown.
 
-    Accuracies are in percent, full precision / NF4. The four marks are those of the verdict, in
-    its order, with ~ where the interval crosses the threshold.
+    Accuracies are in percent, full precision / NF4. The worst kept fall is that of the answers'
+    mean log-probability, over the groups to be kept and both formats. The four marks are those of
+    the verdict, in its order, with ~ where the interval crosses the threshold.
     """
     kept = [k for k in run["methods"][NO_EDIT]["full"] if k.startswith("keep ")]
     groups = ["forget", "paraphrase", *kept]
@@ -541,7 +545,7 @@ def properties_table(run: Mapping[str, Any]) -> str:
     for name, f in run["methods"].items():
         cells = [f"{100 * f['full'][g][0]:.1f} / {100 * f['nf4'][g][0]:.1f}" for g in groups]
         if name == NO_EDIT:
-            rows.append([name, *cells, *[""] * 6])
+            rows.append([name, *cells, *[""] * 7])
             continue
         marks = [
             MARKS[state] + ("" if f["certain"][p] or state == "unknown" else "~")
@@ -554,6 +558,7 @@ def properties_table(run: Mapping[str, Any]) -> str:
                 *cells,
                 "–" if f["gap"] is None else _interval([100 * x for x in f["gap"]], 1),
                 "–" if f["gap in nats"] is None else _interval(f["gap in nats"]),
+                "–" if f["retain fall in nats"] is None else _interval(f["retain fall in nats"]),
                 " ".join(marks),
                 f"{100 * f['fraction']:.3g}",
                 "–" if ratio is None else f"{ratio:.3g}",
@@ -561,7 +566,7 @@ def properties_table(run: Mapping[str, Any]) -> str:
             ]
         )
     header = ["", *(g.removeprefix("keep ") for g in groups), "PTQ gap, points", "PTQ gap, nats"]
-    header += ["verdict", "moved, %", "bin ÷ update", "codes changed, %"]
+    header += ["worst kept fall, nats", "verdict", "moved, %", "bin ÷ update", "codes changed, %"]
     return table(header, rows)
 
 
@@ -630,7 +635,8 @@ def _task(run: Mapping[str, Any]) -> str:
     low, high = circuit["interval"]
     return (
         f"### {run['task']['title']} on {run['subject']}\n\n"
-        "4-way accuracy in %, full precision / NF4; ✓, ✗ and ? are the verdict on forgetting, "
+        "4-way accuracy in %, full precision / NF4; worst kept fall: of the answers' mean "
+        "log-probability, over what is to be kept; ✓, ✗ and ? are the verdict on forgetting, "
         "retention, PTQ gap and erasure, with ~ where the interval crosses the threshold.\n\n"
         f"{properties_table(run)}\n\n"
         f"Circuit: {circuit['edges']:,} of {circuit['of']:,} edges, faithfulness "

@@ -153,6 +153,7 @@ def _retention(
     tolerance: float,
 ) -> Property:
     drops: dict[str, tuple[Interval, float, float]] = {}
+    nats: dict[str, Interval] = {}
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
             return _unknown(NAMES[1], "Retain accuracy in NF4 was not measured.")
@@ -161,16 +162,28 @@ def _retention(
             if new is None:
                 return _unknown(NAMES[1], f"Accuracy on {name} was not measured after the edit.")
             drops[name + suffix] = (_paired(old, new, "correct"), old.accuracy, new.accuracy)
+            nats[name + suffix] = _paired(old, new, "log_probability")
     if not drops:
         return _unknown(NAMES[1], "The task has no retain or held-out rows.")
     worst = max(drops, key=lambda name: drops[name][0].value)
     drop, old_accuracy, new_accuracy = drops[worst]
     details = {
-        name: {"before": b, "after": a, "fall": d.to_json()} for name, (d, b, a) in drops.items()
+        name: {
+            "before": b,
+            "after": a,
+            "fall": d.to_json(),
+            "fall in nats": nats[name].to_json(),
+        }
+        for name, (d, b, a) in drops.items()
     }
+    # Accuracy is coarse: what is still the best of four answers may have become far less likely.
+    most = max(nats, key=lambda name: nats[name].value)
+    fall = nats[most]
     text = (
         f"The worst of {len(drops)}: {worst}, from {old_accuracy:.1%} to {new_accuracy:.1%}; no "
-        f"retain or held-out set may fall by more than {tolerance:.0%} of its rows."
+        f"retain or held-out set may fall by more than {tolerance:.0%} of its rows. The answers' "
+        f"log-probability falls most on {most}, by {fall.value:+.3f} nats "
+        f"[{fall.low:+.3f}, {fall.high:+.3f}]."
     )
     return _property(NAMES[1], drop, tolerance, text, details, at_least=False)
 

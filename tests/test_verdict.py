@@ -135,6 +135,16 @@ def test_the_retain_loss_in_nf4_is_against_nf4() -> None:
     assert status(found)[NAMES[1]] == "passed"
 
 
+def test_what_is_still_right_but_less_likely_is_told() -> None:
+    nf4 = measured(12)
+    rarer = {"holdout": scores(40, group="antonyms", shift=-0.7)}
+    kept = verdict(edited_nf4=Measurement({**nf4.splits, **rarer}, 3.0)).properties[1]
+    assert kept.status == "passed"
+    assert kept.details["antonyms in NF4"]["fall in nats"] == pytest.approx([0.7] * 3)
+    assert kept.details["antonyms"]["fall in nats"] == pytest.approx([0.0] * 3)
+    assert "falls most on antonyms in NF4, by +0.700 nats" in kept.evidence
+
+
 def test_certainty_is_about_the_interval() -> None:
     clear, close = verdict().properties[0], verdict(edited=measured(16)).properties[0]
     assert clear.status == close.status == "passed"
