@@ -148,7 +148,10 @@ def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["reproduce", "--subject", "gpt-9", "--folder", str(tmp_path)]) == 2
-    assert "'gpt-9'" in capsys.readouterr().err
+    assert "No experiment is on that subject and task" in capsys.readouterr().err
+    wrong = ["--subject", "tiny", "--task", "capitals"]
+    assert cli.main(["reproduce", *wrong, "--folder", str(tmp_path)]) == 2
+    assert "capitals on smollm2" in capsys.readouterr().err
     assert cli.main(["reproduce", "--method", "magic", "--folder", str(tmp_path)]) == 2
     assert not list(tmp_path.iterdir())
 
