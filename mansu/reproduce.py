@@ -179,7 +179,7 @@ def figures(run: Run, method: str) -> Figures:
     history, survival = run.history(method), run.survival(method).quantized
     verdict, divergences = run.verdict(method), run.divergences(method)
     properties = {p.name: p for p in verdict.properties}
-    forgetting, retention, gap, _ = verdict.properties
+    forgetting, retention, gap, erasure = verdict.properties
     return {
         "full": _accuracies(run.measurement(method, nf4=False)),
         "nf4": _accuracies(run.measurement(method, nf4=True)),
@@ -193,6 +193,8 @@ def figures(run: Run, method: str) -> Figures:
         ),
         "gap": None if gap.value is None else gap.value.to_json(),
         "gap in nats": gap.details.get("gap in nats"),
+        "erasure": None if erasure.value is None else erasure.value.to_json(),
+        "control": erasure.threshold,
         "cad": divergences.to_json(),
         "moved": history["moved"],
         "fraction": history["fraction"],
@@ -570,6 +572,30 @@ def properties_table(run: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
+def intervals_table(run: Mapping[str, Any]) -> str:
+    """One task: what the verdict holds against its thresholds, with intervals, as Markdown."""
+    header = [
+        "",
+        f"fall of forget accuracy, points (≥ {100 * run['task']['margin']:.0f})",
+        f"worst fall of what is kept, points (≤ {100 * run['task']['tolerance']:.0f})",
+        "PTQ gap, points (≤ 0)",
+        "signal CAD (≥ the suppressor's), or CAD where it is noise (≥ the noise floor)",
+    ]
+    rows = []
+    for name, f in run["methods"].items():
+        if name == NO_EDIT:
+            continue
+        cells = [
+            "–" if f[key] is None else _interval([100 * x for x in f[key]], 1)
+            for key in ("fall", "retain fall", "gap")
+        ]
+        erasure = f["erasure"]
+        cells.append("–" if erasure is None else f"{_interval(erasure, 3)} (≥ {f['control']:.3f})")
+        marks = [MARKS[state] for state in f["status"].values()]
+        rows.append([name, *(f"{c} {m}" for c, m in zip(cells, marks, strict=True))])
+    return table(header, rows)
+
+
 def tradeoff(run: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Method → its points of forgetting against permanence, the weakest first."""
     edits = {name: f.get("strengths") for name, f in run["methods"].items()}
@@ -616,6 +642,8 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     for run in found["runs"]:
         parts += [
             _task(run),
+            "The four properties with their intervals:",
+            intervals_table(run),
             "Recovery attacks: forget accuracy in %, on questions that the attacker did not have:",
             attacks_table(run),
             "Wall time and peak memory of the method itself:",

@@ -34,6 +34,10 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
         assert f["status"] == {p.name: p.status for p in run.verdict(name).properties}
         assert f["attacks"]["none"] == run.attacks(name).accuracy("none").to_json()
         assert f["codes changed"] == run.survival(name).quantized.share
+        erasure = run.verdict(name).properties[3]
+        assert erasure.value is not None
+        row = next(r for r in reproduce.intervals_table(about).splitlines() if f"| {name} " in r)
+        assert f"{erasure.value.value:+.3f} [" in row and f"(≥ {erasure.threshold:.3f})" in row
     assert about["methods"]["graddiff"]["settings"]["learning_rate"] == pytest.approx(
         json.loads((run.path / "search-graddiff.json").read_text())["best"]["learning_rate"]
     )
