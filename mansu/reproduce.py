@@ -420,6 +420,7 @@ def _mansu_claims(
         ),
     ):
         yield _ablation(runs, name, properties, what)
+    yield _rephrasings(runs)
 
 
 def _ablation(
@@ -445,6 +446,25 @@ def _ablation(
             )
     holds = 2 * sum(needed) > len(needed) if needed else None
     return Claim(what, "margin with → without; " + "; ".join(told), _judged(holds))
+
+
+def _rephrasings(runs: Sequence[Mapping[str, Any]]) -> Claim:
+    """Accuracy on rephrasings that nothing trains on: the circuit's mask against a random one."""
+    told, lower = [], []
+    for run in runs:
+        if not {"mansu", "mansu_no_circuit"} <= run["methods"].keys():
+            continue
+        found = [run["methods"][m]["full"] for m in ("mansu", "mansu_no_circuit")]
+        if any("paraphrase" not in f for f in found):
+            continue
+        ours, random = (f["paraphrase"] for f in found)
+        lower.append(ours[2] < random[1])
+        told.append(f"{run['task']['name']}: {_share(ours)} with, {_share(random)} without")
+    return Claim(
+        "Without the circuit forgetting does not reach rephrasings",
+        "accuracy in %; " + "; ".join(told) if told else "not measured",
+        _judged(2 * sum(lower) > len(lower) if lower else None),
+    )
 
 
 def _formats(runs: Sequence[Mapping[str, Any]]) -> Claim:

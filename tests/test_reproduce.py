@@ -139,6 +139,18 @@ def test_recovery_is_claimed_only_with_its_whole_interval() -> None:
     assert _status(nothing, "What was forgotten comes back") == reproduce.UNTESTED
 
 
+def test_rephrasings_count_where_the_intervals_do_not_meet() -> None:
+    start = "Without the circuit forgetting does not reach"
+
+    def found(ours: list[float], random: list[float]) -> dict[str, Any]:
+        first, second = ({"forget": x, "paraphrase": x} for x in (ours, random))
+        return _found(mansu=_figures(full=first), mansu_no_circuit=_figures(full=second))
+
+    assert _status(found([0.1, 0.0, 0.2], [0.7, 0.6, 0.8]), start) == reproduce.REPRODUCED
+    assert _status(found([0.5, 0.3, 0.7], [0.7, 0.6, 0.8]), start) == reproduce.NOT_REPRODUCED
+    assert _status(_found(mansu=_figures()), start) == reproduce.UNTESTED
+
+
 def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None:
     failed = _figures()["status"] | {"PTQ gap ≤ 0": "failed"}
     start = "Without the floor"
