@@ -143,8 +143,8 @@ _CAD = (
     "0 for the same circuit, 1 for one with no edge in common."
 )
 _SIGNAL = (
-    "Signal CAD: CAD with the metric's sensitivities held at the unedited model's, so that only "
-    "what the nodes *write* may differ. A suppressor at the output leaves it low."
+    "Signal CAD: CAD of the circuit's edges with the metric's sensitivities held at the unedited "
+    "model's, so that only what the circuit's nodes *write* may differ. A suppressor leaves it low."
 )
 
 HELP: Mapping[str, str] = {

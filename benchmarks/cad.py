@@ -87,7 +87,7 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
         models.append({"name": name, "label": label, "accuracy": accuracy, "distances": values})
         print(
             f"{time.perf_counter() - start:6.0f} s  {run.name}: {label} by {name}, forget accuracy "
-            f"{accuracy:.1%}, JS {found['JS']:.3f}, signal JS {kept['JS']:.3f}",
+            f"{accuracy:.1%}, CAD {found['JS']:.3f}, signal CAD {kept['JS on the circuit']:.3f}",
             flush=True,
         )
 

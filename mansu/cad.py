@@ -8,8 +8,10 @@ with the same forget accuracy, and the circuit ablated.
 An edge's attribution is a product: what its node writes, times how sensitive the metric is to it.
 A suppressor at the output makes the metric insensitive to *every* node, so plain CAD calls it an
 erasure (measured: it scores as high as MANSU). *Signal CAD* holds the sensitivities at those of the
-unedited model and lets only what the nodes write differ: is the knowledge still written into the
-residual stream? That separates the two.
+unedited model, lets only what the nodes write differ, and looks at the circuit's edges alone: does
+the circuit still write the knowledge into the residual stream? Over all edges it would see the
+suppressor's own output, too, and in a middle layer all that this makes later nodes write. Of the
+divergences tried it separates suppressors in any layer from erasures best (``benchmarks/cad.py``).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Divergences:
         noise_floor: the unedited model, half the pairs against the other half.
         suppressor, ablation: of the controls.
         signal, signal_nf4, signal_suppressor, signal_ablation: the same with the unedited model's
-            sensitivities (signal CAD).
+            sensitivities, on the circuit's edges (signal CAD).
         suppressor_accuracy: the suppressor's forget accuracy, to be near the edit's.
         rank_correlation: Spearman's, of edge magnitudes before and after the edit.
         top_overlap: share of the strongest ``TOP`` edges that are still among the strongest.
@@ -245,10 +247,11 @@ def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float
         before, after: ``[n_sources, n_destinations]``. circuit: bool, the same shape.
 
     Returns:
-        ``JS`` and ``JS on the circuit`` (square roots are not taken); total variation, Hellinger
-        and cosine distance of magnitudes normalised to sum 1; one minus Spearman's correlation and
-        one minus the overlap of the strongest ``TOP``; ``relative L1``, Σ|after − before| over
-        Σ|before|, the only one that sees signs and size.
+        ``JS`` (of plain scores: CAD) and ``JS on the circuit`` (of signal scores: signal CAD),
+        square roots are not taken; total variation, Hellinger and cosine distance of magnitudes
+        normalised to sum 1; one minus Spearman's correlation and one minus the overlap of the
+        strongest ``TOP``; ``relative L1``, Σ|after − before| over Σ|before|, the only one that sees
+        signs and size.
     """
     rank, top = overlap(before, after)
     p, q = (x.double().abs().flatten() for x in (before, after))

@@ -15,6 +15,8 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mansu import attacks, cad, methods, nf4, tasks
 from mansu.attribution import MEMORY, attribute
 from mansu.circuit import (
@@ -26,7 +28,15 @@ from mansu.circuit import (
     stability,
 )
 from mansu.errors import MansuError
-from mansu.evaluate import EVALUATED, Measurement, Scores, bootstrap, measure, measure_task
+from mansu.evaluate import (
+    EVALUATED,
+    Interval,
+    Measurement,
+    Scores,
+    bootstrap,
+    measure,
+    measure_task,
+)
 from mansu.files import write_json
 from mansu.geometry import bounds
 from mansu.graph import load_values, save_values
@@ -369,6 +379,11 @@ def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> Non
             save_values(path, {"scores": suppressed, "signal": hidden}, dict(suppressor.meta))
         suppressed, about = load_values(path)
 
+        circuit = run.circuit().mask
+
+        def on_circuit(scores: Tensor) -> Interval:
+            return cad.cad(base[:, circuit], scores[:, circuit])
+
         rank, top = cad.overlap(base.sum(0), edited.sum(0))
         result = cad.Divergences(
             edited=cad.cad(base, edited),
@@ -376,10 +391,10 @@ def cad_step(run: Run, subject: Subject, method: str, progress: Progress) -> Non
             noise_floor=cad.noise_floor(base),
             suppressor=cad.cad(base, suppressed["scores"]),
             ablation=cad.cad(base, controls["ablation"]),
-            signal=cad.cad(base, signal),
-            signal_nf4=cad.cad(base, signal_nf4),
-            signal_suppressor=cad.cad(base, suppressed["signal"]),
-            signal_ablation=cad.cad(base, controls["signal"]),
+            signal=on_circuit(signal),
+            signal_nf4=on_circuit(signal_nf4),
+            signal_suppressor=on_circuit(suppressed["signal"]),
+            signal_ablation=on_circuit(controls["signal"]),
             suppressor_accuracy=about["accuracy"],
             rank_correlation=rank,
             top_overlap=top,

@@ -531,9 +531,9 @@ def _separation(auroc: Mapping[str, Any] | None) -> Claim:
     names = list(auroc["tasks"])
     told = [
         f"{label}: AUROC " + ", ".join(f"{erased[name][t]['auroc']:.2f} ({t})" for t in names)
-        for label, name in (("plain CAD", "plain JS"), ("signal CAD", "signal JS"))
+        for label, name in (("plain CAD", "plain JS"), ("signal CAD", "signal JS on the circuit"))
     ]
-    holds = all(erased["signal JS"][t]["auroc"] > 0.9 for t in names)
+    holds = all(erased["signal JS on the circuit"][t]["auroc"] > 0.9 for t in names)
     return Claim(what, "; ".join(told), _judged(holds))
 
 

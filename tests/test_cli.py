@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mansu import attribution, cli, pipeline, tasks
+from mansu import attribution, cad, cli, pipeline, tasks
 from mansu.attacks import ATTACKS, attack
 from mansu.errors import MansuError
 from mansu.evaluate import measure_task
@@ -56,6 +56,22 @@ def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subjec
             again_nf4 = measure_task(tiny, run.task())
     assert again.to_json() == run.measurement("graddiff", nf4=False).to_json()
     assert again_nf4.to_json() == run.measurement("graddiff", nf4=True).to_json()
+
+
+def test_signal_cad_is_of_the_circuit_s_edges(run: Run, tiny: Subject) -> None:
+    pairs = pipeline.attribution_pairs(run, tiny)
+    signals = cad.Signals(tiny, pairs, steps=run.settings["steps"])
+    circuit, found = run.circuit().mask, run.divergences("graddiff")
+    with run.edit("graddiff").applied(tiny):
+        after = signals().sum(0)
+        with quantized(tiny):
+            after_nf4 = signals().sum(0)
+    before = signals.base.sum(0)
+    for measured, now in ((found.signal, after), (found.signal_nf4, after_nf4)):
+        assert measured is not None
+        value = cad.divergence(before[circuit], now[circuit])
+        assert measured.value == pytest.approx(value, rel=1e-3)
+        assert measured.value != pytest.approx(cad.divergence(before, now), rel=1e-2)
 
 
 def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
