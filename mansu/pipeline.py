@@ -6,7 +6,9 @@ result is there is not done again, so that an interrupted run goes on where it s
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -226,7 +228,10 @@ def unlearn_step(
         return
     with _timed(run, f"unlearn {method}"):
         start = time.perf_counter()
-        with suppress(OSError):  # Linux: the peak counts from here, not from the process's start
+        # Linux: the peak counts from here, without what a method before has freed.
+        with suppress(OSError, AttributeError):
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
         task, seed = run.task(), run.settings["seed"]
         problem = Problem(
