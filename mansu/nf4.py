@@ -254,7 +254,8 @@ NEAR = 1e-4
 def leaves_bin(weight: Tensor, indices: Tensor, values: Tensor, format: Format) -> Tensor:
     """Whether a weight that took a value would have another level than now, for sure.
 
-    That is so whatever other weights move, as long as none that sets its block's absmax does.
+    That is so whatever other weights do the same, as long as none that sets its block's absmax
+    moves: no value counts that would itself be the absmax.
 
     Args:
         indices: int64 ``[n]`` into the row-major flattened weight.
@@ -278,7 +279,7 @@ def leaves_bin(weight: Tensor, indices: Tensor, values: Tensor, format: Format) 
         (scaled - boundaries[(new - 1).clamp_min(0)]).abs(),
         (scaled - boundaries[new.clamp_max(last)]).abs(),
     )
-    return (new != old[:, None]) & (near > NEAR)
+    return (new != old[:, None]) & (near > NEAR) & (scaled.abs() < 1)
 
 
 def transposed_names(subject: Subject) -> frozenset[str]:

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 from families import family
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mansu import tasks
@@ -146,6 +146,7 @@ def test_a_missing_mask_is_refused(problem: Problem) -> None:
 
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 6))
+@example(seed=923, scale=2.0)  # rows of 24 are no whole blocks: a move passed its row's absmax
 @pytest.mark.parametrize("name", ["tiny", "llama", "gpt2"])
 def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
     problem: Problem, name: str, seed: int, scale: float
