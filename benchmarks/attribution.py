@@ -22,7 +22,6 @@ machine only the first can be compared.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import os
 import subprocess
@@ -43,6 +42,7 @@ from mansu.attribution import MEMORY, Metric, attribute, needs
 from mansu.circuit import activation_patching
 from mansu.files import write_json
 from mansu.graph import graph_of
+from mansu.pipeline import reset_peak_memory
 from mansu.runs import Run
 from mansu.subjects import Subject
 from mansu.tasks import Pairs
@@ -138,9 +138,8 @@ def memory(args: argparse.Namespace) -> None:
     positions = int(pairs.length.max())
     need = needs(subject, graph_of(subject), positions, args.steps, recompute=args.recompute)
     attribute(subject, pairs.select([0]), steps=1)
-    ctypes.CDLL(None).malloc_trim(0)
+    reset_peak_memory()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back (Linux)
     small = attribute(subject, pairs, memory=budget, **options)
     grown = resident("VmHWM") - before
     chunk = min(len(pairs), need.pairs(budget))

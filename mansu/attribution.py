@@ -39,6 +39,7 @@ from mansu.tasks import Pairs
 Method = Literal["eap-ig-inputs", "eap-ig-activations", "eap"]
 Metric = Literal["logit_difference", "log_probability", "kl"]
 Progress = Callable[[int, int], None]
+Loss = Callable[[Tensor], Tensor]
 Hook = tuple[str, Callable[..., Any]]  # TransformerLens's: name, function of value and hook point
 
 MEMORY = 4 << 30  # default budget, bytes
@@ -582,13 +583,7 @@ class _Gradients:
         self.normalised: list[list[Tensor]] = [[] for _ in range(layers)]
         self.final: Tensor | None = None
 
-    def add(
-        self,
-        pairs: Pairs,
-        point: Hook,
-        loss: Callable[[Tensor], Tensor],
-        also: Sequence[Hook] = (),
-    ) -> float:
+    def add(self, pairs: Pairs, point: Hook, loss: Loss, also: Sequence[Hook] = ()) -> float:
         """One forward and one backward pass from ``point`` on, with other hooks; gives the loss."""
         taps: dict[str, Tensor] = {}
         hooks: list[Hook] = [point, *also, _tap(taps, "ln_final.hook_in")]
@@ -608,11 +603,7 @@ class _Gradients:
         return float(value.detach())
 
     def add_by_layer(
-        self,
-        pairs: Pairs,
-        point: Hook,
-        loss: Callable[[Tensor], Tensor],
-        also: Sequence[Hook] = (),
+        self, pairs: Pairs, point: Hook, loss: Loss, also: Sequence[Hook] = ()
     ) -> float:
         """As ``add`` with ``point`` at the embedding, with one layer's graph at a time."""
         bridge = self.subject.bridge

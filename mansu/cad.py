@@ -293,7 +293,6 @@ class Suppression:
     layers before compute what they did.
 
     Args:
-        keep: weight of the retain prompts in the least squares.
         layer: whose MLP cancels; the last one's by default.
     """
 
@@ -304,7 +303,6 @@ class Suppression:
         forget: Examples,
         retain: Examples,
         *,
-        keep: float = 1.0,
         layer: int | None = None,
     ) -> None:
         last = int(subject.config.num_hidden_layers) - 1
@@ -318,7 +316,7 @@ class Suppression:
         basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
         directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
         target = -(residual @ directions.T) @ directions
-        gram = keys_forget.T @ keys_forget + keep * keys_retain.T @ keys_retain
+        gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain
         gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
         update = torch.linalg.solve(gram, keys_forget.T @ target).T
         self.name, transposed = _down_projection(subject, layer)

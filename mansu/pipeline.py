@@ -214,6 +214,14 @@ def trust_step(run: Run, subject: Subject, progress: Progress) -> None:
         write_json(run.path / "trust.json", trust)
 
 
+def reset_peak_memory() -> None:
+    """Let the process's peak count from here, without what was freed before (Linux and glibc)."""
+    with suppress(OSError, AttributeError):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def unlearn_step(
     run: Run,
     subject: Subject,
@@ -228,11 +236,7 @@ def unlearn_step(
         return
     with _timed(run, f"unlearn {method}"):
         start = time.perf_counter()
-        # Linux: the peak counts from here, without what a method before has freed.
-        with suppress(OSError, AttributeError):
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
+        reset_peak_memory()
         task, seed = run.task(), run.settings["seed"]
         problem = Problem(
             subject=subject,

@@ -542,6 +542,10 @@ def _interval(interval: Sequence[float], digits: int = 2) -> str:
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
+def _points(shares: Sequence[float] | None) -> str:
+    return "–" if shares is None else _interval([100 * x for x in shares], 1)
+
+
 def claims_table(claims: Sequence[Claim]) -> str:
     """The claims as Markdown."""
     return table(
@@ -578,7 +582,7 @@ def properties_table(run: Mapping[str, Any]) -> str:
             [
                 name,
                 *cells,
-                "–" if f["gap"] is None else _interval([100 * x for x in f["gap"]], 1),
+                _points(f["gap"]),
                 "–" if f["gap in nats"] is None else _interval(f["gap in nats"]),
                 "–" if f["retain fall in nats"] is None else _interval(f["retain fall in nats"]),
                 " ".join(marks),
@@ -605,10 +609,7 @@ def intervals_table(run: Mapping[str, Any]) -> str:
     for name, f in run["methods"].items():
         if name == NO_EDIT:
             continue
-        cells = [
-            "–" if f[key] is None else _interval([100 * x for x in f[key]], 1)
-            for key in ("fall", "retain fall", "gap")
-        ]
+        cells = [_points(f[key]) for key in ("fall", "retain fall", "gap")]
         erasure = f["erasure"]
         cells.append("–" if erasure is None else f"{_interval(erasure, 3)} (≥ {f['control']:.3f})")
         marks = [MARKS[state] for state in f["status"].values()]

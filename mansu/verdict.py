@@ -152,8 +152,8 @@ def _retention(
     edited_nf4: Measurement | None,
     tolerance: float,
 ) -> Property:
-    drops: dict[str, tuple[Interval, float, float]] = {}
-    nats: dict[str, Interval] = {}
+    drops: dict[str, tuple[Interval, Interval]] = {}
+    details: dict[str, Any] = {}
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
             return _unknown(NAMES[1], "Retain accuracy in NF4 was not measured.")
@@ -161,31 +161,27 @@ def _retention(
             new = kept_groups(after).get(name)
             if new is None:
                 return _unknown(NAMES[1], f"Accuracy on {name} was not measured after the edit.")
-            drops[name + suffix] = (_paired(old, new, "correct"), old.accuracy, new.accuracy)
-            nats[name + suffix] = _paired(old, new, "log_probability")
+            drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")
+            drops[name + suffix] = drop, nats
+            details[name + suffix] = {
+                "before": old.accuracy,
+                "after": new.accuracy,
+                "fall": drop.to_json(),
+                "fall in nats": nats.to_json(),
+            }
     if not drops:
         return _unknown(NAMES[1], "The task has no retain or held-out rows.")
     worst = max(drops, key=lambda name: drops[name][0].value)
-    drop, old_accuracy, new_accuracy = drops[worst]
-    details = {
-        name: {
-            "before": b,
-            "after": a,
-            "fall": d.to_json(),
-            "fall in nats": nats[name].to_json(),
-        }
-        for name, (d, b, a) in drops.items()
-    }
     # Accuracy is coarse: what is still the best of four answers may have become far less likely.
-    most = max(nats, key=lambda name: nats[name].value)
-    fall = nats[most]
+    most = max(drops, key=lambda name: drops[name][1].value)
+    fall = drops[most][1]
     text = (
-        f"The worst of {len(drops)}: {worst}, from {old_accuracy:.1%} to {new_accuracy:.1%}; no "
-        f"retain or held-out set may fall by more than {tolerance:.0%} of its rows. The answers' "
-        f"log-probability falls most on {most}, by {fall.value:+.3f} nats "
-        f"[{fall.low:+.3f}, {fall.high:+.3f}]."
+        f"The worst of {len(drops)}: {worst}, from {details[worst]['before']:.1%} to "
+        f"{details[worst]['after']:.1%}; no retain or held-out set may fall by more than "
+        f"{tolerance:.0%} of its rows. The answers' log-probability falls most on {most}, "
+        f"by {fall.value:+.3f} nats [{fall.low:+.3f}, {fall.high:+.3f}]."
     )
-    return _property(NAMES[1], drop, tolerance, text, details, at_least=False)
+    return _property(NAMES[1], drops[worst][0], tolerance, text, details, at_least=False)
 
 
 def kept_groups(measurement: Measurement) -> dict[str, Scores]:

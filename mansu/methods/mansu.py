@@ -357,8 +357,8 @@ def _movable(
     """The mask's quantised weights that do not set their block's absmax, nor change by a cast."""
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     transposed = transposed_names(subject)
-    # Double quantization has the same codes and the same blocks.
-    formats = [f for f in FORMATS if not f.double_quant] if every_format else [NF4]
+    # Double quantization has NF4's codes and blocks.
+    others = [f for f in FORMATS if f != NF4 and not f.double_quant] if every_format else []
     weights = {}
     for name, chosen in mask.items():
         if name not in subject.quantized_names:
@@ -368,7 +368,7 @@ def _movable(
         if name in transposed:
             matrix, movable, indices = matrix.T.contiguous(), movable.T, indices.T
         movable = movable.to(matrix.device) & holds_cast(matrix)
-        for format in formats:
+        for format in (NF4, *others):
             movable &= ~sets_absmax(matrix, format)
         rows, columns = movable.nonzero(as_tuple=True)
         if not len(rows):
@@ -382,7 +382,7 @@ def _movable(
             columns=columns,
             shape=(len(rows.unique()), matrix.shape[1]),
             base=base,
-            points=_points(matrix, flat, formats),
+            points=_points(matrix, flat, others),
             width=bin_width(matrix)[movable].to(base),
             threshold=torch.rand(len(rows), generator=generator).to(base),
             base_nf4=nf4_weights.weights[name].flatten()[where],
@@ -397,16 +397,16 @@ def _movable(
     return weights
 
 
-def _points(matrix: Tensor, flat: Tensor, formats: Sequence[Format]) -> Tensor:
+def _points(matrix: Tensor, flat: Tensor, others: Sequence[Format]) -> Tensor:
     """Where each weight may lie, ``[n, codes]``: its value at its own code, the others' centres.
 
     Infinite where it may not: at the extreme codes, where it would tie with its block's absmax, and
-    at centres that some format does not tell from where it is.
+    at centres that some other format does not tell from where it is.
     """
     points = code_centers(matrix, flat)
     may = torch.ones_like(points, dtype=torch.bool)
     may[:, [0, -1]] = False
-    for format in formats:
+    for format in others:
         may &= leaves_bin(matrix, flat, points, format)
     points.masked_fill_(~may, torch.inf)
     own = quantize(matrix).codes[flat].long()[:, None]

@@ -42,7 +42,7 @@ from mansu.errors import MansuError
 from mansu.evaluate import Scores, measure
 from mansu.files import replacing
 from mansu.methods import NAMES, Problem, Progress, silent
-from mansu.pipeline import default_fraction
+from mansu.pipeline import DEFAULTS, default_fraction
 from mansu.subjects import Subject
 from mansu.tasks import Examples, Task
 
@@ -55,8 +55,6 @@ GROWTH = 8.0
 NEAR_CHANCE = 0.3
 STEPS = (4, 8, 12)
 MANSU_STEPS = (12, 24, 36)
-PAIRS = 32
-"""Of which MANSU's circuit is found, at most."""
 RESULTS = Path("benchmarks/results")
 
 
@@ -221,7 +219,9 @@ def _mask(problem: Problem) -> Mapping[str, Tensor]:
     subject = problem.subject
     every = tasks.pairs(problem.task, subject)
     known = set(problem.forget.rows)
-    pairs = every.select([i for i, row in enumerate(every.rows) if row in known][:PAIRS])
+    pairs = every.select(
+        [i for i, row in enumerate(every.rows) if row in known][: DEFAULTS["pairs"]]
+    )
     found = attribute(subject, pairs)
     circuit = minimal_circuit(subject, pairs, found)
     fraction = default_fraction(subject)
