@@ -13,10 +13,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mansu.attacks import Attacks
-from mansu.cad import Divergences
-from mansu.evaluate import Interval, Measurement, Scores, bootstrap
-from mansu.nf4 import EDGES, Survival
+from mansu.evidence.attacks import Attacks
+from mansu.evidence.cad import Divergences
+from mansu.measure.scores import Measurement, Scores
+from mansu.measure.statistics import Interval, bootstrap
+from mansu.quant.survival import EDGES, Survival
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")

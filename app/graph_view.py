@@ -10,9 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 from torch import Tensor
 
-from mansu.attribution import Attribution
-from mansu.circuit import Circuit
-from mansu.graph import Graph
+from mansu.circuits.attribution import Attribution
+from mansu.circuits.circuit import Circuit
+from mansu.circuits.graph import Graph
 
 # A score is the change of the metric when the edge is patched to its corrupt value, so an edge that
 # carries the answer has a negative one. Blue, solid: carries it; orange, dotted: works against it.

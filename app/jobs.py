@@ -20,7 +20,7 @@ import streamlit as st
 
 from mansu.errors import MansuError
 from mansu.files import write_json
-from mansu.runs import Run
+from mansu.job.runs import Run
 
 LOG = "job.log"
 

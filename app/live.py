@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from app.jobs import LOG
-from mansu.runs import Run
+from mansu.job.runs import Run
 
 _STEP = re.compile(r"step (\d+)(?:/| of )\d+: (.*)")
 _NUMBER = re.compile(r"(forget loss|forget accuracy|in NF4|forget|retain|text) (-?[\d.]+)(%?)")

@@ -11,7 +11,7 @@ import streamlit as st
 
 from mansu import subjects
 from mansu.errors import MansuError
-from mansu.runs import Run, listed
+from mansu.job.runs import Run, listed
 
 
 @contextmanager

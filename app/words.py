@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mansu.evaluate import Interval
+from mansu.measure.statistics import Interval
 
 METHODS: Mapping[str, tuple[str, str]] = {
     "mansu": (
@@ -95,7 +95,7 @@ ATTACKS: Mapping[str, tuple[str, str]] = {
     "FP4": ("FP4", "The model is loaded in FP4."),
     "int8": ("int8", "The model is loaded in 8-bit integers."),
 }
-"""Title and sentence of each recovery attack, by its name in ``mansu.attacks``."""
+"""Title and sentence of each recovery attack, by its name in ``mansu.evidence.attacks``."""
 
 SETTINGS: Mapping[str, str] = {
     "alpha": "α: weight of what holds the model in place (RMU), or of the vector that is "

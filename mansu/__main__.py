@@ -2,6 +2,6 @@
 
 import sys
 
-from mansu.cli import main
+from mansu.cli.commands import main
 
 sys.exit(main())

@@ -1,5 +1,26 @@
-"""The one error that users see: a sentence that says what is wrong, where, and what to do."""
+"""The errors that users see: a sentence each, that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
 
 
 class MansuError(ValueError):
-    """Bad input. The message is one clear sentence; the CLI prints it and exits with 2."""
+    """What a user can mend. The message is one clear sentence; the CLI prints it and exits with 2.
+
+    Raise one of the subclasses, so that a page or a script can tell them apart.
+    """
+
+
+class BadInputError(MansuError):
+    """What the user gave: a model, a task, a setting, a name."""
+
+
+class NotMeasuredError(MansuError):
+    """A result that nobody has made yet: the message says which step makes it."""
+
+
+class DamagedError(MansuError):
+    """A file of ours that is damaged, or of another version."""
+
+
+class MismatchError(MansuError):
+    """A result of other weights, another task or other settings than those at hand."""

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from mansu.errors import MansuError
+
+
+def save_values(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON values as one safetensors file, whole or not at all."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"mansu": json.dumps(dict(meta))})
+
+
+def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``save_values`` wrote.
+
+    Raises:
+        MansuError: there is no such file, or it is not one of ours.
+    """
+    if not path.is_file():
+        raise MansuError(f"There is no {path.name} in {path.parent}: run the step that makes it.")
+    try:
+        with safe_open(str(path), "pt") as file:
+            meta = json.loads(file.metadata()["mansu"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise MansuError(f"{path} is damaged or was not written by MANSU: {error}.") from error
 
 
 @contextmanager
@@ -49,3 +76,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        MansuError: there is no such file, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise MansuError(
+            f"There is no {path.name} in {path.parent}: run the step that makes it."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise MansuError(f"{path} is damaged ({error.msg}): make it again.") from error

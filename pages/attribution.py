@@ -8,9 +8,10 @@ from typing import Any
 import streamlit as st
 
 from app import graph_view, jobs, state
-from mansu import methods, pipeline, subjects, tasks
+from mansu import methods, subjects, tasks
 from mansu.errors import MansuError
-from mansu.runs import Run
+from mansu.job import pipeline
+from mansu.job.runs import Run
 
 OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
 FORMAT = """One fact a line, as JSON:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from app import graph_view, jobs, state
-from mansu import inspect, pipeline
-from mansu.circuit import Circuit
-from mansu.runs import Run
-from mansu.subjects import Subject
-from mansu.tasks import Pairs
+from mansu.circuits import lens
+from mansu.circuits.circuit import Circuit
+from mansu.job import pipeline
+from mansu.job.runs import Run
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
@@ -88,19 +89,17 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
     row = list(prompts).index(line)
     n = int(pairs.length[row])
     ends = [int(pairs.answer[row]), int(pairs.foil[row])]
-    answer, foil = inspect.words(subject, torch.tensor(ends))
+    answer, foil = lens.words(subject, torch.tensor(ends))
     st.markdown(
         f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
     )
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
-        patterns = inspect.attention(subject, pairs, row, about["layer"], about["head"])
+        patterns = lens.attention(subject, pairs, row, about["layer"], about["head"])
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
         st.plotly_chart(
-            graph_view.attention_map(
-                patterns[int(side == "corrupt")], inspect.words(subject, tokens)
-            ),
+            graph_view.attention_map(patterns[int(side == "corrupt")], lens.words(subject, tokens)),
             config={"displayModeBar": False},
             alt=f"Attention of {about['name']} from each position to each earlier one",
         )
@@ -114,12 +113,12 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         help="Logit lens of the output's difference, clean − corrupt, at the last position: "
         "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
     )
-    raised = inspect.promoted(subject, pairs, row, index)
+    raised = lens.promoted(subject, pairs, row, index)
     shown = _extremes(raised, ends)
     st.plotly_chart(
         graph_view.token_bars(
             raised[shown],
-            inspect.words(subject, shown),
+            lens.words(subject, shown),
             [shown.tolist().index(token) for token in ends],
         ),
         config={"displayModeBar": False},

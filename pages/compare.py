@@ -9,8 +9,8 @@ import streamlit as st
 
 from app import charts, jobs, state, words
 from mansu.errors import MansuError
-from mansu.runs import Run, listed
-from mansu.verdict import NAMES, Property, Verdict
+from mansu.evidence.verdict import NAMES, Property, Verdict
+from mansu.job.runs import Run, listed
 
 MARKS = {
     "passed": ":green[:material/check_circle:] passed",

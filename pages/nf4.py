@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, jobs, state, words
-from mansu.nf4 import NF4Report, Survival, floor_across
+from mansu.quant.survival import NF4Report, Survival, floor_across
 
 GROUPS = {
     "all": "All parameters",

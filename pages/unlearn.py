@@ -7,8 +7,8 @@ import shutil
 import streamlit as st
 
 from app import charts, jobs, live, settings, state, words
+from mansu.job.runs import Run
 from mansu.methods import NAMES
-from mansu.runs import Run
 
 
 @st.fragment(run_every=2)

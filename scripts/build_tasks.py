@@ -11,7 +11,8 @@ import json
 import torch
 from facts import ANTONYMS, CAPITALS, LANGUAGES, SYMBOLS, TEXT, Relation
 
-from mansu import evaluate, subjects, tasks
+from mansu import subjects, tasks
+from mansu.measure import scores
 
 PROVENANCE = (
     "Facts from common reference knowledge, written for this project (scripts/facts.py), kept "
@@ -37,7 +38,7 @@ def known(relation: Relation, subject: subjects.Subject) -> Relation:
         )
         task = tasks.parse("\n".join(map(json.dumps, lines)), "probe")
         examples = tasks.examples(task, subject, "forget")
-        correct = evaluate.measure(subject, examples).correct
+        correct = scores.measure(subject, examples).correct
         names = list(relation.facts)
         usable = {row: bool(ok) for row, ok in zip(examples.rows, correct, strict=True)}
         wrong |= {name for i, name in enumerate(names, start=1) if not usable.get(i, False)}

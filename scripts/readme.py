@@ -1,4 +1,4 @@
-"""Write the README's results from ``benchmarks/results``, and its picture of the tradeoff.
+"""Write the README's results from ``experiments/results``, and its picture of the tradeoff.
 
 ::
 
@@ -14,12 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from app import charts, words
-from mansu import reproduce
-from mansu.files import replacing
-from mansu.runs import read_json
+from experiments import reproduce
+from mansu.files import read_json, replacing
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "experiments" / "results"
 PICTURE = "docs/tradeoff.svg"
 BEGIN, END = "<!-- results: begin (python scripts/readme.py) -->", "<!-- results: end -->"
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mansu import tasks
-from mansu.subjects import TINY_FOLDER
+from mansu.subjects.shipped import TINY_FOLDER
 
 SEED = 0
 STEPS = 700

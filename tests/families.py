@@ -25,8 +25,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from mansu.subjects import Subject, wrap
-from mansu.tasks import Pairs
+from mansu.subjects.loading import wrap
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 VOCABULARY = 50
 SHAPE: dict[str, Any] = {

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.graph import Graph
-from mansu.subjects import Subject
-from mansu.tasks import Pairs
+from mansu.circuits.graph import Graph
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 
 def lens_attribution(subject: Subject, pairs: Pairs) -> list[Any]:

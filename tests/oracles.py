@@ -1,4 +1,4 @@
-"""Independent computations that attribution is held against, by the tests and benchmarks/."""
+"""Independent computations that attribution is held against, by the tests and experiments/."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu import attribution
-from mansu.attribution import Record, metric_values, record
-from mansu.graph import Block, graph_of
-from mansu.subjects import Subject
-from mansu.tasks import Pairs
+from mansu.circuits import gradients
+from mansu.circuits.graph import graph_of
+from mansu.circuits.metric import metric_values
+from mansu.circuits.record import Record, logits_with, record
+from mansu.subjects.blocks import Block
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -62,7 +64,7 @@ def gradients_of_split_stream(subject: Subject, pairs: Pairs) -> tuple[list[Tens
     embedding = record(subject, layout, pairs, pairs.clean, ()).embedding.requires_grad_()
     hooks.insert(0, ("blocks.0.hook_in", lambda value, hook: embedding))
     with torch.enable_grad():
-        logits = attribution.logits_with(subject, pairs, pairs.clean, hooks)
+        logits = logits_with(subject, pairs, pairs.clean, hooks)
         metric_values("logit_difference", logits, pairs).mean().backward()
     gradients = [copy.grad.flatten(0, 1).transpose(0, 1) for copy in copies]  # type: ignore[union-attr]
     return gradients, logits.detach()
@@ -76,7 +78,7 @@ def gradient_errors(subject: Subject, pairs: Pairs) -> list[float]:
     assert torch.allclose(logits, plain, atol=1e-5)  # to split the stream changes nothing
 
     everywhere = torch.arange(pairs.clean.numel())
-    sums = attribution._Gradients(subject, layout, Record(), None, 1, everywhere)
+    sums = gradients.Gradients(subject, layout, Record(), None, 1, everywhere)
     sums.add(
         pairs,
         ("blocks.0.hook_in", lambda value, hook: value.detach().requires_grad_()),

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mansu.edit import Edit
 from mansu.errors import MansuError
-from mansu.subjects import Subject
-from mansu.tasks import Examples, Task
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples
 
 NAMES = (
     "mansu",

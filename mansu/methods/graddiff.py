@@ -27,8 +27,8 @@ def unlearn(
     section 3.3, whose code has w = 1 and learning rate 1e-5).
 
     Args:
-        learning_rate, steps: the defaults are what ``mansu.methods.search`` found on
-            chemical-symbols (``benchmarks/results/search-graddiff.json``).
+        learning_rate, steps: the defaults are what ``experiments.search`` found on
+            chemical-symbols (``experiments/results/search-graddiff.json``).
         batch: forget rows a step, and as many retain rows.
         retain_weight: w.
 

@@ -32,29 +32,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mansu.circuit import random_mask
-from mansu.edit import Edit
+from mansu.circuits.mask import random_mask
 from mansu.errors import MansuError
-from mansu.evaluate import measure
-from mansu.geometry import ENERGY, Projectors, fisher, projectors
+from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
+from mansu.measure.scores import measure
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import scratch
-from mansu.nf4 import (
-    FORMATS,
-    NF4,
-    Dequantized,
-    Format,
-    bin_width,
-    code_centers,
-    holds_cast,
-    leaves_bin,
-    quantize,
-    quantized,
-    sets_absmax,
-    transposed_names,
-)
-from mansu.subjects import Subject
-from mansu.tasks import Examples
+from mansu.quant.codes import bin_width, quantize, sets_absmax
+from mansu.quant.floor import code_centers, holds_cast, leaves_bin
+from mansu.quant.formats import FORMATS, NF4, Format
+from mansu.quant.swap import Dequantized, quantized
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.subjects.weights import transposed_names
+from mansu.tasks.tokens import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3

@@ -40,8 +40,8 @@ def unlearn(
     learning rate 1e-5).
 
     Args:
-        learning_rate, steps: the defaults are what ``mansu.methods.search`` found on
-            chemical-symbols (``benchmarks/results/search-npo.json``).
+        learning_rate, steps: the defaults are what ``experiments.search`` found on
+            chemical-symbols (``experiments/results/search-npo.json``).
         batch: forget rows a step, and as many retain rows.
         beta: β. retain_weight: w.
 

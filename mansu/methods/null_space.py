@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from mansu.errors import MansuError
-from mansu.geometry import projectors
+from mansu.measure.geometry import projectors
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import Batch, answer_log_probability, train
-from mansu.nf4 import transposed_names
+from mansu.subjects.weights import transposed_names
 
 PUBLISHED_RATE = 1e-5
 

@@ -6,10 +6,13 @@ import random
 
 import torch
 
-from mansu.edit import Edit
 from mansu.errors import MansuError
 from mansu.methods import Outcome, Problem
-from mansu.nf4 import CODES, floor, holds_cast, layout, quantize, sets_absmax, transposed_names
+from mansu.quant.codes import quantize, sets_absmax
+from mansu.quant.floor import centers, holds_cast
+from mansu.quant.formats import CODES
+from mansu.subjects.edit import Edit
+from mansu.subjects.weights import layout, transposed_names
 
 SHARE = 0.001
 
@@ -59,7 +62,7 @@ def unlearn(problem: Problem, *, moves: int | None = None) -> Outcome:
             # The neighbour on the drawn side, or the other one where that is an extreme code.
             step = torch.where(up[here], 1, -1)
             step = torch.where((code + step <= 0) | (code + step >= last), -step, step)
-            values = floor(weight, where, code + step)
+            values = centers(weight, where, code + step)
             if name in transposed:
                 rows, columns = where // weight.shape[1], where % weight.shape[1]
                 where = columns * weight.shape[0] + rows

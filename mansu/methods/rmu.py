@@ -12,8 +12,8 @@ from torch.nn.functional import mse_loss
 from mansu.errors import MansuError
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import Batch, positive, train
-from mansu.subjects import Subject
-from mansu.tasks import Examples
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Examples
 
 PUBLISHED_RATE = 5e-5
 DEPTH = 7 / 32

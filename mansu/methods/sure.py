@@ -10,8 +10,8 @@ from torch import Tensor
 from mansu.errors import MansuError
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import Batch, answer_log_probability, retain_terms, scratch, train
-from mansu.subjects import Subject
-from mansu.tasks import Examples
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Examples
 
 PUBLISHED_RATE = 1e-4
 CHUNK = 64

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.edit import Edit
 from mansu.errors import MansuError
-from mansu.evaluate import text_losses
+from mansu.measure.scores import text_losses
 from mansu.methods import Outcome, Problem
-from mansu.subjects import Subject
-from mansu.tasks import Examples
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Examples
 
 CLIP = 1.0
 TEXT_SHARE = 8
@@ -133,7 +133,7 @@ def train(
     """Minimise ``loss`` with AdamW and return the change of the weights as an edit.
 
     Progress is reported after each step, while the subject has the weights that the method would
-    return if it stopped there (``mansu.methods.search`` measures them then). An exception that
+    return if it stopped there (``experiments.search`` measures them then). An exception that
     it raises ends the training and leaves the subject as it was.
 
     Args:

@@ -1,0 +1,31 @@
+"""Which edges and parameters carry a behaviour: attribution, patching, circuits, masks."""
+
+from mansu.circuits.attribution import Attribution, attribute, needs
+from mansu.circuits.circuit import Circuit
+from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.mask import Mask, parameter_mask, random_mask
+from mansu.circuits.metric import MEMORY, Metric, metric_values
+from mansu.circuits.patching import Patched, activation_patching
+from mansu.circuits.search import minimal_circuit
+from mansu.circuits.trust import ablate, criteria, stability
+
+__all__ = [
+    "MEMORY",
+    "Attribution",
+    "Circuit",
+    "Graph",
+    "Mask",
+    "Metric",
+    "Patched",
+    "ablate",
+    "activation_patching",
+    "attribute",
+    "criteria",
+    "graph_of",
+    "metric_values",
+    "minimal_circuit",
+    "needs",
+    "parameter_mask",
+    "random_mask",
+    "stability",
+]

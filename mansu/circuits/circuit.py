@@ -1,0 +1,165 @@
+"""A circuit: a set of edges, and how well it alone does the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from mansu.circuits.graph import Graph
+from mansu.circuits.mask import Mask
+from mansu.circuits.metric import Metric
+from mansu.files import load_values, save_values
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A set of edges, and how well it alone does the task.
+
+    Attributes:
+        layout: what the indices mean.
+        order: int64 ``[n_edges]``, every edge as source · n_destinations + destination, by falling
+            |score|; order_scores: float32, its score.
+        kept: int64 ``[n]``, the circuit's edges in the same coding, by falling |score|.
+        faithfulness: of ``kept``, measured; None where it was not (``top`` between curve points).
+        interval: its bootstrap 95 % interval over pairs.
+        curve: float32 ``[points, 4]``: edges asked for, faithfulness of the best so many edges, and
+            its interval.
+        tau: the faithfulness asked for. clean, corrupt: mean metric of the runs it lies between.
+        metric, subject, n_pairs: how it was measured.
+        mask: the parameters behind it; None where they were not looked for.
+    """
+
+    layout: Graph
+    order: Tensor
+    order_scores: Tensor
+    kept: Tensor
+    faithfulness: float | None
+    interval: tuple[float, float] | None
+    curve: Tensor
+    tau: float
+    clean: float
+    corrupt: float
+    metric: Metric
+    subject: str
+    n_pairs: int
+    mask: Mask | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """int64 ``[n, 2]``: source and destination of every edge."""
+        d = self.layout.n_destinations
+        return torch.stack([self.kept // d, self.kept % d], 1)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """float32 ``[n]``: the score of every edge."""
+        dense = torch.zeros(self.layout.n_sources * self.layout.n_destinations)
+        dense[self.order] = self.order_scores
+        return dense[self.kept]
+
+    @cached_property
+    def edge_mask(self) -> Tensor:
+        """bool ``[n_sources, n_destinations]``."""
+        return as_mask(self.layout, self.kept)
+
+    def top(self, n: int) -> Circuit:
+        """The best ``n`` edges by |score|, orphans dropped; faithfulness where the curve has it."""
+        kept = pruned(self.layout, self.order[:n])
+        for size, value, low, high in self.curve.tolist():
+            if int(size) == n:
+                return replace(self, kept=kept, faithfulness=value, interval=(low, high), mask=None)
+        return replace(self, kept=kept, faithfulness=None, interval=None, mask=None)
+
+    def at(self, faithfulness: float) -> Circuit:
+        """The smallest measured circuit at least this faithful; the largest one where none is."""
+        enough = self.curve[self.curve[:, 1] >= faithfulness]
+        row = enough[0] if len(enough) else self.curve[-1]
+        found = self.top(int(row[0]))
+        reached = self.faithfulness is not None and self.faithfulness >= faithfulness
+        return self if reached and len(self) <= len(found) else found
+
+    def node(self, index: int) -> dict[str, Any]:
+        """Attributes of a source node (``n_sources`` is the logits), for graphs and tables."""
+        graph = self.layout
+        if index == graph.n_sources:
+            return {"name": "logits", "kind": "logits", "layer": graph.n_layers, "head": None}
+        name = graph.source_name(index)
+        if index == 0:
+            return {"name": name, "kind": "embedding", "layer": -1, "head": None}
+        layer, head = divmod(index - 1, graph.n_heads + 1)
+        if head == graph.n_heads:
+            return {"name": name, "kind": "mlp", "layer": layer, "head": None}
+        return {"name": name, "kind": "head", "layer": layer, "head": head}
+
+    def graph(self) -> nx.DiGraph:
+        """The circuit as a graph of nodes; parallel edges (q, k, v) are summed and listed.
+
+        Node attributes: name, kind, layer, head, score (Σ score of its outgoing edges). Edge
+        attributes: score, sign (−1, 0, 1), inputs (score of each destination it enters).
+        """
+        result = nx.DiGraph()
+        for source, destination, score in zip(
+            self.edges[:, 0].tolist(), self.edges[:, 1].tolist(), self.scores.tolist(), strict=True
+        ):
+            logits = destination == self.layout.logits
+            fed = self.layout.feeds[destination].nonzero()[:, 0].tolist()
+            name = self.layout.destination_name(destination)
+            for target in [self.layout.n_sources] if logits else fed:
+                begin, end = self.node(source), self.node(target)
+                for node in (begin, end):
+                    if node["name"] not in result:
+                        result.add_node(node["name"], score=0.0, **node)
+                if not result.has_edge(begin["name"], end["name"]):
+                    result.add_edge(begin["name"], end["name"], score=0.0, inputs={})
+                edge = result.edges[begin["name"], end["name"]]
+                edge["inputs"][name] = score
+                edge["score"] += score
+                edge["sign"] = (edge["score"] > 0) - (edge["score"] < 0)
+            result.nodes[self.node(source)["name"]]["score"] += score
+        return result
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``circuit.safetensors`` and, with a mask, ``mask.safetensors`` into ``folder``."""
+        names = ("faithfulness", "interval", "tau", "clean", "corrupt")
+        names += ("metric", "subject", "n_pairs")
+        meta = {name: getattr(self, name) for name in names} | {"layout": self.layout.meta()}
+        tensors = ("order", "order_scores", "kept", "curve")
+        path = Path(folder) / "circuit.safetensors"
+        if self.mask is not None:
+            self.mask.save(folder)
+        save_values(path, {name: getattr(self, name) for name in tensors}, meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Circuit:
+        """Read what ``save`` wrote.
+
+        Raises:
+            MansuError: it is missing or damaged.
+        """
+        tensors, meta = load_values(Path(folder) / "circuit.safetensors")
+        layout = Graph(**meta.pop("layout"))
+        interval = meta.pop("interval")
+        mask = Mask.load(folder) if (Path(folder) / "mask.safetensors").is_file() else None
+        interval = interval and tuple(interval)
+        return cls(layout=layout, interval=interval, mask=mask, **tensors, **meta)
+
+
+def as_mask(graph: Graph, kept: Tensor) -> Tensor:
+    """Coded edges as bool ``[n_sources, n_destinations]``."""
+    mask = torch.zeros(graph.n_sources * graph.n_destinations, dtype=torch.bool)
+    mask[kept] = True
+    return mask.view(graph.n_sources, graph.n_destinations)
+
+
+def pruned(graph: Graph, kept: Tensor) -> Tensor:
+    """``kept`` without orphans, in the same order."""
+    return kept[graph.prune(as_mask(graph, kept)).flatten()[kept]]

@@ -1,0 +1,249 @@
+"""The parameters behind a circuit: head slices and neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mansu.circuits.graph import graph_of
+from mansu.errors import MansuError
+from mansu.files import load_values, save_values
+from mansu.subjects.blocks import Block
+from mansu.subjects.subject import Subject
+
+if TYPE_CHECKING:
+    from mansu.circuits.attribution import Attribution
+    from mansu.circuits.circuit import Circuit
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The parameters behind a circuit: whole rows and columns of weight matrices.
+
+    Attributes:
+        rows, columns: parameter name → int64 indices along axis 0 and 1, sorted; an entry is in
+            the mask when its row or its column is.
+        shapes: parameter name → its shape.
+        total: parameters of the model.
+        mass: share of the circuit's attribution (|score| of head slices and neurons) covered.
+        n_slices, n_neurons: head slices (of q, k, v, o) and MLP neurons chosen.
+    """
+
+    rows: Mapping[str, Tensor]
+    columns: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, int]]
+    total: int
+    mass: float
+    n_slices: int
+    n_neurons: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Parameters that have an entry in the mask."""
+        return tuple(self.shapes)
+
+    def dense(self, name: str) -> Tensor:
+        """bool, the parameter's shape."""
+        mask = torch.zeros(self.shapes[name], dtype=torch.bool)
+        mask[self.rows.get(name, torch.empty(0, dtype=torch.long))] = True
+        mask[:, self.columns.get(name, torch.empty(0, dtype=torch.long))] = True
+        return mask
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameter name → bool tensor of its shape."""
+        return {name: self.dense(name) for name in self.names}
+
+    @cached_property
+    def size(self) -> int:
+        """Parameters in the mask."""
+        total = 0
+        for name, (height, width) in self.shapes.items():
+            r, c = len(self.rows.get(name, ())), len(self.columns.get(name, ()))
+            total += r * width + c * height - r * c
+        return total
+
+    @property
+    def fraction(self) -> float:
+        """``size`` as a fraction of all parameters."""
+        return self.size / self.total
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``mask.safetensors`` into ``folder``."""
+        tensors = {f"rows:{name}": index for name, index in self.rows.items()}
+        tensors |= {f"columns:{name}": index for name, index in self.columns.items()}
+        meta = {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
+        meta |= {name: getattr(self, name) for name in ("total", "mass", "n_slices", "n_neurons")}
+        save_values(Path(folder) / "mask.safetensors", tensors, meta)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Mask:
+        """Read what ``save`` wrote.
+
+        Raises:
+            MansuError: it is missing or damaged.
+        """
+        tensors, meta = load_values(Path(folder) / "mask.safetensors")
+        shapes = {name: tuple(shape) for name, shape in meta.pop("shapes").items()}
+        kinds = {
+            kind: {k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}:")}
+            for kind in ("rows", "columns")
+        }
+        return cls(shapes=shapes, **kinds, **meta)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What a mask is put together from: every head slice and every neuron of a model.
+
+    Attributes:
+        kind: int64 ``[units]``, as in ``KINDS``. layer, index: int64 ``[units]``.
+        cost: float32 ``[units]``, parameters.
+    """
+
+    kind: Tensor
+    layer: Tensor
+    index: Tensor
+    cost: Tensor
+
+
+KINDS = ("q", "k", "v", "o", "neuron")
+
+
+def parameter_mask(
+    subject: Subject,
+    circuit: Circuit,
+    attribution: Attribution,
+    *,
+    share: float = 0.9,
+    max_fraction: float = 0.005,
+) -> Mask:
+    """The parameters behind a circuit.
+
+    Candidates are the q, k, v slices that one of the circuit's edges enters, the o slice of every
+    head that one leaves, and the neurons of every MLP that one leaves (a neuron is its row of the
+    up and gate projections and its column of the down projection). They are taken by falling
+    |attribution| a parameter until they hold ``share`` of the candidates' attribution, or
+    ``max_fraction`` of all parameters. Biases, norms and embeddings are never in the mask.
+
+    Raises:
+        MansuError: a share is out of range, or nothing fits.
+    """
+    for name, value in (("share", share), ("max_fraction", max_fraction)):
+        if not 0 < value <= 1:
+            raise MansuError(f"The mask's {name} must lie in (0, 1], not {value}.")
+    units = _units(subject)
+    score, used = _score_and_use(circuit, attribution)
+    chosen = used.nonzero()[:, 0]
+    density = score[chosen] / units.cost[chosen]
+    chosen = chosen[density.argsort(descending=True, stable=True)]
+    mass = score[chosen].double().cumsum(0)
+    total_mass = float(mass[-1]) if len(mass) else 0.0
+    within = units.cost[chosen].double().cumsum(0) <= max_fraction * subject.n_parameters
+    needed = torch.cat([torch.ones(1, dtype=torch.bool), mass[:-1] < share * total_mass])
+    take = within & needed[: len(within)]
+    if not bool(take.any()):
+        raise MansuError(
+            f"No slice of this circuit of {len(circuit)} edges fits into {max_fraction:.2%} of the "
+            "parameters: raise max_fraction."
+        )
+    chosen = chosen[take]
+    return _assemble(subject, units, chosen, float(score[chosen].sum()) / total_mass)
+
+
+def _units(subject: Subject) -> _Units:
+    layout = graph_of(subject)
+    parts: list[tuple[int, int, int, int]] = []  # kind, layer, units, parameters of each
+    for layer in range(layout.n_layers):
+        block = Block(subject, layer)
+        for kind, label in enumerate(KINDS):
+            slices = [
+                (subject.parameters[n].shape, axis, w) for n, axis, _, w in block.slices(label)
+            ]
+            shape, axis, _ = slices[0]
+            heads = layout.n_heads if label in "qo" else layout.n_kv_heads
+            count = shape[axis] if label == "neuron" else heads
+            parts.append((kind, layer, count, sum(s[1 - a] * w for s, a, w in slices)))
+    return _Units(
+        kind=torch.cat([torch.full((n,), kind) for kind, _, n, _ in parts]),
+        layer=torch.cat([torch.full((n,), layer) for _, layer, n, _ in parts]),
+        index=torch.cat([torch.arange(n) for _, _, n, _ in parts]),
+        cost=torch.cat([torch.full((n,), float(cost)) for _, _, n, cost in parts]),
+    )
+
+
+def _score_and_use(circuit: Circuit, attribution: Attribution) -> tuple[Tensor, Tensor]:
+    """Of each unit, in the order of ``_units``: |attribution|, and whether the circuit uses it."""
+    layout, edges = circuit.layout, circuit.edge_mask
+    inputs, outputs = edges.any(0), edges.any(1)
+    h, g = layout.n_heads, layout.n_kv_heads
+    scores, used = [], []
+    for layer in range(layout.n_layers):
+        neurons = attribution.neurons[layer]
+        scores += [attribution.queries[layer], attribution.keys[layer], attribution.values[layer]]
+        scores += [attribution.outputs[layer], neurons]
+        used += inputs[layout.attention_inputs(layer)].split([h, g, g])
+        used += [outputs[layout.head(layer) : layout.mlp(layer)]]
+        used += [outputs[layout.mlp(layer)].expand(len(neurons))]
+    return torch.cat(scores).abs(), torch.cat(used)
+
+
+def _assemble(subject: Subject, units: _Units, chosen: Tensor, mass: float) -> Mask:
+    """Turn chosen units into rows and columns of named weights."""
+    lines: dict[tuple[int, str], list[Tensor]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    kinds, layers = units.kind[chosen], units.layer[chosen]
+    for layer in layers.unique().tolist():
+        block = Block(subject, layer)
+        for kind in kinds[layers == layer].unique().tolist():
+            index = units.index[chosen[(layers == layer) & (kinds == kind)]]
+            for name, axis, start, width in block.slices(KINDS[kind]):
+                spread = index[:, None] * width + torch.arange(width) + start
+                lines.setdefault((axis, name), []).append(spread.flatten())
+                shape = subject.parameters[name].shape
+                shapes[name] = (shape[0], shape[1])
+    sorted_lines = {key: torch.cat(found).unique() for key, found in lines.items()}
+    return Mask(
+        rows={name: index for (axis, name), index in sorted_lines.items() if axis == 0},
+        columns={name: index for (axis, name), index in sorted_lines.items() if axis == 1},
+        shapes=shapes,
+        total=subject.n_parameters,
+        mass=mass,
+        n_slices=int((kinds < 4).sum()),
+        n_neurons=int((kinds == 4).sum()),
+    )
+
+
+def random_mask(subject: Subject, mask: Mapping[str, Tensor], generator: torch.Generator) -> Mask:
+    """A mask of as many head slices of each kind and as many neurons, drawn from all layers.
+
+    Args:
+        mask: parameter name → bool tensor of its shape, whole slices and neurons (as
+            ``Mask.tensors`` gives it).
+    """
+    units = _units(subject)
+    drawn = []
+    for kind, count in enumerate(_kind_counts(subject, units, mask)):
+        pool = (units.kind == kind).nonzero()[:, 0]
+        drawn.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
+    return _assemble(subject, units, torch.cat(drawn), 0.0)
+
+
+def _kind_counts(subject: Subject, units: _Units, mask: Mapping[str, Tensor]) -> list[int]:
+    """How many units of each kind a mask has, read back from its whole rows and columns."""
+    counts = []
+    for kind, label in enumerate(KINDS):
+        found = 0
+        for layer in units.layer[units.kind == kind].unique().tolist():
+            n = int(((units.kind == kind) & (units.layer == layer)).sum())
+            name, axis, start, width = Block(subject, layer).slices(label)[0]
+            if name in mask:
+                line = mask[name].cpu().all(1 - axis)[start : start + n * width]
+                found += int(line.view(n, width).all(1).sum())
+        counts.append(found)
+    return counts

@@ -1,0 +1,207 @@
+"""How far a circuit can be trusted: stability, completeness, minimality, its mask at zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mansu.circuits.attribution import attribute
+from mansu.circuits.circuit import Circuit
+from mansu.circuits.graph import graph_of
+from mansu.circuits.mask import Mask, random_mask
+from mansu.circuits.metric import MEMORY, Metric, metric_values
+from mansu.circuits.patching import Patched
+from mansu.errors import MansuError
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
+
+LOGITS: Metric = "logit_difference"
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far a circuit depends on the pairs that were drawn.
+
+    Attributes:
+        overlap: mean Jaccard overlap of the best n edges of a bootstrap resample with those of
+            all pairs; interval: its central 95 % over resamples.
+        edges: int64 ``[n]``, the best n edges of all pairs, coded; frequency: float32 ``[n]``, the
+            share of resamples whose best n have it.
+    """
+
+    overlap: float
+    interval: tuple[float, float]
+    edges: Tensor
+    frequency: Tensor
+
+
+def stability(
+    subject: Subject,
+    pairs: Pairs,
+    n: int,
+    *,
+    groups: int = 8,
+    resamples: int = 200,
+    seed: int = 0,
+    memory: int = MEMORY,
+    **options: Any,
+) -> Stability:
+    """Bootstrap the best ``n`` edges over ``groups`` equal groups of pairs.
+
+    Scores are means over pairs, so a resample of groups is a weighted mean of their scores: the
+    cost is one attribution in all.
+
+    Args:
+        options: ``method``, ``steps``, ``metric`` of ``attribute``.
+
+    Raises:
+        MansuError: there are fewer pairs than two, or as ``attribute``.
+    """
+    groups = min(groups, len(pairs))
+    if groups < 2:
+        raise MansuError("Stability needs at least two pairs: give the task more forget facts.")
+    shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+    parts = [pairs.select(index) for index in shuffled.chunk(groups)]
+    layout = graph_of(subject)
+    codes = layout.edges.flatten().nonzero()[:, 0]
+    scores = torch.stack(
+        [
+            attribute(subject, part, memory=memory, **options).scores.flatten()[codes] * len(part)
+            for part in parts
+        ]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    best = scores.sum(0).abs().topk(n).indices
+    inside = torch.zeros(scores.shape[1], dtype=torch.bool)
+    inside[best] = True
+    counts, overlaps = torch.zeros(scores.shape[1]), []
+    for _ in range(resamples):
+        drawn = torch.randint(len(parts), (len(parts),), generator=generator)
+        again = scores[drawn].sum(0).abs().topk(n).indices
+        counts[again] += 1
+        shared = int(inside[again].sum())
+        overlaps.append(shared / (2 * n - shared))
+    all_overlaps = torch.tensor(overlaps)
+    low, high = all_overlaps.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Stability(float(all_overlaps.mean()), (low, high), codes[best], counts[best] / resamples)
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Completeness and minimality of a circuit C in a model M (Wang et al. 2022, section 4).
+
+    Attributes:
+        completeness: float32 ``[subsets, 2]``: faithfulness of C \\ K and of M \\ K for random
+            sets K of the circuit's nodes; incompleteness is their mean distance.
+        nodes: the circuit's nodes by name; minimality: float32 ``[nodes]``, how much faithfulness
+            the circuit loses without each node.
+    """
+
+    completeness: Tensor
+    nodes: tuple[str, ...]
+    minimality: Tensor
+
+    @property
+    def incompleteness(self) -> float:
+        """Mean of |F(C \\ K) − F(M \\ K)|."""
+        return float((self.completeness[:, 0] - self.completeness[:, 1]).abs().mean())
+
+
+def criteria(
+    subject: Subject,
+    pairs: Pairs,
+    circuit: Circuit,
+    *,
+    subsets: int = 8,
+    nodes: int = 32,
+    seed: int = 0,
+    memory: int = MEMORY,
+) -> Criteria:
+    """Measure completeness on random subsets of nodes, and minimality node by node.
+
+    Args:
+        subsets: how many sets K; a node is in K with probability 1/4.
+        nodes: minimality of this many nodes at most, drawn with ``seed``.
+    """
+    patched = Patched(subject, pairs, circuit.metric, memory)
+    layout, kept = circuit.layout, circuit.edge_mask
+    generator = torch.Generator().manual_seed(seed)
+    inner = kept.any(1)
+    inner[0] = False  # the embedding is the input, not a part to remove
+    sources = inner.nonzero()[:, 0]
+
+    def without(edges: Tensor, gone: Tensor) -> Tensor:
+        edges = edges.clone()
+        edges[gone] = False
+        return edges
+
+    drawn = [sources[torch.rand(len(sources), generator=generator) < 0.25] for _ in range(subsets)]
+    masks = [without(edges, gone) for gone in drawn for edges in (kept, layout.edges)]
+    some = sources[torch.randperm(len(sources), generator=generator)[:nodes]].sort().values
+    masks += [kept, *(without(kept, node[None]) for node in some)]
+    values = torch.cat([patched.values(mask[None]) for mask in masks])
+    shares = patched.faithfulness(values).float()
+    return Criteria(
+        completeness=shares[: 2 * subsets].view(subsets, 2),
+        nodes=tuple(layout.source_name(int(node)) for node in some),
+        minimality=shares[2 * subsets] - shares[2 * subsets + 1 :],
+    )
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The metric on clean prompts with a mask's parameters set to zero, beside random masks.
+
+    Attributes:
+        whole: mean metric of the untouched model. masked: with the circuit's mask at zero.
+        random: float32 ``[draws]``, with random masks of the same number of slices and neurons.
+        size, random_sizes: parameters in each.
+    """
+
+    whole: float
+    masked: float
+    random: Tensor
+    size: int
+    random_sizes: tuple[int, ...]
+
+
+def ablate(
+    subject: Subject,
+    pairs: Pairs,
+    circuit: Circuit,
+    mask: Mask,
+    *,
+    draws: int = 5,
+    seed: int = 0,
+) -> Ablation:
+    """Compare zeroing a mask with zeroing random masks of the same size.
+
+    A random mask has as many slices of each kind and as many neurons, drawn from the whole model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dense = mask.tensors()
+    masks = [mask, *(random_mask(subject, dense, generator) for _ in range(draws))]
+
+    metric: Metric = "log_probability" if circuit.metric == "log_probability" else LOGITS
+
+    def value() -> float:
+        with torch.no_grad():
+            logits = subject.next_token_logits(pairs.clean, pairs.length)
+        return float(metric_values(metric, logits, pairs).mean())
+
+    values = []
+    for each in masks:
+        changes = {}
+        for name in each.names:
+            where = each.dense(name).flatten().nonzero()[:, 0]
+            parameter = subject.parameters[name]
+            changes[name] = (where, torch.zeros(len(where), dtype=parameter.dtype))
+        with Edit(changes, "ablation").applied(subject):
+            values.append(value())
+    return Ablation(
+        value(), values[0], torch.tensor(values[1:]), mask.size, tuple(m.size for m in masks[1:])
+    )

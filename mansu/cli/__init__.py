@@ -1,0 +1,9 @@
+"""The command line."""
+
+from mansu.cli.commands import BAD_INPUT, CANCELLED, main
+
+__all__ = [
+    "BAD_INPUT",
+    "CANCELLED",
+    "main",
+]

@@ -1,0 +1,145 @@
+"""CAD's controls: the circuit ablated, and a suppressor that only hides the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import WRAPPER, Subject
+from mansu.tasks.tokens import Examples
+
+
+def ablation(subject: Subject, mask: Mapping[str, Tensor]) -> Edit:
+    """The control that erases by force: every parameter of the circuit's mask set to zero."""
+    changes = {}
+    for name, chosen in mask.items():
+        where = chosen.reshape(-1).nonzero().flatten()
+        changes[name] = (where, torch.zeros(len(where), dtype=subject.parameters[name].dtype))
+    return Edit(changes, label="ablation")
+
+
+class Suppression:
+    """The control that only hides: a late MLP cancels what tells the forget answers apart.
+
+    A closed-form least-squares edit of one layer's down projection (as ROME and MEMIT solve
+    theirs; Meng et al. 2022, 2023): on forget prompts it subtracts the part of the final residual
+    stream that separates the candidate answers' logits, on retain prompts it adds nothing. All
+    layers before compute what they did.
+
+    Args:
+        layer: whose MLP cancels; the last one's by default.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        subject: Subject,
+        forget: Examples,
+        retain: Examples,
+        *,
+        layer: int | None = None,
+    ) -> None:
+        last = int(subject.config.num_hidden_layers) - 1
+        layer = last if layer is None else layer
+        self.subject, self.tail = subject, _Tail(subject, forget, layer)
+        keys_forget, residual = self.tail.keys, self.tail.residual
+        keys_retain = _Tail(subject, retain, layer).keys
+        head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+        scale = subject.bridge.ln_final.original_component.weight
+        readout = (head[forget.vocabulary] * scale).float()
+        basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
+        directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
+        target = -(residual @ directions.T) @ directions
+        gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain
+        gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+        update = torch.linalg.solve(gram, keys_forget.T @ target).T
+        self.name, transposed = _down_projection(subject, layer)
+        self.weight = subject.parameters[self.name].detach()
+        self.update = (update.T if transposed else update).to(self.weight)
+
+    @torch.no_grad()
+    def at(self, strength: float) -> Edit:
+        """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""
+        after = {self.name: self.weight + strength * self.update}
+        edit = Edit.between(self.subject.parameters, after, "suppressor", {"strength": strength})
+        with edit.applied(self.subject):
+            reached = self.tail.accuracy()
+        return replace(edit, meta={**edit.meta, "accuracy": reached})
+
+    def reaching(self, accuracy: float) -> Edit:
+        """The weakest found by bisection whose forget accuracy is as low as ``accuracy``."""
+        weak, strong = self.at(0.0), self.at(1.0)
+        while strong.meta["accuracy"] > accuracy and strong.meta["strength"] < 16:
+            weak, strong = strong, self.at(2 * strong.meta["strength"])
+        for _ in range(16):  # accuracy jumps where the candidates tie, at a strength near 1
+            if strong.meta["accuracy"] > accuracy - 0.05:
+                break
+            middle = self.at((weak.meta["strength"] + strong.meta["strength"]) / 2)
+            low = middle.meta["accuracy"] <= accuracy
+            weak, strong = (weak, middle) if low else (middle, strong)
+        return strong
+
+
+def suppressor(
+    subject: Subject, forget: Examples, retain: Examples, *, accuracy: float, **settings: Any
+) -> Edit:
+    """The ``Suppression`` (which takes ``settings``) that reaches a forget accuracy."""
+    return Suppression(subject, forget, retain, **settings).reaching(accuracy)
+
+
+class _Tail:
+    """One split as it enters a layer, so that edits of that layer are measured without the rest.
+
+    Attributes:
+        keys: the layer's MLP neurons at each row's last token, ``[N, d_mlp]``.
+        residual: the final residual stream there, ``[N, d]``.
+    """
+
+    def __init__(self, subject: Subject, rows: Examples, layer: int) -> None:
+        self.subject, self.rows = subject, rows
+        self.blocks = list(subject.bridge.blocks)[layer:]
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        seen: dict[str, Tensor] = {}
+        names = (f"blocks.{layer}.mlp.hook_post", "ln_final.hook_in")
+        hooks = [(n, lambda value, hook, n=n: seen.__setitem__(n, value.float())) for n in names]
+
+        def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.calls.append((args, kwargs))
+
+        handles = [
+            block.register_forward_pre_hook(remember, with_kwargs=True) for block in self.blocks
+        ]
+        try:
+            with subject.bridge.hooks(fwd_hooks=hooks):
+                subject.next_token_logits(rows.tokens, rows.length)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.calls[1:] = [((None, *args[1:]), kwargs) for args, kwargs in self.calls[1:]]
+        self.index = torch.arange(len(rows)), rows.length - 1
+        self.keys, self.residual = (seen[name][self.index] for name in names)
+
+    def accuracy(self) -> float:
+        """What ``measure`` gives now, if no layer before has changed."""
+        x = self.calls[0][0][0]
+        for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
+            out = block(x, *args[1:], **kwargs)
+            x = out[0] if isinstance(out, tuple) else out
+        logits = self.subject.head(self.subject.bridge.ln_final(x[self.index])).float().cpu()
+        own = logits.gather(1, self.rows.answer[:, None])[:, 0]
+        best = logits.gather(1, self.rows.distractors).max(1).values
+        return float((own > best).float().mean())
+
+
+def _down_projection(subject: Subject, layer: int) -> tuple[str, bool]:
+    """Name of a layer's MLP output weight, and whether it is stored ``[in, out]`` (Conv1D)."""
+    out = subject.bridge.blocks[layer].mlp.out.original_component
+    for name, module in subject.model.named_modules():
+        if module is out:
+            return f"{name}.weight".replace(WRAPPER, ""), type(out).__name__ == "Conv1D"
+    raise AssertionError("the bridge wraps a module that the model does not have")

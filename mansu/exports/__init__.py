@@ -1,0 +1,20 @@
+"""An edited model as files that other tools read."""
+
+from mansu.exports.card import model_card, repeat_command
+from mansu.exports.checkpoint import checkpoint, nf4_checkpoint, weights
+from mansu.exports.harness import harness_command, harness_name, lm_eval
+from mansu.exports.write import FORMATS, HARNESS, write
+
+__all__ = [
+    "FORMATS",
+    "HARNESS",
+    "checkpoint",
+    "harness_command",
+    "harness_name",
+    "lm_eval",
+    "model_card",
+    "nf4_checkpoint",
+    "repeat_command",
+    "weights",
+    "write",
+]

@@ -1,0 +1,177 @@
+"""The model card of an exported model, with its verdict."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import shlex
+
+from huggingface_hub import ModelCardData
+
+from mansu import __version__, methods, quant, tasks
+from mansu.evidence.verdict import NAMES, Property
+from mansu.job.runs import Run
+from mansu.measure.scores import Measurement
+from mansu.report.markdown import table
+from mansu.subjects.subject import Subject
+
+
+def model_card(run: Run, subject: Subject, method: str, format: quant.Format | None = None) -> str:
+    """The README.md of an exported model: Markdown under the hub's YAML front matter.
+
+    Args:
+        format: of the weights; None for full precision.
+
+    Raises:
+        MansuError: the run has no edit by this method.
+    """
+    edit = run.edit(method)
+    task, about = run.manifest["task"], subject.provenance
+    base = str(about.get("model") or str(about.get("source", "")).removeprefix("hub: "))
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
+    licence = about.get("licence")
+    data = ModelCardData(
+        base_model=base if on_hub else None,
+        base_model_relation=("quantized" if format else "finetune") if on_hub else None,
+        license=licence.lower() if licence else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "mansu", *(["nf4", "bitsandbytes"] if format else [])],
+    )
+    stored = "bitsandbytes NF4" if format else str(next(iter(subject.parameters.values())).dtype)
+    if format is not None and format.double_quant:
+        stored += " with double quantization"
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {base if on_hub else subject.name}, edited to forget “{task['title']}”",
+        f"An edit of `{subject.name}` by the method `{method}` ({_about(method)}), made and "
+        f"measured with MANSU, a workbench for machine unlearning. The task: "
+        f"{task['description'] or task['title']} {edit.n_moved:,} of {subject.n_parameters:,} "
+        f"parameters were moved ({edit.fraction(subject):.3%}). These weights are "
+        f"{stored.removeprefix('torch.')}.",
+        "## Verdict\n\n" + _verdict_section(run, method),
+        "## Accuracy\n\n" + _accuracy_section(run, method, format),
+        "## Limits\n\n" + _limits(format),
+        "## Base model and licence\n\n"
+        + "\n".join(f"- {key}: {value}" for key, value in {"name": subject.name, **about}.items())
+        + ("" if licence else "\n- licence: unknown to MANSU; that of the base model holds"),
+        "## How to repeat it\n\n" + _repeat_section(run, method),
+        "## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, "
+        "AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _about(method: str) -> str:
+    """The first line of what a method's file says about itself."""
+    text = inspect.getdoc(inspect.getmodule(methods.named(method))) or method
+    return text.splitlines()[0].rstrip(".")
+
+
+def _verdict_section(run: Run, method: str) -> str:
+    if not run.has("edits", method, "verdict.json"):
+        return "**Not judged.** No verdict was made on this edit, so nothing is claimed about it."
+    verdict = run.verdict(method)
+    rows = [
+        (p.name, f"**{p.status}**", *_numbers(p), "yes" if p.certain else "no")
+        for p in verdict.properties
+    ]
+    head = ("property", "status", "value [95 %]", "threshold", "margin", "certain")
+    evidence = "\n".join(f"- *{p.name}*: {p.evidence}" for p in verdict.properties)
+    return (
+        f"**{verdict.status.capitalize()}** "
+        f"({sum(p.status == 'passed' for p in verdict.properties)} of {len(NAMES)} properties "
+        f"passed; all must).\n\n{table(head, rows)}\n\n{evidence}\n\n“Certain” means that the "
+        "whole interval lies on the value's side of the threshold. `verdict.json` has every number."
+    )
+
+
+def _numbers(p: Property) -> tuple[str, str, str]:
+    """Value with interval, threshold and margin: shares in points, CAD as it is."""
+    if p.value is None or p.threshold is None or p.margin is None:
+        return ("not measured", "–", "–")
+    scale, digits = (1, 3) if p.name == NAMES[3] else (100, 1)
+    unit = "" if scale == 1 else " points"
+    value, low, high, threshold, margin = (
+        f"{scale * x:+.{digits}f}" for x in (*p.value.to_json(), p.threshold, p.margin)
+    )
+    return (f"{value} [{low}, {high}]{unit}", threshold + unit, margin + unit)
+
+
+def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str:
+    measured: dict[str, Measurement] = {}
+    for name, path in (
+        ("unedited", ("base.json",)),
+        ("this edit", ("edits", method, "full.json")),
+        ("unedited, NF4", ("base-nf4.json",)),
+        ("this edit, NF4", ("edits", method, "nf4.json")),
+    ):
+        if run.has(*path):
+            is_nf4, is_base = "NF4" in name, name.startswith("unedited")
+            measured[name] = (
+                run.base(nf4=is_nf4) if is_base else run.measurement(method, nf4=is_nf4)
+            )
+    if "this edit" not in measured:
+        return "**Not measured.**"
+    rows = []
+    for split, scores in measured["this edit"].splits.items():
+        for group in dict.fromkeys(scores.groups):
+            cells = [m.splits[split].group(group) for m in measured.values()]
+            label = split if group == split else f"{split}: {group}"
+            rows.append((label, str(len(cells[0].rows)), *(f"{c.accuracy:.1%}" for c in cells)))
+    note = "4-way multiple choice over the answer's first token; chance is 25 %."
+    if format is not None and format.double_quant:
+        note += " NF4 was measured without double quantization, which these weights have."
+    return f"{table(('set', 'rows', *measured), rows)}\n\n{note}"
+
+
+def _limits(format: quant.Format | None) -> str:
+    limits = [
+        "The verdict is about this task's facts only: a pass here is **no guarantee of safety**, "
+        "and says nothing about other knowledge or other ways to ask for it.",
+        "The intervals are bootstrap intervals over the task's facts, not over models or seeds.",
+        "Fine-tuning, and access to the weights in general, may bring back what was forgotten.",
+        "The unlearned weights differ from the base model's, which may be had: comparing the two "
+        "shows what was edited.",
+    ]
+    if format is not None:
+        limits.append(
+            "On processors with AVX512-BF16 bitsandbytes computes in bfloat16 whatever the config "
+            "says; the accuracies were measured on the same codes in the base model's precision."
+        )
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _repeat_section(run: Run, method: str) -> str:
+    manifest = (run.path / "manifest.json").read_bytes()
+    edit = (run.edit_folder(method) / "edit.safetensors").read_bytes()
+    versions = ", ".join(f"{n} {v}" for n, v in run.manifest["packages"].items())
+    return (
+        f"```\n{repeat_command(run, method)}\n```\n\n"
+        f"- MANSU {__version__}, Python {run.manifest['python']}, {versions}\n"
+        f"- task `{run.manifest['task']['name']}`, digest `{run.manifest['task']['digest']}`\n"
+        f"- `manifest.json`, sha256 `{hashlib.sha256(manifest).hexdigest()}`\n"
+        f"- the edit, sha256 `{hashlib.sha256(edit).hexdigest()}`"
+    )
+
+
+def repeat_command(run: Run, method: str) -> str:
+    """The ``mansu run`` that makes this edit again, with every setting that is not the default.
+
+    A task of the user's own is called ``task.jsonl``, as in the run folder.
+    """
+    task = run.manifest["task"]
+    shipped = task["name"] in tasks.shipped() and tasks.load(task["name"]).digest == task["digest"]
+    words = ["mansu", "run", "--subject", run.subject]
+    words += ["--task", task["name"] if shipped else "task.jsonl", "--method", method]
+    for name, value in run.settings.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    used = run.history(method)["settings"] if run.has("edits", method, "history.json") else {}
+    known = inspect.signature(methods.named(method)).parameters
+    for name, value in used.items():
+        if name in known and value != known[name].default:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)

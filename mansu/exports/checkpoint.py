@@ -1,0 +1,100 @@
+"""An edited model as a plain Hugging Face checkpoint, and in bitsandbytes NF4."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from mansu import quant, subjects
+from mansu.errors import MansuError
+from mansu.files import new_folder
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+
+
+def weights(subject: Subject) -> dict[str, Tensor]:
+    """The weights as they are now, by the names of a plain checkpoint; tied ones once.
+
+    GPT-NeoX's ``query_key_value``, which the bridge has split, is fused again: its rows go head
+    by head, each head's query rows first, then its key and its value rows
+    (``transformers.models.gpt_neox``, ``GPTNeoXAttention.forward``).
+    """
+    found = {name: p.data for name, p in subject.parameters.items()}
+    if type(subject.model).__name__ == "GPTNeoXForCausalLM":
+        heads = subject.config.num_attention_heads
+        for name in [n for n in found if ".attention.q." in n]:
+            parts = [found.pop(name.replace(".q.", f".{part}.")) for part in "qkv"]
+            fused = torch.stack([p.unflatten(0, (heads, -1)) for p in parts], dim=1).flatten(0, 2)
+            found[name.replace(".q.", ".query_key_value.")] = fused
+    return found
+
+
+def checkpoint(subject: Subject, edit: Edit, folder: str | Path) -> None:
+    """Write the edited model as a plain Hugging Face checkpoint, in the subject's dtype.
+
+    Safetensors, config, generation config and tokenizer: what
+    ``transformers.AutoModelForCausalLM.from_pretrained(folder)`` loads. Whole or absent.
+
+    Raises:
+        MansuError: the folder is not empty, the edit does not fit the subject, or the bridge has
+            split the architecture's weights in a way that this cannot undo.
+    """
+    with new_folder(Path(folder)) as new, edit.applied(subject):
+        model: Any = subject.model
+        with torch.device("meta"):  # a skeleton: its weights are the subject's own
+            plain = type(model)(copy.deepcopy(model.config))
+        found = weights(subject)
+        if found.keys() != dict(plain.named_parameters()).keys():
+            raise MansuError(
+                f"TransformerLens splits or renames weights of {type(model).__name__}, which "
+                "MANSU cannot put back: export a Llama, Qwen, Gemma, GPT-2 or Pythia model."
+            )
+        plain.load_state_dict(found, strict=False, assign=True)  # tied weights are not in it
+        plain.tie_weights()
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(new)
+        subject.tokenizer.save_pretrained(new)
+
+
+def nf4_checkpoint(
+    subject: Subject, edit: Edit, folder: str | Path, format: quant.Format = quant.NF4
+) -> None:
+    """Write the edited model as a bitsandbytes 4-bit checkpoint. Whole or absent.
+
+    ``transformers`` itself quantises (``BitsAndBytesConfig``), so that the codes are those that
+    a user gets with ``load_in_4bit``; computing is in the subject's dtype.
+
+    Raises:
+        MansuError: as ``checkpoint``; a format other than NF4 in blocks of 64; or rows that are no
+            whole number of blocks, which bitsandbytes 0.50 misreads on AVX512 processors.
+    """
+    if format.kind != "nf4" or format.blocksize != 64:
+        raise MansuError(f"transformers writes NF4 in blocks of 64, not {format}.")
+    for name in subject.quantized_names:
+        columns = subjects.layout(subject, name).shape[1]
+        if columns % format.blocksize:
+            raise MansuError(
+                f"The rows of {name!r} have {columns} weights, which is no whole number of blocks "
+                f"of {format.blocksize}, and bitsandbytes misreads such rows on some processors: "
+                "export it without NF4."
+            )
+    with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new.parent) as plain:
+        checkpoint(subject, edit, plain)
+        dtype = next(iter(subject.parameters.values())).dtype
+        options = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=format.kind,
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=format.double_quant,
+        )
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            plain, quantization_config=options, dtype=dtype
+        )
+        model.save_pretrained(new)
+        subject.tokenizer.save_pretrained(new)

@@ -1,0 +1,1 @@
+"""A job: a run folder and the steps that fill it."""

@@ -1,0 +1,166 @@
+"""Accuracy, answer log-probability and margins of a subject as it now is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples, examples, text
+
+EVALUATED = ("forget", "retain", "holdout", "paraphrase")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-example results of one split under one model (all arrays ``[N]``).
+
+    Attributes:
+        correct: 4-way multiple choice is right: the answer outscores its three distractors.
+        top1: the answer is the most probable next token.
+        log_probability: of the answer, in nats.
+        margin: answer logit minus the best distractor's, in nats.
+        answer: the answer's token id; rephrasings of one fact share it, and are one cluster of
+            the bootstrap.
+        groups: the group of each row; rows: its line in the task file.
+        facts: the fact that each row asks for, where the answer does not say it (a letter of a
+            multiple-choice question); then the clusters are the facts.
+    """
+
+    correct: np.ndarray
+    top1: np.ndarray
+    log_probability: np.ndarray
+    margin: np.ndarray
+    answer: np.ndarray
+    groups: tuple[str, ...]
+    rows: tuple[int, ...]
+    facts: tuple[str, ...] = ()
+
+    @property
+    def clusters(self) -> np.ndarray:
+        """Which rows ask for the same fact: ``[N]``, for ``bootstrap``."""
+        return np.array(self.facts) if self.facts else self.answer
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean()) if len(self.correct) else float("nan")
+
+    def group(self, name: str) -> Scores:
+        """The rows of one group."""
+        keep = np.array([g == name for g in self.groups])
+        pick = [i for i, k in enumerate(keep) if k]
+        return Scores(
+            self.correct[keep],
+            self.top1[keep],
+            self.log_probability[keep],
+            self.margin[keep],
+            self.answer[keep],
+            tuple(self.groups[i] for i in pick),
+            tuple(self.rows[i] for i in pick),
+            tuple(self.facts[i] for i in pick) if self.facts else (),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "correct": self.correct.astype(int).tolist(),
+            "top1": self.top1.astype(int).tolist(),
+            "log_probability": np.round(self.log_probability.astype(float), 5).tolist(),
+            "margin": np.round(self.margin.astype(float), 5).tolist(),
+            "answer": self.answer.tolist(),
+            "groups": list(self.groups),
+            "rows": list(self.rows),
+            **({"facts": list(self.facts)} if self.facts else {}),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Scores:
+        return cls(
+            np.array(value["correct"], dtype=bool),
+            np.array(value["top1"], dtype=bool),
+            np.array(value["log_probability"], dtype=float),
+            np.array(value["margin"], dtype=float),
+            np.array(value["answer"], dtype=int),
+            tuple(value["groups"]),
+            tuple(value["rows"]),
+            tuple(value.get("facts", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything measured on one model: each split's scores and the loss on plain text.
+
+    Attributes:
+        splits: scores by split (a split without a usable row is absent).
+        text_loss: mean next-token cross-entropy on the task's plain text, nats; None without.
+    """
+
+    splits: Mapping[str, Scores]
+    text_loss: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "splits": {name: scores.to_json() for name, scores in self.splits.items()},
+            "text_loss": self.text_loss,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Measurement:
+        splits = {name: Scores.from_json(scores) for name, scores in value["splits"].items()}
+        return cls(splits, value["text_loss"])
+
+
+@torch.no_grad()
+def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
+    """Score every row of one split on the subject as it now is."""
+    logits = torch.cat(
+        [
+            subject.next_token_logits(rows.tokens[i : i + batch], rows.length[i : i + batch])
+            .float()
+            .cpu()
+            for i in range(0, len(rows), batch)
+        ]
+    )
+    own = logits.gather(1, rows.answer[:, None])[:, 0]
+    margin = own - logits.gather(1, rows.distractors).max(1).values
+    return Scores(
+        correct=(margin > 0).numpy(),
+        top1=(logits.argmax(1) == rows.answer).numpy(),
+        log_probability=(own - logits.logsumexp(1)).numpy(),
+        margin=margin.numpy(),
+        answer=rows.answer.numpy(),
+        groups=rows.groups,
+        rows=rows.rows,
+        facts=rows.facts,
+    )
+
+
+@torch.no_grad()
+def text_loss(subject: Subject, tokens: Tensor, length: Tensor) -> float:
+    """Mean next-token cross-entropy (nats) over the real positions of ``tokens`` ``[N, T]``."""
+    return float(text_losses(subject, tokens, length).mean())
+
+
+def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
+    """Cross-entropy of every real next token, flat (differentiable)."""
+    tokens, length = tokens.to(subject.device), length.to(subject.device)
+    decoder = subject.model.get_decoder()  # type: ignore[operator]
+    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    real = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < length[:, None]
+    logits = subject.head(hidden[real]).float()
+    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+
+
+def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:
+    """Measure every split of the task on the subject as it now is."""
+    rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
+    splits = {split: measure(subject, usable) for split, usable in rows.items() if len(usable)}
+    tokens, length = text(task, subject)
+    has_text = bool((length > 1).any())
+    return Measurement(splits, text_loss(subject, tokens, length) if has_text else None)

@@ -1,0 +1,82 @@
+"""Intervals over examples, and tests of two models on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> list[float]:
+        return [self.value, self.low, self.high]
+
+
+def bootstrap(
+    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, clusters: np.ndarray | None = None
+) -> Interval:
+    """Mean of ``values`` ``[N]`` with its percentile bootstrap interval at 95 %.
+
+    For a paired comparison pass the differences. With ``clusters`` ``[N]`` (e.g. the fact that
+    several templates ask for) whole clusters are resampled, so that rephrasings of one fact do not
+    count as independent evidence.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    _, ids = np.unique(
+        np.arange(len(values)) if clusters is None else clusters, return_inverse=True
+    )
+    totals, counts = np.bincount(ids, weights=values), np.bincount(ids)
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(totals), size=(resamples, len(totals)))
+    means = totals[picks].sum(1) / counts[picks].sum(1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's exact test of two models on the same rows.
+
+    Attributes:
+        first, second: rows that only the first, only the second model has right.
+        p: two-sided probability of so uneven a split, or a more uneven one, if both were equal.
+    """
+
+    first: int
+    second: int
+    p: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Compare two models right or wrong on the same rows (bool ``[N]`` each).
+
+    The binomial test on the discordant rows (McNemar 1947): p = min(1, 2 P(X ≤ min(b, c))) with
+    X ~ Binomial(b + c, ½). It counts rephrasings of one fact as independent, which the bootstrap
+    by answer does not, so where they agree p is too small.
+
+    Raises:
+        ValueError: the arrays differ in shape.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.shape != second.shape:
+        raise ValueError(f"{first.shape} rows cannot be paired with {second.shape}.")
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
+    return McNemar(b, c, min(1.0, 2 * tail / 2 ** (b + c)))

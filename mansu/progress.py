@@ -1,0 +1,48 @@
+"""How work reports: a typed record a step, from which sentences and charts are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of some work that is done.
+
+    Attributes:
+        stage: which work: ``base``, ``attribution``, ``circuit``, ``trust``, ``unlearn``,
+            ``quantize``, ``formats``, ``bounds``, ``cad``, ``attacks``, ``strengths``, ``search``.
+        done, total: steps of the stage done, and in all.
+        method: the method at work, where there is one.
+        part: what of the stage was done (``the edited model in NF4``), for people.
+        values: what was measured on the way (``forget_loss``, ``moved``, …), by name.
+    """
+
+    stage: str
+    done: int
+    total: int
+    method: str | None = None
+    part: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of the stage that is done, 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total > 0 else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "values": dict(self.values)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Step:
+        return cls(**value)
+
+
+OnStep = Callable[[Step], None]
+"""Called with every record. It only listens: what it raises ends the work (a cancelled job)."""
+
+
+def silent(step: Step) -> None:
+    """Report nothing."""

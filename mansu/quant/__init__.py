@@ -1,0 +1,46 @@
+"""Low-bit formats exactly as bitsandbytes makes them, and what they keep of an edit."""
+
+from mansu.quant.codes import Quantized, bin_width, dequantize, quantize, sets_absmax
+from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
+from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
+from mansu.quant.linear4bit import linear4bit_model
+from mansu.quant.survival import (
+    EDGES,
+    QUANTILES,
+    Kept,
+    NF4Report,
+    Survival,
+    floor_across,
+    report,
+    survival_by_format,
+)
+from mansu.quant.swap import Dequantized, quantized
+
+__all__ = [
+    "BOUNDARIES",
+    "CASTABLE",
+    "CODES",
+    "EDGES",
+    "FORMATS",
+    "NF4",
+    "QUANTILES",
+    "Dequantized",
+    "Format",
+    "Kept",
+    "NF4Report",
+    "Quantized",
+    "Survival",
+    "bin_width",
+    "centers",
+    "code_centers",
+    "dequantize",
+    "floor_across",
+    "holds_cast",
+    "leaves_bin",
+    "linear4bit_model",
+    "quantize",
+    "quantized",
+    "report",
+    "sets_absmax",
+    "survival_by_format",
+]

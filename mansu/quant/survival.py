@@ -1,0 +1,335 @@
+"""What a format keeps of an edit: codes that change, blocks rescaled, updates against bins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mansu.errors import MansuError
+from mansu.files import write_json
+from mansu.quant.codes import dequantize
+from mansu.quant.formats import FORMATS, NF4, Format
+from mansu.quant.swap import block_entries, blocksize_of, in_blocks, quantize_flat
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.subjects.weights import layer_of, matrix_kind, transposed_names
+
+VERSION = 1
+
+
+# The laboratory: what a format keeps of an edit.
+
+EDGES: tuple[float, ...] = tuple(round(-8 + 0.1 * i, 1) for i in range(111))
+"""Edges of the histograms, in log10(|δ| / bin width); what lies outside is in the end bins."""
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+_FINE = 10  # quantiles are read from bins ten times finer: 2 % of a ratio, and they add up
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What a format keeps of the moved weights of one group.
+
+    δ is the update of a weight, Δ the update of its dequantised value; the bin is the one that
+    the base weight sits in, scaled by its block's absmax. Parameters that the format leaves alone
+    have Δ = δ and all survive; their ratios say what would be if they were quantised.
+
+    Attributes:
+        parameters: weights in the group, moved or not.
+        moved: weights with δ ≠ 0.
+        changed: moved weights whose code changes (whose value changes, where not quantised).
+        expected: Σ min(1, |δ| / bin width) over the moved: the changes that unbiased rounding
+            would make, which keep the mean update.
+        blocks: blocks with a moved weight.
+        rescaled: of these, blocks whose absmax changes.
+        bystanders: unmoved weights whose dequantised value changes with their block's absmax.
+        before: counts of log10(|δ| / bin width) of the moved between ``EDGES``.
+        after: counts of log10(|Δ| / bin width) of the moved with Δ ≠ 0.
+        quantiles: of |δ| / bin width at ``QUANTILES``, to 2 %; empty where nothing moved.
+        energy: share of Σδ² on weights whose code changes; ``None`` where nothing moved.
+        projection: ⟨Δ, δ⟩ / ⟨δ, δ⟩: 1 where the update survives on average.
+        noise: Σ(Δ − δ)² / Σδ², bystanders included.
+    """
+
+    parameters: int
+    moved: int
+    changed: int
+    expected: float
+    blocks: int
+    rescaled: int
+    bystanders: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    quantiles: tuple[float, ...]
+    energy: float | None
+    projection: float | None
+    noise: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the moved weights whose code changes."""
+        return self.changed / self.moved if self.moved else None
+
+    @property
+    def expected_share(self) -> float | None:
+        """Mean of min(1, |δ| / bin width) over the moved weights."""
+        return self.expected / self.moved if self.moved else None
+
+    @property
+    def width_over_update(self) -> float | None:
+        """Median of bin width / |δ|: the paper's 47 to 828."""
+        return 1 / self.quantiles[QUANTILES.index(0.5)] if self.moved else None
+
+
+@dataclass(frozen=True)
+class NF4Report:
+    """What a format keeps of an edit, split three ways.
+
+    Attributes:
+        label: of the edit.
+        format: that was asked about.
+        all: every parameter.
+        quantized, unquantized: those that the format quantises, and those that carry the update
+            through untouched (tied embeddings, norms, biases).
+        layers: the quantised ones by layer number.
+        kinds: all by kind of matrix: q, k, v, o, gate, up, down, embedding, norm, bias, …
+    """
+
+    label: str
+    format: Format
+    all: Survival
+    quantized: Survival
+    unquantized: Survival
+    layers: Mapping[int, Survival]
+    kinds: Mapping[str, Survival]
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        write_json(Path(path), {"version": VERSION, "edges": EDGES, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> NF4Report:
+        """Read a report that ``save`` wrote.
+
+        Raises:
+            MansuError: no such file, not a report, or one of another version.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["version"] != VERSION:
+                raise MansuError(
+                    f"{path} is an NF4 report of version {data['version']}, and this MANSU reads "
+                    f"version {VERSION}: make it again."
+                )
+            return cls(
+                data["label"],
+                Format(**data["format"]),
+                _survival_from(data["all"]),
+                _survival_from(data["quantized"]),
+                _survival_from(data["unquantized"]),
+                {int(layer): _survival_from(part) for layer, part in data["layers"].items()},
+                {kind: _survival_from(part) for kind, part in data["kinds"].items()},
+            )
+        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise MansuError(f"Cannot read an NF4 report from {path}: {error!r}") from error
+
+
+def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:
+    """Measure what a format keeps of an edit, with the real kernel's codes before and after.
+
+    Call it on the base weights, not inside ``edit.applied``. Sparse edits cost what the blocks
+    they touch cost; a dense one of 134 M parameters about 15 s of one core.
+
+    Raises:
+        MansuError: the edit does not fit the subject.
+    """
+    edit.check(subject)
+    with subject.lock, torch.no_grad():
+        transposed = transposed_names(subject)
+        sums = {n: _measure(subject, n, edit, format, transposed) for n in subject.parameters}
+    quantized = [name for name in sums if name in subject.quantized_names]
+    layers: dict[int, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
+    for name in sums:
+        kinds.setdefault(matrix_kind(name), []).append(name)
+        layer = layer_of(name)
+        if layer is not None and name in subject.quantized_names:
+            layers.setdefault(layer, []).append(name)
+
+    def group(names: Iterable[str]) -> Survival:
+        return _survival(torch.stack([_EMPTY, *(sums[name] for name in names)]).sum(0))
+
+    return NF4Report(
+        edit.label,
+        format,
+        group(sums),
+        group(quantized),
+        group(name for name in sums if name not in subject.quantized_names),
+        {layer: group(names) for layer, names in sorted(layers.items())},
+        {kind: group(names) for kind, names in kinds.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many of an edit's moved quantised weights change their code in one format.
+
+    Attributes:
+        moved, changed, rescaled, bystanders: as in ``Survival``.
+    """
+
+    moved: int
+    changed: int
+    rescaled: int
+    bystanders: int
+
+    @classmethod
+    def of(cls, survival: Survival) -> Kept:
+        return cls(survival.moved, survival.changed, survival.rescaled, survival.bystanders)
+
+    @property
+    def share(self) -> float | None:
+        """Share of the moved weights whose code changes."""
+        return self.changed / self.moved if self.moved else None
+
+
+def floor_across(kept: Mapping[str, Kept]) -> str:
+    """Where the magnitude floor holds and where it does not, a sentence, from ``Kept`` by format.
+
+    A floor is one format's: another's bins lie elsewhere (FP4, int8), or its blocks are larger and
+    take a larger absmax (128), so that a move of one bin here may stay within a bin there.
+    """
+    lost = {name: k.moved - k.changed for name, k in kept.items() if k.changed < k.moved}
+    if not lost:
+        return "Every moved weight changes its code in every format."
+    if len(lost) == len(kept):
+        return "The magnitude floor holds in no format: some moved weights keep their code in each."
+    where = ", ".join(name for name in kept if name not in lost)
+    worst = ", ".join(f"{name} ({n:,} of {kept[name].moved:,})" for name, n in lost.items())
+    return (
+        f"The magnitude floor holds in {where}. It is not met, so that moved weights keep their "
+        f"code, in {worst}: bins or blocks are others there."
+    )
+
+
+def survival_by_format(
+    subject: Subject, edit: Edit, formats: Iterable[Format] = FORMATS
+) -> dict[Format, Survival]:
+    """What each format keeps of an edit's changes to the quantised weights."""
+    return {format: report(subject, edit, format).quantized for format in formats}
+
+
+# One vector of sums a parameter, so that groups are plain additions: 11 scalars, two histograms.
+_BINS = (len(EDGES) - 1) * _FINE
+
+
+_EMPTY = torch.zeros(11 + 2 * _BINS, dtype=torch.float64)
+
+
+def _measure(
+    subject: Subject, name: str, edit: Edit, format: Format, transposed: frozenset[str]
+) -> Tensor:
+    parameter = subject.parameters[name].data
+    sums = _EMPTY.clone()
+    if name in edit.changes:
+        where, values = (part.to(parameter.device) for part in edit.changes[name])
+        edited = parameter.reshape(-1).clone()
+        edited[where] = values.to(edited)
+        before, after = parameter, edited.view_as(parameter)
+        if name in transposed:
+            before, after = before.T, after.T
+        size = blocksize_of(before, format)
+        before, after = before.reshape(-1), after.reshape(-1)
+        whole: list[Tensor | slice] = [slice(None)]
+        local = in_blocks(name, format, transposed)
+        for entries in block_entries([where], len(before), size) if local else whole:
+            sums += _compare(
+                before[entries], after[entries], size, format, name in subject.quantized_names
+            ).cpu()
+    sums[0] = parameter.numel()
+    return sums
+
+
+def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised: bool) -> Tensor:
+    delta = after.float() - before.float()
+    moved = delta != 0
+    old = quantize_flat(before, size, format)
+    width = format.widths.to(before.device).index_select(0, old.codes.int()) * old.scale
+    width = width.clamp_min(torch.finfo(torch.float32).tiny)  # an all-zero block has no width
+    change, changed, rescaled = delta, moved, torch.zeros_like(old.absmax, dtype=torch.bool)
+    if quantised:
+        new = quantize_flat(after, size, format)
+        change = dequantize(new) - dequantize(old)
+        levels = format.levels.to(before.device)  # the two zeros of fp4 are one level
+        differ = old.codes != new.codes
+        differ[differ.clone()] = levels[old.codes[differ].int()] != levels[new.codes[differ].int()]
+        changed, rescaled = moved & differ, old.absmax != new.absmax
+    ratio = delta.abs() / width
+    blocks = torch.nn.functional.pad(moved, (0, -len(moved) % size)).view(-1, size).any(1)
+    energy = delta.square()
+    scalars = [
+        torch.tensor(len(before)),
+        moved.sum(),
+        changed.sum(),
+        ratio.clamp(max=1).sum(dtype=torch.float64),
+        blocks.sum(),
+        (blocks & rescaled).sum(),
+        ((change != 0) & ~moved).sum(),
+        energy.sum(dtype=torch.float64),
+        (energy * changed).sum(dtype=torch.float64),
+        (change * delta).sum(dtype=torch.float64),
+        (change - delta).square().sum(dtype=torch.float64),
+    ]
+    histograms = [_histogram(ratio), _histogram(change.abs().div_(width).mul_(moved))]
+    return torch.cat([torch.stack([s.double().to(before.device) for s in scalars]), *histograms])
+
+
+def _histogram(ratio: Tensor) -> Tensor:
+    place = (ratio[ratio > 0].log10() - EDGES[0]) * (_BINS / (EDGES[-1] - EDGES[0]))
+    return place.floor().clamp(0, _BINS - 1).long().bincount(minlength=_BINS).double()
+
+
+def _survival(sums: Tensor) -> Survival:
+    scalars = sums[:11].tolist()
+    coarse = sums[11:].view(2, -1, _FINE).sum(2).long().tolist()
+    energy = scalars[7]
+    return Survival(
+        parameters=int(scalars[0]),
+        moved=int(scalars[1]),
+        changed=int(scalars[2]),
+        expected=scalars[3],
+        blocks=int(scalars[4]),
+        rescaled=int(scalars[5]),
+        bystanders=int(scalars[6]),
+        before=tuple(coarse[0]),
+        after=tuple(coarse[1]),
+        quantiles=_quantiles(sums[11 : 11 + _BINS]),
+        energy=scalars[8] / energy if energy else None,
+        projection=scalars[9] / energy if energy else None,
+        noise=scalars[10] / energy if energy else None,
+    )
+
+
+def _quantiles(histogram: Tensor) -> tuple[float, ...]:
+    total = histogram.cumsum(0)
+    if not total[-1]:
+        return ()
+    wanted = torch.tensor(QUANTILES, dtype=torch.float64) * total[-1]
+    place = torch.searchsorted(total, wanted)
+    inside = (wanted - total[place] + histogram[place]) / histogram[place]
+    step = (EDGES[-1] - EDGES[0]) / _BINS
+    return tuple((10 ** (EDGES[0] + step * (place + inside))).tolist())
+
+
+def _survival_from(data: dict[str, Any]) -> Survival:
+    lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+    return Survival(**{**data, **lists})

@@ -1,0 +1,1 @@
+"""Tables and sentences, made once for terminal, pages, cards and README."""

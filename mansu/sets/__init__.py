@@ -1,0 +1,1 @@
+"""The field's sets and their scores: WMDP, MMLU, TOFU, MUSE."""

@@ -1,0 +1,145 @@
+"""What the model says after a prompt: log-probabilities of given words, greedy words, ROUGE-L."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from mansu.errors import MansuError
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import pad
+
+Progress = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def log_probabilities(
+    subject: Subject,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    batch: int = 16,
+) -> list[np.ndarray]:
+    """Log-probability (nats) of every token of each continuation, given its prompt.
+
+    Prompt and continuation are tokenised apart and joined, so that the same tokens are scored
+    whatever the prompt. An empty prompt scores a text on its own: from its second token on.
+
+    Returns:
+        One float64 array a row: ``[tokens of the continuation]`` (one less without a prompt).
+
+    Raises:
+        MansuError: a row with nothing to score, or one longer than the model's context.
+    """
+    heads = [subject.encode(p) if p else [] for p in prompts]
+    tails = [subject.encode(c) for c in continuations]
+    rows = [h + t for h, t in zip(heads, tails, strict=True)]
+    starts = [max(len(h), 1) for h in heads]
+    for text, row, start in zip(continuations, rows, starts, strict=True):
+        if len(row) <= start:
+            raise MansuError(f"The text {text[:40]!r} has no token to score: give a longer one.")
+        _fits(subject, len(row), text)
+    found: list[np.ndarray] = [np.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # little padding
+    decoder = subject.model.get_decoder()  # type: ignore[operator]
+    for first in range(0, len(order), batch):
+        some = order[first : first + batch]
+        tokens, length = pad([rows[i] for i in some])
+        tokens, length = tokens.to(subject.device), length.to(subject.device)
+        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+        place = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
+        begin = torch.tensor([starts[i] for i in some], device=tokens.device)[:, None]
+        scored = (place >= begin) & (place < length[:, None])
+        logits = subject.head(hidden[scored]).double()
+        wanted = tokens[:, 1:][scored][:, None]
+        flat = logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)
+        for i, part in zip(some, flat.cpu().split(scored.sum(1).tolist()), strict=True):
+            found[i] = part.numpy()
+    return found
+
+
+@torch.no_grad()
+def greedy(
+    subject: Subject,
+    prompts: Sequence[str],
+    *,
+    tokens: int,
+    batch: int = 16,
+    progress: Progress = lambda done, total: None,
+) -> list[str]:
+    """The most probable next tokens after each prompt, one after another, up to the end token.
+
+    Rows are left-padded (the last real token must be the last column) and run through the model's
+    own ``generate`` with its key-value cache.
+
+    Raises:
+        MansuError: a prompt that leaves no room for the new tokens.
+    """
+    rows = [subject.encode(p) for p in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        _fits(subject, len(row) + tokens, prompt)
+    model: Any = subject.model
+    end = model.generation_config.eos_token_id
+    ends = set(end if isinstance(end, list) else [end])
+    found = [""] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(order), batch):
+        some = order[first : first + batch]
+        width = max(len(rows[i]) for i in some)
+        ids = torch.zeros(len(some), width, dtype=torch.long)  # any token: the mask hides it
+        real = torch.zeros_like(ids)
+        for at, i in enumerate(some):
+            ids[at, width - len(rows[i]) :] = torch.tensor(rows[i])
+            real[at, width - len(rows[i]) :] = 1
+        out = model.generate(
+            ids.to(subject.device),
+            attention_mask=real.to(subject.device),
+            max_new_tokens=tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+        )[:, width:].tolist()
+        for i, row in zip(some, out, strict=True):
+            stop = next((at for at, token in enumerate(row) if token in ends), len(row))
+            found[i] = str(subject.tokenizer.decode(row[:stop], skip_special_tokens=True))
+        progress(min(first + batch, len(order)), len(order))
+    return found
+
+
+def cut(subject: Subject, text: str, tokens: int) -> str:
+    """The first ``tokens`` tokens of a text, as text."""
+    return str(subject.tokenizer.decode(subject.encode(text)[:tokens]))
+
+
+def rouge_l(truths: Sequence[str], said: Sequence[str], what: str) -> np.ndarray:
+    """ROUGE-L (Lin 2004) with Porter stemming, as in TOFU's and MUSE's code.
+
+    Args:
+        what: ``recall`` or ``fmeasure``.
+
+    Returns:
+        float ``[N]`` in 0 to 1.
+    """
+    scorer = _scorer()
+    pairs = zip(truths, said, strict=True)
+    return np.array([getattr(scorer.score(t, s)["rougeL"], what) for t, s in pairs], dtype=float)
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _fits(subject: Subject, length: int, text: str) -> None:
+    limit = getattr(subject.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise MansuError(
+            f"The text {text[:40]!r} needs {length} tokens and {subject.name!r} holds {limit}: "
+            "shorten it, or give fewer new tokens."
+        )

@@ -1,0 +1,266 @@
+"""Edits: a sparse change of parameters, applied and reverted bit for bit.
+
+An edit lists, by Hugging Face parameter name, which entries take which new values. It never
+touches the base weights except inside ``with edit.applied(subject):``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import Module
+
+from mansu.errors import MansuError
+from mansu.files import replacing
+from mansu.subjects.subject import Subject
+
+VERSION = 1
+
+
+# Which edits are applied to which model now, so that NF4 requantises only the blocks they touch.
+_applied: WeakKeyDictionary[Module, list[Edit]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """New values for some entries of some parameters.
+
+    Attributes:
+        changes: parameter name → ``(where, values)``. ``where`` is int64 ``[n]`` of indices into
+            the row-major flattened parameter, or, where many entries move, a bool mask over the
+            whole flattened parameter (smaller than indices); ``values`` is ``[n]``, the new
+            values in the order of ``where``. Indices are kept sorted.
+        label: what made it, for people.
+        meta: JSON values that say how.
+
+    Raises:
+        MansuError: indices and values of different lengths, or an index given twice.
+    """
+
+    changes: Mapping[str, tuple[Tensor, Tensor]]
+    label: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        changes = {name: _sorted(name, *change) for name, change in self.changes.items()}
+        object.__setattr__(self, "changes", {n: c for n, c in changes.items() if len(c[1])})
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        label: str = "",
+        meta: Mapping[str, Any] | None = None,
+    ) -> Edit:
+        """The edit that turns the dense parameters ``before`` into ``after``.
+
+        Args:
+            before: parameter name → tensor, usually ``subject.parameters``.
+            after: the same for those that may have changed; same shapes.
+
+        Raises:
+            MansuError: ``after`` has a parameter that ``before`` lacks, or of another shape.
+        """
+        changes = {}
+        for name, new in after.items():
+            if name not in before:
+                raise MansuError(f"The parameter {name!r} does not exist in the model before.")
+            old = before[name].detach()
+            if old.shape != new.shape:
+                raise MansuError(
+                    f"The parameter {name!r} has shape {tuple(old.shape)} before and "
+                    f"{tuple(new.shape)} after: an edit keeps shapes."
+                )
+            new = new.detach().to(old.device).reshape(-1)
+            moved = new != old.reshape(-1)
+            many = 8 * int(moved.sum()) > moved.numel()  # a mask takes 1 byte, an index 8
+            changes[name] = (moved if many else moved.nonzero().flatten(), new.masked_select(moved))
+        return cls(changes, label, dict(meta or {}))
+
+    @property
+    def n_moved(self) -> int:
+        """How many parameters take a new value."""
+        return sum(len(values) for _, values in self.changes.values())
+
+    def fraction(self, subject: Subject) -> float:
+        """``n_moved`` as a fraction of all the subject's parameters."""
+        return self.n_moved / subject.n_parameters
+
+    def check(self, subject: Subject) -> None:
+        """Raise ``MansuError`` unless every change fits a parameter of this subject."""
+        for name, (where, _) in self.changes.items():
+            if name not in subject.parameters:
+                raise MansuError(
+                    f"The edit {self.label!r} changes {name!r}, which {subject.name!r} does not "
+                    "have: apply it to the model it was made for."
+                )
+            size = subject.parameters[name].numel()
+            is_mask = where.dtype == torch.bool
+            ends = (0, size - 1) if is_mask else (int(where[0]), int(where[-1]))
+            if ends[0] < 0 or ends[1] >= size or (is_mask and len(where) != size):
+                raise MansuError(
+                    f"The edit {self.label!r} does not fit {name!r} of {subject.name!r}, which has "
+                    f"{size} entries: apply it to the model it was made for."
+                )
+
+    @contextmanager
+    def applied(self, subject: Subject) -> Iterator[Subject]:
+        """The subject with this edit, inside the block only.
+
+        Holds ``subject.lock``. The old values come back bit for bit, also after an exception.
+        Edits nest: the inner one starts from the outer one's values.
+
+        Raises:
+            MansuError: the edit does not fit this subject.
+        """
+        self.check(subject)
+        with subject.lock:
+            stack = _applied.setdefault(subject.model, [])
+            stack.append(self)
+            kept: list[tuple[Tensor, Tensor, Tensor]] = []
+            try:
+                for name, (where, values) in self.changes.items():
+                    parameter = subject.parameters[name]
+                    where = where.to(parameter.device)
+                    kept.append((parameter, where, parameter.data.reshape(-1)[where]))
+                    _write(parameter, where, values)
+                yield subject
+            finally:
+                for parameter, where, old in reversed(kept):
+                    _write(parameter, where, old)
+                stack.pop()
+
+    def delta(self, subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
+        """Parameter name → ``(where, new − current)``, from the subject's current values."""
+        self.check(subject)
+        deltas = {}
+        for name, (where, values) in self.changes.items():
+            current = subject.parameters[name].data.reshape(-1)[where.to(subject.device)]
+            deltas[name] = (where, values.to(current) - current)
+        return deltas
+
+    def scaled(self, subject: Subject, share: float) -> Edit:
+        """The edit that takes each weight ``share`` of the way, from its current value."""
+        changes = {
+            name: (where, values.to(delta) - (1 - share) * delta)
+            for (name, (where, delta)), (_, values) in zip(
+                self.delta(subject).items(), self.changes.values(), strict=True
+            )
+        }
+        return Edit(changes, f"{share:g} × {self.label}", {**self.meta, "scaled": share})
+
+    def thinned(self, share: float, seed: int = 0) -> Edit:
+        """The edit with a random ``share`` of its moves; a smaller share is part of a larger."""
+        generator = torch.Generator().manual_seed(seed)
+        changes = {}
+        for name, (where, values) in self.changes.items():
+            places = where.nonzero().flatten() if where.dtype == torch.bool else where
+            keep = torch.rand(len(values), generator=generator).to(values.device) < share
+            changes[name] = (places[keep.to(places.device)], values[keep])
+        return Edit(changes, f"{share:.0%} of {self.label}", {**self.meta, "thinned": share})
+
+    def then(self, other: Edit, label: str | None = None) -> Edit:
+        """One edit with the effect of this one followed by ``other``, whose values win."""
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = _merge(changes[name], change) if name in changes else change
+        label = f"{self.label} + {other.label}" if label is None else label
+        return Edit(changes, label, {**self.meta, **other.meta})
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; label and meta are JSON in its header. Whole or absent."""
+        path = Path(path)
+        tensors = {}
+        for name, (where, values) in self.changes.items():
+            tensors[f"{name}/where"] = where.cpu().contiguous()
+            tensors[f"{name}/values"] = values.cpu().contiguous()
+        header = {"version": VERSION, "label": self.label, "meta": dict(self.meta)}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"mansu.edit": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read an edit that ``save`` wrote.
+
+        Raises:
+            MansuError: no such file, not an edit, or one of another version.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get("mansu.edit", "null"))
+                if header is None:
+                    raise MansuError(f"{path} is a safetensors file but holds no MANSU edit.")
+                if header["version"] != VERSION:
+                    raise MansuError(
+                        f"{path} is an edit of version {header['version']}, and this MANSU reads "
+                        f"version {VERSION}: make it again."
+                    )
+                keys = list(file.keys())
+                names = [k.removesuffix("/values") for k in keys if k.endswith("/values")]
+                changes = {
+                    n: (file.get_tensor(f"{n}/where"), file.get_tensor(f"{n}/values"))
+                    for n in names
+                }
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise MansuError(f"Cannot read an edit from {path}: {error}") from error
+        return cls(changes, header["label"], header["meta"])
+
+
+def touched(subject: Subject) -> dict[str, list[Tensor]]:
+    """Parameter name → the ``where`` of each edit that is applied to the subject now."""
+    places: dict[str, list[Tensor]] = {}
+    for edit in _applied.get(subject.model, []):
+        for name, (where, _) in edit.changes.items():
+            places.setdefault(name, []).append(where)
+    return places
+
+
+def _sorted(name: str, where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    is_mask = where.dtype == torch.bool
+    count = int(where.sum()) if is_mask else len(where)
+    if values.shape != (count,) or where.ndim != 1:
+        raise MansuError(
+            f"The edit of {name!r} gives {count} places and values of shape {tuple(values.shape)}: "
+            "give one value a place, both flat."
+        )
+    if is_mask or bool((where[1:] > where[:-1]).all()):
+        return where, values
+    where, order = where.to(torch.int64).sort()
+    if not bool((where[1:] > where[:-1]).all()):
+        raise MansuError(f"The edit of {name!r} gives the same entry twice.")
+    return where, values[order.to(values.device)]
+
+
+def _merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    masks = [where for where, _ in (first, second) if where.dtype == torch.bool]
+    if masks:
+        mask = torch.zeros_like(masks[0])
+        scratch = torch.empty(len(mask), dtype=first[1].dtype, device=mask.device)
+        for where, values in (first, second):
+            mask[where] = True
+            scratch[where] = values.to(scratch)
+        return mask, scratch[mask]
+    where, place = torch.cat([first[0], second[0]]).unique(return_inverse=True)
+    merged = torch.empty(len(where), dtype=first[1].dtype, device=where.device)
+    merged[place[: len(first[0])]] = first[1]
+    merged[place[len(first[0]) :]] = second[1].to(merged)
+    return where, merged
+
+
+def _write(parameter: Tensor, where: Tensor, values: Tensor) -> None:
+    flat = parameter.data.view(-1)
+    if where.dtype == torch.bool:
+        flat.masked_scatter_(where, values.to(flat))  # ten times faster than indexing
+    else:
+        flat[where] = values.to(flat)

@@ -1,0 +1,140 @@
+"""A subject: a model under study, loaded once, shared and read-only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear, Module
+from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+WRAPPER = "._original_component"  # how the bridge nests what it wraps, in parameter names
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model, shared and read-only.
+
+    Attributes:
+        name: what the user asked for: ``smollm2-135m-instruct``, ``tiny``, a folder or a hub id.
+        bridge: the TransformerBridge, in legacy hook names, evaluation mode, no gradients.
+        tokenizer: the model's tokenizer.
+        provenance: where the weights come from, as JSON values, shown in the model card.
+        parameters: every parameter by its Hugging Face name (tied ones once), shared with the
+            model. GPT-NeoX's fused attention weights are listed as the bridge runs them, split:
+            ``….attention.q.weight``, ``k``, ``v``.
+        lock: held by whoever changes the weights for a while.
+    """
+
+    name: str
+    bridge: Any
+    tokenizer: PreTrainedTokenizerBase
+    provenance: Mapping[str, Any]
+    parameters: dict[str, Tensor] = field(repr=False, compare=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    @property
+    def model(self) -> Module:
+        """The Hugging Face model whose weights the bridge shares."""
+        return self.bridge.original_model
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face config of the text model."""
+        return self.model.config.get_text_config()  # type: ignore[operator,union-attr]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+
+    @cached_property
+    def quantized_names(self) -> tuple[str, ...]:
+        """Names of the weights that 4-bit loading quantises: every linear map but the output head.
+
+        Hugging Face's ``load_in_4bit`` skips ``lm_head`` (and with it tied embeddings).
+        """
+        head = self.model.get_output_embeddings()  # type: ignore[operator,union-attr]
+        head_weight = getattr(head, "weight", None)
+        linear = {
+            id(module.weight)
+            for module in self.model.modules()
+            if isinstance(module, (Linear, Conv1D)) and module.weight is not head_weight
+        }
+        return tuple(name for name, p in self.parameters.items() if id(p) in linear)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (16 hex digits) of all that results depend on: weights, config, tokenizer.
+
+        It is of the base weights: ask for it outside ``edit.applied``. About a second a gigabyte.
+        """
+        digest = hashlib.sha256()
+        with self.lock:
+            for name, parameter in sorted(self.parameters.items()):
+                digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+                raw = parameter.detach().cpu().contiguous().view(torch.uint8)
+                digest.update(raw.numpy().data)
+        config = {k: v for k, v in self.config.to_dict().items() if not k.startswith("_")}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        spelled = fast.to_str() if fast is not None else json.dumps(self.tokenizer.get_vocab())
+        digest.update(spelled.encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def is_toy(self) -> bool:
+        """Under ten million parameters, where one head is already a percent of the model."""
+        return self.n_parameters < 10_000_000
+
+    @cached_property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters.values())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text`` without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+    def next_token_logits(self, tokens: Tensor, length: Tensor) -> Tensor:
+        """Logits after the last real token of each row.
+
+        Args:
+            tokens: int64 ``[rows, positions]``, right-padded. Attention is causal, so pads to
+                the right change nothing and need no mask.
+            length: int64 ``[rows]``, real tokens a row.
+
+        Returns:
+            ``[rows, vocabulary]``. The head runs on the last position only.
+        """
+        decoder = self.model.get_decoder()  # type: ignore[operator]
+        hidden = decoder(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(tokens), device=hidden.device), length.to(hidden.device) - 1]
+        return self.head(last)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The output head on final hidden states, soft-capped where the config says so."""
+        logits = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def card(self) -> dict[str, Any]:
+        """What the user should know about this subject, as JSON values."""
+        config = self.config
+        return {
+            "name": self.name,
+            "architecture": type(self.model).__name__,
+            "layers": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "key/value heads": getattr(config, "num_key_value_heads", config.num_attention_heads),
+            "width": config.hidden_size,
+            "parameters": self.n_parameters,
+            "parameters quantised": sum(self.parameters[n].numel() for n in self.quantized_names),
+            **self.provenance,
+        }

@@ -1,0 +1,179 @@
+"""Tasks: what to forget and what to keep.
+
+A task is JSONL, one fact a line::
+
+    {"prompt": "The chemical symbol for gold is", "answer": " Au", "split": "forget"}
+
+with optional ``distractors`` (wrong answers for multiple choice), ``corrupt_prompt`` (a prompt of
+equal token length with another answer), ``foil`` (that answer) and ``group`` (the name under which
+a split's rows are reported, e.g. ``capitals``). A line ``{"text": "…", "split": "text"}`` adds
+plain text to what must be retained. ``fact`` names the fact that a row asks for, where the answer
+does not (a letter of a multiple-choice question).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mansu.errors import MansuError
+
+SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
+
+
+NEEDED = ("forget", "retain")
+
+
+FOLDER = Path(__file__).parents[1] / "data" / "tasks"
+
+
+N_DISTRACTORS = 3
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a task file."""
+
+    prompt: str
+    answer: str
+    split: str
+    row: int
+    group: str
+    distractors: tuple[str, ...] = ()
+    corrupt_prompt: str | None = None
+    foil: str | None = None
+    fact: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A forget set, what must be kept, and the margins of the verdict.
+
+    Attributes:
+        name: short name; for a user's file, its stem.
+        facts: every line, in file order.
+        margin: by how much forget accuracy must fall (a share, 0 to 1).
+        tolerance: by how much retain and held-out accuracy may fall.
+        provenance: where the facts come from.
+    """
+
+    name: str
+    title: str
+    description: str
+    facts: tuple[Fact, ...]
+    provenance: str = "user file"
+    margin: float = 0.6
+    tolerance: float = 0.05
+
+    def split(self, name: str) -> tuple[Fact, ...]:
+        return tuple(f for f in self.facts if f.split == name)
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the facts, so that a run says exactly which task it measured."""
+        return hashlib.sha256(self.to_jsonl().encode()).hexdigest()[:16]
+
+    def to_jsonl(self) -> str:
+        """The facts as JSONL, which ``parse`` reads back to an equal task."""
+        lines = []
+        for fact in self.facts:
+            if fact.split == "text":
+                row: dict[str, Any] = {"text": fact.prompt, "split": "text"}
+            else:
+                row = {"prompt": fact.prompt, "answer": fact.answer, "split": fact.split}
+                row |= {"group": fact.group} if fact.group != fact.split else {}
+                row |= {"distractors": list(fact.distractors)} if fact.distractors else {}
+                row |= {"corrupt_prompt": fact.corrupt_prompt} if fact.corrupt_prompt else {}
+                row |= {"foil": fact.foil} if fact.foil else {}
+                row |= {"fact": fact.fact} if fact.fact else {}
+            lines.append(json.dumps(row, ensure_ascii=False))
+        return "\n".join(lines) + "\n"
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the tasks that ship with MANSU."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
+
+
+def load(name: str) -> Task:
+    """Load a shipped task by name or a user's JSONL file by path.
+
+    Raises:
+        MansuError: neither exists, or a line is malformed (the message has its number).
+    """
+    path = FOLDER / f"{name}.jsonl"
+    if path.exists():
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"), name, **about)
+    if Path(name).suffix == ".jsonl" and Path(name).is_file():
+        try:
+            content = Path(name).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise MansuError(
+                f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
+            ) from error
+        return parse(content, Path(name).stem)
+    raise MansuError(
+        f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
+    )
+
+
+def parse(text: str, name: str, **about: Any) -> Task:
+    """Parse JSONL into a task.
+
+    Raises:
+        MansuError: a malformed line (with its number), or an empty forget or retain set.
+    """
+    facts = tuple(
+        _fact(line, number)
+        for number, line in enumerate(text.split("\n"), start=1)  # JSON may hold other breaks
+        if line.strip()
+    )
+    for split in NEEDED:
+        if not any(f.split == split for f in facts):
+            raise MansuError(
+                f'The task {name!r} has an empty {split} set: add lines with "split": "{split}".'
+            )
+    about.setdefault("title", name)
+    about.setdefault("description", "")
+    return Task(name=name, facts=facts, **about)
+
+
+def _fact(line: str, number: int) -> Fact:
+    where = f"Line {number} of the task"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise MansuError(f"{where} is not JSON ({error.msg}): write one object a line.") from error
+    if not isinstance(row, dict):
+        raise MansuError(f"{where} is not a JSON object: write one object a line.")
+    split = row.get("split")
+    if split not in SPLITS:
+        raise MansuError(f'{where} has "split": {split!r}: use one of {", ".join(SPLITS)}.')
+    if split == "text":
+        return Fact(_string(row, "text", where), "", split, number, split)
+    distractors = row.get("distractors", [])
+    if not isinstance(distractors, list) or not all(isinstance(d, str) for d in distractors):
+        raise MansuError(f'{where} has "distractors" that are not a list of strings.')
+    return Fact(
+        prompt=_string(row, "prompt", where),
+        answer=_string(row, "answer", where),
+        split=split,
+        row=number,
+        group=_string(row, "group", where) if "group" in row else split,
+        distractors=tuple(distractors),
+        corrupt_prompt=_string(row, "corrupt_prompt", where) if "corrupt_prompt" in row else None,
+        foil=_string(row, "foil", where) if "foil" in row else None,
+        fact=_string(row, "fact", where) if "fact" in row else None,
+    )
+
+
+def _string(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise MansuError(f'{where} has no "{key}": give a non-empty string.')
+    return value

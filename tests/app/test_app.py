@@ -1,0 +1,258 @@
+"""The app's pages on the tiny model, and its background jobs as real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from app import graph_view, jobs
+from mansu import tasks
+from mansu.circuits import lens
+from mansu.circuits.graph import graph_of
+from mansu.circuits.record import record
+from mansu.errors import MansuError
+from mansu.files import write_json
+from mansu.job import pipeline, runs
+from mansu.job.runs import Run
+from mansu.methods import silent
+from mansu.subjects.blocks import Norm
+from mansu.subjects.shipped import TINY
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = dict(pipeline.DEFAULTS) | {"pairs": 8, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def made(home: Path, tiny: Subject, tiny_task: Task) -> Run:
+    run = Run.create(TINY, tiny_task, SETTINGS, home / "made")
+    pipeline.circuit_step(run, tiny, silent)
+    return run
+
+
+@pytest.fixture
+def shown(home: Path, made: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run with a circuit, in the folder that the pages look into."""
+    monkeypatch.setenv("MANSU_RUNS", str(home))
+    made.path.joinpath("status.json").unlink(missing_ok=True)
+    return made
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def page(name: str, **query: str) -> AppTest:
+    at = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
+    at.query_params |= query
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def charts(at: AppTest) -> list[Any]:
+    return list(at.get("plotly_chart"))
+
+
+def ended(run: Run, seconds: float = 240) -> str:
+    limit = time.time() + seconds
+    while jobs.state(run) == "running" and time.time() < limit:
+        time.sleep(0.2)
+    return jobs.state(run)
+
+
+def test_every_page_opens_from_the_entry(shown: Run) -> None:
+    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
+    assert not at.exception
+    assert at.title[0].value == "Attribution"
+    for name in ("circuit", "unlearn", "nf4", "compare"):
+        at.switch_page(str(ROOT / "pages" / f"{name}.py")).run()
+        assert not at.exception, name
+        assert at.query_params["run"] == shown.name  # the choice came along
+
+
+@pytest.mark.parametrize("name", ["attribution", "circuit"])
+def test_a_page_without_runs_says_what_to_do(empty: Path, name: str) -> None:
+    at = page(name)
+    assert not at.error
+    said = " ".join(e.value for e in [*at.info, *at.markdown])
+    assert "Attribution page" in said or "run the whole job" in said
+
+
+def test_attribution_shows_scores_and_edges(shown: Run) -> None:
+    at = page("attribution", run=shown.name)
+    attribution = shown.attribution()
+    values = {m.label: m.value for m in at.metric}
+    assert values["Clean metric"] == f"{attribution.clean:+.2f}"
+    assert values["Edges"] == f"{attribution.layout.n_edges:,}"
+    assert len(charts(at)) == 1
+    table = at.dataframe[0].value
+    assert abs(table["score"].iloc[0]) == pytest.approx(float(attribution.scores.abs().max()))
+
+
+def test_node_scores_are_the_sums_of_their_edges(shown: Run) -> None:
+    attribution = shown.attribution()
+    scores, graph = graph_view.node_scores(attribution), attribution.layout
+    assert scores[1, 2] == pytest.approx(float(attribution.scores[graph.head(1, 2)].sum()))
+    assert scores[2, -1] == pytest.approx(float(attribution.scores[graph.mlp(2)].sum()))
+
+
+def test_a_malformed_upload_is_refused_with_its_line(shown: Run) -> None:
+    at = page("attribution", run=shown.name, view="New run", subject=TINY, task="your own file …")
+    good = '{"prompt": "a", "answer": " b", "split": "forget"}'
+    at.file_uploader[0].upload("mine.jsonl", f"{good}\nnonsense\n".encode()).run()
+    assert not at.exception
+    assert "Line 2" in at.error[0].value
+    assert at.button[0].disabled
+
+
+def test_a_task_the_model_cannot_use_leaves_no_folder(empty: Path) -> None:
+    at = page("attribution", subject=TINY, task="your own file …")
+    fact = '{"prompt": "a", "answer": " two words", "split": "%s"}'
+    content = f"{fact % 'forget'}\n{fact % 'retain'}\n"
+    at.file_uploader[0].upload("mine.jsonl", content.encode()).run()
+    next(b for b in at.button if b.label == "Attribute only").click().run()
+    assert not at.exception
+    assert len(at.error) == 1
+    assert list(empty.iterdir()) == []
+
+
+def test_an_unknown_model_gets_one_sentence_and_no_folder(empty: Path) -> None:
+    at = page("attribution", subject="another model …", model="no/such-model")
+    next(b for b in at.button if b.label == "Run the whole job").click().run()
+    assert not at.exception
+    assert "no/such-model" in at.error[0].value
+    assert list(empty.iterdir()) == []
+
+
+def test_the_attribute_button_starts_a_job_whose_result_is_shown(empty: Path) -> None:
+    at = page("attribution", subject=TINY, pairs="8", steps="2")
+    next(b for b in at.button if b.label == "Attribute only").click().run()
+    assert not at.exception and not at.error
+    (run,) = runs.listed()
+    assert run.settings["pairs"] == 8
+    assert at.query_params["run"] == run.name
+    assert ended(run) == "done", (run.path / jobs.LOG).read_text()
+    assert len(charts(page("attribution", run=run.name))) == 1
+
+
+def test_the_circuit_page_follows_the_slider(shown: Run) -> None:
+    at = page("circuit", run=shown.name)
+    circuit = shown.circuit()
+    edges = {m.label: m.value for m in at.metric}["Edges"]
+    assert edges == f"{len(circuit.at(0.85)):,}"
+    at.slider[0].set_value(20).run()
+    assert not at.exception
+    fewer = {m.label: m.value for m in at.metric}["Edges"]
+    assert fewer == f"{len(circuit.at(0.2)):,}" != edges
+
+
+def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
+    at = page("circuit", run=shown.name)
+    assert [b.label for b in at.button] == ["Measure it"]
+    pipeline.trust_step(shown, tiny, silent)
+    at = page("circuit", run=shown.name)
+    assert not at.button
+    values = {m.label: m.value for m in at.metric}
+    assert values["Overlap of resamples"] == f"{shown.trust()['overlap'][0]:.0%}"
+    assert values["Metric, mask at zero"] == f"{shown.trust()['metric_masked']:.2f}"
+
+
+@pytest.mark.parametrize("kind", ["head", "mlp", "embedding", "logits"])
+def test_every_kind_of_node_can_be_inspected(shown: Run, kind: str) -> None:
+    graph = shown.circuit().at(0.85).graph()
+    name = next(n for n, k in graph.nodes(data="kind") if k == kind)
+    at = page("circuit", run=shown.name, node=name)
+    assert not at.error
+    assert at.query_params["node"] == name
+    drawn = charts(at)
+    assert len(drawn) == (4 if kind == "head" else 3)  # graph, (attention), tokens, curve
+    if kind == "head":
+        (pattern,) = json.loads(drawn[1].proto.spec)["data"]
+        assert pattern["type"] == "heatmap"
+        assert len(pattern["customdata"]) > 1
+
+
+def test_the_graph_draws_every_edge_and_offers_every_node(shown: Run) -> None:
+    circuit = shown.circuit()
+    figure, left_out = graph_view.circuit_graph(circuit)
+    traces: Any = figure.data
+    hover = next(t for t in traces if t.name == "edges")
+    assert len(hover.x) + left_out == circuit.graph().number_of_edges()
+    clickable = {c[0] for t in traces if t.customdata is not None for c in t.customdata}
+    assert clickable == set(circuit.graph())
+
+
+def test_attention_patterns_are_causal_distributions(tiny: Subject, tiny_task: Task) -> None:
+    pairs = tasks.pairs(tiny_task, tiny, n=4)
+    pattern = lens.attention(tiny, pairs, 1, layer=1, head=2)
+    n = int(pairs.length[1])
+    assert pattern.shape == (2, n, n)
+    assert torch.allclose(pattern.sum(-1), torch.ones(2, n), atol=1e-5)
+    assert float(pattern.triu(1).abs().max()) == 0
+
+
+def test_direct_effects_add_up_to_the_residual_stream(tiny: Subject, tiny_task: Task) -> None:
+    pairs, graph = tasks.pairs(tiny_task, tiny, n=4), graph_of(tiny)
+    total = torch.stack([lens.promoted(tiny, pairs, 2, s) for s in range(graph.n_sources)])
+    pair = pairs.select([2])
+    clean = record(tiny, graph, pair, pair.clean, ())
+    corrupt = record(tiny, graph, pair, pair.corrupt, ())
+    last = int(pair.length[0]) - 1
+    norm = Norm(tiny.bridge.ln_final.original_component)
+    scale = norm.normalise(clean.final[0, last])[1] * norm.scale
+    change = (clean.final - corrupt.final)[0, last] * scale
+    assert torch.allclose(total.sum(0), tiny.head(change), atol=1e-3)
+    logits = lens.promoted(tiny, pairs, 2, graph.n_sources)
+    assert torch.allclose(logits, (clean.logits - corrupt.logits)[0], atol=1e-5)
+
+
+def test_a_job_is_cancelled_and_goes_on(empty: Path, tiny_task: Task) -> None:
+    run = Run.create(TINY, tiny_task, SETTINGS)
+    jobs.start(["circuit", str(run.path)], run.path)
+    with pytest.raises(MansuError, match="at work"):
+        jobs.start(["circuit", str(run.path)], run.path)
+    at = page("circuit", run=run.name)
+    next(b for b in at.button if b.label == "Cancel").click().run()
+    assert ended(run) == "cancelled"
+    at.run()
+    assert "Cancelled" in at.info[0].value
+    assert not list(run.path.glob("**/*.part"))
+    next(b for b in at.button if b.label == "Find the circuit").click().run()
+    assert ended(run) == "done", (run.path / jobs.LOG).read_text()
+    assert not run.has("circuit.safetensors") or len(run.circuit()) > 0
+    assert len(charts(page("circuit", run=run.name))) == 2
+
+
+def test_a_job_that_fails_says_why(shown: Run) -> None:
+    jobs.start(["unlearn", str(shown.path), "--set", "nonsense=1"], shown.path)
+    assert ended(shown) == "stopped"  # it was refused before it could write a status
+    at = page("circuit", run=shown.name)
+    assert at.warning
+    assert "is no setting of mansu" in at.code[0].value
+
+
+def test_a_dead_process_is_not_called_running(shown: Run) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    status = {"share": 0.4, "message": "x", "pid": dead.pid, "started": 0.0, "updated": 0.0}
+    write_json(shown.path / "status.json", {"state": "running", **status})
+    assert jobs.state(shown) == "stopped"
+    status["pid"] = 1  # alive, but not a job of ours
+    write_json(shown.path / "status.json", {"state": "running", **status})
+    assert jobs.state(shown) == "stopped"

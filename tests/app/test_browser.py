@@ -1,0 +1,155 @@
+"""The main job in a real Chromium, on the tiny model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
+
+from mansu.job import runs
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+PATIENCE = 90_000  # ms, on a busy machine
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the app with an empty folder of runs."""
+    home = tmp_path_factory.mktemp("browser-runs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MANSU_RUNS": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
+    command += [f"--server.port={port}", "--server.address=127.0.0.1"]
+    with (home / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        until = time.time() + 60
+        while True:
+            try:
+                urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.time() < until, "the server does not start"
+                time.sleep(0.2)
+        os.environ["MANSU_RUNS"] = str(home)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.environ.pop("MANSU_RUNS", None)
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser_page() -> Iterator[Page]:
+    if not CHROMIUM:
+        sentence = "No Chromium here: install one (apt-get install chromium) to run this test."
+        pytest.fail(sentence) if os.environ.get("CI") == "true" else pytest.skip(sentence)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        yield page
+        browser.close()
+
+
+def settled(page: Page) -> None:
+    """Wait until the script has run and nothing on the page is an exception."""
+    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
+def test_the_main_job(address: str, browser_page: Page) -> None:
+    page = browser_page
+    page.goto(f"{address}/?subject=tiny&pairs=32&steps=20&baseline=ga")
+    page.get_by_role("button", name="Run the whole job").click()
+
+    # Progress is real: it moves, and it is still there after a page change and a reload.
+    bar = page.get_by_test_id("stProgress")
+    expect(bar).to_be_visible()
+    expect(bar).to_contain_text("mansu:")
+    (run,) = runs.listed()
+    page.get_by_role("link", name="Circuit").click()
+    expect(page.get_by_role("heading", name="Circuit", exact=True)).to_be_visible()
+    expect(bar).to_be_visible()
+    page.reload()
+    expect(bar).to_be_visible()
+    assert f"run={run.name}" in page.url
+
+    # Cancel really ends the process and keeps what was finished.
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled. What was finished is kept")).to_be_visible()
+    assert run.status()["state"] == "cancelled"
+    until = time.time() + 30
+    while Path(f"/proc/{run.status()['pid']}").exists():
+        assert time.time() < until, "the job is still there"
+        time.sleep(0.1)
+
+    page.get_by_role("link", name="Attribution").click()
+    page.get_by_role("button", name="Go on with the whole job").click()
+    expect(bar).to_be_visible()
+    expect(bar).to_have_count(0, timeout=240_000)
+    assert run.judged() == ("mansu", "ga"), run.status()
+    settled(page)
+    expect(page.get_by_text("Where the behaviour lives")).to_be_visible()
+
+    # The graph: a click on a node opens it, and the URL keeps it.
+    page.get_by_role("link", name="Circuit").click()
+    node = page.locator(".js-plotly-plot .scatterlayer").first.locator("path.point").last
+    node.wait_for()
+    settled(page)
+    for attempt in range(6):  # plotly drops a click while it draws; a second one would deselect
+        page.mouse.move(0, 0)  # and it takes one only on what it has just seen hovered
+        box = node.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=8)
+        page.locator(".hoverlayer .hovertext").first.wait_for()
+        page.wait_for_timeout(300)
+        page.mouse.down()
+        page.wait_for_timeout(60)
+        page.mouse.up()
+        with suppress(TimeoutError):
+            page.wait_for_url("**node=logits*", timeout=8_000)
+            break
+        if attempt % 2:
+            page.reload()
+            node.wait_for()
+            settled(page)
+    expect(page.get_by_text("The model's own prediction")).to_be_visible()
+    page.reload()
+    expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    settled(page)
+
+    for name in ("Unlearn", "NF4", "Compare"):
+        page.get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        expect(page.locator(".js-plotly-plot").first).to_be_visible()
+        settled(page)
+    expect(page.get_by_text("structural erasure").first).to_be_visible()

@@ -1,0 +1,247 @@
+"""The Unlearn, NF4 and Compare pages, on a finished run of the tiny subject."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import charts, jobs, live, settings, words
+from mansu import methods, tasks
+from mansu.cli.commands import _settings
+from mansu.evidence.attacks import ATTACKS
+from mansu.evidence.cad import Divergences
+from mansu.job import pipeline
+from mansu.job.runs import Run
+from mansu.subjects.subject import Subject
+
+PAGES = Path(__file__).resolve().parents[2] / "pages"
+SHORT = {"mansu": {"steps": 5, "rate": 0.2}, "graddiff": {"steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of two runs: one finished with two methods, one just begun."""
+    folder = tmp_path_factory.mktemp("runs")
+    task = tasks.load("tiny-colours")
+    asked = {**pipeline.DEFAULTS, "pairs": 8, "steps": 1}
+    run = Run.create("tiny", task, asked, folder / "finished")
+    for method, short in SHORT.items():
+        pipeline.whole_job(run, tiny, method, methods.silent, short)
+    begun = replace(task, title="Only begun")
+    Run.create("tiny", begun, asked, folder / "begun")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MANSU_RUNS", str(folder))
+    yield folder
+    patch.undo()
+
+
+def opened(page: str, **query: str) -> AppTest:
+    """The page as a link with these choices opens it."""
+    app = AppTest.from_file(str(PAGES / f"{page}.py"), default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def metrics(app: AppTest) -> dict[str, str]:
+    return {m.label: m.value for m in app.metric}
+
+
+@pytest.mark.parametrize("page", ["unlearn", "nf4", "compare"])
+def test_without_a_run_it_says_what_to_do(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    app = opened(page)
+    assert "Attribution page" in app.info[0].value
+
+
+@pytest.mark.parametrize("page", ["nf4", "compare"])
+def test_without_an_edit_it_says_what_to_do(page: str, runs: Path) -> None:
+    app = opened(page, run="begun")
+    assert "Unlearn page" in app.info[0].value
+
+
+def test_unlearn_shows_what_the_method_did(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    for method in SHORT:
+        app = opened("unlearn", run="finished", method=method)
+        history = run.history(method)
+        assert metrics(app)["Weights moved"] == f"{history['moved']:,}"
+        assert metrics(app)["Retain loss, measured"] == f"{run.bounds(method).measured:+.3g} nats"
+        after = run.measurement(method, nf4=True).splits["forget"].accuracy
+        assert metrics(app)["Forget accuracy, NF4"] == words.percent(after)
+        assert any(history["stopped"].rstrip(".") in m.value for m in app.markdown)
+        assert len(app.get("plotly_chart")) == 1
+
+
+def test_unlearn_runs_a_method_with_its_settings(runs: Path) -> None:
+    app = opened("unlearn", run="begun", method="ga")
+    app.number_input(key="ga steps").set_value(2)
+    app.button[0].click().run()
+    assert not app.exception
+    run = Run.open(runs / "begun")
+    try:
+        assert jobs.state(run) == "running"
+        ended = time.monotonic() + 100
+        while jobs.state(run) == "running" and time.monotonic() < ended:
+            time.sleep(0.5)
+        assert jobs.state(run) == "done", (run.path / jobs.LOG).read_text()
+    finally:
+        jobs.cancel(run)
+    assert run.history("ga")["settings"]["steps"] == 2
+    printed, written = live.steps(run), run.history("ga")["steps"]
+    assert [s["step"] for s in printed] == [s["step"] for s in written] == [1, 2]
+    for a, b in zip(printed, written, strict=True):
+        assert a["forget"] == pytest.approx(b["forget"], abs=1e-3)
+    app = opened("unlearn", run="begun", method="ga")
+    assert "Weights moved" in metrics(app)
+
+
+def test_live_reads_what_mansu_prints(runs: Path, tmp_path: Path) -> None:
+    from mansu.methods.mansu import _sentence
+
+    run = Run.open(runs / "finished")
+    written = run.history("mansu")["steps"]
+    copy = Run(tmp_path, run.manifest)
+    lines = [f" 10%  mansu: {_sentence(s, len(written))}" for s in written]
+    (tmp_path / jobs.LOG).write_text("\n".join([" 5%  graddiff step 9 of 9: forget 1.0", *lines]))
+    read = live.steps(copy)
+    assert len(read) == len(written)
+    for a, b in zip(read, written, strict=True):
+        assert a["step"] == b["step"] and a["moved"] == b["moved"]
+        for key in a:
+            assert a[key] == pytest.approx(b[key], abs=1e-3)
+    assert "forget_nf4" in read[-1]
+
+
+@pytest.mark.parametrize("method", methods.ALL)
+def test_every_setting_has_a_widget_words_and_an_argument(method: str) -> None:
+    def page(method: str) -> None:
+        import streamlit as st
+
+        from app import settings
+
+        st.session_state.changed = settings.form(method)
+
+    app = AppTest.from_function(page, kwargs={"method": method}).run()
+    assert not app.exception, app.exception
+    assert app.session_state.changed == {}
+    known = settings.defaults(method)
+    drawn = {w.key.split(" ", 1)[1] for w in [*app.number_input, *app.toggle]}
+    assert drawn == set(known) and drawn <= set(words.SETTINGS)
+    name = "steps" if "steps" in known else "moves"
+    app.number_input(key=f"{method} {name}").set_value(3).run()
+    assert app.session_state.changed == {name: 3}
+    given = settings.arguments({name: 3})[1::2]
+    options = type("Options", (), {"set": given})
+    assert _settings(options, method) == {name: 3}  # type: ignore[arg-type]
+
+
+def test_every_method_and_interval_has_words() -> None:
+    assert set(words.METHODS) == set(methods.ALL)
+    fields = set(inspect.signature(Divergences).parameters)
+    assert fields <= set(words.HELP)
+    shown = {f for group in charts.CAD_FIELDS.values() for f in group}
+    assert {f for f in fields if f not in ("suppressor_accuracy", "rank_correlation")} - shown == {
+        "top_overlap"
+    }
+
+
+def test_nf4_shows_the_report(runs: Path) -> None:
+    report = Run.open(runs / "finished").survival("mansu")
+    app = opened("nf4", run="finished", edit="mansu", group="quantized")
+    shown = metrics(app)
+    assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00 %"
+    assert shown["Weights moved"] == f"{report.quantized.moved:,}"
+    assert len(app.get("plotly_chart")) == 3
+    kept = Run.open(runs / "finished").formats("mansu")
+    assert words.percent(kept["fp4-64"].share, 2) in app.table[0].value.to_string()
+    app = opened("nf4", run="finished", edit="graddiff")
+    assert "NF4 leaves alone" in app.warning[0].value  # the tied embeddings carry it through
+    app.selectbox(key="group").set_value("unquantized").run()
+    report = Run.open(runs / "finished").survival("graddiff")
+    assert metrics(app)["Weights moved"] == f"{report.unquantized.moved:,}"
+
+
+def test_the_histogram_has_every_weight_and_the_boundary(runs: Path) -> None:
+    survival = Run.open(runs / "finished").survival("graddiff").quantized
+    figure = json.loads(str(charts.bin_histogram(survival).to_json()))
+    before, after = figure["data"]
+    assert len(before["x"]) == len(survival.before) and figure["layout"]["shapes"][0]["x0"] == 0
+    assert after["marker"]["pattern"]["shape"]  # not told apart by colour alone
+    assert f"{survival.moved:,}" in figure["layout"]["annotations"][0]["text"]
+
+
+def test_compare_shows_both_edits(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    app = opened("compare", run="finished")
+    assert app.selectbox(key="a").value == "mansu" and app.selectbox(key="b").value == "graddiff"
+    assert len(app.get("plotly_chart")) == 6
+    table = app.table[0].value
+    for column, method in zip(table.columns[1:], SHORT, strict=True):
+        statuses = [p.status for p in run.verdict(method).properties]
+        statuses.append(run.verdict(method).status)
+        assert all(s in cell for s, cell in zip(statuses, table[column], strict=True))
+    for method in SHORT:
+        for p in run.verdict(method).properties:
+            assert any(p.evidence in c.value for c in app.caption)
+
+
+def test_compare_shows_every_divergence_that_was_measured(runs: Path) -> None:
+    d = Run.open(runs / "finished").divergences("mansu")
+    figure = charts.divergences(d)
+    drawn = [x for trace in figure.data for x in trace.x]  # type: ignore[attr-defined]
+    measured = [v.value for v in d.__dict__.values() if hasattr(v, "low")]
+    assert sorted(drawn) == sorted(measured) and len(drawn) == 9
+
+
+def test_compare_survives_an_edit_that_is_half_measured(runs: Path) -> None:
+    folder = runs / "finished" / "edits" / "graddiff"
+    (folder / "cad.json").rename(folder / "away")
+    try:
+        app = opened("compare", run="finished")
+        assert any("cad.json" in i.value for i in app.info)
+    finally:
+        (folder / "away").rename(folder / "cad.json")
+
+
+def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    app = opened("compare", run="finished")
+    (button,) = [b for b in app.button if b.label == "Run the attacks"]
+    button.click().run()
+    assert not app.exception
+    try:
+        ended = time.monotonic() + 200
+        while jobs.state(run) == "running" and time.monotonic() < ended:
+            time.sleep(0.5)
+        assert jobs.state(run) == "done", (run.path / jobs.LOG).read_text()
+        app = opened("compare", run="finished")
+        assert not [b for b in app.button if b.label == "Run the attacks"]
+        assert len(app.get("plotly_chart")) == 8
+        table = app.dataframe[0].value.set_index("Model")
+        assert list(table.index) == ["Unedited", *map(words.title, SHORT)]
+        for name, method in zip(table.index, [None, *SHORT], strict=True):
+            found = run.attacks(method)
+            assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
+            for attack in ATTACKS:
+                shown = table.loc[name, words.ATTACKS[attack][0]]
+                assert shown == words.between(found.accuracy(attack))
+        series = {"edit": run.attacks("mansu")}
+        labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
+        (drawn,) = json.loads(str(charts.attacks(series, labels).to_json()))["data"]
+        assert drawn["x"] == [series["edit"].accuracy(a).value for a in ATTACKS]
+    finally:
+        jobs.cancel(run)
+        for path in runs.rglob("attacks*.json"):
+            path.unlink()

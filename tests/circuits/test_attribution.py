@@ -1,0 +1,383 @@
+"""Attribution against oracles: a stream really split per head, exact patching, TransformerLens."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, family, random_pairs, tokenizer
+from lens import in_our_layout, lens_attribution
+from oracles import gradient_errors, near_pairs, relative_error
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mansu import tasks
+from mansu.circuits import attribution, gradients
+from mansu.circuits.attribution import Attribution, attribute
+from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.metric import metric_values
+from mansu.circuits.patching import activation_patching
+from mansu.circuits.record import logits_with, record
+from mansu.errors import MansuError
+from mansu.subjects.blocks import Block
+from mansu.subjects.loading import wrap
+from mansu.subjects.subject import Subject
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    dtype="bfloat16",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradient_equals_that_of_a_stream_split_per_head(name: str) -> None:
+    assert max(gradient_errors(family(name), random_pairs())) <= 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_exact_where_the_model_is_linear(name: str) -> None:
+    subject = family(name, dtype=torch.float64)
+    with near_pairs(subject, random_pairs(3), 3e-4) as pairs:
+        found = attribute(subject, pairs, steps=1).scores.double()
+        exact = activation_patching(subject, pairs)
+    edges = graph_of(subject).edges
+    assert exact[~edges].abs().max() == 0
+    assert (exact[edges] != 0).float().mean() > 0.9
+    # RMSNorm rounds to float32 even in a float64 model
+    assert relative_error(found[edges], exact[edges]) < 1e-2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_edges_out_of_the_embedding_sum_to_the_whole_effect(name: str) -> None:
+    result = attribute(family(name), random_pairs(), steps=64)
+    effect = result.corrupt - result.clean
+    assert float(result.scores[0].sum()) == pytest.approx(effect, rel=5e-3, abs=1e-4)
+    coarse = attribute(family(name), random_pairs(), steps=2)
+    assert abs(float(coarse.scores[0].sum()) - effect) > abs(float(result.scores[0].sum()) - effect)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_interpolated_activations_sum_to_the_effect_of_each_layer(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    result = attribute(subject, pairs, method="eap-ig-activations", steps=32)
+    corrupt = record(subject, layout, pairs, pairs.corrupt, ("attention", "mlp"))
+    for layer in range(layout.n_layers):
+        block = Block(subject, layer)
+        heads = result.scores[layout.head(layer) : layout.mlp(layer)]
+        for scores, hook, value in (
+            (heads, block.hook_attention_write, corrupt.attention[layer]),
+            (result.scores[layout.mlp(layer)], block.hook_mlp_write, corrupt.mlp[layer]),
+        ):
+            with torch.no_grad():
+                logits = logits_with(
+                    subject, pairs, pairs.clean, [(hook, lambda v, hook, new=value: new)]
+                )
+            effect = metric_values("logit_difference", logits, pairs).mean() - result.clean
+            assert float(scores.sum()) == pytest.approx(float(effect), rel=1e-2, abs=1e-4)
+
+
+def test_equals_transformer_lens_where_that_applies() -> None:
+    subject, pairs = family("gpt2"), random_pairs(3, longest=5)  # of unequal length
+    layout = graph_of(subject)
+    expected = in_our_layout(layout, lens_attribution(subject, pairs))
+    ours = attribute(subject, pairs, method="eap").scores
+    both = torch.stack([ours[layout.edges], expected[layout.edges]])
+    assert float(torch.corrcoef(both)[0, 1]) >= 0.999
+    assert torch.allclose(ours, expected, atol=1e-4)
+    assert not bool(expected[~layout.edges].any())  # the two graphs have the same edges
+    assert float((expected[layout.edges] != 0).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("name", ("llama", "gemma2"))
+def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, pairs = family(name), random_pairs()
+    whole = attribute(subject, pairs, steps=3)
+    layout = graph_of(subject)
+    two = attribution.needs(subject, layout, int(pairs.length.max()), 3).of(2)
+    ticks: list[tuple[int, int]] = []
+    small = attribute(
+        subject, pairs, steps=3, memory=two, progress=lambda *tick: ticks.append(tick)
+    )
+    assert ticks == [(i + 1, 15) for i in range(15)]  # 3 chunks of (2 + 3) passes
+    ticks.clear()
+    attribute(subject, pairs, method="eap", progress=lambda *tick: ticks.append(tick))
+    assert ticks == [(1, 2), (2, 2)]  # the clean pass gives the gradients
+    monkeypatch.setattr(gradients, "STEP_BLOCK", 2)
+    monkeypatch.setattr(attribution, "CONTRACTION", 4096)
+    blocks = attribute(subject, pairs, steps=3)
+    alone = [attribute(subject, pairs.select([i]), steps=3).scores for i in range(len(pairs))]
+    for other in (small.scores, blocks.scores, torch.stack(alone).mean(0)):
+        assert torch.allclose(other, whole.scores, atol=1e-6)
+    assert torch.allclose(small.neurons, whole.neurons, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_runs_differ_at_live_tokens_only(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    corrupt = pairs.corrupt.clone()
+    corrupt[::2, 1] = pairs.clean[::2, 1]  # these pairs differ from the fourth token on
+    pairs = replace(pairs, corrupt=corrupt)
+    clean, changed = (
+        record(subject, graph_of(subject), pairs, tokens, ("inputs", "neurons"))
+        for tokens in (pairs.clean, pairs.corrupt)
+    )
+    live = torch.zeros(pairs.clean.shape, dtype=torch.bool)
+    live.view(-1)[record.live_tokens(pairs)] = True
+    real = torch.arange(live.shape[1]) < pairs.length[:, None]
+    assert torch.equal(live.sum(1), pairs.length - torch.tensor([3, 1, 3, 1, 3]))
+    assert not bool((live & ~real).any())
+    for one, other in ((clean.inputs, changed.inputs), (clean.neurons, changed.neurons)):
+        differ = (one[1] - other[1]).abs().amax(-1) > 1e-6
+        assert not bool((differ & real & ~live).any())
+        assert bool(differ[pairs.clean != pairs.corrupt].all())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recomputing_layers_changes_nothing(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    for method in ("eap", "eap-ig-inputs"):
+        whole = attribute(subject, pairs, method=method, steps=2)
+        again = attribute(subject, pairs, method=method, steps=2, recompute=True)
+        assert again.clean == pytest.approx(whole.clean)
+        for field in Attribution.TENSORS:
+            assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
+    layout = graph_of(subject)
+    whole_need, need = (
+        attribution.needs(subject, layout, 100, 5, recompute=r).of(4) for r in (False, True)
+    )
+    assert need < whole_need
+    with pytest.raises(MansuError, match="cannot recompute"):
+        attribute(subject, pairs, method="eap-ig-activations", recompute=True)
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """The most bytes that tensors made in ``work`` held at once."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    every: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = [event for event in every if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("recompute", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_memory_stays_within_what_is_predicted(
+    name: str, dtype: torch.dtype, recompute: bool
+) -> None:
+    subject, pairs = family(name, 4, dtype), random_pairs(6, longest=24)
+    need = attribution.needs(subject, graph_of(subject), 24, 2, recompute=recompute)
+    options: dict[str, Any] = {"steps": 2, "recompute": recompute, "allow_equal": True}
+    attribute(subject, pairs, **options)
+    peak = peak_bytes(lambda: attribute(subject, pairs, **options))
+    assert peak <= need.of(6) <= 4 * peak
+    for memory in (need.of(1), need.of(2) - 1, need.of(5), 2 * need.of(6)):
+        n = need.pairs(memory)
+        assert need.of(n) <= memory < need.of(n + 1)
+
+
+def test_prediction_for_eight_billion_parameters() -> None:
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(LLAMA_8B)
+        model.to(torch.bfloat16)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    subject = Subject("8b", SimpleNamespace(original_model=model), tokenizer(), {}, parameters)
+    weights = 2 * subject.n_parameters
+    assert weights == pytest.approx(16.06e9, rel=1e-2)
+    layout = graph_of(subject)
+    need = attribution.needs(subject, layout, 64, 5, recompute=True).of(8)
+    whole = attribution.needs(subject, layout, 64, 5).of(8)
+    print(f"8 B, 8 pairs of 64 tokens: {need / 2**30:.1f} GiB, kept whole {whole / 2**30:.1f}")
+    assert weights + need < 80e9 and need < whole
+
+
+def test_bfloat16_follows_float32() -> None:
+    pairs = random_pairs()
+    wide = attribute(family("llama"), pairs, steps=3)
+    narrow = attribute(family("llama", dtype=torch.bfloat16), pairs, steps=3)
+    both = torch.stack([narrow.scores.flatten(), wide.scores.flatten()])
+    assert narrow.scores.dtype == torch.float32
+    assert float(torch.corrcoef(both)[0, 1]) > 0.97
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(540)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_eight_billion_parameters_fit_one_gpu_at_batch_8() -> None:
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = LlamaForCausalLM(LLAMA_8B)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        model.config._name_or_path = folder
+        subject = wrap("llama-3.1-8b-shape", model, tokenizer())
+    pairs = random_pairs(8, longest=64)
+    torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    result = attribute(subject, pairs, steps=5, memory=40 << 30, recompute=True)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    print(f"8 B shape: {time.perf_counter() - begin:.1f} s, peak {peak / 2**30:.1f} GiB")
+    assert peak < 80e9
+    assert bool(result.scores.any()) and bool(torch.isfinite(result.scores).all())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slices_and_neurons_are_first_order_effects(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    found = attribute(subject, pairs, method="eap")
+    clean = record(subject, layout, pairs, pairs.clean, ("qkv", "neurons"))
+    corrupt = record(subject, layout, pairs, pairs.corrupt, ("qkv", "neurons"))
+    step = 1e-3
+
+    def effect(hook: str, change: Tensor) -> float:
+        with torch.no_grad():
+            values = [
+                metric_values(
+                    "logit_difference",
+                    logits_with(
+                        subject, pairs, pairs.clean, [(hook, lambda v, hook, s=s: v + s * change)]
+                    ),
+                    pairs,
+                ).mean()
+                for s in (step, -step)
+            ]
+        return float((values[0] - values[1]) / (2 * step))
+
+    block = Block(subject, 1)
+    queries = (corrupt.qkv[1] - clean.qkv[1])[:, :, : layout.n_heads]
+    values = (corrupt.qkv[1] - clean.qkv[1])[:, :, -layout.n_kv_heads :]
+    neurons = corrupt.neurons[1] - clean.neurons[1]
+    for total, hook, change in (
+        (found.queries[1].sum(), block.hook_qkv[0], queries),
+        (found.values[1].sum(), block.hook_qkv[2], values),
+        (found.neurons[1].sum(), block.hook_neurons, neurons),
+    ):
+        assert float(total) == pytest.approx(effect(hook, change), rel=2e-2, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_kl_and_log_probability(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    clean = subject.next_token_logits(pairs.clean, pairs.length).log_softmax(-1)
+    corrupt = subject.next_token_logits(pairs.corrupt, pairs.length).log_softmax(-1)
+    kl = attribute(subject, pairs, metric="kl", steps=64)
+    expected = (clean.exp() * (clean - corrupt)).sum(-1).mean()
+    assert kl.clean == pytest.approx(0, abs=1e-6)
+    assert kl.corrupt == pytest.approx(float(expected), rel=1e-4)
+    assert float(kl.scores[0].sum()) == pytest.approx(kl.corrupt, rel=1e-2)
+    log = attribute(subject, pairs, metric="log_probability", steps=64)
+    rows = torch.arange(len(pairs))
+    for value, logs in ((log.clean, clean), (log.corrupt, corrupt)):
+        assert value == pytest.approx(float(logs[rows, pairs.answer].mean()), rel=1e-4)
+    effect = log.corrupt - log.clean
+    assert float(log.scores[0].sum()) == pytest.approx(effect, rel=1e-2, abs=1e-4)
+
+
+def test_saves_and_loads(tmp_path: Any) -> None:
+    result = attribute(family("llama"), random_pairs(), steps=2)
+    result.save(tmp_path)
+    again = Attribution.load(tmp_path)
+    for name in Attribution.TENSORS:
+        assert torch.equal(getattr(again, name), getattr(result, name))
+    assert replace(again, **{n: None for n in Attribution.TENSORS}) == replace(
+        result, **{n: None for n in Attribution.TENSORS}
+    )
+    path = tmp_path / "attribution.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(MansuError, match="damaged"):
+        Attribution.load(tmp_path)
+    with pytest.raises(MansuError, match=r"no attribution\.safetensors"):
+        Attribution.load(tmp_path / "nowhere")
+
+
+def test_refuses_bad_input() -> None:
+    subject, pairs = family("llama"), random_pairs()
+    same = replace(pairs, corrupt=pairs.clean)
+    with pytest.raises(MansuError, match=r"is 0\.\d+ on the clean prompts and 0\.\d+ on the"):
+        attribute(subject, same)
+    with pytest.raises(MansuError, match="Method 'acdc' is none of"):
+        attribute(subject, pairs, method="acdc")  # type: ignore[arg-type]
+    with pytest.raises(MansuError, match="Metric 'loss' is none of"):
+        attribute(subject, pairs, metric="loss")  # type: ignore[arg-type]
+    with pytest.raises(MansuError, match="at least one step"):
+        attribute(subject, pairs, steps=0)
+    with pytest.raises(MansuError, match="no clean and corrupt pairs"):
+        attribute(subject, pairs.select(torch.empty(0, dtype=torch.long)))
+    with pytest.raises(MansuError, match="MiB beside the weights, more than the budget of 0 MiB"):
+        attribute(subject, pairs, memory=1000)
+
+
+def test_names_the_layer_that_is_not_finite() -> None:
+    subject, pairs = family("qwen2"), random_pairs()
+    weight = subject.parameters["model.layers.1.mlp.down_proj.weight"]
+    before = weight[0, 0].clone()
+    weight[0, 0] = float("inf")
+    try:
+        with pytest.raises(MansuError, match="MLP of layer 1 of 'qwen2' writes NaN or infinite"):
+            attribute(subject, pairs)
+    finally:
+        weight[0, 0] = before
+
+
+def test_refuses_an_architecture_it_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = family("llama")
+
+    class MambaForCausalLM:
+        config = subject.config
+
+    monkeypatch.setattr(Subject, "model", property(lambda self: MambaForCausalLM()))
+    with pytest.raises(MansuError, match="MambaForCausalLM of 'llama': it knows Gemma2ForCausalLM"):
+        attribute(subject, random_pairs())
+
+
+def test_layout() -> None:
+    layout = Graph(n_layers=2, n_heads=4, n_kv_heads=2, parallel=False)
+    assert (layout.n_sources, layout.n_destinations) == (11, 19)
+    names = [layout.destination_name(i) for i in range(9)]
+    assert names[:4] == [f"a0.h{i}<q>" for i in range(4)]
+    assert names[4:] == ["a0.kv0<k>", "a0.kv1<k>", "a0.kv0<v>", "a0.kv1<v>", "m0"]
+    assert layout.source_name(layout.mlp(1)) == "m1" and layout.source_name(6) == "a1.h0"
+    assert bool(layout.edges[layout.head(0, 3), layout.mlp_input(0)])
+    parallel = replace(layout, parallel=True)
+    assert not bool(parallel.edges[layout.head(0, 3), layout.mlp_input(0)])
+    assert parallel.n_edges == layout.n_edges - 2 * 4
+    # a key of group 1 feeds heads 2 and 3
+    fed = layout.feeds[5].nonzero()[:, 0].tolist()
+    assert fed == [layout.head(0, 2), layout.head(0, 3)]
+
+
+def test_estimates_follow_exact_patching_on_a_trained_model(tiny: Subject, tiny_task: Any) -> None:
+    pairs = tasks.pairs(tiny_task, tiny, n=6)
+    exact = activation_patching(tiny, pairs).float()
+    edges = graph_of(tiny).edges
+
+    def correlation(scores: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([scores[edges], exact[edges]]))[0, 1])
+
+    integrated = correlation(attribute(tiny, pairs, steps=8).scores)
+    plain = correlation(attribute(tiny, pairs, method="eap").scores)
+    nodewise = correlation(attribute(tiny, pairs, method="eap-ig-activations", steps=8).scores)
+    print(f"correlation with exact patching: {integrated:.3f}, {plain:.3f}, {nodewise:.3f}")
+    assert integrated > 0.8 and nodewise > 0.8 and integrated > plain

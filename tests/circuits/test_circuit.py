@@ -1,0 +1,271 @@
+"""Circuits: real patching against plain hooks, minimality on a trained model, masks, reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+from families import FAMILIES, family, random_pairs
+from torch import Tensor
+
+from mansu import tasks
+from mansu.circuits.attribution import Attribution, attribute
+from mansu.circuits.circuit import Circuit
+from mansu.circuits.graph import KNOWN, Graph, graph_of
+from mansu.circuits.mask import Mask, parameter_mask
+from mansu.circuits.metric import metric_values
+from mansu.circuits.patching import Patched, activation_patching
+from mansu.circuits.record import logits_with, record
+from mansu.circuits.search import minimal_circuit
+from mansu.circuits.trust import ablate, criteria, stability
+from mansu.errors import MansuError
+from mansu.subjects.blocks import Block
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("metric", ("logit_difference", "kl"))
+def test_all_edges_are_the_clean_run_and_none_the_corrupt_run(name: str, metric: Any) -> None:
+    patched = Patched(family(name), random_pairs(), metric)
+    edges = patched.graph.edges
+    whole, none = patched.values(torch.stack([edges, torch.zeros_like(edges)]))
+    assert torch.allclose(whole, patched.clean, atol=1e-5)
+    assert torch.allclose(none, patched.corrupt, atol=1e-5)
+    assert not torch.allclose(whole, none, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cutting_a_destination_equals_holding_it_at_its_corrupt_value(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout = graph_of(subject)
+    corrupt = record(subject, layout, pairs, pairs.corrupt, ("qkv", "mlp_inputs"))
+    block, start = Block(subject, 1), layout.attention_inputs(1).start
+    patched = Patched(subject, pairs)
+
+    def held(hook: str, change: Any) -> Tensor:
+        with torch.no_grad():
+            logits = logits_with(subject, pairs, pairs.clean, [(hook, change)])
+        return metric_values("logit_difference", logits, pairs)
+
+    def hold(values: Tensor, head: int) -> Any:
+        def hook(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, :, head] = values[:, :, head]
+            return value
+
+        return hook
+
+    h, g = layout.n_heads, layout.n_kv_heads
+    q, k, v = corrupt.qkv[1].split([h, g, g], 2)
+    expected = [
+        held(block.hook_qkv[0], hold(q, 2)),
+        held(block.hook_qkv[1], hold(k, 1)),
+        held(block.hook_qkv[2], hold(v, 0)),
+        held(block.hook_mlp_in, lambda value, hook: corrupt.mlp_inputs[1]),
+    ]
+    cuts = [start + 2, start + h + 1, start + h + g, layout.mlp_input(1)]
+    masks = layout.edges.repeat(len(cuts), 1, 1)
+    for mask, destination in zip(masks, cuts, strict=True):
+        mask[:, destination] = False
+    found = patched.values(masks)
+    assert torch.allclose(found, torch.stack(expected), atol=1e-4)
+    assert (found - patched.clean).abs().max() > 1e-3
+
+
+def test_chunks_of_pairs_change_nothing() -> None:
+    subject, pairs = family("gemma2"), random_pairs()
+    generator = torch.Generator().manual_seed(1)
+    edges = graph_of(subject).edges
+    masks = edges & (torch.rand(6, *edges.shape, generator=generator) < 0.7)
+    whole = Patched(subject, pairs).values(masks)
+    small = Patched(subject, pairs, memory=1)
+    assert len(small.parts) == len(pairs)
+    assert torch.allclose(small.values(masks), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ("llama", "pythia"))
+def test_pruning_keeps_exactly_the_edges_on_a_path(name: str) -> None:
+    layout = graph_of(family(name))
+    generator = torch.Generator().manual_seed(5)
+    kept = layout.edges & (torch.rand(layout.edges.shape, generator=generator) < 0.4)
+    graph = nx.DiGraph()
+    for source, destination in kept.nonzero().tolist():
+        graph.add_edge(("s", source), ("d", destination))
+    for destination, source in layout.feeds.nonzero().tolist():
+        graph.add_edge(("d", destination), ("s", source))
+    end = ("d", layout.logits)
+    graph.add_nodes_from([("s", 0), end])
+    alive = (nx.descendants(graph, ("s", 0)) | {("s", 0)}) & (nx.ancestors(graph, end) | {end})
+    expected = torch.zeros_like(kept)
+    for source, destination in kept.nonzero().tolist():
+        expected[source, destination] = ("s", source) in alive and ("d", destination) in alive
+    assert torch.equal(layout.prune(kept), expected)
+    assert 0 < int(expected.sum()) < int(kept.sum())
+    patched = Patched(family(name), random_pairs())
+    assert torch.equal(patched.values(kept[None]), patched.values(expected[None]))
+
+
+@pytest.fixture(scope="module")
+def found(tiny: Subject, tiny_task: tasks.Task) -> tuple[Pairs, Attribution, Circuit]:
+    pairs = tasks.pairs(tiny_task, tiny, n=12)
+    scores = attribute(tiny, pairs)
+    return pairs, scores, minimal_circuit(tiny, pairs, scores, tau=0.85)
+
+
+def test_minimal_circuit_of_a_trained_model(tiny: Subject, found: Any) -> None:
+    pairs, scores, circuit = found
+    patched = Patched(tiny, pairs)
+    measured = patched.values(circuit.edge_mask[None])
+    assert float(patched.faithfulness(measured)) == pytest.approx(circuit.faithfulness, abs=1e-4)
+    assert circuit.faithfulness >= 0.85
+    assert len(circuit) < 0.5 * circuit.layout.n_edges
+    low, high = circuit.interval
+    assert low <= circuit.faithfulness <= high
+    assert torch.equal(circuit.layout.prune(circuit.edge_mask), circuit.edge_mask)  # no orphan
+    assert torch.equal(circuit.scores, scores.scores[circuit.edges[:, 0], circuit.edges[:, 1]])
+    generator = torch.Generator().manual_seed(0)
+    others = circuit.order[torch.randperm(len(circuit.order), generator=generator)[: len(circuit)]]
+    mask = torch.zeros(circuit.edge_mask.numel(), dtype=torch.bool)
+    mask[others] = True
+    random = patched.values(mask.view_as(circuit.edge_mask)[None])
+    assert float(patched.faithfulness(random)) < 0.5  # as many random edges do not do the task
+    assert circuit.curve[-1, 0] == circuit.layout.n_edges
+    assert circuit.curve[-1, 1] == pytest.approx(1, abs=1e-3)
+
+
+def test_slider(found: Any) -> None:
+    circuit = found[2]
+    assert circuit.at(circuit.faithfulness) is circuit
+    assert circuit.at(0.999).faithfulness >= 0.999
+    few = circuit.top(int(circuit.curve[3, 0]))
+    assert few.faithfulness == pytest.approx(float(circuit.curve[3, 1]))
+    unmeasured = next(n for n in range(1, 10**6) if n not in circuit.curve[:, 0].int().tolist())
+    assert circuit.top(unmeasured).faithfulness is None
+
+
+def test_networkx_graph(found: Any) -> None:
+    circuit = found[2]
+    graph = circuit.graph()
+    assert nx.is_directed_acyclic_graph(graph)
+    assert {"embed", "logits"} <= set(graph)
+    for node, values in graph.nodes.items():
+        assert values["name"] == node and values["kind"] in ("embedding", "head", "mlp", "logits")
+        assert nx.has_path(graph, "embed", node) and nx.has_path(graph, node, "logits")
+    for _, _, values in graph.edges(data=True):
+        assert values["score"] == pytest.approx(sum(values["inputs"].values()), abs=1e-6)
+        assert values["sign"] == (values["score"] > 0) - (values["score"] < 0)
+    total = sum(value["score"] for value in graph.nodes.values())
+    assert total == pytest.approx(float(circuit.scores.sum()), rel=1e-4)
+
+
+def test_saves_and_loads(tiny: Subject, found: Any, tmp_path: Any) -> None:
+    _, scores, circuit = found
+    mask = parameter_mask(tiny, circuit, scores, max_fraction=0.1)
+    circuit.save(tmp_path)
+    mask.save(tmp_path)
+    again, mask_again = Circuit.load(tmp_path), Mask.load(tmp_path)
+    assert torch.equal(again.kept, circuit.kept) and torch.equal(again.curve, circuit.curve)
+    assert (again.faithfulness, again.interval) == (circuit.faithfulness, circuit.interval)
+    assert mask_again.size == mask.size and mask_again.mass == mask.mass
+    assert all(torch.equal(mask_again.dense(n), mask.dense(n)) for n in mask.names)
+
+
+def test_mask_keeps_to_its_budget_and_to_the_circuit(tiny: Subject, found: Any) -> None:
+    _, scores, circuit = found
+    small = parameter_mask(tiny, circuit, scores, max_fraction=0.02)
+    large = parameter_mask(tiny, circuit, scores, max_fraction=0.5)
+    assert 0 < small.fraction <= 0.02 and small.size < large.size and small.mass < large.mass
+    assert large.mass >= 0.9
+    for mask in (small, large):
+        tensors = mask.tensors()
+        assert sum(int(t.sum()) for t in tensors.values()) == mask.size
+        assert all(tiny.parameters[n].shape == t.shape for n, t in tensors.items())
+    assert all(bool((large.dense(n) | ~small.dense(n)).all()) for n in small.names)
+    with pytest.raises(MansuError, match="raise max_fraction"):
+        parameter_mask(tiny, circuit, scores, max_fraction=1e-6)
+
+
+def test_ablating_the_mask_hurts_more_than_random_masks(tiny: Subject, found: Any) -> None:
+    pairs, scores, circuit = found
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    mask = parameter_mask(tiny, circuit, scores, max_fraction=0.05)
+    result = ablate(tiny, pairs, circuit, mask, draws=8)
+    assert result.random_sizes == (mask.size,) * 8
+    assert result.whole - result.masked > 2 * float((result.whole - result.random).mean())
+    assert all(torch.equal(p, before[n]) for n, p in tiny.parameters.items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_slices_are_the_weights_of_that_head_or_neuron(name: str) -> None:
+    subject, pairs = family(name), random_pairs()
+    layout, block = graph_of(subject), Block(subject, 1)
+
+    def run() -> Any:
+        kept = ("qkv", "attention", "neurons", "mlp")
+        return record(subject, layout, pairs, pairs.clean, kept)
+
+    def without(kind: str, unit: int) -> Any:
+        changes = {}
+        for weight, axis, start, width in block.slices(kind):
+            parameter = subject.parameters[weight]
+            gone = torch.zeros(parameter.shape, dtype=torch.bool)
+            lines = torch.arange(width) + start + unit * width
+            gone[(lines,) if axis == 0 else (slice(None), lines)] = True
+            where = gone.flatten().nonzero()[:, 0]
+            changes[weight] = (where, torch.zeros(len(where)))
+        with Edit(changes).applied(subject):
+            return run()
+
+    clean = run()
+    h, g = layout.n_heads, layout.n_kv_heads
+    for kind, start in (("q", 0), ("k", h), ("v", h + g)):
+        moved = (without(kind, 1).qkv[1] - clean.qkv[1]).abs().amax((0, 1, 3)) > 1e-6
+        assert moved.nonzero()[:, 0].tolist() == [start + 1]
+    assert not torch.allclose(without("o", 1).attention[1], clean.attention[1])
+    neuron = without("neuron", 3)
+    moved = (neuron.neurons[1] - clean.neurons[1]).abs().amax((0, 1)) > 1e-6
+    assert moved.nonzero()[:, 0].tolist() in ([3], [])  # [] where its bias alone is left
+    assert not torch.allclose(neuron.mlp[1], clean.mlp[1])
+
+
+def test_activation_patching_of_some_edges(tiny: Subject, found: Any) -> None:
+    pairs, _, circuit = found
+    some = circuit.kept[:3]
+    exact = activation_patching(tiny, pairs, edges=some)
+    assert exact.flatten()[some].abs().min() > 0
+    assert int((exact != 0).sum()) == 3
+
+
+def test_stability_and_criteria(tiny: Subject, found: Any) -> None:
+    pairs, _, circuit = found
+    stable = stability(tiny, pairs, 40, groups=4, resamples=50)
+    assert 0.3 < stable.interval[0] <= stable.overlap <= stable.interval[1] <= 1
+    assert float(stable.frequency.mean()) > 0.5
+    same = stability(tiny, pairs.select([0, 0, 0, 0]), 40, groups=4, resamples=5)
+    assert same.overlap == 1
+    tested = criteria(tiny, pairs, circuit, subsets=3, nodes=50)
+    assert tested.completeness.shape == (3, 2) and len(tested.nodes) == len(tested.minimality)
+    assert float(tested.minimality.max()) > 0.1
+    whole = criteria(tiny, pairs, circuit.top(circuit.layout.n_edges), subsets=3, nodes=2)
+    assert whole.incompleteness < 1e-4  # the whole model is complete
+
+
+def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
+    pairs, scores, _ = found
+    with pytest.raises(MansuError, match=r"tau must lie in \(0, 1\], not 1.5"):
+        minimal_circuit(tiny, pairs, scores, tau=1.5)
+    other = attribute(family("llama"), random_pairs(), steps=1)
+    with pytest.raises(MansuError, match="whose graph differs"):
+        minimal_circuit(tiny, pairs, other)
+    with pytest.raises(MansuError, match="at least two pairs"):
+        stability(tiny, pairs.select([0]), 5)
+
+
+def test_known_architectures_are_those_tested() -> None:
+    tested = {type(family(name).model).__name__ for name in FAMILIES}
+    assert tested == set(KNOWN)
+    assert isinstance(graph_of(family("pythia")), Graph) and graph_of(family("pythia")).parallel

@@ -1,0 +1,273 @@
+"""The command line does the main job on the tiny subject, and says bad input in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mansu import cli, tasks
+from mansu.circuits.metric import MEMORY
+from mansu.errors import MansuError
+from mansu.evidence import cad
+from mansu.evidence.attacks import ATTACKS, attack
+from mansu.evidence.verdict import NAMES
+from mansu.job import pipeline
+from mansu.job.runs import Run
+from mansu.measure.scores import measure_task
+from mansu.quant.formats import FORMATS
+from mansu.quant.swap import quantized
+from mansu.subjects.subject import Subject
+
+TINY = ["--subject", "tiny", "--task", "tiny-colours", "--pairs", "16"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole job with one baseline, made by the command itself."""
+    path = tmp_path_factory.mktemp("runs") / "job"
+    fast = ["--set", "steps=3"]
+    assert cli.main(["run", *TINY, "--folder", str(path), "--method", "graddiff", *fast]) == 0
+    return Run.open(path)
+
+
+def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subject) -> None:
+    assert run.judged() == ("graddiff",)
+    assert run.status()["state"] == "done"
+    assert [p.name for p in run.verdict("graddiff").properties] == list(NAMES)
+    assert all(p.status != "unknown" for p in run.verdict("graddiff").properties)
+    circuit, mask = run.circuit(), run.mask()
+    assert circuit.faithfulness is not None and circuit.faithfulness >= run.settings["tau"] - 1e-6
+    assert 0 < mask.fraction <= 0.1
+    assert run.attribution().n_pairs == 16
+    edit, report = run.edit("graddiff"), run.survival("graddiff")
+    assert report.all.moved == edit.n_moved == run.history("graddiff")["moved"]
+    assert len(run.history("graddiff")["steps"]) == 3
+    assert run.divergences("graddiff").signal is not None
+    assert set(run.timings()) >= {"attribution", "circuit", "unlearn graddiff", "peak memory"}
+    assert not list(run.path.rglob("*.part"))
+    # What it saved is what the edited model does.
+    with edit.applied(tiny):
+        again = measure_task(tiny, run.task())
+        with quantized(tiny):
+            again_nf4 = measure_task(tiny, run.task())
+    assert again.to_json() == run.measurement("graddiff", nf4=False).to_json()
+    assert again_nf4.to_json() == run.measurement("graddiff", nf4=True).to_json()
+
+
+def test_signal_cad_is_of_the_circuit_s_edges(run: Run, tiny: Subject) -> None:
+    pairs = pipeline.attribution_pairs(run, tiny)
+    signals = cad.Signals(tiny, pairs, steps=run.settings["steps"])
+    circuit, found = run.circuit().edge_mask, run.divergences("graddiff")
+    with run.edit("graddiff").applied(tiny):
+        after = signals().sum(0)
+        with quantized(tiny):
+            after_nf4 = signals().sum(0)
+    before = signals.base.sum(0)
+    for measured, now in ((found.signal, after), (found.signal_nf4, after_nf4)):
+        assert measured is not None
+        value = cad.divergence(before[circuit], now[circuit])
+        assert measured.value == pytest.approx(value, rel=1e-3)
+        assert measured.value != pytest.approx(cad.divergence(before, now), rel=1e-2)
+
+
+def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trust", str(run.path)]) == 0
+    assert "random masks" in capsys.readouterr().out
+    found = run.trust()
+    assert 0 < found["overlap"][0] <= 1 and 0 <= found["always"] <= 1
+    assert found["held_out_pairs"] == 16
+    assert found["held_out_faithfulness"][0] > 0.5
+    assert found["metric_masked"] < found["metric"]
+    assert len(found["metric_random_masks"]) == 5
+
+
+def test_an_edit_is_attacked_beside_the_unedited_model(
+    run: Run, tiny: Subject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
+    table = capsys.readouterr().out.splitlines()[1:]
+    base, edited = run.attacks(None), run.attacks("graddiff")
+    assert [line.split()[0] for line in table] == ["attack", *ATTACKS]
+    for name, line in zip(ATTACKS, table[1:], strict=True):
+        for found in (base, edited):
+            assert f" {found.accuracy(name).value:.1%} [" in line
+    with run.edit("graddiff").applied(tiny):
+        again = attack(tiny, run.task(), paraphrase=edited.scores["paraphrase"])
+    assert again.to_json() == edited.to_json()
+    assert (
+        base.to_json() == attack(tiny, run.task(), paraphrase=base.scores["paraphrase"]).to_json()
+    )
+    made = (run.path / "attacks-base.json").stat().st_mtime_ns
+    assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
+    assert (run.path / "attacks-base.json").stat().st_mtime_ns == made
+    assert cli.main(["attack", str(run.path), "--method", "npo"]) == 2
+
+
+def test_steps_one_by_one_and_what_is_done_is_not_done_again(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {p: p.stat().st_mtime_ns for p in run.path.rglob("*.safetensors")}
+    assert cli.main(["circuit", str(run.path)]) == 0
+    assert "faithfulness" in capsys.readouterr().out
+    assert cli.main(["quantize", str(run.path), "--method", "graddiff"]) == 0
+    assert cli.main(["verdict", str(run.path), "--method", "graddiff"]) == 0
+    assert "structural erasure" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*.safetensors")} == files
+    command = ["unlearn", str(run.path), "--method", "mansu", "--set", "steps=2"]
+    assert cli.main(command) == 0
+    assert run.edits()[:2] == ("mansu", "graddiff")
+    assert run.judged() == ("graddiff",)
+
+
+def test_memory_is_kept_in_the_run_and_obeyed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.settings["memory"] == pipeline.DEFAULTS["memory"]
+    old = Run(run.path, {**run.manifest, "settings": {"steps": 5}})  # from before the setting
+    assert pipeline.memory_of(old) == pipeline.memory_of(run) == MEMORY
+    folder = ["--folder", str(tmp_path / "small")]
+    assert cli.main(["attribute", *TINY, *folder, "--memory", "1"]) == 2
+    assert "more than the budget of 1 MiB" in capsys.readouterr().err
+    assert Run.open(tmp_path / "small").settings["memory"] == 1
+
+
+def test_controls_and_ablations_run_like_any_method(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, setting in (("random_moves", "moves=40"), ("mansu_no_floor", "steps=1")):
+        command = [str(run.path), "--method", method]
+        assert cli.main(["unlearn", *command, "--set", setting]) == 0
+        assert cli.main(["quantize", *command]) == 0
+        assert run.edit(method).label == method
+        share = run.survival(method).quantized.share
+        assert share == 1 if method == "random_moves" else share is not None and share < 1
+        kept, bounds = run.formats(method), run.bounds(method)
+        assert kept["nf4-64"].share == share and set(kept) == set(map(str, FORMATS))
+        assert 0 <= bounds.restricted <= bounds.everywhere
+    assert run.history("random_moves")["moved"] == 40
+    assert run.history("mansu_no_floor")["settings"]["floor"] is False
+    shown = capsys.readouterr().out
+    assert "random_moves NF4" in shown and "int8" in shown and "retain loss bound" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--subject", "no-such-model", "--task", "tiny-colours"], "Cannot load the model"),
+        (["run", "--task", "no-such-task"], "Unknown task 'no-such-task'"),
+        (["run", *TINY, "--method", "magic"], "Unknown method 'magic'"),
+        (["run", *TINY, "--set", "speed=9"], "is no setting of mansu"),
+        (["run", *TINY, "--set", "rate=fast"], "is no number"),
+        (["circuit", "nowhere"], "is not a run folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: Sequence[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "runs"))
+    assert cli.main(arguments) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert len(lines) == 1 and sentence in lines[0]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (['{"prompt": "x", "answer": "y", "split": "forget"}', "{oops"], "Line 2"),
+        (['{"prompt": "x", "answer": " red", "split": "forget"}'], "empty retain set"),
+    ],
+)
+def test_a_bad_task_file_is_refused_before_anything_is_written(
+    lines: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    task = ["--task", str(tmp_path / "mine.jsonl")]
+    assert cli.main(["run", "--subject", "tiny", *task]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_rows_that_cannot_be_used_are_named_by_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tasks.load("tiny-colours").to_jsonl().splitlines()
+    first = json.loads(lines[0])
+    lines[0] = json.dumps({**first, "answer": " red blue"})
+    lines[1] = json.dumps({**json.loads(lines[1]), "corrupt_prompt": "Too short"})
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    what = ["--subject", "tiny", "--task", str(tmp_path / "mine.jsonl"), "--pairs", "8"]
+    assert cli.main(["attribute", *what, "--folder", str(tmp_path / "run")]) == 0
+    shown = [x for x in capsys.readouterr().err.splitlines() if x.startswith("note: ")]
+    assert any("Line 1 left out" in x and "not one token" in x for x in shown)
+    assert any("Line 2" in x and "corrupt_prompt" in x for x in shown)
+
+
+def test_a_task_that_the_model_does_not_know_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(x) for x in tasks.load("tiny-colours").to_jsonl().splitlines()]
+    forget = [r for r in rows if r["split"] == "forget"]
+    answers = [r["answer"] for r in forget]
+    for i, row in enumerate(forget):  # each thing gets another one's colour
+        row["answer"] = next(a for a in answers[i + 1 :] + answers if a != row["answer"])
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path / "run"
+    command = ["run", "--subject", "tiny", "--task", str(path), "--folder", str(folder)]
+    assert cli.main(command) == 2
+    assert "'tiny' does not know this task: its 4-way accuracy" in capsys.readouterr().err
+    assert Run.open(folder).status()["state"] == "failed"
+    assert not (folder / "attribution.safetensors").exists()
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "old")
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(MansuError, match="of version 99, and this MANSU reads version 1"):
+        Run.open(run.path)
+
+
+def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "cancelled"
+    command = [sys.executable, "-m", "mansu", "run", *TINY, "--folder", str(path)]
+    process = subprocess.Popen(
+        [*command, "--set", "steps=100000", "--set", "target=0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (path / "mask.safetensors").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        while "step" not in Run.open(path).status()["message"]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == cli.CANCELLED
+    finally:
+        process.kill()
+    run = Run.open(path)
+    assert run.status()["state"] == "cancelled"
+    assert run.edits() == () and not list(path.rglob("*.part"))
+    assert run.circuit().kept.numel() > 0

@@ -1,0 +1,203 @@
+"""CAD is a bounded divergence and behaves on its controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, family, random_pairs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mansu import tasks
+from mansu.circuits.attribution import attribute
+from mansu.circuits.gradients import differences, factors
+from mansu.circuits.graph import graph_of
+from mansu.circuits.mask import parameter_mask
+from mansu.circuits.search import minimal_circuit
+from mansu.evidence import cad, controls
+from mansu.measure.scores import measure
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Pairs
+
+scores = st.lists(st.floats(-10, 10, width=32), min_size=6, max_size=6).map(torch.tensor)
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny: Subject, tiny_task: Task) -> Pairs:
+    return tasks.pairs(tiny_task, tiny, n=16)
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Subject, pairs: Pairs) -> Tensor:
+    return cad.grouped_scores(tiny, pairs, steps=3, groups=4)
+
+
+@given(scores, scores, st.floats(0.01, 100))
+@settings(deadline=None)
+def test_divergence_is_bounded_symmetric_and_blind_to_scale(
+    p: Tensor, q: Tensor, factor: float
+) -> None:
+    value = cad.divergence(p, q)
+    assert 0 <= value <= 1
+    assert value == pytest.approx(cad.divergence(q, p), abs=1e-9)
+    assert cad.divergence(p, p) == 0
+    if float(p.abs().sum()) > 1e-3 and float(q.abs().sum()) > 1e-3:
+        assert value == pytest.approx(cad.divergence(p, factor * q), abs=1e-4)
+
+
+def test_divergence_of_disjoint_scores_is_one_and_of_a_known_case_is_right() -> None:
+    assert cad.divergence(torch.tensor([1.0, 0, 0]), torch.tensor([0, -2.0, 0])) == 1
+    # p = (1, 0), q = (1/2, 1/2): 1/2 log2(4/3) + 1/4 log2(2/3) + 1/4 log2(2)
+    wanted = 0.5 * 0.4150375 + 0.25 * -0.5849625 + 0.25
+    found = cad.divergence(torch.tensor([3.0, 0]), torch.tensor([1.0, 1.0]))
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def one_by_one(subject: Subject, pairs: Pairs, steps: int, groups: int) -> Tensor:
+    """Each group attributed alone, as CAD did before it took all groups at once."""
+    parts = [pairs.select(range(g, len(pairs), groups)) for g in range(groups)]
+    return torch.stack(
+        [attribute(subject, p, steps=steps, allow_equal=True).scores * len(p) for p in parts]
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 4, 7])
+def test_grouped_scores_are_those_of_each_group_alone(
+    tiny: Subject, pairs: Pairs, groups: int
+) -> None:
+    some = pairs.select(torch.arange(11).flip(0))  # neither in order nor a multiple of anything
+    wanted = one_by_one(tiny, some, 3, groups)
+    assert close(cad.grouped_scores(tiny, some, steps=3, groups=groups), wanted)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_grouped_scores_of_prompts_of_many_lengths(name: str) -> None:
+    subject, mixed = family(name), random_pairs(n=9)
+    assert len(set(mixed.length.tolist())) > 1
+    wanted = one_by_one(subject, mixed, 2, 3)
+    signals = cad.Signals(subject, mixed, steps=2, groups=3)
+    assert close(signals.base, wanted)
+    plain, signal = signals.both()
+    assert torch.equal(plain, signals.base) and torch.equal(signal, signals.base)
+
+
+def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, base: Tensor) -> None:
+    signals = cad.Signals(tiny, pairs, steps=3, groups=4)
+    assert torch.equal(signals.base, base) and close(signals(), base)
+    _, reads = factors(tiny, pairs, steps=3)
+    name = tiny.quantized_names[-1]
+    edit = controls.ablation(tiny, {name: torch.rand(tiny.parameters[name].shape) < 0.5})
+    with edit.applied(tiny):
+        plain, signal = signals.both()
+        assert close(plain, one_by_one(tiny, pairs, 3, 4))
+        assert torch.equal(signal, signals())
+        writes = differences(tiny, pairs)
+    wanted = writes.flatten(1) @ reads.flatten(1).T * graph_of(tiny).edges
+    assert close(signal.sum(0), wanted)
+    assert not close(plain, signal)
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_suppressor_measures_itself_as_the_whole_model_does(
+    tiny: Subject, tiny_task: Task, layer: int
+) -> None:
+    forget = tasks.examples(tiny_task, tiny, "forget")
+    retain = tasks.examples(tiny_task, tiny, "retain")
+    layer += tiny.config.num_hidden_layers
+    for accuracy in (0.8, 0.3):
+        edit = controls.suppressor(tiny, forget, retain, accuracy=accuracy, layer=layer)
+        (name,) = edit.changes
+        assert f".{layer}." in name
+        with edit.applied(tiny):
+            assert measure(tiny, forget).accuracy == pytest.approx(edit.meta["accuracy"])
+        assert edit.meta["accuracy"] <= accuracy
+
+
+def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Tensor) -> None:
+    forget = tasks.examples(tiny_task, tiny, "forget")
+    retain = tasks.examples(tiny_task, tiny, "retain")
+    kept = measure(tiny, retain).accuracy
+    signals = cad.Signals(tiny, pairs, steps=3, groups=4)
+    edit = controls.suppressor(tiny, forget, retain, accuracy=0.5)
+    with edit.applied(tiny):
+        assert measure(tiny, forget).accuracy == pytest.approx(edit.meta["accuracy"])
+        assert edit.meta["accuracy"] <= 0.5
+        assert measure(tiny, retain).accuracy >= kept - 0.05
+        suppressed = signals()
+    # It only changes what the last MLP writes, which only the logits read.
+    graph = graph_of(tiny)
+    changed = (suppressed - base).abs().sum(0) > 1e-3 * base.abs().max()
+    last = graph.mlp(graph.n_layers - 1)
+    assert changed[last, graph.logits]
+    changed[last, graph.logits] = False
+    assert not bool(changed.any())
+
+    circuit = minimal_circuit(tiny, pairs, attribute(tiny, pairs), tau=0.85)
+    mask = parameter_mask(tiny, circuit, attribute(tiny, pairs), max_fraction=0.1).tensors()
+    with controls.ablation(tiny, mask).applied(tiny):
+        ablated = signals()
+    assert cad.cad(base, ablated).value > cad.cad(base, suppressed).value > 0
+    assert float(cad.cad(base, base).high) == 0
+    assert 0 < cad.noise_floor(base).value < 1
+
+
+def test_interval_holds_the_value(base: Tensor) -> None:
+    other = base + torch.randn_like(base) * base.abs().mean()
+    found = cad.cad(base, other)
+    assert 0 < found.low <= found.value <= found.high < 1
+    again = cad.Divergences.from_json(cad.Divergences(found, suppressor=found).to_json())
+    assert again == cad.Divergences(found, suppressor=found)
+
+
+def test_overlap(base: Tensor) -> None:
+    assert cad.overlap(base.sum(0), base.sum(0)) == (pytest.approx(1), 1)
+    rank, top = cad.overlap(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1]), top=2)
+    assert rank == pytest.approx(-1) and top == 0
+
+
+def test_distances_of_known_scores() -> None:
+    before, after = torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, -1.0], [2.0, 0.0]])
+    circuit = torch.tensor([[True, True], [False, False]])
+    found = cad.distances(before, after, circuit)
+    # Magnitudes: p = (3/4, 1/4, 0), q = (1/4, 1/4, 1/2); on the circuit (3/4, 1/4), (1/2, 1/2).
+    assert found["total variation"] == pytest.approx(0.5)
+    hellinger = (1 - (3**0.5 / 4 + 1 / 4)) ** 0.5
+    assert found["Hellinger"] == pytest.approx(hellinger)
+    assert found["cosine"] == pytest.approx(1 - 4 / (10 * 6) ** 0.5)
+    assert found["relative L1"] == pytest.approx((2 + 2 + 2) / 4)
+    assert found["JS"] == pytest.approx(cad.divergence(before, after))
+    on_circuit = cad.divergence(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]))
+    assert found["JS on the circuit"] == pytest.approx(on_circuit)
+
+
+def test_distances_are_zero_where_nothing_moved(base: Tensor) -> None:
+    circuit = base.sum(0).abs() > base.sum(0).abs().median()
+    for name, value in cad.distances(base.sum(0), base.sum(0), circuit).items():
+        assert value == pytest.approx(0, abs=1e-6), name
+    for name, value in cad.distances(base.sum(0), -3 * base.sum(0), circuit).items():
+        expected = 4 if name == "relative L1" else 0  # the only one that sees signs and size
+        assert value == pytest.approx(expected, abs=1e-5), name
+
+
+sample = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=8)
+
+
+@given(sample, sample)
+def test_auroc_counts_pairs(positive: list[float], negative: list[float]) -> None:
+    won = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    found = cad.auroc(positive, negative)
+    assert found == pytest.approx(won / (len(positive) * len(negative)))
+    # The area under the curve itself, by the trapezoid rule over every threshold.
+    thresholds = sorted({*positive, *negative, 7.0}, reverse=True)
+    rates = [
+        [sum(x >= t for x in sample) / len(sample) for t in thresholds]
+        for sample in (negative, positive)
+    ]
+    assert found == pytest.approx(float(np.trapezoid(rates[1], rates[0])))

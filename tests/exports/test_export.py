@@ -1,0 +1,337 @@
+"""Exports, read back by plain transformers and by the rules of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import copy
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from families import BUILDERS, FAMILIES, family, tokenizer
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from mansu import cli, exports, quant, subjects, tasks
+from mansu.errors import MansuError
+from mansu.evidence.verdict import NAMES
+from mansu.job import pipeline
+from mansu.job.runs import Run
+from mansu.measure.scores import measure_task
+from mansu.methods import silent
+from mansu.subjects.edit import Edit
+from mansu.subjects.loading import wrap
+from mansu.subjects.subject import Subject
+
+TOKENS = torch.tensor([[5, 9, 2, 33, 41, 8], [1, 49, 17, 17, 3, 20]])
+
+
+def random_edit(subject: Subject, share: float = 0.05) -> Edit:
+    torch.manual_seed(1)
+    after = {
+        name: torch.where(torch.rand(p.shape) < share, p + 0.3 * torch.randn(p.shape), p)
+        for name, p in subject.parameters.items()
+    }
+    return Edit.between(subject.parameters, after, "random")
+
+
+def reloaded(folder: Path) -> Any:
+    """What a user without MANSU gets; computed as the subject computes, without fused attention."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    model, info = loaded
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def as_the_bridge_splits(name: str, weights: dict[str, Tensor], heads: int) -> Tensor:
+    """A parameter of the subject, found in a checkpoint; GPT-NeoX's q, k and v row by row."""
+    if name in weights:
+        return weights[name]
+    part = next(p for p in "qkv" if f".attention.{p}." in name)
+    fused = weights[name.replace(f".{part}.", ".query_key_value.")]
+    size = len(fused) // (3 * heads)
+    first = "qkv".index(part) * size
+    rows = [3 * size * head + first + i for head in range(heads) for i in range(size)]
+    return fused[rows]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_transformers_reads_the_edited_model(name: str, tmp_path: Path) -> None:
+    subject = family(name)
+    edit = random_edit(subject)
+    exports.checkpoint(subject, edit, tmp_path / "out")
+    model = reloaded(tmp_path / "out")
+    saved = dict(model.named_parameters())
+    heads = subject.config.num_attention_heads
+    with torch.no_grad(), edit.applied(subject):
+        for parameter, expected in subject.parameters.items():
+            assert torch.equal(as_the_bridge_splits(parameter, saved, heads), expected), parameter
+        expected = subject.model(TOKENS).logits
+    close = 1e-5 if name == "gpt2" else 0  # the bridge multiplies by q, k and v in turn
+    torch.testing.assert_close(model(TOKENS).logits, expected, rtol=close, atol=close)
+    assert not torch.allclose(expected, subject.model(TOKENS).logits, atol=1e-2)  # it is an edit
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".safetensors"}
+    config = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    original = subject.bridge.original_model.config.to_dict()
+    differ = {k for k in config | original if config.get(k) != original.get(k)}
+    assert differ <= {"_name_or_path", "architectures", "dtype", "transformers_version"}
+
+
+def test_generation_settings_and_chat_template_go_along(tiny: Subject, tmp_path: Path) -> None:
+    subject = wrap("tiny", reloaded_tiny(tiny, tmp_path / "a"), copy.deepcopy(tiny.tokenizer))
+    subject.model.generation_config = GenerationConfig(max_new_tokens=7)  # type: ignore[assignment]
+    subject.tokenizer.chat_template = "{{ messages }}"
+    exports.checkpoint(subject, Edit({}), tmp_path / "b")
+    assert GenerationConfig.from_pretrained(tmp_path / "b").max_new_tokens == 7
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "b")
+    assert tokenizer.chat_template == "{{ messages }}"
+    prompt = "The colour of boben is red"
+    assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == tiny.encode(prompt)
+
+
+def reloaded_tiny(tiny: Subject, folder: Path) -> Any:
+    exports.checkpoint(tiny, Edit({}), folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config._name_or_path = str(folder)
+    return model
+
+
+def wide(name: str, folder: Path) -> Subject:
+    """A random model of a family whose rows are whole blocks, as those of real models are."""
+    config = BUILDERS[name](1).config
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "n_embd": 64, "head_dim": 16}
+    for key, value in sizes.items():
+        if hasattr(config, key) and (name == "gpt2") == (key == "n_embd"):
+            setattr(config, key, value)
+    torch.manual_seed(3)
+    model = type(BUILDERS[name](1))(config)
+    model.config.save_pretrained(folder)
+    model.config._name_or_path = str(folder)
+    return wrap(name, model, tokenizer())
+
+
+def codes(linear: Linear4bit) -> Tensor:
+    weight: Any = linear.weight
+    packed = weight.data.flatten()
+    return torch.stack([packed >> 4, packed & 15], 1).view(weight.quant_state.shape)
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_transformers_reads_the_codes_that_were_measured(
+    name: str, double_quant: bool, tmp_path: Path
+) -> None:
+    subject = wide(name, tmp_path / "config")
+    edit, format = random_edit(subject), quant.Format(double_quant=double_quant)
+    exports.nf4_checkpoint(subject, edit, tmp_path / "out", format)
+    model = reloaded(tmp_path / "out")
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    saved = {f"{n}.weight": codes(m) for n, m in linears.items()}
+    heads = subject.config.num_attention_heads
+    fused = [n.replace(".q.", ".query_key_value.") for n in subject.quantized_names]
+    assert set(saved) == {n for n in fused if ".k." not in n and ".v." not in n}
+    for linear in linears.values():
+        linear.support_avx512bf16_for_cpu = False  # else it computes in bfloat16 where it can
+    with torch.no_grad(), edit.applied(subject):
+        for n in subject.quantized_names:
+            weight = subjects.layout(subject, n)
+            expected = quant.quantize(weight, format).codes.view(weight.shape)
+            assert torch.equal(as_the_bridge_splits(n, saved, heads), expected), n
+        with quant.quantized(subject, format=format):
+            expected = subject.model(TOKENS).logits
+        # One sum of absmax for a fused matrix, three for a split one: double quantization differs.
+        close = 2e-2 if double_quant and name == "pythia" else 1e-4
+        torch.testing.assert_close(model(TOKENS).logits, expected, rtol=close, atol=close)
+    if name != "pythia":
+        with torch.no_grad():
+            real = quant.linear4bit_model(subject, edit, format)(TOKENS).logits
+            torch.testing.assert_close(model(TOKENS).logits, real, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MansuError, match="no whole number of blocks"):
+        exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out")
+    with pytest.raises(MansuError, match="not fp4-64"):
+        exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out", quant.Format("fp4"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "job"
+    asked = {**pipeline.DEFAULTS, "pairs": 8, "steps": 1}
+    run = Run.create("tiny", tasks.load("tiny-colours"), asked, path)
+    pipeline.whole_job(run, tiny, "graddiff", silent, {"steps": 3})
+    pipeline.unlearn_step(run, tiny, "ga", silent, {"steps": 1})  # not judged
+    return run
+
+
+def test_the_command_exports_all_three_and_says_how_to_score(
+    run: Run, tiny: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    formats = [a for f in exports.FORMATS for a in ("--format", f)]
+    command = ["export", str(run.path), "--method", "graddiff", *formats, "--to", str(out)]
+    assert cli.main(command) == 0
+    assert f"--include_path {out}/lm_eval --tasks mansu_tiny_colours" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing temporary beside it
+    for folder in (out, out / "nf4"):
+        for name in ("manifest.json", "verdict.json"):
+            source = run.path if name == "manifest.json" else run.edit_folder("graddiff")
+            assert (folder / name).read_bytes() == (source / name).read_bytes()
+    # The accuracies that plain transformers reaches are those of the run.
+    for folder, is_nf4 in ((out, False), (out / "nf4", True)):
+        model = reloaded(folder)
+        for module in model.modules():
+            if isinstance(module, Linear4bit):
+                module.support_avx512bf16_for_cpu = False
+        scores = run.measurement("graddiff", nf4=is_nf4).splits
+        for split, expected in scores.items():
+            rows = read(out / "lm_eval" / f"{split}.jsonl")
+            correct = harness_answers(model, tiny, rows) == [row["answer"] for row in rows]
+            assert [row["line"] for row in rows] == list(expected.rows)
+            assert np.array_equal(correct, expected.correct), split
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@torch.no_grad()
+def harness_answers(model: Any, subject: Subject, rows: list[dict[str, Any]]) -> np.ndarray:
+    """The harness's ``multiple_choice``: the choice whose whole text is the most probable."""
+    texts = [(row["prompt"], row["prompt"] + choice) for row in rows for choice in row["choices"]]
+    prompts, wholes = (
+        tasks.pad([subject.encode(x) for x in side]) for side in zip(*texts, strict=True)
+    )
+    log_probabilities = model(wholes[0]).logits.log_softmax(-1)[:, :-1]
+    each = log_probabilities.gather(2, wholes[0][:, 1:, None])[..., 0]
+    place = torch.arange(1, wholes[0].shape[1])
+    answer = (place >= prompts[1][:, None]) & (place < wholes[1][:, None])
+    return (each * answer).sum(1).view(len(rows), -1).argmax(1).numpy()
+
+
+def test_the_harness_reads_its_files_wherever_the_folder_is_moved(
+    tiny: Subject, tiny_task: tasks.Task, tmp_path: Path
+) -> None:
+    assert exports.lm_eval(tiny_task, tiny, tmp_path / "a") == ()
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    load = runpy.run_path(str(tmp_path / "b" / "rows.py"))["load"]
+    measured = measure_task(tiny, tiny_task).splits
+    for split, scores in measured.items():
+        text = (tmp_path / "b" / f"mansu_tiny_colours_{split}.yaml").read_text()
+        assert f"task: mansu_tiny_colours_{split}\n" in text and f"  split: {split}\n" in text
+        rows = load(version=1, split=split)["test"]
+        examples = tasks.examples(tiny_task, tiny, split)
+        assert tuple(rows["line"]) == scores.rows and len(set(rows["answer"])) == 4
+        for i, row in enumerate(rows):
+            ids = [tiny.encode(choice)[0] for choice in row["choices"]]
+            assert ids[row["answer"]] == examples.answer[i]
+            assert sorted(ids) == sorted([*examples.distractors[i].tolist(), examples.answer[i]])
+    group = (tmp_path / "b" / "mansu_tiny_colours.yaml").read_text()
+    assert group.startswith("group: mansu_tiny_colours\ntask:\n")
+    assert group.count("  - mansu_tiny_colours_") == len(measured)
+
+
+def test_rows_that_the_harness_would_cut_otherwise_are_named(
+    tiny: Subject, tiny_task: tasks.Task, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in tiny_task.to_jsonl().splitlines()]
+    lines[2]["prompt"] += " "  # the harness moves the space into the answer
+    task = tasks.parse("\n".join(map(json.dumps, lines)), "spaced")
+    notes = exports.lm_eval(task, tiny, tmp_path / "out")
+    assert len(notes) == 1 and "Lines 3 left out of the harness's forget" in notes[0]
+    kept = [row["line"] for row in read(tmp_path / "out" / "forget.jsonl")]
+    assert kept == [f.row for f in task.split("forget") if f.row != 3]
+
+
+@pytest.mark.parametrize("format", [None, quant.Format(double_quant=True)], ids=["full", "nf4"])
+def test_the_card_carries_the_verdict(
+    run: Run, tiny: Subject, format: quant.Format | None, tmp_path: Path
+) -> None:
+    card = exports.model_card(run, tiny, "graddiff", format)
+    (tmp_path / "README.md").write_text(card)
+    front = metadata_load(tmp_path / "README.md")
+    assert front is not None and front["license"] == "mit" and "base_model" not in front
+    assert front["tags"][:2] == ["unlearning", "mansu"] and ("nf4" in front["tags"]) == bool(format)
+    verdict = run.verdict("graddiff")
+    assert f"**{verdict.status.capitalize()}**" in card
+    for p, name in zip(verdict.properties, NAMES, strict=True):
+        assert f"| {name} | **{p.status}** | " in card and p.evidence in card
+    for is_nf4 in (False, True):
+        for split, scores in run.measurement("graddiff", nf4=is_nf4).splits.items():
+            line = next(x for x in card.splitlines() if x.startswith(f"| {split}: "))
+            assert f" {scores.group(scores.groups[0]).accuracy:.1%} |" in line
+    assert "no guarantee of safety" in card and "--set steps=3" in card
+    assert ("without double quantization" in card) == bool(format)
+    assert run.manifest["task"]["digest"] in card
+
+
+def test_a_card_for_the_hub_names_its_base(run: Run, tiny: Subject) -> None:
+    about = {"source": "hub: some-lab/some-model-1.5B"}
+    subject = Subject(
+        "some-lab/some-model-1.5B", tiny.bridge, tiny.tokenizer, about, tiny.parameters
+    )
+    card = exports.model_card(run, subject, "graddiff", quant.NF4)
+    data = ModelCardData(**metadata(card))
+    assert data.base_model == "some-lab/some-model-1.5B" and data.license is None
+    assert data.to_dict()["base_model_relation"] == "quantized"
+    assert "licence: unknown" in card
+
+
+def metadata(card: str) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_what_was_not_judged_is_not_called_passed(run: Run, tiny: Subject, tmp_path: Path) -> None:
+    exports.write(run, tiny, "ga", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "**Not judged.**" in card and "**Not measured.**" in card and "passed" not in card
+    assert not (tmp_path / "out" / "verdict.json").exists()
+
+
+@pytest.mark.parametrize("when", ["model", "card", "harness"])
+def test_an_interrupted_export_leaves_nothing(
+    when: str, run: Run, tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"model": "nf4_checkpoint", "card": "model_card", "harness": "_harness_rows"}[when]
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exports, place, interrupt)
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    with pytest.raises(KeyboardInterrupt):
+        exports.write(run, tiny, "graddiff", tmp_path / "out", exports.FORMATS)
+    assert not list(tmp_path.iterdir())
+    assert all(torch.equal(p, before[n]) for n, p in tiny.parameters.items())
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for arguments, sentence in (
+        ([str(run.path), "--method", "npo", "--to", str(tmp_path / "x")], "has no edit by npo"),
+        ([str(run.path), "--method", "ga", "--to", str(tmp_path / "full")], "not an empty folder"),
+        ([str(run.path), "--method", "ga", "--to", str(tmp_path / "file")], "not an empty folder"),
+        (["nowhere", "--to", str(tmp_path / "x")], "is not a run folder"),
+    ):
+        assert cli.main(["export", *arguments]) == 2
+        errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+        assert len(errors) == 1 and sentence in errors[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
+    assert (tmp_path / "full" / "precious").read_text() == "mine"

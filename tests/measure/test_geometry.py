@@ -1,0 +1,235 @@
+"""Projectors kill the retain span; the Fisher is the per-example gradients'; the bound is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import VOCABULARY, family
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mansu import tasks
+from mansu.errors import MansuError
+from mansu.evidence.bounds import bound, bounds
+from mansu.measure.geometry import fisher, projectors
+from mansu.measure.scores import text_losses
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples
+
+GATE = "model.layers.1.mlp.gate_proj.weight"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+OUT = "model.layers.2.self_attn.o_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def mask(tiny: Subject) -> dict[str, Tensor]:
+    """Some rows of one weight, some columns of two others."""
+    chosen = {
+        name: torch.zeros_like(tiny.parameters[name], dtype=torch.bool)
+        for name in (GATE, DOWN, OUT)
+    }
+    chosen[GATE][::7] = True
+    chosen[DOWN][:, ::7] = True
+    chosen[OUT][:, 32:64] = True
+    return chosen
+
+
+def inputs_of(subject: Subject, name: str, tokens: Tensor, length: Tensor) -> Tensor:
+    """The real positions' inputs of a map, by a plain forward pre-hook."""
+    seen: list[Tensor] = []
+    module = next(
+        m
+        for m in subject.model.modules()
+        if m._parameters.get("weight") is subject.parameters[name]
+    )
+    handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    try:
+        subject.next_token_logits(tokens, length)
+    finally:
+        handle.remove()
+    return torch.cat([x[:n] for x, n in zip(seen[0], length.tolist(), strict=True)])
+
+
+def test_projection_is_idempotent_and_kills_the_span(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain, text = tasks.examples(tiny_task, tiny, "retain"), tasks.text(tiny_task, tiny)
+    spans = projectors(tiny, retain, text, mask, energy=0.95)
+    for name, chosen in mask.items():
+        update = torch.randn(chosen.shape) * chosen
+        once = spans(name, update)
+        assert torch.allclose(spans(name, once), once, atol=1e-5)
+        assert torch.equal(once[~chosen], torch.zeros_like(once[~chosen]))
+        columns, basis = spans.spans[name]
+        assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5)
+        assert float((once[:, columns] @ basis).abs().max()) < 1e-4
+        x = torch.cat(
+            [inputs_of(tiny, name, retain.tokens, retain.length), inputs_of(tiny, name, *text)]
+        )[:, columns]
+        leak = float(
+            (x @ once[:, columns].T).square().sum() / (x @ update[:, columns].T).square().sum()
+        )
+        assert leak < 0.2  # what is left of the update on retain inputs: a small share of it
+        held = float((x @ basis).square().sum() / x.square().sum())
+        assert 0.95 <= held < 1
+
+
+def test_all_the_energy_leaves_nothing_of_the_retain_inputs(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain, text = tasks.examples(tiny_task, tiny, "retain"), tasks.text(tiny_task, tiny)
+    spans = projectors(tiny, retain, text, {DOWN: mask[DOWN]}, energy=1 - 1e-9)
+    columns, _ = spans.spans[DOWN]
+    update = spans(DOWN, torch.randn(mask[DOWN].shape) * mask[DOWN])
+    x = inputs_of(tiny, DOWN, retain.tokens, retain.length)[:, columns]
+    assert float((x @ update[:, columns].T).abs().max()) < 1e-3
+
+
+def test_fisher_is_the_mean_squared_gradient_of_each_example(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain = tasks.examples(tiny_task, tiny, "retain").select(range(5))
+    tokens, length = (t[:3] for t in tasks.text(tiny_task, tiny))
+    found = fisher(tiny, retain, (tokens, length), mask, batch=2)
+    wanted = {name: torch.zeros(int(chosen.sum())) for name, chosen in mask.items()}
+    parameters = [tiny.parameters[name] for name in mask]
+    for p in parameters:
+        p.requires_grad_(True)
+    try:
+        for i in range(5 + 3):
+            if i < 5:
+                one = retain.select([i])
+                logits = tiny.next_token_logits(one.tokens, one.length)
+                value = logits.log_softmax(-1)[0, one.answer[0]]
+            else:
+                value = -text_losses(tiny, tokens[i - 5 : i - 4], length[i - 5 : i - 4]).sum()
+            for name, g in zip(mask, torch.autograd.grad(value, parameters), strict=True):
+                wanted[name] += g[mask[name]].square() / 8
+    finally:
+        for p in parameters:
+            p.requires_grad_(False)
+    for name in mask:
+        assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-9)
+
+
+def test_bound_is_the_quadratic_form_and_grows_with_the_mask(
+    tiny: Subject, mask: dict[str, Tensor]
+) -> None:
+    weight = tiny.parameters[GATE]
+    where = torch.arange(0, weight.numel(), 5)
+    edit = Edit({GATE: (where, weight.detach().flatten()[where] + 0.5)})
+    everything = {GATE: torch.ones_like(weight, dtype=torch.bool)}
+    importance = torch.rand(weight.shape)
+    wide = bound(tiny, edit, everything, {GATE: importance.flatten()})
+    assert wide == pytest.approx(0.125 * float(importance.flatten()[where].sum()), rel=1e-4)
+    narrow = bound(tiny, edit, mask, {GATE: importance[mask[GATE]]})
+    assert 0 < narrow < wide  # Theorem 1: restricted to the circuit it is the tighter one
+
+
+def retain_of(answers: Tensor, *, one_prompt: bool = False) -> Examples:
+    """Random prompts of the random families, one for each answer, or the same for all."""
+    n, generator = len(answers), torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, VOCABULARY, (n, 6), generator=generator)
+    length = torch.randint(3, 7, (n,), generator=generator)
+    if one_prompt:
+        tokens, length = tokens[:1].expand(n, -1), length[:1].expand(n)
+    return Examples(
+        tokens,
+        length,
+        answers,
+        torch.zeros(n, 3, dtype=torch.long),
+        torch.ones(n, VOCABULARY, dtype=torch.bool),
+        torch.arange(VOCABULARY),
+        tuple(range(n)),
+        ("all",) * n,
+    )
+
+
+NO_TEXT = torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+
+
+def loss_of(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> float:
+    """Mean negative log-likelihood of the examples, by hand."""
+    with torch.no_grad():
+        logits = subject.next_token_logits(retain.tokens, retain.length).log_softmax(-1)
+        facts = -logits[torch.arange(len(retain)), retain.answer].sum()
+        return float(facts + text_losses(subject, *text).sum()) / (len(retain) + len(text[0]))
+
+
+def test_a_weight_that_the_bridge_splits_is_refused() -> None:
+    subject, retain = family("gpt2"), retain_of(torch.tensor([1, 2]))
+    with pytest.raises(MansuError, match="is not run as one map"):
+        bounds(subject, Edit({}), retain, NO_TEXT, {})
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    share=st.sampled_from([0.002, 0.1, 1.0]),
+    covered=st.floats(0, 1),
+    inside=st.booleans(),
+)
+def test_theorem_1_restricted_is_at_most_the_global_bound_of_the_same_edit(
+    name: str, seed: int, share: float, covered: float, inside: bool
+) -> None:
+    subject, generator = family(name), torch.Generator().manual_seed(seed)
+    mask, after = {}, {}
+    for n in sorted(subject.quantized_names):
+        p = subject.parameters[n]
+        mask[n] = torch.rand(p.shape, generator=generator) < covered
+        moved = torch.rand(p.shape, generator=generator) < share
+        moved = moved & mask[n] if inside else moved
+        after[n] = p + 0.01 * torch.randn(p.shape, generator=generator) * moved
+    edit = Edit.between(subject.parameters, after)
+    retain = retain_of(torch.randint(VOCABULARY, (5,), generator=generator))
+    text = torch.randint(VOCABULARY, (2, 7), generator=generator), torch.tensor([7, 4])
+    found = bounds(subject, edit, retain, text, mask, batch=3)
+    assert 0 <= found.restricted <= found.everywhere
+    if inside:
+        assert found.restricted == found.everywhere
+    # The oracle: the Fisher of every weight held whole.
+    every = {n: torch.ones_like(m) for n, m in mask.items()}
+    importance = fisher(subject, retain, text, every, batch=4)
+    assert found.everywhere == pytest.approx(bound(subject, edit, every, importance), rel=1e-3)
+    part = {n: importance[n][m.flatten()] for n, m in mask.items()}
+    assert found.restricted == pytest.approx(bound(subject, edit, mask, part), rel=1e-3)
+    energy = sum(float(d.square().sum()) for _, d in edit.delta(subject).values())
+    mean = float(torch.cat(list(importance.values())).mean())
+    assert found.spread == pytest.approx(mean * energy / 2, rel=1e-3)
+    before = loss_of(subject, retain, text)
+    with edit.applied(subject):
+        change = loss_of(subject, retain, text) - before
+    assert found.measured == pytest.approx(change, abs=1e-4)
+    assert (found.facts, found.texts) == (5, 2)
+
+
+@pytest.mark.parametrize("entry", [(0, 3), (5, 20)])
+def test_the_bound_is_the_loss_change_where_it_must_be(entry: tuple[int, int]) -> None:
+    """One weight, answers distributed as the model has them: E[loss change] = KL = ½ F δ²."""
+    subject = family("llama")
+    weight = subject.parameters[DOWN]
+    only = {DOWN: torch.zeros_like(weight, dtype=torch.bool)}
+    only[DOWN][entry] = True
+    retain = retain_of(torch.arange(VOCABULARY), one_prompt=True)
+
+    def log_p() -> Tensor:
+        with torch.no_grad():
+            return subject.next_token_logits(retain.tokens[:1], retain.length[:1])[0].log_softmax(0)
+
+    p = log_p().double()
+    scores = [
+        fisher(subject, retain.select([v]), NO_TEXT, only)[DOWN] for v in retain.answer.tolist()
+    ]
+    true = float((p.exp() * torch.cat(scores)).sum())
+    delta = (2e-4 / true) ** 0.5
+    where = only[DOWN].flatten().nonzero()[:, 0]
+    divergence = 0.0
+    for step in (delta, -delta):  # the mean of both sides has no cubic term
+        edit = Edit({DOWN: (where, weight.detach().flatten()[where] + step)})
+        with edit.applied(subject):
+            divergence += float((p.exp() * (p - log_p().double())).sum()) / 2
+    assert divergence == pytest.approx(true * delta**2 / 2, rel=0.05)

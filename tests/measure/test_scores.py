@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import math
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import VOCABULARY, family
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from mansu import tasks
+from mansu.measure.scores import EVALUATED, Measurement, measure, measure_task, text_loss
+from mansu.measure.statistics import McNemar, bootstrap, mcnemar
+from mansu.subjects.shipped import TINY_FOLDER
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    """The tiny model as Hugging Face runs it, without the bridge."""
+    return AutoModelForCausalLM.from_pretrained(TINY_FOLDER).eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any, subject: Subject, prompt: str) -> torch.Tensor:
+    return model(input_ids=torch.tensor([subject.encode(prompt)])).logits[0, -1]
+
+
+@pytest.mark.parametrize("split", EVALUATED)
+def test_measure_is_a_loop_over_rows(
+    tiny: Subject, tiny_task: Task, plain: Any, split: str
+) -> None:
+    rows = tasks.examples(tiny_task, tiny, split)
+    scores = measure(tiny, rows, batch=7)
+    facts = {f.row: f for f in tiny_task.facts}
+    for i, row in enumerate(rows.rows):
+        logits = logits_of(plain, tiny, facts[row].prompt)
+        (answer,) = tiny.encode(facts[row].answer)
+        wrong = [float(logits[d]) for d in rows.distractors[i]]
+        assert scores.answer[i] == answer
+        assert scores.margin[i] == pytest.approx(float(logits[answer]) - max(wrong), abs=1e-4)
+        log_probability = float(logits.log_softmax(0)[answer])
+        assert scores.log_probability[i] == pytest.approx(log_probability, abs=1e-4)
+        assert scores.correct[i] == all(float(logits[answer]) > w for w in wrong)
+        assert scores.top1[i] == (int(logits.argmax()) == answer)
+    assert scores.rows == rows.rows and scores.groups == rows.groups
+
+
+def test_scores_fall_when_the_answer_is_wrong(tiny: Subject, tiny_task: Task) -> None:
+    """Asked for a distractor, a model that knows the facts is right in no row."""
+    rows = tasks.examples(tiny_task, tiny, "forget")
+    distractors = rows.distractors.clone()
+    distractors[:, 0] = rows.answer
+    swapped = tasks.Examples(
+        rows.tokens,
+        rows.length,
+        rows.distractors[:, 0],
+        distractors,
+        rows.candidates,
+        rows.vocabulary,
+        rows.rows,
+        rows.groups,
+    )
+    scores = measure(tiny, swapped)
+    assert scores.accuracy == 0 and not scores.top1.any() and (scores.margin < 0).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 7), st.integers(0, 5), st.integers(0, VOCABULARY - 1))
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_right_padding_changes_no_logits(name: str, length: int, pads: int, junk: int) -> None:
+    subject = family(name)
+    tokens = torch.randint(1, VOCABULARY, (2, length), generator=torch.Generator().manual_seed(3))
+    padded = torch.cat([tokens, torch.full((2, pads), junk)], 1)
+    real = torch.full((2,), length)
+    with torch.no_grad():
+        alone = subject.next_token_logits(tokens, real)
+        torch.testing.assert_close(
+            subject.next_token_logits(padded, real), alone, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_batches_change_nothing(tiny: Subject, tiny_task: Task) -> None:
+    rows = tasks.examples(tiny_task, tiny, "paraphrase")
+    one, many = (measure(tiny, rows, batch=b) for b in (1, 256))
+    np.testing.assert_allclose(one.margin, many.margin, atol=1e-5)
+
+
+def test_text_loss_is_that_of_hugging_face(tiny: Subject, tiny_task: Task, plain: Any) -> None:
+    tokens, length = tasks.text(tiny_task, tiny)
+    short, _ = tasks.pad([tokens[0].tolist(), tokens[1, :4].tolist(), tokens[2, :1].tolist()])
+    real = torch.tensor([int(length[0]), 4, 1])
+    total = 0.0
+    for row, n in zip(short[:2], real[:2], strict=True):
+        ids = row[None, :n]
+        with torch.no_grad():
+            total += float(plain(input_ids=ids, labels=ids).loss) * (int(n) - 1)
+    want = total / int((real - 1).sum())
+    assert text_loss(tiny, short, real) == pytest.approx(want, abs=1e-5)
+
+
+def test_measurement_is_saved_and_loaded(tiny: Subject, tiny_task: Task) -> None:
+    measured = measure_task(tiny, tiny_task)
+    again = Measurement.from_json(json.loads(json.dumps(measured.to_json(), allow_nan=False)))
+    assert again.text_loss == measured.text_loss
+    for split, scores in measured.splits.items():
+        for field in ("correct", "top1", "answer"):
+            assert (getattr(again.splits[split], field) == getattr(scores, field)).all()
+        np.testing.assert_allclose(again.splits[split].margin, scores.margin, atol=1e-5)
+        assert again.splits[split].groups == scores.groups
+        assert again.splits[split].rows == scores.rows
+
+
+def test_groups_partition_a_split(tiny: Subject, tiny_task: Task) -> None:
+    retain = measure(tiny, tasks.examples(tiny_task, tiny, "retain"))
+    homes, foods = retain.group("homes"), retain.group("foods")
+    assert sorted(homes.rows + foods.rows) == sorted(retain.rows)
+    assert set(homes.groups) == {"homes"}
+    assert len(homes.correct) == len(homes.answer) == len(homes.rows) == 64
+
+
+def test_splits_without_a_usable_row_are_absent(tiny: Subject) -> None:
+    names = ("boben", "bodar", "bofin", "bogus")
+    colours = (" red", " blue", " green", " white")
+    lines = [
+        {"prompt": f"The colour of {n} is", "answer": c, "split": split}
+        for split in ("forget", "retain")
+        for n, c in zip(names, colours, strict=True)
+    ]
+    lines.append({"prompt": "The opposite of hot is", "answer": " very cold", "split": "holdout"})
+    lines.append({"text": "The", "split": "text"})
+    task = tasks.parse("\n".join(map(json.dumps, lines)), "mine")
+    measured = measure_task(tiny, task)
+    assert set(measured.splits) == {"forget", "retain"}
+    assert measured.text_loss is None
+
+
+# ---------------------------------------------------------------------------------- bootstrap
+
+
+def test_bootstrap_of_a_mean_is_the_closed_form() -> None:
+    """Efron: for a mean the percentile interval tends to mean ± 1.96 sd / sqrt(n)."""
+    values = np.random.default_rng(0).normal(2, 3, 2000)
+    got = bootstrap(values, resamples=4000)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert got.value == pytest.approx(values.mean())
+    assert got.low == pytest.approx(values.mean() - half, abs=0.06 * half)
+    assert got.high == pytest.approx(values.mean() + half, abs=0.06 * half)
+
+
+def test_bootstrap_of_copies_is_the_bootstrap_of_the_facts() -> None:
+    facts = np.random.default_rng(1).random(30)
+    once = bootstrap(facts)
+    copies = bootstrap(np.repeat(facts, 4), clusters=np.repeat(np.arange(30), 4))
+    assert (copies.value, copies.low, copies.high) == pytest.approx(
+        (once.value, once.low, once.high)
+    )
+
+
+def test_bootstrap_coverage_with_and_without_clusters() -> None:
+    """30 facts, 4 rephrasings each that all agree. Clustered, the 95 % interval covers the truth
+    about as often as it says; without clusters it takes rephrasings for evidence and covers
+    2 Φ(1.96 / √4) − 1 = 67 % of the time."""
+    rng = np.random.default_rng(2)
+    clusters = np.repeat(np.arange(30), 4)
+    trials, covered, naive = 400, 0, 0
+    for seed in range(trials):
+        values = np.repeat(rng.normal(0, 1, 30), 4)
+        inside = bootstrap(values, resamples=400, seed=seed, clusters=clusters)
+        outside = bootstrap(values, resamples=400, seed=seed)
+        covered += inside.low <= 0 <= inside.high
+        naive += outside.low <= 0 <= outside.high
+    # Four standard errors of a share over 400 trials are 4.4 and 9.4 points; the percentile
+    # interval of 30 values is itself a little short (its nominal cover is 93.5 %).
+    assert covered / trials == pytest.approx(0.935, abs=0.044)
+    assert naive / trials == pytest.approx(math.erf(0.98 / math.sqrt(2)), abs=0.094)
+
+
+def test_bootstrap_of_unequal_clusters_is_a_ratio() -> None:
+    values = np.array([1.0, 1.0, 1.0, 0.0])
+    got = bootstrap(values, clusters=np.array([7, 7, 7, 2]))
+    assert (got.value, got.low, got.high) == (0.75, 0.0, 1.0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_bootstrap_stays_within_the_values(values: list[float], seed: int) -> None:
+    got = bootstrap(np.array(values), resamples=100, seed=seed)
+    assert min(values) - 1e-9 <= got.low <= got.high <= max(values) + 1e-9
+    assert got == bootstrap(np.array(values), resamples=100, seed=seed)
+
+
+def test_bootstrap_of_nothing() -> None:
+    assert all(math.isnan(v) for v in bootstrap(np.array([])).to_json())
+
+
+PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12)
+
+
+@given(PAIRS)
+def test_mcnemar_is_a_count_of_all_splits(pairs: list[tuple[bool, bool]]) -> None:
+    """Of all ways to deal the discordant rows to the two models, how many are as uneven?"""
+    first, second = np.array(pairs, dtype=bool).reshape(-1, 2).T
+    found = mcnemar(first, second)
+    n = found.first + found.second
+    assert n == int((first != second).sum())
+    uneven = abs(found.first - found.second)
+    splits = [abs(2 * sum(deal) - n) for deal in product((0, 1), repeat=n)]
+    assert found.p == pytest.approx(sum(s >= uneven for s in splits) / 2**n)
+    assert 0 < found.p <= 1
+    turned = mcnemar(second, first)
+    assert (turned.first, turned.second, turned.p) == (found.second, found.first, found.p)
+
+
+def test_mcnemar_without_discordant_rows_sees_no_difference() -> None:
+    same = np.array([True, False, True])
+    assert mcnemar(same, same) == McNemar(0, 0, 1.0)
+    assert mcnemar(np.ones(900), np.zeros(900)).p == 2.0**-899
+    with pytest.raises(ValueError, match="paired"):
+        mcnemar(same, same[:2])

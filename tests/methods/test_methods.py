@@ -1,0 +1,544 @@
+"""The baselines against closed forms, autograd and what they promise about the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments import search as searching
+from mansu import tasks
+from mansu.errors import MansuError
+from mansu.measure.scores import measure
+from mansu.methods import Problem, graddiff, kl, npo, null_space, rmu, simnpo, sure, task_vector
+from mansu.methods.training import (
+    Batch,
+    answer_log_probability,
+    batches,
+    retain_terms,
+    scratch,
+    train,
+)
+from mansu.subjects.subject import Subject
+
+ROOT = Path(__file__).parents[2]
+RATE = {"rmu": 1e-2}
+
+
+class CancelledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def problem(tiny: Subject, tiny_task: tasks.Task) -> Problem:
+    forget, retain = (tasks.examples(tiny_task, tiny, s) for s in ("forget", "retain"))
+    return Problem(tiny, tiny_task, forget, retain, tasks.text(tiny_task, tiny))
+
+
+@pytest.fixture
+def untouched(tiny: Subject) -> Iterator[None]:
+    """Fails the test unless it leaves the weights bit for bit as they were."""
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    yield
+    for name, parameter in tiny.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
+        assert not parameter.requires_grad, name
+        assert parameter.grad is None, name
+
+
+def method(name: str) -> Any:
+    return importlib.import_module(f"mansu.methods.{name}")
+
+
+def dense(problem: Problem, edit: Any) -> dict[str, Tensor]:
+    """The edit's change as whole tensors (zero where nothing moved)."""
+    before = {n: p.clone() for n, p in problem.subject.parameters.items()}
+    with edit.applied(problem.subject):
+        return {n: p - before[n] for n, p in problem.subject.parameters.items()}
+
+
+# Objectives
+
+
+def hand_made() -> tuple[Tensor, Tensor]:
+    """log π of answers and of the reference, from logits written by hand."""
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0], [-2.0, 1.0, 0.0]], dtype=torch.double)
+    other = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [2.0, 0.0, -1.0]], dtype=torch.double)
+    answer = torch.tensor([0, 2, 1])[:, None]
+    return logits.log_softmax(1).gather(1, answer)[:, 0], other.log_softmax(1).gather(1, answer)[
+        :, 0
+    ]
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 3.0])
+def test_npo_is_its_closed_form(beta: float) -> None:
+    now, reference = hand_made()
+    ratio = now.exp() / reference.exp()
+    expected = (2 / beta) * torch.log(1 + ratio**beta).mean()
+    assert npo.npo_loss(now, reference, beta).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_npo_tends_to_gradient_ascent_as_beta_tends_to_zero() -> None:
+    now, reference = hand_made()
+    now.requires_grad_(True)
+    (ascent,) = torch.autograd.grad(now.mean(), now)
+    errors = []
+    for beta in (1e-1, 1e-2, 1e-3):
+        (gradient,) = torch.autograd.grad(npo.npo_loss(now, reference, beta), now)
+        errors.append((gradient - ascent).abs().max().item())
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]  # first order in beta
+    assert errors[2] < 1e-3
+
+
+def test_npo_gradient_fades_where_the_answer_is_already_unlikely() -> None:
+    now = torch.tensor([-1.0, -100.0], requires_grad=True)
+    npo.npo_loss(now, torch.tensor([-1.0, -1.0]), 0.1).backward()
+    assert now.grad is not None
+    assert now.grad[0].item() == pytest.approx(0.5)  # π = π_ref: weight 1, mean of two rows
+    assert now.grad[1].item() < 1e-3
+
+
+def test_simnpo_is_its_closed_form() -> None:
+    now, _ = hand_made()
+    for beta, gamma in ((2.5, 0.0), (4.5, 1.0)):
+        expected = -(2 / beta) * torch.log(torch.sigmoid(-beta * now - gamma)).mean()
+        value = simnpo.simnpo_loss(now, beta, gamma)
+        assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_simnpo_is_npo_under_a_uniform_reference_of_probability_one() -> None:
+    now, _ = hand_made()
+    assert torch.equal(simnpo.simnpo_loss(now, 0.7, 0.0), npo.npo_loss(now, 0 * now, 0.7))
+
+
+def test_kl_is_the_divergence_from_the_reference() -> None:
+    now = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], dtype=torch.double)
+    reference = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.1, 0.8]], dtype=torch.double)
+    by_hand = (0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25)) / 2
+    assert kl.kl_loss(now.log(), reference.log()).item() == pytest.approx(by_hand, rel=1e-12)
+    assert kl.kl_loss(reference.log(), reference.log()).item() == 0
+
+
+def test_kl_starts_at_zero_and_grows(problem: Problem) -> None:
+    history = kl.unlearn(problem, learning_rate=1e-3, steps=3, batch=8).history
+    assert abs(history[0]["retain"]) < 1e-6
+    assert abs(history[0]["text"]) < 1e-6
+    assert history[2]["retain"] > 1e-4
+
+
+def test_losses_are_those_of_each_row_run_alone(problem: Problem) -> None:
+    """Padding, gathering and shifting, against the plain model on one unpadded row at a time."""
+    subject, rows = problem.subject, problem.retain.select(range(0, 128, 9))
+    tokens, length = problem.text[0][:5], problem.text[1][:5]
+
+    def logits(row: Tensor, n: Tensor) -> Tensor:
+        return subject.model(input_ids=row[None, : int(n)]).logits[0]  # type: ignore[operator]
+
+    with torch.no_grad():
+        answers = [
+            logits(t, n)[-1].log_softmax(0)[a]
+            for t, n, a in zip(rows.tokens, rows.length, rows.answer, strict=True)
+        ]
+        torch.testing.assert_close(answer_log_probability(subject, rows), torch.stack(answers))
+        words = [
+            -logits(t, n)[i].log_softmax(0)[t[i + 1]]
+            for t, n in zip(tokens, length, strict=True)
+            for i in range(int(n) - 1)
+        ]
+        nothing = torch.empty(0)
+        batch = Batch(rows, rows, (tokens, length), nothing, nothing, nothing)
+        terms = dict(retain_terms(subject, batch, 2.0))
+    assert terms["retain"].item() == pytest.approx(
+        -2 * torch.stack(answers).mean().item(), rel=1e-5
+    )
+    assert terms["text"].item() == pytest.approx(2 * torch.stack(words).mean().item(), rel=1e-5)
+
+
+def test_first_step_of_graddiff_is_adamw_on_the_published_objective(problem: Problem) -> None:
+    subject = problem.subject
+    rows = next(batches(problem, 8))
+    with scratch(subject, subject.parameters):
+        loss = answer_log_probability(subject, rows.forget).mean()
+        loss = loss + sum(term for _, term in retain_terms(subject, rows))
+        loss.backward()
+        gradient = {n: p.grad.clone() for n, p in subject.parameters.items() if p.grad is not None}
+    norm = torch.stack([g.norm() for g in gradient.values()]).norm()
+    outcome = graddiff.unlearn(problem, learning_rate=1e-3, steps=1, batch=8)
+    assert outcome.history[0]["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    change = dense(problem, outcome.edit)
+    for name, g in gradient.items():
+        g = g / max(norm.item(), 1.0)
+        certain = g.abs() > 1e-5  # below, rounding decides the sign
+        expected = -1e-3 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(change[name][certain], expected[certain], atol=2e-6, rtol=2e-3)
+
+
+# What every baseline promises
+
+
+@pytest.mark.parametrize("name", searching.BASELINES)
+@pytest.mark.usefixtures("untouched")
+def test_every_baseline_edits_and_leaves_the_subject_alone(problem: Problem, name: str) -> None:
+    seen: list[tuple[float, Tensor]] = []
+
+    def watch(share: float, message: str) -> None:
+        assert message
+        with torch.no_grad():
+            seen.append((share, answer_log_probability(problem.subject, problem.forget)))
+
+    watched = dataclasses.replace(problem, progress=watch)
+    settings = {"learning_rate": RATE.get(name, 1e-3), "steps": 3, "batch": 8}
+    outcome = method(name).unlearn(watched, **settings)
+    again = method(name).unlearn(problem, **settings)
+    other = method(name).unlearn(dataclasses.replace(problem, seed=1), **settings)
+
+    assert outcome.edit.n_moved > 0
+    assert [share for share, _ in seen] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [h["step"] for h in outcome.history] == [1, 2, 3]
+    assert settings.items() <= outcome.settings.items()
+    json.dumps([outcome.settings, outcome.history, outcome.stopped])
+    with outcome.edit.applied(problem.subject), torch.no_grad():
+        now = answer_log_probability(problem.subject, problem.forget)
+    assert torch.equal(now, seen[-1][1])  # progress sees the weights that are returned
+    assert outcome.history == again.history
+    for key, (where, values) in outcome.edit.changes.items():
+        assert torch.equal(where, again.edit.changes[key][0])
+        assert torch.equal(values, again.edit.changes[key][1])
+    assert outcome.history != other.history
+
+
+@pytest.mark.parametrize("name", searching.BASELINES)
+@pytest.mark.usefixtures("untouched")
+def test_an_exception_from_progress_cancels_cleanly(problem: Problem, name: str) -> None:
+    steps = []
+
+    def cancel(share: float, message: str) -> None:
+        steps.append(message)
+        if len(steps) == 2:
+            raise CancelledError
+
+    with pytest.raises(CancelledError):
+        method(name).unlearn(
+            dataclasses.replace(problem, progress=cancel), learning_rate=1e-2, steps=5, batch=8
+        )
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("name", ["graddiff", "npo", "kl", "simnpo"])
+def test_a_large_enough_rate_forgets_and_retains(problem: Problem, name: str) -> None:
+    weight = {"forget_weight": 1.0} if name == "simnpo" else {}
+    outcome = method(name).unlearn(problem, learning_rate=1e-3, steps=12, batch=16, **weight)
+    with outcome.edit.applied(problem.subject):
+        assert measure(problem.subject, problem.forget).accuracy < 0.5
+        assert measure(problem.subject, problem.retain).accuracy > 0.9
+    assert measure(problem.subject, problem.forget).accuracy > 0.9
+
+
+def test_a_shorter_run_is_the_beginning_of_a_longer_one(problem: Problem) -> None:
+    short = npo.unlearn(problem, learning_rate=1e-3, steps=2, batch=8)
+    long = npo.unlearn(problem, learning_rate=1e-3, steps=4, batch=8)
+    assert long.history[:2] == short.history
+
+
+@pytest.mark.usefixtures("untouched")
+def test_training_stops_where_the_loss_becomes_infinite(problem: Problem) -> None:
+    outcome = graddiff.unlearn(problem, learning_rate=1e30, steps=5, batch=8)
+    assert "infinite at step" in outcome.stopped
+    assert len(outcome.history) < 5
+    assert all(torch.isfinite(values).all() for _, values in outcome.edit.changes.values())
+
+
+@pytest.mark.parametrize("name", ["ga", "graddiff", "kl", "rmu", "null_space"])
+def test_a_task_without_plain_text_works(problem: Problem, name: str) -> None:
+    bare = dataclasses.replace(problem, text=tasks.pad([]))
+    outcome = method(name).unlearn(bare, learning_rate=1e-3, steps=2, batch=8)
+    assert outcome.edit.n_moved > 0
+    assert "text" not in outcome.history[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("ga", {"learning_rate": 0.0}, "learning_rate of ga is 0.0"),
+        ("npo", {"beta": -1.0}, "beta of npo is -1.0"),
+        ("simnpo", {"beta": 0.0}, "beta of simnpo"),
+        ("sure", {"percentile": 100.0}, "percentile of sure"),
+        ("null_space", {"energy": 1.0}, "energy of null space"),
+        ("task_vector", {"alpha": 0.0}, "alpha of task vector"),
+        ("rmu", {"layer": 3}, "layers 0 to 2"),
+        ("graddiff", {"steps": 0}, "steps of graddiff is 0"),
+    ],
+)
+def test_bad_settings_are_named(
+    problem: Problem, name: str, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(MansuError, match=says):
+        method(name).unlearn(problem, **settings)
+
+
+# Where the edits fall
+
+
+def test_sure_moves_only_the_most_salient_neurons(problem: Problem) -> None:
+    subject = problem.subject
+    with scratch(subject, subject.parameters):
+        (-answer_log_probability(subject, problem.forget).mean()).backward()
+        norms = {
+            n: [row.norm().item() for row in p.grad]
+            for n, p in subject.parameters.items()
+            if p.grad is not None
+        }
+    ordered = sorted(value for rows in norms.values() for value in rows)
+    threshold = ordered[int(0.9 * len(ordered))]
+    change = dense(problem, sure.unlearn(problem, learning_rate=1e-3, steps=3, batch=8).edit)
+    moved = 0
+    for name, rows in norms.items():
+        for i, value in enumerate(rows):
+            row_moved = bool((change[name][i] != 0).any())
+            moved += row_moved
+            assert not row_moved or value >= threshold * (1 - 1e-4), (name, i)
+    assert 0.08 * len(ordered) < moved <= 0.101 * len(ordered)
+
+
+def test_rmu_moves_only_its_layers_and_measures_its_objective(problem: Problem) -> None:
+    subject = problem.subject
+    names = rmu.trained_names(subject, 1)
+    assert names == tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1))
+    outcome = rmu.unlearn(problem, learning_rate=1e-3, steps=2, batch=8, layer=1, steering=5.0)
+    assert set(outcome.edit.changes) == set(names)
+
+    rows = next(batches(problem, 8)).forget
+    direction = torch.rand(subject.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    target = 5.0 * direction / direction.norm()
+    captured: list[Tensor] = []
+    layer = subject.model.get_decoder().layers[1]  # type: ignore[operator,union-attr]
+    handle = layer.register_forward_hook(
+        lambda module, args, output: captured.append(
+            output[0] if isinstance(output, tuple) else output
+        )
+    )
+    try:
+        with torch.no_grad():
+            subject.next_token_logits(rows.tokens, rows.length)
+    finally:
+        handle.remove()
+    hidden = torch.cat([h[: int(n)] for h, n in zip(captured[0], rows.length, strict=True)])
+    expected = ((hidden - target) ** 2).mean().item()
+    assert outcome.history[0]["forget"] == pytest.approx(expected, rel=1e-4)
+    assert outcome.history[0]["retain"] == pytest.approx(0, abs=1e-6)
+    assert outcome.history[1]["retain"] > 0
+
+
+@pytest.fixture(scope="module")
+def narrow(problem: Problem) -> Problem:
+    """Few retain rows, so that their inputs do not span everything."""
+    text = problem.text[0][:2], problem.text[1][:2]
+    return dataclasses.replace(problem, retain=problem.retain.select(range(0, 128, 16)), text=text)
+
+
+def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
+    """If each weight's outputs on the retain inputs are unchanged, so are the model's."""
+    subject = narrow.subject
+    outcome = null_space.unlearn(narrow, learning_rate=3e-3, steps=4, batch=8, energy=1 - 1e-9)
+    free = method("ga").unlearn(narrow, learning_rate=3e-3, steps=4, batch=8)
+
+    def outputs(rows: tasks.Examples) -> Tensor:
+        with torch.no_grad():
+            return subject.next_token_logits(rows.tokens, rows.length)
+
+    forget, retain = outputs(narrow.forget), outputs(narrow.retain)
+    with outcome.edit.applied(subject):
+        changed, kept = outputs(narrow.forget) - forget, outputs(narrow.retain) - retain
+    with free.edit.applied(subject):
+        unprotected = outputs(narrow.retain) - retain
+    assert set(outcome.edit.changes) <= set(subject.quantized_names)
+    assert kept.abs().max() < 1e-2 * unprotected.abs().max()
+    assert kept.abs().max() < 1e-2 * changed.abs().max()
+    assert outcome.history[-1]["forget"] < outcome.history[0]["forget"] - 0.1
+
+
+def test_task_vector_is_minus_alpha_times_the_fine_tuning(problem: Problem) -> None:
+    def descend(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        yield "forget", -answer_log_probability(problem.subject, rows.forget).mean()
+
+    setting = {"learning_rate": 1e-3, "steps": 3, "batch": 8}
+    tuned = dense(problem, train(problem, "fine-tuning", descend, **setting).edit)
+    negated = dense(problem, task_vector.unlearn(problem, alpha=2.0, **setting).edit)
+    for name, change in tuned.items():
+        torch.testing.assert_close(negated[name], -2 * change, atol=1e-6, rtol=0)
+
+
+# The loop's parts
+
+
+@pytest.mark.usefixtures("untouched")
+def test_scratch_restores_after_an_exception_and_holds_the_lock(tiny: Subject) -> None:
+    name = "model.norm.weight"
+    got = []
+    with pytest.raises(CancelledError), scratch(tiny, [name]) as before:
+        other = threading.Thread(target=lambda: got.append(tiny.lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+        parameter = tiny.parameters[name]
+        assert parameter.requires_grad
+        assert not tiny.parameters["model.embed_tokens.weight"].requires_grad
+        parameter.sum().backward()
+        parameter.data.mul_(torch.nan)
+        assert not torch.isnan(before[name]).any()
+        raise CancelledError
+    assert got == [False]
+
+
+def test_scratch_names_a_parameter_that_does_not_exist(tiny: Subject) -> None:
+    with (
+        pytest.raises(MansuError, match=r"no parameter 'lm_head\.bias'"),
+        scratch(tiny, ["lm_head.bias"]),
+    ):
+        pass
+
+
+def test_batches_are_permutations_with_the_rows_they_say(problem: Problem) -> None:
+    stream = batches(problem, 20)
+    seen: list[int] = []
+    for _ in range(4):  # 96 rows: four whole batches a pass
+        batch = next(stream)
+        assert torch.equal(batch.forget.answer, problem.forget.answer[batch.forget_rows])
+        assert torch.equal(batch.retain.answer, problem.retain.answer[batch.retain_rows])
+        assert batch.text is not None
+        assert torch.equal(batch.text[1], problem.text[1][batch.text_rows])
+        assert (len(batch.forget), len(batch.retain), len(batch.text_rows)) == (20, 20, 3)
+        seen += batch.forget_rows.tolist()
+    assert len(set(seen)) == 80
+
+
+def test_a_batch_larger_than_the_set_is_the_set(problem: Problem) -> None:
+    batch = next(batches(problem, 1000))
+    assert sorted(batch.forget_rows.tolist()) == list(range(len(problem.forget)))
+
+
+# The search
+
+
+def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:
+    rows = problem.forget
+    one, two = searching.halves(rows, 0)
+    assert sorted(one + two) == list(range(len(rows)))
+    assert abs(len(one) - len(two)) <= 1
+    answers = rows.answer.tolist()
+    often = {a for a in answers if answers.count(a) > 1}
+    assert often
+    assert often <= {answers[i] for i in one} & {answers[i] for i in two}
+
+
+def test_the_rule_is_the_largest_fall_within_tolerance() -> None:
+    def setting(forget: float, fall: float, nll: float) -> dict[str, float]:
+        return {"forget": forget, "retain_fall": fall, "retain_nll": nll}
+
+    tried = [setting(0.5, 0.0, 1.0), setting(0.2, 0.04, 3.0), setting(0.2, 0.05, 2.0)]
+    too_far = setting(0.0, 0.06, 1.0)
+    assert searching.best([*tried, too_far], 0.05) is tried[2]
+    assert searching.best([too_far, setting(0.1, 0.5, 0.0)], 0.05) is too_far
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tasks.Task) -> None:
+    shares: list[float] = []
+    found = searching.search(
+        problem.subject,
+        tiny_task,
+        "graddiff",
+        rates=(1.0, 100.0, 5000.0),
+        steps=(4, 8),
+        batch=16,
+        progress=lambda share, message: shares.append(share),
+    )
+    rates = [t["learning_rate"] for t in found["tried"]]
+    assert rates[:4] == pytest.approx([1e-5, 1e-5, 1e-3, 1e-3])
+    assert len(found["tried"]) == 5  # 5e-2 wrecks retain, so its run ends at the first measurement
+    assert found["tried"][-1]["retain_fall"] > tiny_task.tolerance
+    assert found["best"]["learning_rate"] == pytest.approx(1e-3)
+    assert found["best"]["forget"] < 0.6 < 0.9 < found["before"]["forget"]
+    assert found["within_tolerance"]
+    assert shares == sorted(shares)
+
+    # What was measured is what the method returns at that setting.
+    train_rows, valid_rows = searching.halves(problem.forget, 0)
+    train_retain, _ = searching.halves(problem.retain, 0)
+    half = dataclasses.replace(
+        problem,
+        forget=problem.forget.select(train_rows),
+        retain=problem.retain.select(train_retain),
+    )
+    best = found["best"]
+    outcome = graddiff.unlearn(
+        half, learning_rate=best["learning_rate"], steps=best["steps"], batch=16
+    )
+    with outcome.edit.applied(problem.subject):
+        accuracy = measure(problem.subject, problem.forget.select(valid_rows)).accuracy
+    assert accuracy == best["forget"]
+
+
+def test_the_command_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results" / "found.json"
+    arguments = ["tiny-colours", "ga", "--subject", "tiny", "--batch", "4", "--output", str(output)]
+    assert searching.main(arguments) == 0
+    record = json.loads(output.read_text())
+    assert record["best"] == json.loads(capsys.readouterr().out)
+    assert list(output.parent.iterdir()) == [output]
+    assert searching.main(["no-such-task", "ga"]) == 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments/results").glob("search-*.json")), ids=str
+)
+def test_defaults_are_what_the_search_found(path: Path) -> None:
+    record = json.loads(path.read_text())
+    module = method(record["method"])
+    defaults = {k: p.default for k, p in inspect.signature(module.unlearn).parameters.items()}
+    if record["method"] == "mansu":
+        assert record["best"]["learning_rate"] == pytest.approx(module.RATE)
+    else:
+        assert record["best"]["learning_rate"] == pytest.approx(defaults["learning_rate"])
+        assert defaults["batch"] == record["batch"]
+    assert defaults["steps"] == record["best"]["steps"]
+    assert searching.best(record["tried"], record["tolerance"]) == record["best"]
+
+
+def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
+    found = searching.search(problem.subject, tiny_task, "mansu", rates=(4.0, 8.0), steps=(3, 6))
+    rates = [t["learning_rate"] for t in found["tried"]]
+    assert rates[:4] == pytest.approx([0.12, 0.12, 0.24, 0.24])
+    assert found["best"]["forget"] < found["before"]["forget"]
+
+
+def test_the_circuit_of_the_search_knows_the_training_rows_only(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = searching.halves(problem.forget, 0)
+    half = dataclasses.replace(problem, forget=problem.forget.select(train))
+    seen: set[int] = set()
+    real = searching.attribute
+
+    def watch(subject: Subject, pairs: tasks.Pairs) -> Any:
+        seen.update(pairs.rows)
+        return real(subject, pairs)
+
+    monkeypatch.setattr(searching, "attribute", watch)
+    searching._mask(half)
+    assert seen
+    assert seen <= set(half.forget.rows)
+
+
+def test_an_unknown_method_is_named(problem: Problem, tiny_task: tasks.Task) -> None:
+    with pytest.raises(MansuError, match="Unknown method 'magic'"):
+        searching.search(problem.subject, tiny_task, "magic")

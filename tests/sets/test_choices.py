@@ -1,0 +1,199 @@
+"""Multiple choice: the field's prompt, letters by hand, and tasks that the pipeline can use."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mansu import cli, tasks
+from mansu.circuits.attribution import attribute
+from mansu.errors import MansuError
+from mansu.measure.scores import measure
+from mansu.sets import choices
+from mansu.sets.choices import LETTERS, Question
+from mansu.subjects.loading import wrap
+from mansu.subjects.subject import Subject
+
+QUESTION = Question("What is the symbol for gold?", ("Ag", "Au", "Fe", "Pb"), 1, "chemistry", 1)
+THINGS = [f"thing{i}" for i in range(12)]
+VALUES = [f"value{i}" for i in range(12)]
+
+
+def asked(n: int, about: str = "things", start: int = 0) -> list[Question]:
+    return [
+        Question(
+            f"What is {THINGS[i % 12]} {about} ?",
+            tuple(VALUES[(i + j) % 12] for j in range(4)),
+            i % 4,
+            about,
+            i + 1,
+        )
+        for i in range(start, start + n)
+    ]
+
+
+@cache
+def lettered() -> Subject:
+    """A random Llama whose tokenizer has the letters and the words of the questions."""
+    prompt = choices.letter_prompt(QUESTION) + " Question"
+    splitter = Whitespace()
+    text = " ".join([prompt, *LETTERS, *THINGS, *VALUES, "things", "others", "Q", "A"])
+    words = dict.fromkeys(["[UNK]", *(w for w, _ in splitter.pre_tokenize_str(text))])
+    model = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    model.pre_tokenizer = splitter  # type: ignore[assignment]
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    llama = LlamaForCausalLM(config)
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        llama.config._name_or_path = folder
+        fast = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]")
+        return wrap("lettered", llama, fast)
+
+
+def test_the_prompt_is_the_field_s() -> None:
+    shot = Question("Is water wet?", ("No", "Yes", "Both", "Ice"), 1, "chemistry", 2)
+    assert choices.letter_prompt(QUESTION, [shot]) == (
+        "The following are multiple choice questions (with answers) about chemistry.\n\n"
+        "Is water wet?\nA. No\nB. Yes\nC. Both\nD. Ice\nAnswer: B\n\n"
+        "What is the symbol for gold?\nA. Ag\nB. Au\nC. Fe\nD. Pb\nAnswer:"
+    )
+
+
+def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
+    subject, questions = lettered(), asked(11)
+    found = choices.scores(subject, questions)
+    letters = [subject.encode(f" {x}")[0] for x in LETTERS]
+    for i, q in enumerate(questions):
+        row = torch.tensor([subject.encode(choices.letter_prompt(q))])
+        with torch.no_grad():
+            logits = subject.model(row).logits[0, -1].double()
+        assert found["accuracy"][i] == (int(logits[letters].argmax()) == q.answer)
+        own = float(logits.log_softmax(-1)[letters[q.answer]])
+        assert found["log_probability"][i] == pytest.approx(own, abs=1e-4)
+    assert 0 < found["accuracy"].sum() < len(questions)  # neither all right nor all wrong
+
+
+def test_cloze_accuracy_is_the_most_probable_text_a_byte_by_hand() -> None:
+    subject, questions = lettered(), asked(8)
+    found = choices.scores(subject, questions, form="cloze")
+    for i, q in enumerate(questions):
+        head = subject.encode(f"Question: {q.question}\nAnswer:")
+        with torch.no_grad():
+            logits = subject.model(torch.tensor([head])).logits[0, -1].double().log_softmax(-1)
+        own = np.array([float(logits[subject.encode(c)[0]]) for c in q.choices])
+        size = np.array([1 + len(c) for c in q.choices])
+        assert found["accuracy"][i] == ((own / size).argmax() == q.answer)
+        assert found["accuracy_sum"][i] == (own.argmax() == q.answer)
+        assert found["log_probability"][i] == pytest.approx(own[q.answer], abs=1e-4)
+
+
+def test_a_model_without_letters_is_told_to_use_the_cloze_form(tiny: Subject) -> None:
+    with pytest.raises(MansuError, match="has no one-token letters: use the cloze form"):
+        choices.scores(tiny, asked(2))
+
+
+def test_swapping_moves_the_right_choice_and_keeps_the_words() -> None:
+    other = QUESTION.swapped(3)
+    assert other.choices == ("Ag", "Pb", "Fe", "Au") and other.answer == 3
+    for q in choices._permutations(QUESTION):
+        assert q.choices[q.answer] == "Au" and sorted(q.choices) == sorted(QUESTION.choices)
+
+
+def test_a_letter_task_pairs_each_question_with_itself(tmp_path: Path) -> None:
+    subject = lettered()
+    made = choices.task("made", asked(10), asked(10, "others"), orders=2)
+    assert [len(made.split(s)) for s in tasks.SPLITS] == [20, 8, 2, 10, 0]
+    again = tasks.parse(made.to_jsonl(), "made", description=made.description)
+    assert again == made  # many lines a prompt survive JSONL
+    pairs = tasks.pairs(made, subject)
+    assert len(pairs) == 20 and not pairs.notes
+    assert torch.equal(pairs.clean.sort(1).values, pairs.corrupt.sort(1).values)
+    assert bool(((pairs.clean != pairs.corrupt).sum(1) == 2).all())  # two choices changed places
+    assert bool((pairs.answer != pairs.foil).all())
+    rows = tasks.examples(made, subject, "forget")
+    letters = {subject.encode(f" {x}")[0] for x in LETTERS}
+    assert set(rows.vocabulary.tolist()) == letters and bool(rows.candidates.all())
+    scores = measure(subject, rows)
+    assert len(set(scores.clusters.tolist())) == 10  # two orders of one question are one fact
+    assert type(scores).from_json(json.loads(json.dumps(scores.to_json()))).facts == scores.facts
+    assert len(set(scores.group("things").clusters.tolist())) == 10
+    assert rows.select([0, 3]).facts == (rows.facts[0], rows.facts[3])
+    assert attribute(subject, pairs.select(range(4)), steps=2).n_pairs == 4
+
+
+def test_a_cloze_task_asks_for_the_words() -> None:
+    made = choices.task("made", asked(10), asked(10, "others"), form="cloze", shots=1)
+    assert [len(made.split(s)) for s in tasks.SPLITS] == [10, 7, 2, 10, 0]
+    first = made.split("forget")[0]
+    assert first.prompt.endswith("\n\nQuestion: What is thing0 things ?\nAnswer:")
+    assert first.answer == " value0" and first.distractors == (" value1", " value2", " value3")
+    assert made.split("paraphrase")[0].prompt == "Q: What is thing0 things ?\nA:"
+    assert len(tasks.pairs(made, lettered())) == 10
+
+
+def test_worked_examples_are_no_rows_of_the_task() -> None:
+    made = choices.task("made", asked(4), asked(8, "others"), shots=3)
+    shown = asked(8, "others")[5:]
+    for fact in made.facts:
+        assert all(q.question in fact.prompt for q in shown)
+        assert not any(fact.fact == f"{q.about}: {q.question}" for q in shown)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"question": "Q?", "choices": ["a", "b"], "answer": 0}, "has 2 choices and the answer 0"),
+        ({"question": "Q?", "choices": list("abcd"), "answer": 4}, "has 4 choices and the answer"),
+    ],
+)
+def test_a_row_without_four_choices_is_refused(row: dict, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(MansuError, match=sentence):
+        choices.read(str(path))
+
+
+def test_too_few_rows_and_unknown_forms_are_refused() -> None:
+    with pytest.raises(MansuError, match="too few for a task with 5 worked examples"):
+        choices.task("made", asked(4), asked(5), shots=5)
+    with pytest.raises(MansuError, match="Unknown form 'essay'"):
+        choices.task("made", asked(4), asked(5), form="essay")
+
+
+def test_the_command_writes_an_ordinary_task_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, questions in (("wmdp-bio", asked(6)), ("mmlu", asked(10, "others"))):
+        lines = [
+            json.dumps({"question": q.question, "choices": q.choices, "answer": q.answer})
+            for q in questions
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "hazard.jsonl"
+    sources = ["--wmdp", str(tmp_path / "wmdp-bio.jsonl"), "--mmlu", str(tmp_path / "mmlu.jsonl")]
+    assert cli.main(["task", *sources, "-o", str(out), "--rows", "5"]) == 0
+    assert "10 forget, 4 retain, 1 holdout, 5 paraphrase" in capsys.readouterr().out
+    made = tasks.load(str(out))
+    assert "about biology.\n\n" in made.split("forget")[0].prompt
+    assert cli.main(["task", *sources, "-o", str(tmp_path / "x.txt")]) == 2
+    assert "is no .jsonl file" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""Log-probabilities and greedy words agree with the plain model, on every family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, family
+from rouge_score.rouge_scorer import RougeScorer
+
+from mansu import quant
+from mansu.errors import MansuError
+from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
+from mansu.subjects.subject import Subject
+
+PROMPTS = ["t1 t2 t3", "t4", "t5 t6 t7 t8 t9 t10", "t11 t12"]
+TAILS = ["t20 t21", "t22 t23 t24", "t25", "t26 t27"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_are_the_plain_model_s(name: str) -> None:
+    subject = family(name)
+    found = log_probabilities(subject, PROMPTS, TAILS, batch=3)
+    for prompt, tail, row in zip(PROMPTS, TAILS, found, strict=True):
+        head, rest = subject.encode(prompt), subject.encode(tail)
+        tokens = torch.tensor([head + rest])
+        with torch.no_grad():
+            logits = subject.model(tokens).logits[0].double().log_softmax(-1)
+        expected = [float(logits[len(head) + i - 1, t]) for i, t in enumerate(rest)]
+        np.testing.assert_allclose(row, expected, atol=1e-4)
+
+
+def test_without_a_prompt_a_text_is_scored_from_its_second_token() -> None:
+    subject = family("llama")
+    alone = log_probabilities(subject, [""], ["t1 t2 t3 t4"])[0]
+    after = log_probabilities(subject, ["t1"], ["t2 t3 t4"])[0]
+    np.testing.assert_allclose(alone, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_words_are_the_argmax_one_at_a_time_however_they_are_batched(name: str) -> None:
+    subject = family(name)
+    found = greedy(subject, PROMPTS, tokens=6, batch=3)
+    end = subject.model.generation_config.eos_token_id  # type: ignore[union-attr]
+    for prompt, said in zip(PROMPTS, found, strict=True):
+        tokens, new = subject.encode(prompt), []
+        while len(new) < 6:
+            row = torch.tensor([tokens + new])
+            token = int(subject.next_token_logits(row, torch.tensor([row.shape[1]])).argmax())
+            if token == end:
+                break
+            new.append(token)
+        assert said == subject.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_generating_leaves_the_model_bit_for_bit_and_sees_nf4() -> None:
+    subject = family("llama")
+    before = {n: p.clone() for n, p in subject.parameters.items()}
+    plain = greedy(subject, PROMPTS, tokens=8)
+    with quant.quantized(subject):
+        log_quantised = log_probabilities(subject, PROMPTS, TAILS)
+        greedy(subject, PROMPTS, tokens=8)
+    assert all(torch.equal(p, before[n]) for n, p in subject.parameters.items())
+    assert greedy(subject, PROMPTS, tokens=8) == plain
+    log_plain = log_probabilities(subject, PROMPTS, TAILS)
+    assert not np.allclose(np.concatenate(log_plain), np.concatenate(log_quantised), atol=1e-3)
+
+
+def test_what_does_not_fit_is_refused(tiny: Subject) -> None:
+    with pytest.raises(MansuError, match="needs 42 tokens and 'llama' holds 32"):
+        greedy(family("llama"), ["t1 t2"], tokens=40)
+    with pytest.raises(MansuError, match="has no token to score"):
+        log_probabilities(tiny, [""], ["The"])
+
+
+def test_rouge_l_is_the_longest_common_subsequence() -> None:
+    # "the cat sat" and "the cat on sat": LCS 3 words of 3 and of 4.
+    assert rouge_l(["the cat sat"], ["the cat on sat"], "recall")[0] == 1
+    assert rouge_l(["the cat sat"], ["the cat on sat"], "fmeasure")[0] == pytest.approx(6 / 7)
+    assert rouge_l(["the cat sat"], ["cat the"], "recall")[0] == pytest.approx(1 / 3)
+    assert rouge_l(["the cat sat"], [""], "fmeasure")[0] == 0
+    truths, said = ["Running dogs bark"], ["a dog runs and barks"]
+    own = RougeScorer(["rougeL"], use_stemmer=True).score(truths[0], said[0])["rougeL"]
+    assert rouge_l(truths, said, "fmeasure")[0] == own.fmeasure
+
+
+def test_cut_keeps_the_first_tokens() -> None:
+    assert cut(family("llama"), "t1 t2 t3", 2) == "t1 t2"

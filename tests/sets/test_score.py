@@ -1,0 +1,146 @@
+"""``mansu score`` measures the unedited and the edited model, in full precision and in NF4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mansu import cli, quant, tasks
+from mansu.errors import MansuError
+from mansu.job.runs import Run
+from mansu.measure.statistics import bootstrap
+from mansu.sets import score, tofu
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+
+COLOURS = [
+    {
+        "question": f"The colour of {name} is",
+        "answer": colour,
+        "paraphrased_answer": colour,
+        "perturbed_answer": ["yellow", "brown"],
+    }
+    for name, colour in (("boben", "blue"), ("bodar", "black"), ("bofin", "purple"))
+]
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.fixture
+def edit(tiny: Subject) -> Edit:
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = tiny.parameters[name]
+    return Edit.between(tiny.parameters, {name: weight + 0.5 * weight.abs().max()}, "shifted")
+
+
+@pytest.fixture
+def run(edit: Edit, tmp_path: Path) -> Run:
+    made = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "run")
+    edit.save(made.edit_folder("mansu") / "edit.safetensors")
+    return made
+
+
+def test_each_model_is_scored_by_the_measures_themselves(
+    tiny: Subject, edit: Edit, tmp_path: Path
+) -> None:
+    sources = [
+        lines(tmp_path / "forget10_perturbed.json", COLOURS),
+        lines(tmp_path / "retain_perturbed.json", COLOURS[1:]),
+        lines(tmp_path / "world_facts_perturbed.json", COLOURS[:2]),
+    ]
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    found = score.score(tiny, "tofu", sources, edit=edit, in_nf4=True, tokens=4)
+    assert all(bool((p == before[n]).all()) for n, p in tiny.parameters.items())
+    assert list(found["models"]) == ["unedited", "unedited NF4", "shifted", "shifted NF4"]
+    sets = {name: tofu.read(s) for name, s in zip(("f", "r", "w"), sources, strict=True)}
+    with edit.applied(tiny), quant.quantized(tiny):
+        own = {n: tofu.scores(tiny, rows, world=n == "w", tokens=4) for n, rows in sets.items()}
+    metrics = found["models"]["shifted NF4"]["metrics"]
+    for measure in ("rouge", "probability", "truth_ratio"):
+        expected = bootstrap(own["f"][measure]).to_json()
+        np.testing.assert_allclose(metrics[f"forget10_perturbed {measure}"], expected, rtol=1e-5)
+    assert metrics["model utility"] == pytest.approx(tofu.utility({"r": own["r"], "w": own["w"]}))
+    probabilities = [
+        m["metrics"]["forget10_perturbed probability"][0] for m in found["models"].values()
+    ]
+    assert len(set(probabilities)) == 4  # four models, not one four times
+    # A model beside itself cannot be told apart; the edited one can be told from nothing here.
+    again = score.score(tiny, "tofu", sources, tokens=4, reference=found)
+    quality = again["models"]["unedited"]["metrics"]["forget10_perturbed forget quality"]
+    assert quality == pytest.approx(1)
+
+
+def test_muse_is_scored_from_one_folder(tiny: Subject, tmp_path: Path) -> None:
+    known = "The colour of boben is blue"
+    lines(
+        tmp_path / "verbmem" / "forget.json", [{"prompt": "The colour of boben is", "gt": "blue"}]
+    )
+    qa = [{"question": "The colour of boben is", "answer": "blue"}]
+    for split in ("forget", "retain"):
+        lines(tmp_path / "knowmem" / f"{split}_qa.json", qa)
+        lines(tmp_path / "knowmem" / f"{split}_qa_icl.json", qa)
+    lines(tmp_path / "privleak" / "forget.json", [{"text": known}])
+    lines(tmp_path / "privleak" / "retain.json", [{"text": known}])
+    lines(tmp_path / "privleak" / "holdout.json", [{"text": "blue is colour boben of The"}])
+    found = score.score(tiny, "muse", [str(tmp_path)], tokens=4)
+    metrics = found["models"]["unedited"]["metrics"]
+    # The known sentence is more probable than the scrambled one: the AUC is 0, membership shows.
+    assert metrics["AUC Min-40% forget, holdout"] == [0, 0, 0]
+    assert metrics["PrivLeak %"] == [-100, -100, -100]
+    assert set(metrics) >= {"VerbMem forget", "KnowMem forget", "KnowMem retain"}
+    with pytest.raises(MansuError, match="MUSE takes one folder or hub id"):
+        score.score(tiny, "muse", ["a", "b"])
+
+
+def test_the_command_scores_a_run_s_edit_and_saves_what_it_prints(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": r["question"], "choices": [r["answer"], "red", "white", "green"], "answer": 0}
+        for r in COLOURS
+    ]
+    source = lines(tmp_path / "wmdp-chem.jsonl", rows)
+    edited = ["--run", str(run.path), "--method", "mansu", "--nf4", "--form", "cloze"]
+    assert cli.main(["score", source, "--set", "wmdp", *edited]) == 0
+    shown = capsys.readouterr().out
+    saved = json.loads((run.path / "scores" / "wmdp-mansu.json").read_text())
+    assert saved["method"] == "mansu" and saved["run"] == run.name and saved["form"] == "cloze"
+    assert len(saved["models"]) == 4
+    for model, found in saved["models"].items():
+        value, low, high = found["metrics"]["wmdp-chem accuracy"]
+        assert np.mean(found["rows"]["wmdp-chem"]["accuracy"]) == pytest.approx(value)
+        assert model in shown and f"{value:.3f} [{low:.3f}, {high:.3f}]" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rows.jsonl", "--set", "gsm8k"], "Unknown set 'gsm8k': use one of wmdp, mmlu"),
+        (["nowhere.json", "--set", "wmdp"], "There is no file 'nowhere.json'"),
+        (["rows.jsonl", "--set", "wmdp"], "lacks the column 'choices'"),
+        (["rows.jsonl", "--set", "tofu", "--method", "mansu"], "--method needs --run"),
+        (["rows.jsonl", "--set", "tofu", "--reference", "other.json"], "is no result of"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "rows.jsonl", [{"question": "The colour of boben is", "answer": "blue"}])
+    (tmp_path / "other.json").write_text('{"set": "muse", "models": {}}')
+    assert cli.main(["score", *arguments, "--subject", "tiny"]) == 2
+    shown = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert len(shown) == 1 and sentence in shown[0]
+    assert not (tmp_path / "runs").exists()

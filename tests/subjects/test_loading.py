@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+import runpy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from families import FAMILIES, VOCABULARY, family
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from mansu import subjects, tasks
+from mansu.circuits.attribution import attribute
+from mansu.errors import MansuError
+from mansu.measure.scores import measure_task
+from mansu.subjects.shipped import TINY_FOLDER
+from mansu.subjects.subject import Subject
+
+ROOT = Path(__file__).parents[2]
+FUSED = "query_key_value"  # GPT-NeoX, which the bridge runs split
+
+
+@pytest.fixture(scope="module")
+def recipe() -> dict[str, Any]:
+    """The names that scripts/train_tiny.py defines."""
+    return runpy.run_path(str(ROOT / "scripts" / "train_tiny.py"))
+
+
+@pytest.fixture(scope="module")
+def real_nf4() -> Any:
+    """The tiny checkpoint as Hugging Face loads it in 4 bits, with bitsandbytes' own layers."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        TINY_FOLDER, quantization_config=config, dtype=torch.float32
+    )
+
+
+def plain(name: str) -> Any:
+    """The same random model as ``family(name)``, never wrapped."""
+    wrapped = family(name)
+    shared: Any = wrapped.model
+    model = type(shared)(shared.config)
+    weights = dict(wrapped.parameters)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for key, parameter in own.items():
+            if key in weights:
+                parameter.copy_(weights[key])
+            else:  # rows of the fused weight: head by head, its q, k and v
+                parts = [weights[key.replace(FUSED, kind)] for kind in "qkv"]
+                heads = model.config.num_attention_heads
+                split = [p.reshape(heads, -1, *p.shape[1:]) for p in parts]
+                parameter.copy_(torch.cat(split, 1).reshape(parameter.shape))
+    return model.eval()
+
+
+def linear4bit_names(model: Any) -> set[str]:
+    return {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+
+
+def test_tiny_meets_its_description(tiny: Subject) -> None:
+    config = tiny.config
+    assert config.num_key_value_heads < config.num_attention_heads
+    assert config.tie_word_embeddings
+    assert (TINY_FOLDER / "model.safetensors").stat().st_size <= 2_000_000
+    assert all(tiny.parameters[n].shape[1] % 64 == 0 for n in tiny.quantized_names)
+    assert all(p.dtype == torch.float32 for p in tiny.parameters.values())
+    assert tiny.encode(" red") == tiny.encode("red")
+    assert len(tiny.encode(" red")) == 1
+
+
+def test_tiny_knows_its_facts_in_float(tiny: Subject, tiny_task: tasks.Task) -> None:
+    measured = measure_task(tiny, tiny_task)
+    assert set(measured.splits) == {"forget", "retain", "holdout", "paraphrase"}
+    for split, scores in measured.splits.items():
+        assert scores.accuracy >= 0.98, split
+    # Plain text has entropy of its own; a model that learned nothing has ln 180 = 5.2 nats.
+    assert measured.text_loss is not None and measured.text_loss < 2.0
+
+
+def test_tiny_knows_its_facts_in_real_nf4(real_nf4: Any, tiny: Subject, tiny_task: Any) -> None:
+    for split in ("forget", "retain", "holdout", "paraphrase"):
+        rows = tasks.examples(tiny_task, tiny, split)
+        correct = 0
+        for i in range(len(rows)):
+            with torch.no_grad():
+                logits = real_nf4(input_ids=rows.tokens[i : i + 1, : rows.length[i]]).logits[0, -1]
+            correct += bool(logits[rows.answer[i]] > logits[rows.distractors[i]].max())
+        assert correct / len(rows) >= 0.98, split
+
+
+def test_tiny_was_made_by_its_script(recipe: dict[str, Any], tiny: Subject) -> None:
+    known = recipe["facts"](random.Random(recipe["SEED"]))
+    lines = "\n".join(map(json.dumps, recipe["task_lines"](known))) + "\n"
+    assert (tasks.FOLDER / "tiny-colours.jsonl").read_text() == lines
+    assert recipe["build_tokenizer"](known).get_vocab() == tiny.tokenizer.get_vocab()
+    assert f"{recipe['STEPS']} steps" in tiny.provenance["recipe"]
+    assert {k: getattr(tiny.config, k) for k in recipe["SHAPE"]} == recipe["SHAPE"]
+
+
+def test_paraphrases_evaluated_were_never_trained(
+    recipe: dict[str, Any], tiny_task: tasks.Task
+) -> None:
+    trained = {p for p, _, _ in recipe["sentences"](recipe["facts"](random.Random(0)))}
+    evaluated = {f.prompt for f in tiny_task.split("paraphrase")}
+    assert len(evaluated) == 32
+    assert not evaluated & trained
+    assert {f.prompt for f in tiny_task.split("forget")} <= trained
+
+
+def test_training_is_deterministic(recipe: dict[str, Any]) -> None:
+    def short() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        rng = random.Random(0)
+        known = recipe["facts"](rng)
+        tokenizer = recipe["build_tokenizer"](known)
+        return recipe["train"](known, tokenizer, rng, steps=2).state_dict()
+
+    first, second = short(), short()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_wrapping_changes_no_logits_and_loses_no_parameter(name: str) -> None:
+    subject, model = family(name), plain(name)
+    tokens = torch.randint(0, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(0))
+    length = torch.tensor([7, 4, 5])
+    with torch.no_grad():
+        got = subject.next_token_logits(tokens, length)
+        for i, n in enumerate(length):
+            want = model(input_ids=tokens[i : i + 1, :n]).logits[0, -1]
+            torch.testing.assert_close(got[i], want, atol=1e-4, rtol=1e-4)
+    assert subject.n_parameters == sum(p.numel() for p in model.parameters())
+    if name != "pythia":
+        assert list(subject.parameters) == [n for n, _ in model.named_parameters()]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_listed_parameter_is_what_runs(name: str) -> None:
+    """A change of any listed weight changes the outputs, and its reversal restores them."""
+    subject = family(name)
+    tokens = torch.randint(1, VOCABULARY, (4, 7), generator=torch.Generator().manual_seed(1))
+    length = torch.full((4,), 7)
+    with torch.no_grad():
+        before = subject.next_token_logits(tokens, length)
+        for key, parameter in subject.parameters.items():
+            if parameter.ndim < 2:  # a key's bias cancels in the softmax
+                continue
+            kept = parameter.clone()
+            parameter.mul_(1.5)
+            moved = not torch.equal(subject.next_token_logits(tokens, length), before)
+            parameter.copy_(kept)
+            assert moved, key
+        assert torch.equal(subject.next_token_logits(tokens, length), before)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_quantized_names_are_those_of_hugging_face(name: str) -> None:
+    model = plain(name)
+    keep = get_keys_to_not_convert(model)
+    replaced = replace_with_bnb_linear(
+        copy.deepcopy(model), keep, BitsAndBytesConfig(load_in_4bit=True)
+    )
+    want = {
+        key.replace(FUSED, kind)
+        for key in linear4bit_names(replaced)
+        for kind in ("qkv" if FUSED in key else "-")
+    }
+    assert want
+    assert set(family(name).quantized_names) == want
+
+
+def test_quantized_names_of_tiny_are_those_of_a_real_4bit_load(
+    tiny: Subject, real_nf4: Any
+) -> None:
+    assert set(tiny.quantized_names) == linear4bit_names(real_nf4)
+
+
+def test_default_subject(default_subject: Subject) -> None:
+    card = default_subject.card()
+    assert (card["layers"], card["heads"], card["key/value heads"], card["width"]) == (
+        30,
+        9,
+        3,
+        576,
+    )
+    assert card["parameters"] == 134_515_008
+    assert len(default_subject.quantized_names) == 30 * 7
+    assert "4-bit" in card["note"]
+    tokens = torch.tensor([default_subject.encode("The capital of France is")])
+    logits = default_subject.next_token_logits(tokens, torch.tensor([tokens.shape[1]]))
+    assert [int(logits.argmax())] == default_subject.encode(" Paris")
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "who/what", "a b c", "x/y/z"])
+def test_unknown_model(name: str) -> None:
+    with pytest.raises(MansuError, match="Cannot load the model") as error:
+        subjects.load(name)
+    assert repr(name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def _shrink(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+
+
+def _deepen(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
+
+
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "no config": lambda f: (f / "config.json").unlink(),
+    "config not JSON": lambda f: (f / "config.json").write_text("{"),
+    "unknown architecture": lambda f: (f / "config.json").write_text('{"model_type": "zzz"}'),
+    "no weights": lambda f: (f / "model.safetensors").unlink(),
+    "corrupt weights": lambda f: (f / "model.safetensors").write_bytes(b"not weights" * 9),
+    "weights of another width": _shrink,
+    "a layer missing": _deepen,
+    "no tokenizer": lambda f: [p.unlink() for p in f.glob("tokenizer*")],
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_checkpoint(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_FOLDER, folder)
+    BROKEN[kind](folder)
+    with pytest.raises(MansuError) as error:
+        subjects.load(str(folder))
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_loads_like_the_name(tiny: Subject, tmp_path: Path) -> None:
+    shutil.copytree(TINY_FOLDER, tmp_path / "mine")
+    mine = subjects.load(str(tmp_path / "mine"))
+    assert all(torch.equal(p, tiny.parameters[n]) for n, p in mine.parameters.items())
+    assert mine.provenance["source"] == str(tmp_path / "mine")
+
+
+def test_weights_out_of_memory_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    parts = ("embed_tokens", "rotary_emb", "norm", "layers.0", "layers.1", "layers.2")
+    places = {f"model.{part}": "cpu" for part in parts} | {"lm_head": "cpu"}
+    places["model.layers.1"] = "disk"  # as device_map="auto" does where memory is short
+    model = AutoModelForCausalLM.from_pretrained(
+        TINY_FOLDER, device_map=places, offload_folder=tmp_path
+    )
+    with pytest.raises(MansuError, match=r"of its weights were put elsewhere \(model\.layers\.1\."):
+        subjects.wrap("tiny", model, None)
+
+
+def test_a_model_placed_by_a_device_map_attributes_alike(tiny: Subject) -> None:
+    placed = AutoModelForCausalLM.from_pretrained(TINY_FOLDER, dtype=torch.float32)
+    on_cpu: Any = "cpu"  # typed as a device, compared as a string
+    accelerate.dispatch_model(placed, {"": "cpu"}, main_device=on_cpu, force_hooks=True)
+    assert hasattr(placed.model.layers[0], "_hf_hook") or hasattr(placed, "_hf_hook")
+    subject = subjects.wrap("tiny", placed, tiny.tokenizer)
+    pairs = tasks.pairs(tasks.load("tiny-colours"), tiny, n=4)
+    expected = attribute(tiny, pairs, steps=2).scores
+    torch.testing.assert_close(attribute(subject, pairs, steps=2).scores, expected)

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mansu import tasks
+from mansu.errors import MansuError
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+COLOURS = (" red", " blue", " green", " yellow", " black")
+NAMES = ("boben", "bodar", "bofin", "bogus", "bolam")
+
+
+def fact(prompt: str, answer: str, split: str = "forget", **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "answer": answer, "split": split, **more}
+
+
+def build(rows: Sequence[dict[str, Any]], retain: bool = True) -> Task:
+    """A task of these rows, with a retain set where none is under test."""
+    lines = list(rows)
+    if retain:
+        lines += [
+            fact(f"The food of {n} is", c, "retain") for n, c in zip(NAMES, COLOURS, strict=True)
+        ]
+    return tasks.parse("\n".join(map(json.dumps, lines)), "mine")
+
+
+def colours(template: str = "The colour of {} is") -> list[dict[str, Any]]:
+    return [fact(template.format(n), c) for n, c in zip(NAMES, COLOURS, strict=True)]
+
+
+# ------------------------------------------------------------------------------------ parsing
+
+
+@pytest.mark.parametrize("name", tasks.shipped())
+def test_shipped_tasks_are_whole(name: str) -> None:
+    task = tasks.load(name)
+    assert all(task.split(s) for s in tasks.SPLITS)
+    assert len({f.group for f in task.split("retain")}) == 2
+    assert task.title != name and task.description and task.provenance != "user file"
+    asked = {f.prompt for f in task.split("forget")}
+    assert len(asked) >= 48
+    assert not asked & {
+        f.prompt for s in ("paraphrase", "retain", "holdout") for f in task.split(s)
+    }
+
+
+word = st.text(min_size=1).filter(str.strip)
+facts = st.lists(
+    st.builds(
+        dict,
+        prompt=word,
+        answer=word,
+        split=st.sampled_from(["forget", "retain", "holdout", "paraphrase"]),
+    )
+    | st.builds(
+        dict,
+        prompt=word,
+        answer=word,
+        split=st.sampled_from(["forget", "retain"]),
+        group=word,
+        distractors=st.lists(st.text(), min_size=1, max_size=4),
+        corrupt_prompt=word,
+        foil=word,
+    )
+    | st.builds(dict, text=word, split=st.just("text")),
+    max_size=6,
+)
+
+
+@settings(deadline=None)
+@given(facts)
+@example([fact("breaks that JSON allows: \u2028 \x85 \x0c", "\u2029a")])
+def test_jsonl_round_trip(rows: list[dict[str, Any]]) -> None:
+    rows = [*rows, fact("p", "a"), fact("q", "b", "retain")]
+    task = tasks.parse("\n".join(map(json.dumps, rows)), "mine")
+    assert [f.row for f in task.facts] == list(range(1, len(rows) + 1))
+    again = tasks.parse(task.to_jsonl(), "mine")
+    assert again == task
+    assert again.digest == task.digest
+
+
+def test_digest_tells_tasks_apart() -> None:
+    one, other = build(colours()), build([*colours()[:-1], fact("The colour of bolam is", " red")])
+    assert one.digest != other.digest
+
+
+def test_blank_lines_windows_breaks_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [json.dumps(fact("p", "a")), "", json.dumps(fact("q", "b", "retain")), ""]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    task = tasks.load(str(path))
+    assert task.name == "mine"
+    assert [(f.prompt, f.row) for f in task.facts] == [("p", 1), ("q", 3)]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "is not JSON"),
+        ('{"prompt": "p" "answer": "a"}', "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ('"text"', "is not a JSON object"),
+        ('{"prompt": "p", "answer": "a"}', '"split": None'),
+        ('{"prompt": "p", "answer": "a", "split": "train"}', "'train'"),
+        ('{"prompt": "p", "answer": "a", "split": ["forget"]}', '"split"'),
+        ('{"answer": "a", "split": "forget"}', '"prompt"'),
+        ('{"prompt": "p", "split": "retain"}', '"answer"'),
+        ('{"prompt": " ", "answer": "a", "split": "forget"}', '"prompt"'),
+        ('{"prompt": "p", "answer": 3, "split": "forget"}', '"answer"'),
+        ('{"prompt": "p", "split": "text"}', '"text"'),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "distractors": "b"}', '"distractors"'),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "distractors": [1]}', '"distractors"'),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "group": ""}', '"group"'),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "foil": null}', '"foil"'),
+        (
+            '{"prompt": "p", "answer": "a", "split": "forget", "corrupt_prompt": 1}',
+            "corrupt_prompt",
+        ),
+    ],
+)
+def test_malformed_line_is_named_by_number(line: str, why: str) -> None:
+    good = [json.dumps(fact("p", "a")), json.dumps(fact("q", "b", "retain"))]
+    with pytest.raises(MansuError) as error:
+        tasks.parse("\n".join([*good, line, *good]), "mine")
+    assert str(error.value).startswith("Line 3 of the task ")
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", ["forget", "retain"])
+def test_empty_forget_or_retain_set(missing: str) -> None:
+    rows = [fact("p", "a", s) for s in ("forget", "retain", "holdout") if s != missing]
+    with pytest.raises(MansuError, match=f"empty {missing} set"):
+        tasks.parse("\n".join(map(json.dumps, rows)), "mine")
+    with pytest.raises(MansuError, match="'mine' has an empty forget set"):
+        tasks.parse("", "mine")
+
+
+@pytest.mark.parametrize("name", ["no-such-task", "missing.jsonl", "../tasks", ""])
+def test_unknown_task(name: str) -> None:
+    with pytest.raises(MansuError, match="Unknown task") as error:
+        tasks.load(name)
+    assert repr(name) in str(error.value)
+    assert "tiny-colours" in str(error.value)
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"prompt": "caf\xe9"}'.encode("latin-1"))
+    with pytest.raises(MansuError, match="UTF-8"):
+        tasks.load(str(path))
+
+
+# ----------------------------------------------------------------------------------- examples
+
+
+def test_examples_of_the_tiny_task(tiny: Subject, tiny_task: Task) -> None:
+    rows = tasks.examples(tiny_task, tiny, "forget")
+    assert len(rows) == 96 and rows.notes == ()
+    assert rows.candidates.all() and len(rows.vocabulary) == 8
+    for i, f in enumerate(tiny_task.split("forget")):
+        assert rows.tokens[i, : rows.length[i]].tolist() == tiny.encode(f.prompt)
+        assert not rows.tokens[i, rows.length[i] :].any()
+        assert [int(rows.answer[i])] == tiny.encode(f.answer)
+        wrong = set(rows.distractors[i].tolist())
+        assert len(wrong) == 3 and int(rows.answer[i]) not in wrong
+        assert wrong <= set(rows.vocabulary.tolist())
+
+
+def test_distractors_come_from_the_own_group(tiny: Subject, tiny_task: Task) -> None:
+    rows = tasks.examples(tiny_task, tiny, "retain")
+    for i, group in enumerate(rows.groups):
+        own = {int(a) for a, g in zip(rows.answer, rows.groups, strict=True) if g == group}
+        assert set(rows.distractors[i].tolist()) <= own
+        assert set(rows.vocabulary[rows.candidates[i]].tolist()) == own
+
+
+def test_distractors_are_drawn_with_the_seed(tiny: Subject, tiny_task: Task) -> None:
+    one, same, other = (
+        tasks.examples(tiny_task, tiny, "forget", seed=s).distractors for s in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_own_distractors_are_used_and_repeats_filled(tiny: Subject) -> None:
+    rows = colours()
+    rows[0]["distractors"] = [" forest", " cave", " river", " corn"]
+    rows[1]["distractors"] = [" forest", " forest", " blue", "not one token"]
+    got = tasks.examples(build(rows), tiny, "forget")
+    assert got.distractors[0].tolist() == [tiny.encode(w)[0] for w in ("forest", "cave", "river")]
+    assert got.distractors[1, 0] == tiny.encode("forest")[0]
+    assert len(set(got.distractors[1].tolist()) | {int(got.answer[1])}) == 4
+
+
+def test_several_token_answers_are_left_out_with_their_lines(tiny: Subject) -> None:
+    rows = [
+        *colours(),
+        fact("The colour of fegus is", " dark green"),
+        *colours("Look at {} and you see"),
+    ]
+    got = tasks.examples(build(rows), tiny, "forget")
+    assert len(got) == 10 and 6 not in got.rows
+    assert got.notes == ("Line 6 left out: the answer is not one token for this model.",)
+    assert tasks.pairs(build(rows), tiny).notes == got.notes
+
+
+def test_a_set_without_one_usable_row(tiny: Subject) -> None:
+    long = [fact(f"The colour of {n} is", " dark green") for n in NAMES]
+    with pytest.raises(MansuError, match=r"no usable forget row.* Lines 1, 2, 3, 4, 5 left out"):
+        tasks.examples(build(long), tiny, "forget")
+    few = [fact("The colour of boben is", " red"), fact("The colour of bodar is", " blue")]
+    with pytest.raises(MansuError, match=r"Lines 1, 2 left out of forget.*give distractors"):
+        tasks.examples(build(few), tiny, "forget")
+    held = [*colours(), *(f | {"split": "holdout"} for f in long)]
+    assert len(tasks.examples(build(held), tiny, "holdout")) == 0
+
+
+def test_select(tiny: Subject, tiny_task: Task) -> None:
+    rows = tasks.examples(tiny_task, tiny, "forget")
+    some = rows.select([3, 0, 3])
+    assert some.rows == (rows.rows[3], rows.rows[0], rows.rows[3])
+    assert torch.equal(some.answer, rows.answer[[3, 0, 3]])
+    assert some.tokens.shape == (3, int(some.length.max()))
+    assert len(rows.select([])) == 0
+
+
+def test_text(tiny: Subject, tiny_task: Task) -> None:
+    tokens, length = tasks.text(tiny_task, tiny, positions=6)
+    first = tiny.encode(tiny_task.split("text")[0].prompt)
+    assert tokens.shape == (32, 6) and set(length.tolist()) == {6}
+    assert tokens[0].tolist() == first[:6]
+
+
+# -------------------------------------------------------------------------------------- pairs
+
+
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_pairs_have_equal_lengths_and_different_answers(
+    tiny: Subject, tiny_task: Task, split: str
+) -> None:
+    pairs = tasks.pairs(tiny_task, tiny, split=split)
+    by_row = {f.row: f for f in tiny_task.facts}
+    by_prompt = {tuple(tiny.encode(f.prompt)): f for f in tiny_task.facts if f.split == split}
+    assert len(pairs) == len(tiny_task.split(split)) and pairs.notes == ()
+    assert (pairs.answer != pairs.foil).all()
+    for i, row in enumerate(pairs.rows):
+        clean = tuple(pairs.clean[i, : pairs.length[i]].tolist())
+        corrupt = by_prompt[tuple(pairs.corrupt[i, : pairs.length[i]].tolist())]
+        assert clean == tuple(tiny.encode(by_row[row].prompt))
+        assert [int(pairs.foil[i])] == tiny.encode(corrupt.answer)
+        assert corrupt.group == by_row[row].group
+        # Only the name is swapped: the template is the same.
+        assert int((pairs.clean[i] != pairs.corrupt[i]).sum()) == 1
+
+
+def test_pairs_of_the_default_task_align(default_subject: Subject) -> None:
+    task = tasks.load("chemical-symbols")
+    pairs = tasks.pairs(task, default_subject)
+    assert (pairs.answer != pairs.foil).all()
+    real = torch.arange(pairs.clean.shape[1]) < pairs.length[:, None]
+    differ = (pairs.clean != pairs.corrupt) & real
+    assert differ.any(1).all() and not (pairs.clean != pairs.corrupt)[~real].any()
+    assert len(tasks.examples(task, default_subject, "forget")) == len(task.split("forget"))
+    assert len(pairs) >= 0.95 * len(task.split("forget"))
+
+
+def test_n_pairs_are_drawn_with_the_seed(tiny: Subject, tiny_task: Task) -> None:
+    one, same, other = (tasks.pairs(tiny_task, tiny, n=8, seed=s) for s in (0, 0, 1))
+    assert one.rows == same.rows != other.rows
+    assert torch.equal(one.corrupt, same.corrupt)
+    assert list(one.rows) == sorted(one.rows) and len(one) == 8
+
+
+def test_own_corrupt_prompt_is_used(tiny: Subject) -> None:
+    rows = colours()
+    rows[0] |= {"corrupt_prompt": "The food of migus is", "foil": " corn"}
+    pairs = tasks.pairs(build(rows), tiny)
+    assert pairs.corrupt[0].tolist() == tiny.encode("The food of migus is")
+    assert [int(pairs.foil[0])] == tiny.encode("corn")
+    assert pairs.notes == ()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"corrupt_prompt": "The colour of the big bodar is", "foil": " blue"},  # longer
+        {"corrupt_prompt": "The colour of bodar is"},  # no foil
+        {"corrupt_prompt": "The colour of bodar is", "foil": " dark blue"},
+        {"corrupt_prompt": "The colour of bodar is", "foil": " red"},  # the answer itself
+    ],
+)
+def test_corrupt_prompt_that_cannot_be_used_is_swapped_and_noted(
+    tiny: Subject, own: dict[str, str]
+) -> None:
+    rows = colours()
+    rows[2] |= own | {"answer": " red"}
+    rows[0]["answer"] = " green"
+    pairs = tasks.pairs(build(rows), tiny)
+    assert pairs.rows == (1, 2, 3, 4, 5)
+    assert len(pairs.notes) == 1 and pairs.notes[0].startswith("Line 3 paired with another row")
+    assert (pairs.answer != pairs.foil).all()
+
+
+def test_rows_that_cannot_be_aligned_are_noted(tiny: Subject) -> None:
+    odd = [fact("Everyone says that the good fegus is painted", " red")]
+    pairs = tasks.pairs(build([*odd, *colours()]), tiny)
+    assert 1 not in pairs.rows and len(pairs) == 5
+    assert pairs.notes[0].startswith("Line 1 left out of attribution")
+    same = [fact(f"The colour of {n} is", " red") for n in NAMES]
+    with pytest.raises(MansuError, match=r"no clean–corrupt pair.*Lines 1, 2, 3, 4, 5"):
+        tasks.pairs(build(same), tiny)
+
+
+def test_a_prompt_with_two_answers_is_not_its_own_corruption(tiny: Subject) -> None:
+    rows = [fact("The colour of boben is", " red"), *colours()[1:]]
+    rows.append(fact("The colour of boben is", " white"))
+    pairs = tasks.pairs(build(rows), tiny)
+    assert (pairs.clean != pairs.corrupt).any(1).all()
+
+
+def test_pairs_select(tiny: Subject, tiny_task: Task) -> None:
+    pairs = tasks.pairs(tiny_task, tiny)
+    some = pairs.select(torch.tensor([5, 5, 1]))
+    assert some.rows == (pairs.rows[5], pairs.rows[5], pairs.rows[1])
+    assert torch.equal(some.foil, pairs.foil[[5, 5, 1]])
+    assert some.clean.shape == some.corrupt.shape == (3, int(some.length.max()))
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=5))
+def test_pad(rows: list[list[int]]) -> None:
+    tokens, length = tasks.pad(rows)
+    assert [t[:n].tolist() for t, n in zip(tokens, length.tolist(), strict=True)] == rows
+    assert int(tokens.sum()) == sum(map(sum, rows))
