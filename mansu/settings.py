@@ -1,0 +1,141 @@
+"""Settings described once: a frozen dataclass whose fields carry help, bounds and source.
+
+Command line, app, model card and search render the same fields::
+
+    @dataclass(frozen=True)
+    class GradDiffSettings:
+        steps: int = setting(12, "Steps of the optimiser.", low=1, high=1000)
+
+    configure(GradDiffSettings, {"steps": 3}, "graddiff")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from mansu.errors import BadInputError
+
+T = TypeVar("T")
+LARGEST = 2.0**53  # whole numbers are exact below it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one setting.
+
+    Attributes:
+        name, help: for people; help may hold LaTeX between dollar signs.
+        kind: ``bool``, ``int``, ``float`` or ``str``. optional: None is allowed, and means that
+            the work chooses.
+        default: where nothing is given.
+        low, high: least and greatest value, None where there is none; above: ``low`` itself is
+            not allowed.
+        choices: the values of a ``str``, where they are few.
+        source: the paper and equation that it comes from.
+    """
+
+    name: str
+    kind: type
+    optional: bool
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def range(self) -> str:
+        """What it may be, for people."""
+        if self.kind is bool:
+            return "true or false"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        what = {int: "a whole number", float: "a number", str: "text"}[self.kind]
+        if self.low is not None:
+            what += f" above {self.low:g}" if self.above else f" of at least {self.low:g}"
+        if self.high is not None:
+            what += f"{' and' if self.low is not None else ' of'} at most {self.high:g}"
+        return what + (", or null" if self.optional else "")
+
+    def check(self, value: Any, of: str) -> Any:
+        """The value in its type.
+
+        Raises:
+            BadInputError: it is of another type or out of range.
+        """
+        right = value is None and self.optional
+        if self.kind is bool:
+            right = right or isinstance(value, bool)
+        elif self.kind is str:
+            right = right or (
+                isinstance(value, str) and (not self.choices or value in self.choices)
+            )
+        elif not right and isinstance(value, (int, float)) and not isinstance(value, bool):
+            finite = abs(value) < LARGEST  # also false for NaN
+            whole = self.kind is not int or (finite and float(value).is_integer())
+            right = finite and whole and self._inside(value)
+            value = self.kind(value) if right else value
+        if not right:
+            raise BadInputError(
+                f"The setting {self.name} of {of} is {value!r:.40}: give {self.range}."
+            )
+        return value
+
+    def _inside(self, value: float) -> bool:
+        if self.low is not None and (value < self.low or (self.above and value == self.low)):
+            return False
+        return self.high is None or value <= self.high
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: bool = False,
+    choices: tuple[str, ...] = (),
+    source: str = "",
+) -> Any:
+    """A field of a settings dataclass; see ``Setting`` for the arguments."""
+    about = {"help": help, "low": low, "high": high, "above": above}
+    about |= {"choices": choices, "source": source}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def settings_of(cls: type) -> dict[str, Setting]:
+    """The settings that a dataclass has, by name, in order."""
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        (kind,) = [part for part in parts if part is not type(None)]
+        optional = len(parts) > 1
+        found[field.name] = Setting(field.name, kind, optional, field.default, **field.metadata)
+    return found
+
+
+def configure(cls: type[T], values: Mapping[str, Any], of: str) -> T:
+    """An instance with these values, each checked; the others are the defaults.
+
+    Args:
+        of: whose settings they are, for the message.
+
+    Raises:
+        BadInputError: an unknown name, or a value of another type or out of range.
+    """
+    known = settings_of(cls)
+    for name in values:
+        if name not in known:
+            raise BadInputError(
+                f"{name!r} is no setting of {of}: it has {', '.join(known) or 'none'}."
+            )
+    return cls(**{name: known[name].check(value, of) for name, value in values.items()})
