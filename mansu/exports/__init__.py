@@ -3,7 +3,7 @@
 from mansu.exports.card import model_card, repeat_command
 from mansu.exports.checkpoint import checkpoint, nf4_checkpoint, weights
 from mansu.exports.harness import harness_command, harness_name, lm_eval
-from mansu.exports.write import FORMATS, HARNESS, write
+from mansu.exports.formats import FORMATS, HARNESS, write
 
 __all__ = [
     "FORMATS",

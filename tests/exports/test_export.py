@@ -305,12 +305,16 @@ def test_what_was_not_judged_is_not_called_passed(run: Run, tiny: Subject, tmp_p
 def test_an_interrupted_export_leaves_nothing(
     when: str, run: Run, tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {"model": "nf4_checkpoint", "card": "model_card", "harness": "_harness_rows"}[when]
+    place = {
+        "model": "formats.nf4_checkpoint",
+        "card": "formats.model_card",
+        "harness": "harness._harness_rows",
+    }[when]
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exports, place, interrupt)
+    monkeypatch.setattr(f"mansu.exports.{place}", interrupt)
     before = {n: p.clone() for n, p in tiny.parameters.items()}
     with pytest.raises(KeyboardInterrupt):
         exports.write(run, tiny, "graddiff", tmp_path / "out", exports.FORMATS)
