@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,15 +13,25 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from mansu.subjects.loading import wrap
@@ -38,6 +47,8 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 32,
 }
 GROUPED: dict[str, Any] = SHAPE | {"num_key_value_heads": 2}
+WIDE_HEADS: dict[str, Any] = GROUPED | {"head_dim": 8}  # 4 heads of 8 in a stream of 24
+PADDED: dict[str, Any] = GROUPED | {"pad_token_id": 0}  # their own lies beyond this vocabulary
 PARTLY_ROTARY: dict[str, Any] = SHAPE | {"rotary_pct": 0.5}
 
 
@@ -48,16 +59,30 @@ def _gpt2(n_layers: int) -> Any:
 
 BUILDERS: dict[str, Callable[[int], Any]] = {
     "llama": lambda n: LlamaForCausalLM(LlamaConfig(num_hidden_layers=n, **GROUPED)),
+    "mistral": lambda n: MistralForCausalLM(
+        MistralConfig(num_hidden_layers=n, sliding_window=4, **GROUPED)
+    ),
+    "olmo2": lambda n: Olmo2ForCausalLM(Olmo2Config(num_hidden_layers=n, **PADDED)),
+    "phi3": lambda n: Phi3ForCausalLM(Phi3Config(num_hidden_layers=n, sliding_window=4, **PADDED)),
     "qwen2": lambda n: Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=n, **GROUPED)),
+    "qwen3": lambda n: Qwen3ForCausalLM(Qwen3Config(num_hidden_layers=n, **WIDE_HEADS)),
     "gemma2": lambda n: Gemma2ForCausalLM(
         Gemma2Config(
             num_hidden_layers=n,
-            head_dim=8,
             query_pre_attn_scalar=8,
             sliding_window=4,
             attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0,
-            **GROUPED,
+            **WIDE_HEADS,
+        )
+    ),
+    "gemma3": lambda n: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            num_hidden_layers=n,
+            query_pre_attn_scalar=8,
+            sliding_window=4,
+            layer_types=[f"{('sliding', 'full')[i % 2]}_attention" for i in range(n)],
+            **WIDE_HEADS,
         )
     ),
     "gpt2": _gpt2,
@@ -85,11 +110,22 @@ def family(name: str, n_layers: int = 2, dtype: torch.dtype = torch.float32) -> 
             spread = 0.3 if parameter.ndim > 1 else 0.2
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
     model = model.to(dtype)
-    # The bridge reads the config from a folder, never from the network.
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        model.config._name_or_path = folder
-        return wrap(name, model, tokenizer())
+    return wrap(name, model, tokenizer())
+
+
+@cache
+def wide(name: str) -> Subject:
+    """A random model of a family whose rows are whole blocks, as those of real models are."""
+    config = BUILDERS[name](1).config
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "n_embd": 128, "head_dim": 32}
+    for key, value in sizes.items():
+        if hasattr(config, key) and (name == "gpt2") == (key == "n_embd"):
+            setattr(config, key, value)
+    torch.manual_seed(0)
+    model = type(BUILDERS[name](1))(config)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    return wrap(name, model, tokenizer())
 
 
 def random_pairs(n: int = 5, seed: int = 0, longest: int = 7) -> Pairs:

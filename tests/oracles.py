@@ -36,7 +36,10 @@ def gradients_of_split_stream(subject: Subject, pairs: Pairs) -> tuple[list[Tens
     hooks: list[Any] = []
     for layer in range(layout.n_layers):
         block = Block(subject, layer)
-        attention, norm = block.bridge.attn, block.bridge.ln1.original_component
+        attention = block.bridge.attn
+        # OLMo-2's attention reads the stream as it is.
+        norm = getattr(block.bridge, "ln1", torch.nn.Identity())
+        norm = getattr(norm, "original_component", norm)
 
         def keep(value: Tensor, hook: Any) -> None:
             streams["x"] = value

@@ -23,6 +23,7 @@ no difference is written. Sums go over the *live* tokens only, which are the oth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,6 +36,7 @@ from mansu.circuits.gradients import (
     SCORES,
     STEP_BLOCK,
     Gradients,
+    Loss,
     Sums,
     contract,
     d_mlp,
@@ -42,15 +44,15 @@ from mansu.circuits.gradients import (
 )
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, Progress, metric_values, refuse_equal
-from mansu.circuits.record import accumulator, live_tokens, logits_with, record, recorder
+from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
 from mansu.errors import MansuError
 from mansu.files import load_values, save_values
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import Heads
 from mansu.tasks.tokens import Pairs
 
 Method = Literal["eap-ig-inputs", "eap-ig-activations", "eap"]
-
 
 HOLES = 1.5  # what malloc keeps beside the tensors: growth was up to 1.37 of their bound (glibc)
 
@@ -161,21 +163,10 @@ def attribute(
     passes = 2 if method == "eap" else 2 + targets * steps
     tick = _Counter(len(chunks) * passes, progress)
 
+    plan = _Plan(method, steps, metric, recompute, len(pairs), block)
     total = Sums.zeros(graph, subject)
     for part in chunks:
-        _attribute_chunk(
-            subject,
-            graph,
-            part,
-            method,
-            steps,
-            metric,
-            recompute,
-            len(pairs),
-            block,
-            total,
-            tick,
-        )
+        _attribute_chunk(subject, graph, part, plan, total, tick)
     if not allow_equal:
         refuse_equal(total.clean, total.corrupt, metric)
     scores = torch.where(graph.edges, total.scores.cpu() / steps, 0).float()
@@ -259,7 +250,7 @@ def needs(
     dtype = next(iter(subject.parameters.values())).dtype
     size, wide = dtype.itemsize, accumulator(dtype).itemsize
     layers, d, m = graph.n_layers, config.hidden_size, d_mlp(subject)
-    k = getattr(config, "head_dim", None) or d // graph.n_heads
+    k = Heads.of(config).width
     z, qkv = graph.n_heads * k, (graph.n_heads + 2 * graph.n_kv_heads) * k
     norms = 8 if size >= 4 else 20  # a norm of a narrow dtype keeps float32 copies
     layer_graph = size * (norms * d + 4 * z + qkv + 5 * m + 4 * graph.n_heads * positions)
@@ -291,65 +282,87 @@ class _Counter:
             self.progress(self.done, self.total)
 
 
-def _attribute_chunk(
-    subject: Subject,
-    graph: Graph,
-    pairs: Pairs,
-    method: Method,
-    steps: int,
-    metric: Metric,
-    recompute: bool,
-    n_pairs: int,
-    block: int,
-    total: Sums,
-    tick: _Counter,
-) -> None:
-    """Add one chunk's share of the scores, of mean metrics over ``n_pairs`` pairs, to ``total``.
+@dataclass(frozen=True)
+class _Plan:
+    """What is done with every chunk of pairs.
 
-    ``block`` is how many tokens the last product takes at once.
+    Attributes:
+        method, steps, metric, recompute: as in ``attribute``; steps is 1 for ``eap``.
+        n_pairs: of all chunks, which metrics are means over.
+        block: how many tokens the last product takes at once.
     """
-    nodewise = method == "eap-ig-activations"
-    kept = ["qkv", "z", "mlp", "neurons"] + (["attention"] if nodewise else [])
-    live = live_tokens(pairs)
-    reference: Tensor | None = None
 
-    def loss(logits: Tensor) -> Tensor:
-        nonlocal reference
-        if metric == "kl" and reference is None:  # the clean run comes first
-            reference = logits.detach().float().log_softmax(-1)
-        return metric_values(metric, logits, pairs, reference).sum() / n_pairs
+    method: Method
+    steps: int
+    metric: Metric
+    recompute: bool
+    n_pairs: int
+    block: int
 
-    delta = record(subject, graph, pairs, pairs.corrupt, kept, live)
+    @property
+    def nodewise(self) -> bool:
+        return self.method == "eap-ig-activations"
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Activations that are needed, by their name in ``Record``."""
+        kept = ("qkv", "z", "mlp", "neurons")
+        return (*kept, "attention") if self.nodewise else kept
+
+    def share(self, step: int) -> float:
+        """How far from clean to corrupt a step's gradients are taken."""
+        return 0.0 if self.method == "eap" else (step + 0.5) / self.steps
+
+    def loss(self, pairs: Pairs) -> Loss:
+        """A chunk's share of the mean metric; for ``kl``, called on the clean logits first."""
+        reference: Tensor | None = None
+
+        def loss(logits: Tensor) -> Tensor:
+            nonlocal reference
+            if self.metric == "kl" and reference is None:
+                reference = logits.detach().float().log_softmax(-1)
+            return metric_values(self.metric, logits, pairs, reference).sum() / self.n_pairs
+
+        return loss
+
+
+def _attribute_chunk(
+    subject: Subject, graph: Graph, pairs: Pairs, plan: _Plan, total: Sums, tick: _Counter
+) -> None:
+    """Add one chunk's share of the scores to ``total``."""
+    live, loss = live_tokens(pairs), plan.loss(pairs)
+    delta = record(subject, graph, pairs, pairs.corrupt, plan.kept, live)
     corrupt = delta.logits
     tick()
-    clean = recorder(subject, graph, delta, kept, live, minus=True)
-    if method != "eap":  # whose gradients are the clean run's: one pass for both
+    clean = recorder(subject, graph, delta, plan.kept, live, minus=True)
+    if plan.method != "eap":  # whose gradients are the clean run's: one pass for both
         with torch.no_grad():
             total.clean += float(loss(logits_with(subject, pairs, pairs.clean, clean)))
         clean = []
         tick()
-
-    # Where to interpolate, and the sources whose edges those gradients score.
-    targets = [("blocks.0.hook_in", delta.embedding, range(graph.n_sources))]
-    if nodewise:
-        targets[0] = (*targets[0][:2], range(1))
-        for i in range(graph.n_layers):
-            layer = Block(subject, i)
-            heads = range(graph.head(i), graph.mlp(i))
-            mlp = range(graph.mlp(i), graph.mlp(i) + 1)
-            targets.append((layer.hook_attention_write, delta.attention[i], heads))
-            targets.append((layer.hook_mlp_write, delta.mlp[i], mlp))
-
-    for name, difference, sources in targets:
-        for first in range(0, steps, STEP_BLOCK):
+    for name, difference, sources in _targets(subject, graph, delta, plan.nodewise):
+        for first in range(0, plan.steps, STEP_BLOCK):
             slices = total if sources.start == 0 else None
-            gradients = Gradients(subject, graph, delta, slices, steps, live)
-            add = gradients.add_by_layer if recompute else gradients.add
-            for step in range(first, min(first + STEP_BLOCK, steps)):
-                share = 0.0 if method == "eap" else (step + 0.5) / steps
-                value = add(pairs, moved_by(name, difference, share, live), loss, clean)
+            gradients = Gradients(subject, graph, delta, slices, plan.steps, live)
+            add = gradients.add_by_layer if plan.recompute else gradients.add
+            for step in range(first, min(first + STEP_BLOCK, plan.steps)):
+                point = moved_by(name, difference, plan.share(step), live)
+                value = add(pairs, point, loss, clean)
                 tick()
-                if method == "eap":
+                if plan.method == "eap":
                     total.clean += value
-            contract(subject, graph, delta, gradients, sources, block, total.scores)
+            contract(subject, graph, delta, gradients, sources, plan.block, total.scores)
     total.corrupt += float(loss(corrupt))
+
+
+def _targets(
+    subject: Subject, graph: Graph, delta: Record, nodewise: bool
+) -> Iterator[tuple[str, Tensor, range]]:
+    """Where to interpolate (hook and difference), and the sources that its gradients score."""
+    sources = range(1) if nodewise else range(graph.n_sources)
+    yield "blocks.0.hook_in", delta.embedding, sources
+    for layer in range(graph.n_layers if nodewise else 0):
+        block = Block(subject, layer)
+        mlp = graph.mlp(layer)
+        yield block.hook_attention_write, delta.attention[layer], range(graph.head(layer), mlp)
+        yield block.hook_mlp_write, delta.mlp[layer], range(mlp, mlp + 1)

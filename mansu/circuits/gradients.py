@@ -23,6 +23,7 @@ from mansu.circuits.record import (
 )
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import lines
 from mansu.tasks.tokens import Pairs
 
 Loss = Callable[[Tensor], Tensor]
@@ -36,8 +37,8 @@ CONTRACTION = 512 << 20  # bytes that the final product holds at once, at most
 
 
 def d_mlp(subject: Subject) -> int:
-    config = subject.config
-    return getattr(config, "intermediate_size", None) or config.n_inner or 4 * config.hidden_size
+    """Neurons of a layer's MLP."""
+    return lines(subject, 0, "down").count
 
 
 @dataclass
@@ -186,11 +187,14 @@ class Gradients:
             ]
             g = torch.cat([self._live(part) for part in parts], 1)
             out = torch.cat([self._live(value[name].detach()) for name in block.hook_qkv], 1)
-            normalised, r = block.norm("ln1").normalise(self._live(x))
-            self.reads[layer] = _plus(self.reads[layer], g * r[..., None])
-            self.normalised[layer].append(normalised)
-            inner = ((out - self.offsets[layer]) * g).sum(-1)
-            self.pulls[layer].append(inner * r / x.shape[-1])
+            read, norm = g, block.norm
+            if norm is not None:
+                normalised, r = norm.normalise(self._live(x))
+                self.normalised[layer].append(normalised)
+                inner = ((out - self.offsets[layer]) * g).sum(-1)
+                self.pulls[layer].append(inner * r / x.shape[-1])
+                read = g * r[..., None]
+            self.reads[layer] = _plus(self.reads[layer], read)
             if self.slices is not None:
                 score = (self.delta.qkv[layer].to(g.dtype) * g).sum((0, 2)) / self.steps
                 h, kv = self.graph.n_heads, self.graph.n_kv_heads
@@ -216,11 +220,13 @@ class Gradients:
         if reads is None:
             return None
         block = self.blocks[layer]
-        norm = block.norm("ln1")
-        weight = block.readers()[0].mul_(norm.scale[:, None]).to(reads.dtype)  # [V, d, k]
+        weight, norm = block.readers()[0], block.norm  # [V, d, k]
+        if norm is None:
+            return reads[tokens].transpose(0, 1) @ weight.to(reads.dtype).mT  # [V, t, d]
+        weight = weight.mul_(norm.scale[:, None]).to(reads.dtype)
         if norm.centred:
             weight -= weight.mean(1, keepdim=True)
-        gradient = reads[tokens].transpose(0, 1) @ weight.mT  # [V, t, d]
+        gradient = reads[tokens].transpose(0, 1) @ weight.mT
         pulls = torch.stack([p[tokens] for p in self.pulls[layer]], -1)  # [t, V, steps]
         normalised = torch.stack([x[tokens] for x in self.normalised[layer]], 1)  # [t, steps, d]
         gradient.transpose(0, 1).baddbmm_(pulls, normalised, alpha=-1)

@@ -19,16 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
 from mansu.subjects.subject import Subject
-
-KNOWN = (
-    "Gemma2ForCausalLM",
-    "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "LlamaForCausalLM",
-    "Qwen2ForCausalLM",
-)
+from mansu.subjects.weights import Heads, family_of
 
 
 @dataclass(frozen=True)
@@ -179,19 +171,9 @@ def graph_of(subject: Subject) -> Graph:
     """The graph of a subject.
 
     Raises:
-        MansuError: the architecture is none of ``KNOWN``.
+        MansuError: its architecture is not known.
     """
-    architecture = type(subject.model).__name__
-    if architecture not in KNOWN:
-        raise MansuError(
-            f"Attribution does not know the architecture {architecture} of {subject.name!r}: "
-            f"it knows {', '.join(KNOWN)}."
-        )
-    config = subject.config
-    heads = config.num_attention_heads
-    return Graph(
-        config.num_hidden_layers,
-        heads,
-        getattr(config, "num_key_value_heads", None) or heads,
-        bool(getattr(config, "use_parallel_residual", False)),
-    )
+    family_of(subject)
+    config, heads = subject.config, Heads.of(subject.config)
+    parallel = bool(getattr(config, "use_parallel_residual", False))
+    return Graph(config.num_hidden_layers, heads.n, heads.kv, parallel)

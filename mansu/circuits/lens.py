@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import logits_with, record
-from mansu.subjects.blocks import Block, Norm
+from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -61,7 +61,7 @@ def promoted(subject: Subject, pairs: Pairs, row: int, source: int) -> Tensor:
             else:
                 z = clean.z[layer][0, last, head] - corrupt.z[layer][0, last, head]
                 change = z @ Block(subject, layer).output()[head].to(z.dtype)
-        norm = Norm(subject.bridge.ln_final.original_component)
+        norm = final_norm(subject)
         scale = norm.normalise(clean.final[0, last])[1]
         change = change - change.mean() if norm.centred else change
         unembedding = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]

@@ -14,8 +14,8 @@ from torch import Tensor
 from mansu.circuits.graph import graph_of
 from mansu.errors import MansuError
 from mansu.files import load_values, save_values
-from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import UNITS, Lines, slices
 
 if TYPE_CHECKING:
     from mansu.circuits.attribution import Attribution
@@ -112,7 +112,7 @@ class _Units:
     cost: Tensor
 
 
-KINDS = ("q", "k", "v", "o", "neuron")
+KINDS = tuple(UNITS)
 
 
 def parameter_mask(
@@ -160,15 +160,10 @@ def _units(subject: Subject) -> _Units:
     layout = graph_of(subject)
     parts: list[tuple[int, int, int, int]] = []  # kind, layer, units, parameters of each
     for layer in range(layout.n_layers):
-        block = Block(subject, layer)
         for kind, label in enumerate(KINDS):
-            slices = [
-                (subject.parameters[n].shape, axis, w) for n, axis, _, w in block.slices(label)
-            ]
-            shape, axis, _ = slices[0]
-            heads = layout.n_heads if label in "qo" else layout.n_kv_heads
-            count = shape[axis] if label == "neuron" else heads
-            parts.append((kind, layer, count, sum(s[1 - a] * w for s, a, w in slices)))
+            found = slices(subject, layer, label)
+            costs = [s.width * subject.parameters[s.name].shape[1 - s.axis] for s in found]
+            parts.append((kind, layer, found[0].count, sum(costs)))
     return _Units(
         kind=torch.cat([torch.full((n,), kind) for kind, _, n, _ in parts]),
         layer=torch.cat([torch.full((n,), layer) for _, layer, n, _ in parts]),
@@ -199,14 +194,12 @@ def _assemble(subject: Subject, units: _Units, chosen: Tensor, mass: float) -> M
     shapes: dict[str, tuple[int, int]] = {}
     kinds, layers = units.kind[chosen], units.layer[chosen]
     for layer in layers.unique().tolist():
-        block = Block(subject, layer)
         for kind in kinds[layers == layer].unique().tolist():
             index = units.index[chosen[(layers == layer) & (kinds == kind)]]
-            for name, axis, start, width in block.slices(KINDS[kind]):
-                spread = index[:, None] * width + torch.arange(width) + start
-                lines.setdefault((axis, name), []).append(spread.flatten())
-                shape = subject.parameters[name].shape
-                shapes[name] = (shape[0], shape[1])
+            for part in slices(subject, layer, KINDS[kind]):
+                lines.setdefault((part.axis, part.name), []).append(part.of(index))
+                shape = subject.parameters[part.name].shape
+                shapes[part.name] = (shape[0], shape[1])
     sorted_lines = {key: torch.cat(found).unique() for key, found in lines.items()}
     return Mask(
         rows={name: index for (axis, name), index in sorted_lines.items() if axis == 0},
@@ -228,22 +221,21 @@ def random_mask(subject: Subject, mask: Mapping[str, Tensor], generator: torch.G
     """
     units = _units(subject)
     drawn = []
-    for kind, count in enumerate(_kind_counts(subject, units, mask)):
+    for kind, count in enumerate(_kind_counts(subject, mask)):
         pool = (units.kind == kind).nonzero()[:, 0]
         drawn.append(pool[torch.randperm(len(pool), generator=generator)[:count]])
     return _assemble(subject, units, torch.cat(drawn), 0.0)
 
 
-def _kind_counts(subject: Subject, units: _Units, mask: Mapping[str, Tensor]) -> list[int]:
+def _kind_counts(subject: Subject, mask: Mapping[str, Tensor]) -> list[int]:
     """How many units of each kind a mask has, read back from its whole rows and columns."""
-    counts = []
-    for kind, label in enumerate(KINDS):
-        found = 0
-        for layer in units.layer[units.kind == kind].unique().tolist():
-            n = int(((units.kind == kind) & (units.layer == layer)).sum())
-            name, axis, start, width = Block(subject, layer).slices(label)[0]
-            if name in mask:
-                line = mask[name].cpu().all(1 - axis)[start : start + n * width]
-                found += int(line.view(n, width).all(1).sum())
-        counts.append(found)
-    return counts
+    layers = range(subject.config.num_hidden_layers)
+    return [sum(_whole(slices(subject, i, kind)[0], mask) for i in layers) for kind in KINDS]
+
+
+def _whole(units: Lines, mask: Mapping[str, Tensor]) -> int:
+    """How many units have all of their lines in a mask."""
+    if units.name not in mask:
+        return 0
+    chosen = mask[units.name].cpu().all(1 - units.axis)
+    return int(chosen[units.all()].view(units.count, units.width).all(1).sum())

@@ -16,16 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.circuits.graph import graph_of
+from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, Progress, metric_values, refuse_equal
-from mansu.circuits.record import Record, logits_with, post_scale, record
+from mansu.circuits.record import Hook, Record, logits_with, post_scale, record
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
 RESAMPLES = 1000
-
-
 BATCH = 4  # candidate circuits a pass, where memory allows
 
 
@@ -107,106 +105,127 @@ class Patched:
     def _run(
         self, masks: Tensor, pairs: Pairs, corrupt: Record, reference: Tensor | None
     ) -> Tensor:
-        graph, subject = self.graph, self.subject
-        c, n, p = len(masks), *pairs.clean.shape
-        d = corrupt.embedding.shape[-1]
-        dtype, device = corrupt.embedding.dtype, corrupt.embedding.device
-        sources = masks.any(2).any(0).nonzero()[:, 0]  # the only ones that anyone reads
-        place = {int(source): i for i, source in enumerate(sources)}
-        weights = masks[:, sources].to(device, dtype)  # [c, live, destinations]
-        into = masks.any(1).any(0)  # destinations with an edge in some candidate
-        written = torch.zeros(c, len(sources), n * p * d, dtype=dtype, device=device)
-        layer_state: dict[str, Tensor] = {}
+        c, n = len(masks), len(pairs)
+        hooks = _Pass(self.subject, self.graph, masks, corrupt).hooks()
+        repeated = pairs.select(torch.arange(n).repeat(c))
+        logits = logits_with(self.subject, repeated, repeated.clean, hooks)
+        again = None if reference is None else reference.repeat(c, 1)
+        return metric_values(self.metric, logits, repeated, again).view(c, n).cpu()
 
-        def read(stream: Tensor, destinations: Tensor, n_sources: int) -> Tensor:
-            """Patched inputs ``[c, destinations, n, p, d]`` of the residual stream."""
-            ready = int((sources < n_sources).sum())
-            wanted = weights[:, :ready, destinations.to(device)].transpose(1, 2)
-            change = wanted @ written[:, :ready].to(device)
-            return change.view(c, len(destinations), n, p, d).to(stream.device) + stream
 
-        def write(source: int, change: Tensor) -> None:
-            if source in place:
-                written[:, place[source]] = change.reshape(c, -1).to(device)
+class _Pass:
+    """One run of candidate circuits side by side: its hooks, and what nodes have written so far.
 
-        def patch_qkv(block: Block, layer: int) -> None:
-            where = graph.attention_inputs(layer)
-            every = corrupt.qkv[layer]
-            values = every.expand(c, *every.shape).clone()  # [c, n, p, V, k]
-            live = into[where].nonzero()[:, 0]
-            if len(live):
-                x = read(corrupt.inputs[layer], live + where.start, graph.before_attention(layer))
-                weight, bias = block.readers()
-                live = live.to(weight.device)
-                x = block.norm("ln1").module(x)  # the model's own norm, on every reader's stream
-                heads = x.flatten(2, 3) @ weight[live] + bias[live, None]  # [c, V', n p, k]
-                values[:, :, :, live] = heads.view(c, len(live), n, p, -1).permute(0, 2, 3, 1, 4)
-            q, k, v = values.flatten(0, 1).split([graph.n_heads] + [graph.n_kv_heads] * 2, 2)
-            layer_state.update(zip(block.hook_qkv, (q, k, v), strict=True))
+    c candidates, n pairs, p positions; the model runs c · n rows.
 
-        def write_heads(block: Block, layer: int, z: Tensor, attention: Tensor) -> None:
-            first = graph.head(layer)
-            heads = [h for h in range(graph.n_heads) if first + h in place]
-            if not heads:
-                return
-            z = z * post_scale(block, attention).to(z.dtype)
-            change = z.view(c, n, p, graph.n_heads, -1)[..., heads, :]
-            change = change - corrupt.z[layer][..., heads, :]
-            change = torch.einsum("cnphk,hkd->chnpd", change, block.output()[heads].to(z.dtype))
-            for i, head in enumerate(heads):
-                write(first + head, change[:, i])
+    Attributes:
+        sources: int64 ``[live]``, the only nodes that any candidate reads; place: node → which.
+        weights: ``[c, live, destinations]``, 1 for an edge of a candidate; into: bool
+            ``[destinations]``, whether any candidate has an edge into one.
+        written: ``[c, live, n p d]``, what each wrote in this run less what it writes when corrupt.
+        waiting: values that a later hook of the same layer takes, by hook.
+    """
 
-        def patch_embedding(value: Tensor) -> None:
-            write(0, value.view(c, n, p, d) - corrupt.embedding)
+    def __init__(self, subject: Subject, graph: Graph, masks: Tensor, corrupt: Record) -> None:
+        self.subject, self.graph, self.corrupt = subject, graph, corrupt
+        embedding = corrupt.embedding
+        self.shape = (len(masks), *embedding.shape)  # c, n, p, d
+        self.device = embedding.device
+        self.sources = masks.any(2).any(0).nonzero()[:, 0]
+        self.place = {int(source): i for i, source in enumerate(self.sources)}
+        self.weights = masks[:, self.sources].to(embedding)
+        self.into = masks.any(1).any(0)
+        self.written = embedding.new_zeros(len(masks), len(self.sources), embedding.numel())
+        self.waiting: dict[str, Tensor] = {}
 
-        def patch_mlp_in(value: Tensor, layer: int) -> Tensor:
-            where = graph.mlp_input(layer)
-            stream = corrupt.mlp_inputs[layer]
-            if not bool(into[where]):
-                return stream.expand(c, *stream.shape).reshape(value.shape)
-            x = read(stream, torch.tensor([where]), graph.before_mlp(layer))
-            return x.reshape(value.shape)
+    def hooks(self) -> list[Hook]:
+        """All of them, for ``logits_with`` on the pairs repeated c times."""
+        hooks: list[Hook] = [("blocks.0.hook_in", lambda value, hook: self._embedding(value))]
+        for layer in range(self.graph.n_layers):
+            hooks += self._layer_hooks(Block(self.subject, layer), layer)
+        return [*hooks, ("ln_final.hook_in", lambda value, hook: self._final(value))]
 
-        def patch_final(value: Tensor) -> Tensor:
-            x = read(corrupt.final, torch.tensor([graph.logits]), graph.n_sources)
-            return x.reshape(value.shape)
-
-        def qkv_hook(block: Block, layer: int, name: str) -> Callable[..., Tensor]:
+    def _layer_hooks(self, block: Block, layer: int) -> list[Hook]:
+        def qkv(name: str) -> Callable[..., Tensor]:
             def hook(value: Tensor, hook: Any) -> Tensor:
                 if name == block.hook_qkv[0]:
-                    patch_qkv(block, layer)
-                return layer_state.pop(name)
+                    self._qkv(block, layer)
+                return self.waiting.pop(name)
 
             return hook
 
-        def z_hook(value: Tensor, hook: Any) -> None:
-            layer_state["z"] = value
+        def z(value: Tensor, hook: Any) -> None:
+            self.waiting[block.hook_z] = value
 
-        hooks: list[Any] = [("blocks.0.hook_in", lambda value, hook: patch_embedding(value))]
-        for layer in range(graph.n_layers):
-            block = Block(subject, layer)
-            hooks += [(name, qkv_hook(block, layer, name)) for name in block.hook_qkv]
-            hooks += [
-                (block.hook_z, z_hook),
-                (
-                    block.hook_attention,
-                    lambda value, hook, b=block, i=layer: write_heads(
-                        b, i, layer_state.pop("z"), value
-                    ),
-                ),
-                (block.hook_mlp_in, lambda value, hook, i=layer: patch_mlp_in(value, i)),
-                (
-                    block.hook_mlp_write,
-                    lambda value, hook, i=layer: write(
-                        graph.mlp(i), value.view(c, n, p, d) - corrupt.mlp[i]
-                    ),
-                ),
-            ]
-        hooks.append(("ln_final.hook_in", lambda value, hook: patch_final(value)))
-        repeated = pairs.select(torch.arange(n).repeat(c))
-        logits = logits_with(subject, repeated, repeated.clean, hooks)
-        again = None if reference is None else reference.repeat(c, 1)
-        return metric_values(self.metric, logits, repeated, again).view(c, n).cpu()
+        def attention(value: Tensor, hook: Any) -> None:
+            self._heads(block, layer, self.waiting.pop(block.hook_z), value)
+
+        def mlp(value: Tensor, hook: Any) -> None:
+            self._write(self.graph.mlp(layer), value.view(self.shape) - self.corrupt.mlp[layer])
+
+        return [
+            *((name, qkv(name)) for name in block.hook_qkv),
+            (block.hook_z, z),
+            (block.hook_attention, attention),
+            (block.hook_mlp_in, lambda value, hook: self._mlp_in(value, layer)),
+            (block.hook_mlp_write, mlp),
+        ]
+
+    def _read(self, stream: Tensor, destinations: Tensor, n_sources: int) -> Tensor:
+        """Patched inputs ``[c, destinations, n, p, d]`` of the residual stream."""
+        c, *rest = self.shape
+        ready = int((self.sources < n_sources).sum())
+        wanted = self.weights[:, :ready, destinations.to(self.device)].transpose(1, 2)
+        change = wanted @ self.written[:, :ready]
+        return change.view(c, len(destinations), *rest).to(stream.device) + stream
+
+    def _write(self, source: int, change: Tensor) -> None:
+        if source in self.place:
+            self.written[:, self.place[source]] = change.flatten(1).to(self.device)
+
+    def _embedding(self, value: Tensor) -> None:
+        self._write(0, value.view(self.shape) - self.corrupt.embedding)
+
+    def _qkv(self, block: Block, layer: int) -> None:
+        """Make the layer's queries, keys and values, each from its own patched input."""
+        graph, (c, n, p, _) = self.graph, self.shape
+        where, every = graph.attention_inputs(layer), self.corrupt.qkv[layer]
+        values = every.expand(c, *every.shape).clone()  # [c, n, p, V, k]
+        live = self.into[where].nonzero()[:, 0]
+        if len(live):
+            before = graph.before_attention(layer)
+            x = self._read(self.corrupt.inputs[layer], live + where.start, before)
+            weight, bias = block.readers()
+            live, norm = live.to(weight.device), block.norm
+            # the model's own norm, on every reader's stream
+            x = x if norm is None else norm.module(x)
+            heads = x.flatten(2, 3) @ weight[live] + bias[live, None]  # [c, V', n p, k]
+            values[:, :, :, live] = heads.view(c, len(live), n, p, -1).permute(0, 2, 3, 1, 4)
+        parts = values.flatten(0, 1).split([graph.n_heads] + [graph.n_kv_heads] * 2, 2)
+        self.waiting.update(zip(block.hook_qkv, parts, strict=True))
+
+    def _heads(self, block: Block, layer: int, z: Tensor, attention: Tensor) -> None:
+        first, (c, n, p, _) = self.graph.head(layer), self.shape
+        heads = [h for h in range(self.graph.n_heads) if first + h in self.place]
+        if not heads:
+            return
+        z = z * post_scale(block, attention).to(z.dtype)
+        change = z.view(c, n, p, self.graph.n_heads, -1)[..., heads, :]
+        change = change - self.corrupt.z[layer][..., heads, :]
+        change = torch.einsum("cnphk,hkd->chnpd", change, block.output()[heads].to(z.dtype))
+        for i, head in enumerate(heads):
+            self._write(first + head, change[:, i])
+
+    def _mlp_in(self, value: Tensor, layer: int) -> Tensor:
+        where, stream = self.graph.mlp_input(layer), self.corrupt.mlp_inputs[layer]
+        if not bool(self.into[where]):
+            return stream.expand(self.shape).reshape(value.shape)
+        x = self._read(stream, torch.tensor([where]), self.graph.before_mlp(layer))
+        return x.reshape(value.shape)
+
+    def _final(self, value: Tensor) -> Tensor:
+        logits = torch.tensor([self.graph.logits])
+        return self._read(self.corrupt.final, logits, self.graph.n_sources).reshape(value.shape)
 
 
 def activation_patching(

@@ -146,7 +146,7 @@ def post_scale(block: Block, attention: Tensor) -> Tensor:
     """The post-norm's r ``[..., 1, 1]`` for an attention output ``[..., d]``; 1 without one."""
     if not block.has_post_norms:
         return attention.new_ones(())
-    return block.norm("ln1_post").normalise(attention)[1][..., None]
+    return block.post_norm.normalise(attention)[1][..., None]
 
 
 def live_tokens(pairs: Pairs) -> Tensor:

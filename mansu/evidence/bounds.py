@@ -12,6 +12,7 @@ from mansu.measure.geometry import Mask, answer_log_likelihood, differentiated
 from mansu.measure.scores import text_losses
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import transposed_names
 from mansu.tasks.tokens import Examples
 
 
@@ -62,10 +63,9 @@ def bounds(
         mask: the circuit's. Call it on the base weights, not inside ``edit.applied``.
 
     Raises:
-        MansuError: the edit does not fit the subject, or a weight is not run as one map (GPT-2's
-            fused attention, which the bridge splits).
+        MansuError: the edit does not fit the subject.
     """
-    names = sorted(subject.quantized_names)
+    names, transposed = sorted(subject.quantized_names), transposed_names(subject)
     deltas: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
     energy = 0.0
     for name, (where, delta) in edit.delta(subject).items():
@@ -77,6 +77,8 @@ def bounds(
         inside = square.view(shape) * mask[name].to(square.device) if name in mask else None
         square = square.view(shape)
         inside = torch.zeros_like(square) if inside is None else inside
+        if name in transposed:  # to [outputs, inputs]
+            square, inside = square.T, inside.T
         rows = square.any(1).nonzero()[:, 0]
         columns = square.any(0).nonzero()[:, 0]
         deltas[name] = rows, columns, square[rows][:, columns], inside[rows][:, columns]

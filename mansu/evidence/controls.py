@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import WRAPPER, Subject
+from mansu.subjects.subject import Subject
+from mansu.subjects.weights import transposed_names, weight_name
 from mansu.tasks.tokens import Examples
 
 
@@ -50,16 +52,16 @@ class Suppression:
         keys_forget, residual = self.tail.keys, self.tail.residual
         keys_retain = _Tail(subject, retain, layer).keys
         head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-        scale = subject.bridge.ln_final.original_component.weight
-        readout = (head[forget.vocabulary] * scale).float()
+        readout = (head[forget.vocabulary] * final_norm(subject).scale).float()
         basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
         directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
-        target = -(residual @ directions.T) @ directions
+        target = self.tail.before_post_norm(-(residual @ directions.T) @ directions)
         gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain
         gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
         update = torch.linalg.solve(gram, keys_forget.T @ target).T
-        self.name, transposed = _down_projection(subject, layer)
+        self.name = weight_name(subject, layer, "down")
         self.weight = subject.parameters[self.name].detach()
+        transposed = self.name in transposed_names(subject)
         self.update = (update.T if transposed else update).to(self.weight)
 
     @torch.no_grad()
@@ -97,6 +99,7 @@ class _Tail:
 
     Attributes:
         keys: the layer's MLP neurons at each row's last token, ``[N, d_mlp]``.
+        written: what its down projection makes of them, ``[N, d]``.
         residual: the final residual stream there, ``[N, d]``.
     """
 
@@ -105,7 +108,8 @@ class _Tail:
         self.blocks = list(subject.bridge.blocks)[layer:]
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         seen: dict[str, Tensor] = {}
-        names = (f"blocks.{layer}.mlp.hook_post", "ln_final.hook_in")
+        self.block = Block(subject, layer)
+        names = (self.block.hook_neurons, self.block.hook_mlp, "ln_final.hook_in")
         hooks = [(n, lambda value, hook, n=n: seen.__setitem__(n, value.float())) for n in names]
 
         def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,7 +126,19 @@ class _Tail:
                 handle.remove()
         self.calls[1:] = [((None, *args[1:]), kwargs) for args, kwargs in self.calls[1:]]
         self.index = torch.arange(len(rows)), rows.length - 1
-        self.keys, self.residual = (seen[name][self.index] for name in names)
+        self.keys, self.written, self.residual = (seen[name][self.index] for name in names)
+
+    def before_post_norm(self, change: Tensor) -> Tensor:
+        """What must be added to ``written`` so that the MLP adds ``change`` to the stream.
+
+        The same, but where a norm follows the MLP: there it is divided by the norm's gain, which is
+        held at what it is now, and by no gain near zero (ridge).
+        """
+        if not self.block.has_post_norms:
+            return change
+        norm = self.block.mlp_post_norm
+        gain = norm.scale * norm.normalise(self.written)[1]
+        return change * gain / (gain.square() + 1e-4 * gain.square().mean())
 
     def accuracy(self) -> float:
         """What ``measure`` gives now, if no layer before has changed."""
@@ -134,12 +150,3 @@ class _Tail:
         own = logits.gather(1, self.rows.answer[:, None])[:, 0]
         best = logits.gather(1, self.rows.distractors).max(1).values
         return float((own > best).float().mean())
-
-
-def _down_projection(subject: Subject, layer: int) -> tuple[str, bool]:
-    """Name of a layer's MLP output weight, and whether it is stored ``[in, out]`` (Conv1D)."""
-    out = subject.bridge.blocks[layer].mlp.out.original_component
-    for name, module in subject.model.named_modules():
-        if module is out:
-            return f"{name}.weight".replace(WRAPPER, ""), type(out).__name__ == "Conv1D"
-    raise AssertionError("the bridge wraps a module that the model does not have")

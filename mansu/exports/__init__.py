@@ -1,7 +1,7 @@
 """An edited model as files that other tools read."""
 
 from mansu.exports.card import model_card, repeat_command
-from mansu.exports.checkpoint import checkpoint, nf4_checkpoint, weights
+from mansu.exports.checkpoint import checkpoint, nf4_checkpoint
 from mansu.exports.harness import harness_command, harness_name, lm_eval
 from mansu.exports.formats import FORMATS, HARNESS, write
 
@@ -15,6 +15,5 @@ __all__ = [
     "model_card",
     "nf4_checkpoint",
     "repeat_command",
-    "weights",
     "write",
 ]

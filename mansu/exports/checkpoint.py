@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from mansu import quant, subjects
@@ -18,23 +17,6 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
 
-def weights(subject: Subject) -> dict[str, Tensor]:
-    """The weights as they are now, by the names of a plain checkpoint; tied ones once.
-
-    GPT-NeoX's ``query_key_value``, which the bridge has split, is fused again: its rows go head
-    by head, each head's query rows first, then its key and its value rows
-    (``transformers.models.gpt_neox``, ``GPTNeoXAttention.forward``).
-    """
-    found = {name: p.data for name, p in subject.parameters.items()}
-    if type(subject.model).__name__ == "GPTNeoXForCausalLM":
-        heads = subject.config.num_attention_heads
-        for name in [n for n in found if ".attention.q." in n]:
-            parts = [found.pop(name.replace(".q.", f".{part}.")) for part in "qkv"]
-            fused = torch.stack([p.unflatten(0, (heads, -1)) for p in parts], dim=1).flatten(0, 2)
-            found[name.replace(".q.", ".query_key_value.")] = fused
-    return found
-
-
 def checkpoint(subject: Subject, edit: Edit, folder: str | Path) -> None:
     """Write the edited model as a plain Hugging Face checkpoint, in the subject's dtype.
 
@@ -42,19 +24,13 @@ def checkpoint(subject: Subject, edit: Edit, folder: str | Path) -> None:
     ``transformers.AutoModelForCausalLM.from_pretrained(folder)`` loads. Whole or absent.
 
     Raises:
-        MansuError: the folder is not empty, the edit does not fit the subject, or the bridge has
-            split the architecture's weights in a way that this cannot undo.
+        MansuError: the folder is not empty, or the edit does not fit the subject.
     """
     with new_folder(Path(folder)) as new, edit.applied(subject):
         model: Any = subject.model
         with torch.device("meta"):  # a skeleton: its weights are the subject's own
             plain = type(model)(copy.deepcopy(model.config))
-        found = weights(subject)
-        if found.keys() != dict(plain.named_parameters()).keys():
-            raise MansuError(
-                f"TransformerLens splits or renames weights of {type(model).__name__}, which "
-                "MANSU cannot put back: export a Llama, Qwen, Gemma, GPT-2 or Pythia model."
-            )
+        found = {name: p.data for name, p in subject.parameters.items()}
         plain.load_state_dict(found, strict=False, assign=True)  # tied weights are not in it
         plain.tie_weights()
         plain.generation_config = model.generation_config

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from mansu.errors import MansuError
 from mansu.measure.scores import text_losses
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import transposed_names
+from mansu.subjects.weights import parts, transposed_names
 from mansu.tasks.tokens import Examples
 
 ENERGY = 0.9
@@ -157,17 +156,11 @@ def differentiated(
 
     for loss, count in losses():
         seen: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-        with _inputs(subject, names, seen.__setitem__, gradients.__setitem__):
+        gradients: dict[str, list[_Rows]] = {n: [] for n in names}
+        with _inputs(subject, names, seen.__setitem__, _kept_in(gradients)):
             value = loss()
             value.backward()
-        if unseen := [n for n in names if n not in gradients]:
-            raise MansuError(
-                f"{unseen[0]!r} of {subject.name!r} is not run as one map (TransformerLens splits "
-                "it), so that its retain geometry cannot be measured: take a model of another "
-                "architecture."
-            )
-        yield {n: (seen[n].detach(), gradients[n]) for n in names}, value.item(), count
+        yield {n: (seen[n].detach(), _joined(gradients[n])) for n in names}, value.item(), count
 
 
 def answer_log_likelihood(subject: Subject, rows: Examples) -> Tensor:
@@ -183,34 +176,57 @@ def _columns(chosen: Tensor, name: str, subject: Subject) -> Tensor:
     return chosen.any(0).nonzero().flatten()
 
 
+_Rows = tuple[Tensor | None, Tensor]
+"""Outputs of a linear map, int64 ``[n]`` or None for all, and their gradients ``[B, p, n]``."""
+
+
+def _kept_in(gradients: Mapping[str, list[_Rows]]) -> Callable[[str, _Rows], None]:
+    """A function that puts each name's gradients into its list."""
+    return lambda name, part: gradients[name].append(part)
+
+
+def _joined(parts: list[_Rows]) -> Tensor:
+    """Gradients ``[B, p, outputs]`` of a map that is run in parts."""
+    if len(parts) == 1:
+        return parts[0][1]
+    gradients = [gradient for _, gradient in parts]
+    outputs = torch.cat([rows for rows, _ in parts if rows is not None])
+    return torch.cat(gradients, -1)[..., outputs.argsort().to(gradients[0].device)]
+
+
 @contextmanager
 def _inputs(
     subject: Subject,
     names: Iterable[str],
     see: Callable[[str, Tensor], None],
-    see_gradient: Callable[[str, Tensor], None] | None = None,
+    see_gradient: Callable[[str, _Rows], None] | None = None,
 ) -> Iterator[None]:
-    """Call ``see(name, inputs)`` and ``see_gradient(name, output gradients)`` for the weights."""
-    handles = []
-    wanted = {id(subject.parameters[name]): name for name in names}
+    """Watch what enters some linear maps, and the gradients at what leaves them.
 
-    def watch(name: str, module: Module) -> None:
+    Args:
+        see: called with a weight's name and its inputs, once a run.
+        see_gradient: called with its name and some outputs' gradients; several times where it is
+            run in parts.
+    """
+    handles = []
+
+    def watch(name: str, module: Module, rows: Tensor | None, first: bool) -> None:
         def forward(_module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            see(name, inputs[0])
+            if first:  # all parts of a map have the same inputs
+                see(name, inputs[0])
             report = see_gradient
             if report is None:
                 return None
             if not output.requires_grad:  # the weights need no gradient: start a graph here
                 output = output.detach().requires_grad_(True)
-            output.register_hook(lambda gradient: report(name, gradient.detach()))
+            output.register_hook(lambda gradient: report(name, (rows, gradient.detach())))
             return output
 
         handles.append(module.register_forward_hook(forward))
 
-    for module in subject.model.modules():
-        name = wanted.get(id(module._parameters.get("weight")))
-        if name is not None:
-            watch(name, module)
+    for name in names:
+        for i, (module, rows) in enumerate(parts(subject, name)):
+            watch(name, module, rows, i == 0)
     try:
         yield
     finally:

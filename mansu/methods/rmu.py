@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +12,7 @@ from mansu.errors import MansuError
 from mansu.methods import Outcome, Problem
 from mansu.methods.training import Batch, positive, train
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import weight_name
 from mansu.tasks.tokens import Examples
 
 PUBLISHED_RATE = 5e-5
@@ -24,21 +24,14 @@ def trained_names(subject: Subject, layer: int) -> tuple[str, ...]:
     """The MLP output weights of ``layer`` and the two before it (those that exist).
 
     Raises:
-        MansuError: the subject has no such layer, or no MLP there that this can name.
+        MansuError: the subject has no such layer.
     """
     if not 0 <= layer < subject.config.num_hidden_layers:
         raise MansuError(
             f"RMU cannot steer layer {layer} of {subject.name!r}, which has layers 0 to "
             f"{subject.config.num_hidden_layers - 1}."
         )
-    names = []
-    for i in range(max(layer - 2, 0), layer + 1):
-        # In every architecture at hand the output map is the last linear of the MLP.
-        maps = [n for n in subject.quantized_names if re.search(rf"\.{i}\.(mlp|fc)", n)]
-        if not maps:
-            raise MansuError(f"RMU finds no MLP in layer {i} of {subject.name!r}: use a baseline.")
-        names.append(maps[-1])
-    return tuple(names)
+    return tuple(weight_name(subject, i, "down") for i in range(max(layer - 2, 0), layer + 1))
 
 
 def unlearn(

@@ -28,8 +28,7 @@ def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format 
         A Hugging Face model, evaluation mode, on the subject's device.
 
     Raises:
-        MansuError: int8 (not 4-bit), an architecture whose weights the bridge has split, or rows
-            that bitsandbytes' CPU kernel misreads.
+        MansuError: int8 (not 4-bit), or rows that bitsandbytes' CPU kernel misreads.
     """
     if format.kind == "int8":
         raise MansuError("Linear4bit holds nf4 or fp4, not int8: choose a 4-bit format.")
@@ -39,14 +38,7 @@ def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format 
             stack.enter_context(edit.applied(subject))
         model = type(subject.model)(copy.deepcopy(subject.model.config))
         model.to(next(iter(subject.parameters.values())).dtype)
-        own = dict(model.named_parameters())
-        if own.keys() != subject.parameters.keys():
-            raise MansuError(
-                f"TransformerLens splits or renames weights of {type(model).__name__}, so "
-                f"{subject.name!r} cannot be copied name by name into Linear4bit modules: use the "
-                "simulation (mansu.quant.quantized)."
-            )
-        for name, parameter in own.items():
+        for name, parameter in dict(model.named_parameters()).items():
             parameter.data = subject.parameters[name].data.clone()
         for name in subject.quantized_names:
             path = name.removesuffix(".weight")

@@ -18,7 +18,7 @@ from mansu.quant.formats import FORMATS, NF4, Format
 from mansu.quant.swap import block_entries, blocksize_of, in_blocks, quantize_flat
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import layer_of, matrix_kind, transposed_names
+from mansu.subjects.weights import kind_of, layer_of, transposed_names
 
 VERSION = 1
 
@@ -160,8 +160,8 @@ def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:
     layers: dict[int, list[str]] = {}
     kinds: dict[str, list[str]] = {}
     for name in sums:
-        kinds.setdefault(matrix_kind(name), []).append(name)
-        layer = layer_of(name)
+        kinds.setdefault(kind_of(subject, name), []).append(name)
+        layer = layer_of(subject, name)
         if layer is not None and name in subject.quantized_names:
             layers.setdefault(layer, []).append(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,30 +97,16 @@ def quantized(
                     undo += _patch(weight, edited[name], weights[name], base.format)
                 else:
                     weights[name] = _round_trip(weight, base.format, name in transposed)
-            viewed = _viewed(subject)
             for name, weight in weights.items():
                 parameter = subject.parameters[name]
-                if name in viewed:
-                    undo.append((parameter.data, slice(None), parameter.data.clone()))
-                    parameter.data.copy_(weight)
-                else:
-                    swapped.append((parameter, parameter.data))
-                    parameter.data = weight
+                swapped.append((parameter, parameter.data))
+                parameter.data = weight
             yield subject
         finally:
             for parameter, original in swapped:
                 parameter.data = original
             for tensor, entries, old in reversed(undo):
                 tensor[entries] = old
-
-
-def _viewed(subject: Subject) -> frozenset[str]:
-    """Weights that the bridge runs through views (GPT-2's c_attn): they can't just be swapped."""
-    running = {id(p): p.untyped_storage().data_ptr() for p in subject.model.parameters()}
-    uses = Counter(running.values())
-    return frozenset(
-        name for name, p in subject.parameters.items() if uses[p.untyped_storage().data_ptr()] > 1
-    )
 
 
 def in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:

@@ -9,32 +9,40 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import Heads, family_of, running
 
 
 class Block:
     """One layer's weights as the graph needs them, and the names of its hooks.
 
     Weights are read when asked for, so that an edit in force is seen. H heads, G key/value heads,
-    V = H + 2 G readers, d model width, k head width.
+    V = H + 2 G readers, d model width, k head width. Queries and keys are those of the linear maps,
+    before the norms that some families put on them (each head's in Qwen3 and Gemma 3, all heads'
+    together in OLMo-2) and before rotation.
     """
 
     def __init__(self, subject: Subject, layer: int) -> None:
         self.bridge = subject.bridge.blocks[layer]
-        self.subject = subject
+        self.subject, self.layer = subject, layer
         self.name = f"blocks.{layer}"
+        self.heads = Heads.of(subject.config)
         self.has_post_norms = "ln1_post" in self.bridge._modules
         attention = f"{self.name}.attn"
-        self.hook_in = f"{self.name}.ln1.hook_in"
+        # Without a norm before them (OLMo-2) attention and MLP read the stream itself.
+        self.hook_in, self.hook_mlp_in = (
+            f"{self.name}.{norm if norm in self.bridge._modules else reader}.hook_in"
+            for norm, reader in (("ln1", "attn"), ("ln2", "mlp"))
+        )
         self.hook_qkv = tuple(f"{attention}.hook_{kind}" for kind in "qkv")
         self.hook_z = f"{attention}.hook_z"
         self.hook_attention = f"{attention}.hook_out"  # before the post-norm
-        self.hook_mlp_in = f"{self.name}.ln2.hook_in"
         self.hook_neurons = f"{self.name}.mlp.hook_post"
+        self.hook_mlp = f"{self.name}.mlp.hook_out"  # before the post-norm
         post = self.has_post_norms
         self.hook_attention_write = (
             f"{self.name}.ln1_post.hook_out" if post else self.hook_attention
         )
-        self.hook_mlp_write = f"{self.name}.{'ln2_post' if post else 'mlp'}.hook_out"
+        self.hook_mlp_write = f"{self.name}.ln2_post.hook_out" if post else self.hook_mlp
         self.hook_end = f"{self.name}.hook_out"
 
     @property
@@ -44,68 +52,66 @@ class Block:
         names += (self.hook_neurons, self.hook_attention_write, self.hook_mlp_write)
         return tuple(dict.fromkeys(names))
 
-    def norm(self, which: str) -> Norm:
-        return Norm(getattr(self.bridge, which).original_component)
+    @property
+    def norm(self) -> Norm | None:
+        """The norm before the attention; None where there is none (OLMo-2)."""
+        return self._norm("ln1") if "ln1" in self.bridge._modules else None
+
+    @property
+    def post_norm(self) -> Norm:
+        """The norm after the attention, of a block that ``has_post_norms``."""
+        return self._norm("ln1_post")
+
+    @property
+    def mlp_post_norm(self) -> Norm:
+        """The norm after the MLP, of a block that ``has_post_norms``."""
+        return self._norm("ln2_post")
+
+    def _norm(self, which: str) -> Norm:
+        module = getattr(self.bridge, which).original_component
+        return Norm(module, offset=family_of(self.subject).norm_offset)
+
+    def _running(self, role: str) -> Any:
+        return running(self.subject, self.layer, role)
 
     def readers(self) -> tuple[Tensor, Tensor]:
         """Weights ``[V, d, k]`` and biases ``[V, k]`` of all queries, keys and values."""
-        attention = self.bridge.attn
-        weight = torch.cat([attention.W_Q, attention.W_K, attention.W_V])
-        biases = [getattr(attention, f"b_{kind}", None) for kind in "QKV"]
-        flat = [b.reshape(-1, weight.shape[-1]) for b in biases if b is not None]
-        bias = (
-            torch.cat(flat) if len(flat) == 3 else weight.new_zeros(len(weight), weight.shape[-1])
-        )
-        return weight, bias
+        width, modules = self.heads.width, [self._running(kind) for kind in "qkv"]
+        weight = torch.cat([m.weight.unflatten(0, (-1, width)).mT for m in modules])
+        biases = [m.bias for m in modules]
+        if any(b is None for b in biases):
+            return weight, weight.new_zeros(len(weight), width)
+        return weight, torch.cat(biases).view(-1, width)
 
     def offset(self) -> Tensor:
         """What queries, keys and values are when x̂ is zero, ``[V, k]``."""
-        norm, attention = self.norm("ln1"), self.bridge.attn
-        shift = torch.zeros_like(norm.scale) if norm.bias is None else norm.bias
-        parts = [getattr(attention, kind).original_component(shift) for kind in "qkv"]
-        return torch.cat(parts).view(-1, attention.W_Q.shape[-1])
+        norm, modules = self.norm, [self._running(kind) for kind in "qkv"]
+        if norm is None or norm.bias is None:
+            shift = modules[0].weight.new_zeros(modules[0].weight.shape[1])
+        else:
+            shift = norm.bias
+        return torch.cat([m(shift) for m in modules]).view(-1, self.heads.width)
 
     def output(self) -> Tensor:
         """What a head writes per unit of ``z``: ``[H, k, d]``, times the post-norm's scale."""
-        weight = self.bridge.attn.W_O
-        return weight * self.norm("ln1_post").scale if self.has_post_norms else weight
-
-    def slices(self, kind: str) -> list[tuple[str, int, int, int]]:
-        """Where a head's q, k, v or o slice, or a neuron, lies in the subject's parameters.
-
-        Returns:
-            For each weight: its name, the axis, where slice 0 starts on it and a slice's width.
-        """
-        names = {id(p): name for name, p in self.subject.parameters.items()}
-        attention, mlp = self.bridge.attn, self.bridge.mlp
-
-        def found(module: Any, reads: bool) -> tuple[str, int]:
-            # Linear keeps [out, in], GPT-2's Conv1D [in, out]; readers are sliced along ``out``.
-            transposed = type(module).__name__ == "Conv1D"
-            return names[id(module.weight)], int(transposed == reads)
-
-        if kind == "neuron":
-            modules = [getattr(mlp, name, None) for name in ("gate", "in")]
-            parts = [found(m.original_component, True) for m in modules if m is not None]
-            return [(*p, 0, 1) for p in [*parts, found(mlp.out.original_component, False)]]
-        width = attention.W_Q.shape[-1]
-        if kind == "o":
-            return [(*found(attention.o.original_component, False), 0, width)]
-        own = getattr(attention, kind).original_component
-        if id(own.weight) in names:
-            return [(*found(own, True), 0, width)]
-        start = "qkv".index(kind) * attention.W_Q.shape[0] * width
-        return [(*found(attention.qkv.original_component, True), start, width)]
+        stored = self._running("o").weight
+        weight = stored if family_of(self.subject).transposed else stored.T
+        weight = weight.unflatten(0, (-1, self.heads.width))
+        return weight * self.post_norm.scale if self.has_post_norms else weight
 
 
 class Norm:
-    """A LayerNorm or RMSNorm: y = scale · x̂ + bias, with x̂ = (x − mean) / r⁻¹, or x · r."""
+    """A LayerNorm or RMSNorm: y = scale · x̂ + bias, with x̂ = (x − mean) / r⁻¹, or x · r.
 
-    def __init__(self, module: Module) -> None:
+    Args:
+        module: Hugging Face's. offset: it scales by 1 + weight (Gemma).
+    """
+
+    def __init__(self, module: Module, *, offset: bool = False) -> None:
         self.module = module
         self.centred = isinstance(module, torch.nn.LayerNorm)
         weight: Any = module.weight
-        self.scale: Tensor = 1 + weight if "Gemma" in type(module).__name__ else weight
+        self.scale: Tensor = 1 + weight if offset else weight
         self.bias: Tensor | None = getattr(module, "bias", None)
         self.eps = float(getattr(module, "eps", None) or getattr(module, "variance_epsilon", 1e-5))
 
@@ -115,3 +121,9 @@ class Norm:
         x = x - x.mean(-1, keepdim=True) if self.centred else x
         r = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return x * r, r
+
+
+def final_norm(subject: Subject) -> Norm:
+    """The norm before the output head."""
+    module = subject.bridge.ln_final.original_component
+    return Norm(module, offset=family_of(subject).norm_offset)

@@ -9,19 +9,18 @@ bit (``mansu.subjects.edit``, ``mansu.quant.swap``); ``Subject.lock`` serialises
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mansu.errors import MansuError
 from mansu.subjects.shipped import DEFAULT, TINY, TINY_FOLDER, prepare_default
-from mansu.subjects.subject import WRAPPER, Subject
+from mansu.subjects.subject import Subject
+from mansu.subjects.weights import family_named, run_fused
 
 
 def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
@@ -87,11 +86,14 @@ def wrap(
     """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
 
     Raises:
-        MansuError: TransformerLens does not know the architecture, or runs copies of its weights;
-            or some weights are not in memory.
+        MansuError: the architecture is not known, here or to TransformerLens; or some weights are
+            not in memory.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    architecture = type(model).__name__
+    family_named(architecture, name)
+    model.config.architectures = [architecture]  # which the bridge goes by
     model.eval().requires_grad_(False)
     parameters = dict(model.named_parameters())  # before the bridge renames them
     away = [n for n, p in parameters.items() if p.is_meta]
@@ -103,37 +105,30 @@ def wrap(
         )
     try:
         bridge = TransformerBridge.boot_transformers(
-            getattr(model.config, "_name_or_path", "") or name,
+            architecture,  # only a label here: a name that it knows would be looked up
             hf_model=model,
             tokenizer=tokenizer,
             dtype=model.dtype,
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise MansuError(
-            f"TransformerLens does not know the architecture {type(model).__name__} of {name!r}."
+            f"TransformerLens does not know the architecture {architecture} of {name!r}."
         ) from error
     bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
     bridge.requires_grad_(False)
-    _follow_split(model, parameters)
-    return Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
+    _keep_dtype_in_rotation(bridge, model.dtype)
+    subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
+    run_fused(subject)
+    return subject
 
 
-def _follow_split(model: Any, parameters: dict[str, Tensor]) -> None:
-    """Where the bridge runs copies of a fused ``qkv`` (GPT-NeoX), list them, not what lies idle.
+def _keep_dtype_in_rotation(bridge: Any, dtype: torch.dtype) -> None:
+    """Cast rotated queries and keys back to the model's dtype.
 
-    Rows of the fused weight go to q, k and v whole, so NF4 blocks within rows stay what they are.
+    OLMo-2 rotates in float32 and casts back (``transformers.models.olmo2``); TransformerLens 4.3
+    forgets to, and stops at values of another dtype.
     """
-    running = dict(model.named_parameters())
-    shared = {p.untyped_storage().data_ptr() for p in parameters.values()}
-    for name, parameter in running.items():
-        if parameter.untyped_storage().data_ptr() in shared:
-            continue
-        idle = running.get(re.sub(rf"\.[qkv]({re.escape(WRAPPER)}\.\w+)$", r".qkv\1", name))
-        if idle is parameter or idle is None:
-            raise MansuError(
-                f"TransformerLens runs copies of weights of {type(model).__name__} ({name}), which "
-                "MANSU cannot edit in place: use a Llama, Qwen, Gemma, GPT-2 or Pythia model."
-            )
-        for fused in [n for n, p in parameters.items() if p is idle]:
-            del parameters[fused]
-        parameters[name.replace(WRAPPER, "")] = parameter
+    for block in bridge.blocks:
+        for name in ("hook_rot_q", "hook_rot_k"):
+            if name in block.attn._modules:
+                block.attn._modules[name].register_forward_hook(lambda _m, _x, out: out.to(dtype))

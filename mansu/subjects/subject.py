@@ -16,8 +16,6 @@ from torch.nn import Linear, Module
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-WRAPPER = "._original_component"  # how the bridge nests what it wraps, in parameter names
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -29,8 +27,7 @@ class Subject:
         tokenizer: the model's tokenizer.
         provenance: where the weights come from, as JSON values, shown in the model card.
         parameters: every parameter by its Hugging Face name (tied ones once), shared with the
-            model. GPT-NeoX's fused attention weights are listed as the bridge runs them, split:
-            ``….attention.q.weight``, ``k``, ``v``.
+            model.
         lock: held by whoever changes the weights for a while.
     """
 

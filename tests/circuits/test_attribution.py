@@ -24,7 +24,7 @@ from mansu.circuits.attribution import Attribution, attribute
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import metric_values
 from mansu.circuits.patching import activation_patching
-from mansu.circuits.record import logits_with, record
+from mansu.circuits.record import live_tokens, logits_with, record
 from mansu.errors import MansuError
 from mansu.subjects.blocks import Block
 from mansu.subjects.loading import wrap
@@ -135,7 +135,7 @@ def test_runs_differ_at_live_tokens_only(name: str) -> None:
         for tokens in (pairs.clean, pairs.corrupt)
     )
     live = torch.zeros(pairs.clean.shape, dtype=torch.bool)
-    live.view(-1)[record.live_tokens(pairs)] = True
+    live.view(-1)[live_tokens(pairs)] = True
     real = torch.arange(live.shape[1]) < pairs.length[:, None]
     assert torch.equal(live.sum(1), pairs.length - torch.tensor([3, 1, 3, 1, 3]))
     assert not bool((live & ~real).any())
@@ -348,7 +348,7 @@ def test_refuses_an_architecture_it_does_not_know(monkeypatch: pytest.MonkeyPatc
         config = subject.config
 
     monkeypatch.setattr(Subject, "model", property(lambda self: MambaForCausalLM()))
-    with pytest.raises(MansuError, match="MambaForCausalLM of 'llama': it knows Gemma2ForCausalLM"):
+    with pytest.raises(MansuError, match="MambaForCausalLM of 'llama': it knows Gemma 2, "):
         attribute(subject, random_pairs())
 
 

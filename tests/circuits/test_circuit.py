@@ -10,10 +10,10 @@ import torch
 from families import FAMILIES, family, random_pairs
 from torch import Tensor
 
-from mansu import tasks
+from mansu import subjects, tasks
 from mansu.circuits.attribution import Attribution, attribute
 from mansu.circuits.circuit import Circuit
-from mansu.circuits.graph import KNOWN, Graph, graph_of
+from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.mask import Mask, parameter_mask
 from mansu.circuits.metric import metric_values
 from mansu.circuits.patching import Patched, activation_patching
@@ -24,6 +24,7 @@ from mansu.errors import MansuError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import slices
 from mansu.tasks.tokens import Pairs
 
 
@@ -202,7 +203,7 @@ def test_ablating_the_mask_hurts_more_than_random_masks(tiny: Subject, found: An
 @pytest.mark.parametrize("name", FAMILIES)
 def test_slices_are_the_weights_of_that_head_or_neuron(name: str) -> None:
     subject, pairs = family(name), random_pairs()
-    layout, block = graph_of(subject), Block(subject, 1)
+    layout = graph_of(subject)
 
     def run() -> Any:
         kept = ("qkv", "attention", "neurons", "mlp")
@@ -210,12 +211,12 @@ def test_slices_are_the_weights_of_that_head_or_neuron(name: str) -> None:
 
     def without(kind: str, unit: int) -> Any:
         changes = {}
-        for weight, axis, start, width in block.slices(kind):
-            parameter = subject.parameters[weight]
-            gone = torch.zeros(parameter.shape, dtype=torch.bool)
-            lines = torch.arange(width) + start + unit * width
-            gone[(lines,) if axis == 0 else (slice(None), lines)] = True
-            where = gone.flatten().nonzero()[:, 0]
+        gone = {}
+        for part in slices(subject, 1, kind):
+            weight = gone.setdefault(part.name, torch.zeros_like(subject.parameters[part.name]))
+            weight.index_fill_(part.axis, part.of(torch.tensor([unit])), 1)
+        for weight, mask in gone.items():
+            where = mask.flatten().nonzero()[:, 0]
             changes[weight] = (where, torch.zeros(len(where)))
         with Edit(changes).applied(subject):
             return run()
@@ -267,5 +268,5 @@ def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
 
 def test_known_architectures_are_those_tested() -> None:
     tested = {type(family(name).model).__name__ for name in FAMILIES}
-    assert tested == set(KNOWN)
+    assert tested == set(subjects.FAMILIES)
     assert isinstance(graph_of(family("pythia")), Graph) and graph_of(family("pythia")).parallel

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from families import BUILDERS, FAMILIES, family, tokenizer
+from families import FAMILIES, family, wide
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 from torch import Tensor
@@ -52,18 +52,6 @@ def reloaded(folder: Path) -> Any:
     return model.eval()
 
 
-def as_the_bridge_splits(name: str, weights: dict[str, Tensor], heads: int) -> Tensor:
-    """A parameter of the subject, found in a checkpoint; GPT-NeoX's q, k and v row by row."""
-    if name in weights:
-        return weights[name]
-    part = next(p for p in "qkv" if f".attention.{p}." in name)
-    fused = weights[name.replace(f".{part}.", ".query_key_value.")]
-    size = len(fused) // (3 * heads)
-    first = "qkv".index(part) * size
-    rows = [3 * size * head + first + i for head in range(heads) for i in range(size)]
-    return fused[rows]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_transformers_reads_the_edited_model(name: str, tmp_path: Path) -> None:
     subject = family(name)
@@ -71,12 +59,12 @@ def test_plain_transformers_reads_the_edited_model(name: str, tmp_path: Path) ->
     exports.checkpoint(subject, edit, tmp_path / "out")
     model = reloaded(tmp_path / "out")
     saved = dict(model.named_parameters())
-    heads = subject.config.num_attention_heads
     with torch.no_grad(), edit.applied(subject):
         for parameter, expected in subject.parameters.items():
-            assert torch.equal(as_the_bridge_splits(parameter, saved, heads), expected), parameter
+            assert torch.equal(saved[parameter], expected), parameter
         expected = subject.model(TOKENS).logits
-    close = 1e-5 if name == "gpt2" else 0  # the bridge multiplies by q, k and v in turn
+    # The bridge multiplies by the parts of a fused weight in turn.
+    close = 1e-5 if name in ("gpt2", "phi3", "pythia") else 0
     torch.testing.assert_close(model(TOKENS).logits, expected, rtol=close, atol=close)
     assert not torch.allclose(expected, subject.model(TOKENS).logits, atol=1e-2)  # it is an edit
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".json", ".safetensors"}
@@ -105,20 +93,6 @@ def reloaded_tiny(tiny: Subject, folder: Path) -> Any:
     return model
 
 
-def wide(name: str, folder: Path) -> Subject:
-    """A random model of a family whose rows are whole blocks, as those of real models are."""
-    config = BUILDERS[name](1).config
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "n_embd": 64, "head_dim": 16}
-    for key, value in sizes.items():
-        if hasattr(config, key) and (name == "gpt2") == (key == "n_embd"):
-            setattr(config, key, value)
-    torch.manual_seed(3)
-    model = type(BUILDERS[name](1))(config)
-    model.config.save_pretrained(folder)
-    model.config._name_or_path = str(folder)
-    return wrap(name, model, tokenizer())
-
-
 def codes(linear: Linear4bit) -> Tensor:
     weight: Any = linear.weight
     packed = weight.data.flatten()
@@ -130,31 +104,25 @@ def codes(linear: Linear4bit) -> Tensor:
 def test_plain_transformers_reads_the_codes_that_were_measured(
     name: str, double_quant: bool, tmp_path: Path
 ) -> None:
-    subject = wide(name, tmp_path / "config")
+    subject = wide(name)
     edit, format = random_edit(subject), quant.Format(double_quant=double_quant)
     exports.nf4_checkpoint(subject, edit, tmp_path / "out", format)
     model = reloaded(tmp_path / "out")
     linears = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
     saved = {f"{n}.weight": codes(m) for n, m in linears.items()}
-    heads = subject.config.num_attention_heads
-    fused = [n.replace(".q.", ".query_key_value.") for n in subject.quantized_names]
-    assert set(saved) == {n for n in fused if ".k." not in n and ".v." not in n}
+    assert set(saved) == set(subject.quantized_names)
     for linear in linears.values():
         linear.support_avx512bf16_for_cpu = False  # else it computes in bfloat16 where it can
     with torch.no_grad(), edit.applied(subject):
         for n in subject.quantized_names:
             weight = subjects.layout(subject, n)
             expected = quant.quantize(weight, format).codes.view(weight.shape)
-            assert torch.equal(as_the_bridge_splits(n, saved, heads), expected), n
+            assert torch.equal(saved[n], expected), n
         with quant.quantized(subject, format=format):
             expected = subject.model(TOKENS).logits
-        # One sum of absmax for a fused matrix, three for a split one: double quantization differs.
-        close = 2e-2 if double_quant and name == "pythia" else 1e-4
-        torch.testing.assert_close(model(TOKENS).logits, expected, rtol=close, atol=close)
-    if name != "pythia":
-        with torch.no_grad():
-            real = quant.linear4bit_model(subject, edit, format)(TOKENS).logits
-            torch.testing.assert_close(model(TOKENS).logits, real, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
+        real = quant.linear4bit_model(subject, edit, format)(TOKENS).logits
+        torch.testing.assert_close(model(TOKENS).logits, real, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 
 ROOT = Path(__file__).parents[2]
-FUSED = "query_key_value"  # GPT-NeoX, which the bridge runs split
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +50,9 @@ def plain(name: str) -> Any:
     wrapped = family(name)
     shared: Any = wrapped.model
     model = type(shared)(shared.config)
-    weights = dict(wrapped.parameters)
-    own = dict(model.named_parameters())
     with torch.no_grad():
-        for key, parameter in own.items():
-            if key in weights:
-                parameter.copy_(weights[key])
-            else:  # rows of the fused weight: head by head, its q, k and v
-                parts = [weights[key.replace(FUSED, kind)] for kind in "qkv"]
-                heads = model.config.num_attention_heads
-                split = [p.reshape(heads, -1, *p.shape[1:]) for p in parts]
-                parameter.copy_(torch.cat(split, 1).reshape(parameter.shape))
+        for key, parameter in model.named_parameters():
+            parameter.copy_(wrapped.parameters[key])
     return model.eval()
 
 
@@ -142,8 +133,7 @@ def test_wrapping_changes_no_logits_and_loses_no_parameter(name: str) -> None:
             want = model(input_ids=tokens[i : i + 1, :n]).logits[0, -1]
             torch.testing.assert_close(got[i], want, atol=1e-4, rtol=1e-4)
     assert subject.n_parameters == sum(p.numel() for p in model.parameters())
-    if name != "pythia":
-        assert list(subject.parameters) == [n for n, _ in model.named_parameters()]
+    assert list(subject.parameters) == [n for n, _ in model.named_parameters()]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -172,11 +162,7 @@ def test_quantized_names_are_those_of_hugging_face(name: str) -> None:
     replaced = replace_with_bnb_linear(
         copy.deepcopy(model), keep, BitsAndBytesConfig(load_in_4bit=True)
     )
-    want = {
-        key.replace(FUSED, kind)
-        for key in linear4bit_names(replaced)
-        for kind in ("qkv" if FUSED in key else "-")
-    }
+    want = linear4bit_names(replaced)
     assert want
     assert set(family(name).quantized_names) == want
 
