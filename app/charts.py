@@ -17,6 +17,7 @@ from mansu.evidence.attacks import Attacks
 from mansu.evidence.cad import Divergences
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap
+from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
@@ -185,35 +186,37 @@ def _shares(labels: list[str], parts: list[Survival], name: str, *, horizontal: 
 HISTORY: Sequence[tuple[str, Mapping[str, str]]] = (
     ("Loss, nats", {"forget_loss": "forget loss", "retain_loss": "retain loss"}),
     ("Loss, nats", {"forget": "forget term", "retain": "retain term", "text": "text term"}),
-    ("Accuracy", {"forget": "forget accuracy", "forget_nf4": "forget accuracy in NF4"}),
+    (
+        "Accuracy",
+        {"forget_accuracy": "forget accuracy", "forget_accuracy_nf4": "forget accuracy in NF4"},
+    ),
     ("Weights moved", {"moved": "weights moved"}),
 )
-"""Panels, each with the keys of a step that it shows and their names. MANSU's steps have the
+"""Panels, each with the values of a step that it shows and their names. MANSU's steps have the
 first, third and fourth; the baselines' the second."""
 _STYLES = {
     "forget_loss": (BLUE, "circle", "solid"),
     "forget": (BLUE, "circle", "solid"),
+    "forget_accuracy": (BLUE, "circle", "solid"),
     "retain_loss": (GREEN, "square", "dash"),
     "retain": (GREEN, "square", "dash"),
     "text": (PURPLE, "triangle-up", "dot"),
-    "forget_nf4": (ORANGE, "diamond", "dash"),
+    "forget_accuracy_nf4": (ORANGE, "diamond", "dash"),
     "moved": (GREY, "circle", "solid"),
 }
 
 
-def history(steps: Sequence[Mapping[str, Any]]) -> go.Figure:
+def history(steps: Sequence[Step]) -> go.Figure:
     """A method's history, a panel for each of losses, accuracies, and weights moved.
 
     Args:
-        steps: of ``history.json``; at least one.
+        steps: the method's records; at least one.
     """
-    is_mansu = "forget_loss" in steps[0]
-    panels = [HISTORY[0], *HISTORY[2:]] if is_mansu else [HISTORY[1]]
-    panels = [p for p in panels if any(key in s for s in steps for key in p[1])]
+    panels = [p for p in HISTORY if any(key in s.values for s in steps for key in p[1])]
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.08)
     for row, (title, names) in enumerate(panels, start=1):
         for key, name in names.items():
-            points = [(s["step"], s[key]) for s in steps if key in s]
+            points = [(s.done, s.values[key]) for s in steps if key in s.values]
             if not points:
                 continue
             colour, symbol, dash = _STYLES[key]

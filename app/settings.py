@@ -1,49 +1,26 @@
-"""A widget for every setting of a method, made from the method's signature."""
+"""A widget for every setting of a method, made from the method's description."""
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
-from app import words
 from mansu import methods
-
-BOUNDS: Mapping[str, tuple[float, float | None]] = {
-    "steps": (1, 1000),
-    "batch": (1, 1000),
-    "layer": (0, None),
-    "percentile": (0.0, 99.9),
-    "energy": (0.0, 1.0),
-    "target": (0.0, 1.0),
-    "budget": (1, None),
-    "moves": (1, None),
-}
-"""Least and greatest value of a setting, where they are not 0 and none."""
-
-
-def defaults(method: str) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a method, by name.
-
-    Raises:
-        MansuError: there is no method of that name.
-    """
-    parameters = inspect.signature(methods.named(method)).parameters
-    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+from mansu.settings import Setting
 
 
 def form(method: str) -> dict[str, Any]:
     """Draw the widgets and return the settings that differ from the method's defaults."""
-    changed = {}
+    described = methods.named(method)
     columns = st.columns(2)
-    for i, (name, parameter) in enumerate(defaults(method).items()):
-        value = _widget(columns[i % 2], method, name, parameter)
-        if value != parameter.default:
-            changed[name] = value
-    return changed
+    values = {
+        name: _widget(columns[i % 2], method, setting)
+        for i, (name, setting) in enumerate(described.options().items())
+    }
+    return described.changed(values)
 
 
 def arguments(settings: Mapping[str, Any]) -> list[str]:
@@ -51,16 +28,15 @@ def arguments(settings: Mapping[str, Any]) -> list[str]:
     return [a for n, v in settings.items() for a in ("--set", f"{n}={json.dumps(v)}")]
 
 
-def _widget(place: Any, method: str, name: str, parameter: inspect.Parameter) -> Any:
-    default, label = parameter.default, name.replace("_", " ").capitalize()
-    more: dict[str, Any] = {"key": f"{method} {name}", "help": words.SETTINGS.get(name)}
-    if isinstance(default, bool):
+def _widget(place: Any, method: str, setting: Setting) -> Any:
+    default, label = setting.default, setting.name.replace("_", " ").capitalize()
+    about = setting.help + (f" Source: {setting.source}." if setting.source else "")
+    more: dict[str, Any] = {"key": f"{method} {setting.name}", "help": about}
+    if setting.kind is bool:
         return place.toggle(label, default, **more)
-    whole = "int" in str(parameter.annotation)
-    kind: Callable[[Any], Any] = int if whole else float
-    low, high = BOUNDS.get(name, (0, None))
-    more |= {"min_value": kind(low), "max_value": None if high is None else kind(high)}
-    if not whole:
+    low, high = (None if end is None else setting.kind(end) for end in (setting.low, setting.high))
+    more |= {"min_value": low, "max_value": high}
+    if setting.kind is float:
         small = default is not None and default < 1e-3
         more |= {"format": "%.1e" if small else "%g", "step": _step(default)}
     return place.number_input(label, value=default, placeholder="automatic", **more)

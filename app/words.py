@@ -1,83 +1,11 @@
-"""Words of the app: what each number is, with its formula, and what each method does."""
+"""Words of the app: what each number is, with its formula."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mansu import methods
 from mansu.measure.statistics import Interval
-
-METHODS: Mapping[str, tuple[str, str]] = {
-    "mansu": (
-        "MANSU",
-        "Moves only weights of the circuit, along directions that the retain inputs do not see, "
-        "and each of them to the centre of another NF4 code or not at all.",
-    ),
-    "ga": (
-        "GA",
-        "Gradient ascent on the forget answers and nothing else: it damages everything if it "
-        "runs long.",
-    ),
-    "graddiff": (
-        "GradDiff",
-        "Gradient difference: ascends the forget loss while it descends the retain loss.",
-    ),
-    "kl": (
-        "KL",
-        "Gradient ascent on the forget answers, held to the unedited model's predictions on the "
-        "retain set by their KL divergence.",
-    ),
-    "npo": (
-        "NPO",
-        "Negative preference optimisation: makes the forget answers less likely than the unedited "
-        "model has them, with a loss that is bounded, unlike gradient ascent's.",
-    ),
-    "simnpo": (
-        "SimNPO",
-        "Negative preference optimisation without the unedited model as its reference.",
-    ),
-    "rmu": (
-        "RMU",
-        "Steers one layer's output on forget prompts to a fixed random vector and holds it in "
-        "place on retain prompts.",
-    ),
-    "sure": (
-        "SURE",
-        "Gradient difference at a large learning rate on the most salient neurons only, so that "
-        "changes are large enough to outlive quantisation.",
-    ),
-    "null_space": (
-        "Null space",
-        "Gradient ascent on the forget answers with each weight's change projected to where the "
-        "retain inputs give nothing.",
-    ),
-    "task_vector": (
-        "Task vector",
-        "Fine-tunes on the forget set, then subtracts what was learnt.",
-    ),
-    "random_moves": (
-        "Random moves",
-        "A control: moves random weights, anywhere in the model, each to a neighbouring NF4 code. "
-        "It knows nothing of what is to be forgotten.",
-    ),
-    "mansu_no_circuit": (
-        "MANSU, random mask",
-        "An ablation: MANSU on a random mask of as many head slices and neurons as the circuit's.",
-    ),
-    "mansu_no_projection": (
-        "MANSU, no projection",
-        "An ablation: MANSU with the forget gradient taken whole, not only where the retain inputs "
-        "give nothing.",
-    ),
-    "mansu_no_fisher": (
-        "MANSU, no Fisher",
-        "An ablation: MANSU without the Fisher penalty on what the retain set depends on.",
-    ),
-    "mansu_no_floor": (
-        "MANSU, no floor",
-        "An ablation: MANSU with the continuous update applied as it is, however small.",
-    ),
-}
-"""Title and sentence of each method, by its name in ``mansu.methods``."""
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     "none": ("As is", "The asked half of the forget set, without an attack."),
@@ -96,38 +24,6 @@ ATTACKS: Mapping[str, tuple[str, str]] = {
     "int8": ("int8", "The model is loaded in 8-bit integers."),
 }
 """Title and sentence of each recovery attack, by its name in ``mansu.evidence.attacks``."""
-
-SETTINGS: Mapping[str, str] = {
-    "alpha": "α: weight of what holds the model in place (RMU), or of the vector that is "
-    "subtracted (task vector).",
-    "batch": "Forget rows in a step (and as many retain rows, where the method uses them).",
-    "beta": "β: how sharply the loss levels off as the answer gets less likely.",
-    "budget": "Move at most so many weights at any time, those that the optimiser wants to move "
-    "furthest. Empty: no limit.",
-    "circuit": "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
-    "energy": "Share of the retain inputs' energy (squared norm) that the projection protects.",
-    "every_format": "A moved weight also changes its code with double quantization, in blocks of "
-    "128, in FP4 and in int8. Off: in NF4 with blocks of 64 only, with somewhat shorter moves.",
-    "fisher_weight": "λ in the penalty $\\tfrac{\\lambda}{2} \\sum_i F_i \\delta_i^2$, with the "
-    "diagonal Fisher information $F$ of the retain log-likelihood.",
-    "floor": "The magnitude floor: a weight moves to the centre of another NF4 code or not at "
-    "all. Off for an ablation.",
-    "forget_weight": "λ: weight of the forget loss.",
-    "gamma": "γ: the margin of SimNPO's loss.",
-    "layer": "The layer that is steered, from 0. Empty for the authors' depth, 7/32 of the layers.",
-    "learning_rate": "Step size of AdamW. Larger moves weights further: more forgetting, more "
-    "damage, and more that outlives NF4.",
-    "moves": "How many weights move. Empty: one in a thousand of all parameters.",
-    "percentile": "Only neurons whose saliency is above this percentile are trained.",
-    "project": "Project the forget gradient off the retain inputs' span. Off for an ablation.",
-    "rate": "Step size, in NF4 bin widths a step. Empty: 0.12, or 0.2 in a toy model.",
-    "retain_weight": "Weight of the retain objective: larger keeps more and forgets less.",
-    "steering": "c: length of the random vector that forget prompts are steered to.",
-    "steps": "Steps of the optimiser, at most.",
-    "target": "Stop when forget accuracy is at most this, in full precision and in NF4. Empty: "
-    "halfway between chance (25 %) and what the task's margin asks for.",
-}
-"""What each setting of a method does."""
 
 EXPORTS: Mapping[str, str] = {
     "hf": "Checkpoint",
@@ -263,7 +159,7 @@ def help(key: str) -> str:
 
 def title(method: str) -> str:
     """A method's name as it is written in papers."""
-    return METHODS[method][0] if method in METHODS else method
+    return methods.named(method).title if method in methods.ALL else method
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -26,6 +26,7 @@ from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Progress
 from mansu.report.markdown import table
+from mansu.report.sentences import sentence
 from mansu.subjects.subject import Subject
 
 RATIOS = (47.0, 828.0)
@@ -161,7 +162,13 @@ def _settings(
         return {}
     path = run.path / f"search-{name}.json"
     if not path.exists():
-        found = search(subject, run.task(), name, rates=experiment.rates, progress=progress)
+        found = search(
+            subject,
+            run.task(),
+            name,
+            rates=experiment.rates,
+            on_step=lambda step: progress(step.share, sentence(step)),
+        )
         write_json(path, found)
     best = read_json(path)["best"]
     return {"learning_rate": best["learning_rate"], "steps": best["steps"]}

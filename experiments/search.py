@@ -10,9 +10,11 @@ fell by no more than the task's tolerance; of equals, the higher retain log-prob
 run ends at the first measurement past the tolerance. If no setting is within it, the one with the
 smallest fall of retain accuracy is taken, and the record says so.
 
-MANSU goes through the same: its rates are multiples of ``ORIGIN`` bins a step, for want of its
-authors' code; its steps are cheaper in what they move, so that it is measured after 12, 24 and 36;
-it does not stop at its target; and its circuit is that of the rows it trains on.
+What differs between methods (the rate's name and origin, when to measure, what is held) is in each
+one's ``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code;
+its steps are cheaper in what they move, so that it is measured after 12, 24 and 36, each time as it
+is then, not at the best of its own checks; it does not stop at its target; and its circuit is that
+of the rows it trains on.
 
 ``python -m experiments.search chemical-symbols graddiff`` writes
 ``experiments/results/search-graddiff.json``, whose best setting is the method's default.
@@ -21,15 +23,14 @@ it does not stop at its target; and its circuit is that of the rows it trains on
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
+import itertools
 import json
 import random
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +40,19 @@ from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.mask import parameter_mask
 from mansu.circuits.search import minimal_circuit
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.files import replacing
 from mansu.job.pipeline import DEFAULTS, default_fraction
 from mansu.measure.scores import Scores, measure
-from mansu.methods import NAMES, Problem, Progress, silent
+from mansu.methods import NAMES, Method, Problem, Search, named
+from mansu.progress import OnStep, Step, silent
+from mansu.report.sentences import sentence
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples
 
-BASELINES = NAMES[1:]
-
-
-ORIGIN = 0.03
-"""Of MANSU's rates, in NF4 bins a step."""
-
-
 RATES = (1.0, 2.0, 4.0)
+"""Multiples of a method's ``Search.origin``."""
 
 
 GROWTH = 8.0
@@ -65,17 +62,55 @@ GROWTH = 8.0
 NEAR_CHANCE = 0.3
 
 
-STEPS = (4, 8, 12)
-
-
-MANSU_STEPS = (12, 24, 36)
-
-
 RESULTS = Path("experiments/results")
 
 
-class _PastToleranceError(Exception):
-    """Raised from progress to end a rate's run."""
+@dataclass(frozen=True)
+class Split:
+    """A task in halves: one trains the method, the other decides.
+
+    Attributes:
+        problem: what the method is given. forget, retain: the rows that decide.
+        before: the unedited model's scores on them.
+    """
+
+    problem: Problem
+    forget: Examples
+    retain: Examples
+    before: tuple[Scores, Scores]
+
+    @classmethod
+    def of(cls, subject: Subject, task: Task, seed: int) -> Split:
+        """Split a task's rows within each answer.
+
+        Raises:
+            BadInputError: a set with fewer than two rows.
+        """
+        forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
+        if min(len(forget), len(retain)) < 2:
+            raise BadInputError(
+                f"The task {task.name!r} has {len(forget)} forget and {len(retain)} retain rows: a "
+                "search needs two of each, one to train on and one to validate on."
+            )
+        forget_train, forget_valid = map(forget.select, halves(forget, seed))
+        retain_train, retain_valid = map(retain.select, halves(retain, seed))
+        text = tasks.text(task, subject)
+        problem = Problem(subject, task, forget_train, retain_train, text, seed=seed)
+        with subject.lock:
+            before = measure(subject, forget_valid), measure(subject, retain_valid)
+        return cls(problem, forget_valid, retain_valid, before)
+
+    def judged(self) -> dict[str, float]:
+        """What the subject as it now is would be chosen by."""
+        subject = self.problem.subject
+        forget, retain = measure(subject, self.forget), measure(subject, self.retain)
+        return {
+            "forget": forget.accuracy,
+            "retain": retain.accuracy,
+            "retain_fall": self.before[1].accuracy - retain.accuracy,
+            "forget_nll": -float(forget.log_probability.mean()),
+            "retain_nll": -float(retain.log_probability.mean()),
+        }
 
 
 def halves(rows: Examples, seed: int) -> tuple[list[int], list[int]]:
@@ -105,21 +140,21 @@ def best(tried: Sequence[Mapping[str, Any]], tolerance: float) -> Mapping[str, A
 def search(
     subject: Subject,
     task: Task,
-    method: str,
+    name: str,
     *,
     rates: Sequence[float] = RATES,
     steps: Sequence[int] | None = None,
     batch: int = 20,
     seed: int = 0,
-    progress: Progress = silent,
+    on_step: OnStep = silent,
 ) -> dict[str, Any]:
     """Search learning rate × steps for one method.
 
     Args:
-        method: one of ``NAMES``. rates: multiples of its authors' learning rate (``ORIGIN`` for
-            MANSU).
-        steps: when to measure, ascending; ``STEPS`` or ``MANSU_STEPS`` by default.
-        batch: forget rows a step; MANSU has its own number.
+        name: of a method that says what its search varies. rates: multiples of its origin.
+        steps: when to measure, ascending; by default as the method says.
+        batch: forget rows a step, where the method has such a setting.
+        on_step: hears of each step; its total grows where a rate is added to the grid.
 
     Returns:
         JSON values: ``best`` (learning rate, steps and its measurements), ``tried`` (each setting
@@ -128,86 +163,22 @@ def search(
         rule's parameters.
 
     Raises:
-        MansuError: an unknown method, or a set with fewer than two rows.
+        BadInputError: an unknown method, one without a search, or a set with fewer than two rows.
     """
-    if method not in NAMES:
-        raise MansuError(f"Unknown method {method!r}: give one of {', '.join(NAMES)}.")
-    module = importlib.import_module(f"mansu.methods.{method}")
-    ours = method == "mansu"
-    steps = steps or (MANSU_STEPS if ours else STEPS)
-    origin = ORIGIN if ours else module.PUBLISHED_RATE
-    forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
-    if min(len(forget), len(retain)) < 2:
-        raise MansuError(
-            f"The task {task.name!r} has {len(forget)} forget and {len(retain)} retain rows: a "
-            "search needs two of each, one to train on and one to validate on."
-        )
-    (train_forget, valid_forget), (train_retain, valid_retain) = (
-        halves(forget, seed),
-        halves(retain, seed),
-    )
-    problem = Problem(
-        subject,
-        task,
-        forget.select(train_forget),
-        retain.select(train_retain),
-        tasks.text(task, subject),
-        seed=seed,
-    )
-    if ours:
-        problem = dataclasses.replace(problem, mask=_mask(problem))
-
-    def validate() -> tuple[Scores, Scores]:
-        valid = forget.select(valid_forget), retain.select(valid_retain)
-        return measure(subject, valid[0]), measure(subject, valid[1])
-
+    method = named(name)
+    plan = method.search
+    if plan is None:
+        raise BadInputError(f"{name} has nothing to search for: give one of {', '.join(NAMES)}.")
     start = time.perf_counter()
-    with subject.lock:
-        before = validate()
-    tried: list[dict[str, Any]] = []
-    ahead, most = list(rates), GROWTH * rates[-1]
-    number = 0
-    while ahead:
-        multiple = ahead.pop(0)
-        rate = multiple * origin
-
-        def watch(share: float, message: str, rate: float = rate, number: int = number) -> None:
-            step = round(share * steps[-1])
-            whole = number + 1 + len(ahead)
-            progress((number + share) / whole, f"learning rate {rate:g}: {message}")
-            if step not in steps:
-                return
-            now_forget, now_retain = validate()
-            tried.append(
-                {
-                    "learning_rate": rate,
-                    "steps": step,
-                    "forget": now_forget.accuracy,
-                    "retain": now_retain.accuracy,
-                    "retain_fall": before[1].accuracy - now_retain.accuracy,
-                    "forget_nll": -float(now_forget.log_probability.mean()),
-                    "retain_nll": -float(now_retain.log_probability.mean()),
-                }
-            )
-            if tried[-1]["retain_fall"] > task.tolerance:
-                raise _PastToleranceError
-
-        with suppress(_PastToleranceError):
-            watched = dataclasses.replace(problem, progress=watch)
-            if ours:
-                module.unlearn(watched, rate=rate, steps=steps[-1], target=-1.0)
-            else:
-                module.unlearn(watched, learning_rate=rate, steps=steps[-1], batch=batch)
-        number += 1
-        if tried and not ahead and 2 * multiple <= most:
-            now = best(tried, task.tolerance)
-            if now["learning_rate"] == rate and now["forget"] > NEAR_CHANCE:
-                ahead.append(2 * multiple)
+    split = Split.of(subject, task, seed)
+    if method.kind == "mansu":
+        split = replace(split, problem=replace(split.problem, mask=_mask(split.problem)))
+    tried = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
     if not tried:
-        raise MansuError(f"No setting of {method} gave a finite loss: nothing to choose from.")
+        raise MansuError(f"No setting of {name} gave a finite loss: nothing to choose from.")
     chosen = best(tried, task.tolerance)
     return {
-        "method": method,
+        "method": name,
         "subject": subject.name,
         "task": task.name,
         "task_digest": task.digest,
@@ -218,16 +189,57 @@ def search(
         "batch": batch,
         "seed": seed,
         "rows": {
-            "train_forget": len(train_forget),
-            "train_retain": len(train_retain),
-            "valid_forget": len(valid_forget),
-            "valid_retain": len(valid_retain),
+            "train_forget": len(split.problem.forget),
+            "train_retain": len(split.problem.retain),
+            "valid_forget": len(split.forget),
+            "valid_retain": len(split.retain),
         },
-        "before": {"forget": before[0].accuracy, "retain": before[1].accuracy},
+        "before": {"forget": split.before[0].accuracy, "retain": split.before[1].accuracy},
         "best": dict(chosen),
         "tried": tried,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _tried(
+    method: Method,
+    plan: Search,
+    split: Split,
+    rates: Sequence[float],
+    steps: Sequence[int],
+    batch: int,
+    on_step: OnStep,
+) -> list[dict[str, Any]]:
+    """Each setting with its measurements: the grid's, and of doubled rates while the rule asks."""
+    task = split.problem.task
+    values = {**plan.fixed, "steps": steps[-1]}
+    values |= {"batch": batch} if "batch" in method.options() else {}
+    tried: list[dict[str, Any]] = []
+    ahead, most = list(rates), GROWTH * rates[-1]
+    for number in itertools.count():
+        multiple = ahead.pop(0)
+        rate = multiple * plan.origin
+
+        def tell(step: Step, at: int = number, rate: float = rate) -> None:
+            done, total = at * step.total + step.done, (at + 1 + len(ahead)) * step.total
+            part = f"{plan.rate.replace('_', ' ')} {rate:g}, step {step.done}"
+            on_step(replace(step, stage="search", done=done, total=total, part=part))
+
+        def look(step: int, rate: float = rate) -> bool:
+            if step not in steps:
+                return False
+            tried.append({"learning_rate": rate, "steps": step, **split.judged()})
+            return tried[-1]["retain_fall"] > task.tolerance
+
+        watched = replace(split.problem, on_step=tell, watch=look)
+        method(watched, **values, **{plan.rate: rate})
+        if tried and not ahead and 2 * multiple <= most:
+            now = best(tried, task.tolerance)
+            if now["learning_rate"] == rate and now["forget"] > NEAR_CHANCE:
+                ahead.append(2 * multiple)
+        if not ahead:
+            break
+    return tried
 
 
 def _mask(problem: Problem) -> Mapping[str, Tensor]:
@@ -266,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.method,
             batch=given.batch,
             seed=given.seed,
-            progress=lambda share, message: print(f"{share:4.0%} {message}", file=sys.stderr),
+            on_step=lambda step: print(f"{step.share:4.0%} {sentence(step)}", file=sys.stderr),
         )
     except MansuError as error:
         print(error, file=sys.stderr)

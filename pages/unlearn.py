@@ -8,7 +8,8 @@ import streamlit as st
 
 from app import charts, jobs, live, settings, state, words
 from mansu.job.runs import Run
-from mansu.methods import NAMES
+from mansu.methods import NAMES, named
+from mansu.progress import Step
 
 
 @st.fragment(run_every=2)
@@ -25,6 +26,7 @@ def watch(run: Run) -> None:
 def start(run: Run, method: str, changed: dict[str, object]) -> None:
     """Start the method, and what is missing before and after it."""
     with state.show_errors():
+        named(method).configure(changed)  # said here, not by a job that fails
         jobs.start(
             ["run", "--folder", str(run.path), "--method", method, *settings.arguments(changed)],
             run.path,
@@ -60,9 +62,9 @@ def result(run: Run, method: str) -> None:
             column.metric(label, number, help=words.help(key))
         columns[1].caption(f"{words.number(bounds.spread)} if spread evenly")
         columns[2].caption(f"mean of {bounds.facts} facts and {bounds.texts} texts")
-    if history["steps"]:
+    if steps := [Step.from_json(step) for step in history["steps"]]:
         alt = "Losses, accuracies and moved weights of each step"
-        st.plotly_chart(charts.history(history["steps"]), alt=alt, key="history")
+        st.plotly_chart(charts.history(steps), alt=alt, key="history")
     with st.expander("Settings it ran with"):
         used = {name.replace("_", " "): str(v) for name, v in history["settings"].items()}
         st.table({"Setting": list(used), "Value": list(used.values())})
@@ -79,7 +81,7 @@ method = state.choose(
     format_func=words.title,
     help="MANSU, or a baseline from the literature to hold it against.",
 )
-st.caption(words.METHODS[method][1])
+st.caption(named(method).about)
 running = jobs.panel(run)
 done = run.has("edits", method, "edit.safetensors")
 complete = run.has("edits", method, "verdict.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -260,27 +259,8 @@ def _share(text: str) -> float:
 
 
 def _settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
-    """``--set`` values as JSON values, checked against the method's keyword arguments."""
-    import inspect
-
-    known = {
-        name
-        for name, p in inspect.signature(methods.named(method)).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    settings = {}
-    for item in options.set:
-        name, equals, value = item.partition("=")
-        if not equals or name not in known:
-            raise MansuError(
-                f"--set {item!r} is no setting of {method}: write NAME=VALUE with one of "
-                f"{', '.join(sorted(known))}."
-            )
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise MansuError(f"--set {item!r}: {value!r} is no number, true or false.") from error
-    return settings
+    """The ``--set`` values of one method, checked."""
+    return methods.parse_settings(methods.named(method), options.set)
 
 
 def _open(options: argparse.Namespace) -> Run:

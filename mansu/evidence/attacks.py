@@ -11,9 +11,10 @@ they also cost accuracy.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from mansu import quant, tasks
 from mansu.errors import MansuError
 from mansu.measure.scores import Scores, measure
 from mansu.measure.statistics import Interval, bootstrap
-from mansu.methods import Problem, Progress, silent
-from mansu.methods.training import Batch, answer_log_probability, train
+from mansu.methods import Problem
+from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Fact, Task
 from mansu.tasks.tokens import Examples
@@ -36,7 +38,7 @@ SHOTS = 3
 """Demonstrations before a question, each of another answer."""
 
 
-STEPS, BATCH, LEARNING_RATE = 8, 20, 5e-5
+BUDGET = TrainingSettings(learning_rate=5e-5, steps=8, batch=20)
 """Relearning's budget: steps of AdamW on all parameters, and known rows a step.
 
 Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
@@ -193,10 +195,12 @@ def relearn(
     material: Material,
     *,
     seed: int = 0,
-    steps: int = STEPS,
-    progress: Progress = silent,
+    steps: int = BUDGET.steps,
+    on_step: OnStep = silent,
 ) -> tuple[Scores, ...]:
     """Fine-tune on the known rows, ask for the others after each step, and put all back.
+
+    An exception that ``on_step`` raises ends it, and leaves the subject as it was.
 
     Returns:
         Scores after 0, 1, … ``steps`` steps (fewer if the loss became infinite).
@@ -208,15 +212,14 @@ def relearn(
     def loss(rows: Batch) -> Iterator[tuple[str, torch.Tensor]]:
         yield "relearning", -answer_log_probability(subject, rows.forget).mean()
 
-    def report(share: float, message: str) -> None:
+    def ask(step: int) -> bool:
         curve.append(measure(subject, material.asked))
-        progress(share, f"relearning ({len(curve) - 1} of {steps})")
+        on_step(Step("attacks", step, steps, part="relearning"))
+        return False
 
     nothing = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    problem = Problem(
-        subject, task, material.known, material.known, nothing, seed=seed, progress=report
-    )
-    train(problem, "relearning", loss, learning_rate=LEARNING_RATE, steps=steps, batch=BATCH)
+    problem = Problem(subject, task, material.known, material.known, nothing, seed=seed, watch=ask)
+    train(problem, replace(BUDGET, steps=steps), loss)
     return tuple(curve)
 
 
@@ -226,7 +229,7 @@ def attack(
     *,
     paraphrase: Scores | None = None,
     seed: int = 0,
-    progress: Progress = silent,
+    on_step: OnStep = silent,
 ) -> Attacks:
     """Run every attack on the subject as it now is, and leave it bit for bit like that.
 
@@ -240,24 +243,23 @@ def attack(
     """
     have = material(task, subject, seed=seed)
     scores: dict[str, Scores] = {}
-    progress(0.0, "attack: hints")
+    done, total = itertools.count(1), 1 + BUDGET.steps + len(FORMATS)
+
+    def report(part: str) -> None:
+        on_step(Step("attacks", next(done), total, part=part))
+
     scores["none"] = measure(subject, have.asked)
     if paraphrase is not None:
         scores["paraphrase"] = paraphrase
     scores["hint"] = measure(subject, have.hinted)
     if len(have.shown):
         scores["demonstrations"] = measure(subject, have.shown)
-    curve = relearn(
-        subject,
-        task,
-        have,
-        seed=seed,
-        progress=lambda share, message: progress(0.2 + 0.5 * share, f"attack: {message}"),
-    )
+    report("the questions")
+    curve = relearn(subject, task, have, seed=seed, on_step=lambda step: report(step.part))
     scores["relearning"] = curve[-1]
-    for i, (name, format) in enumerate(FORMATS.items()):
-        progress(0.7 + 0.1 * i, f"attack: {name}")
+    for name, format in FORMATS.items():
         with quant.quantized(subject, format=format):
             scores[name] = measure(subject, have.asked)
-    budget = {"steps": STEPS, "batch": BATCH, "learning_rate": LEARNING_RATE, "shots": SHOTS}
-    return Attacks(scores, curve, {**budget, "known": len(have.known), "asked": len(have.asked)})
+        report(name)
+    sizes = {"shots": SHOTS, "known": len(have.known), "asked": len(have.asked)}
+    return Attacks(scores, curve, {**asdict(BUDGET), **sizes})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 import shlex
@@ -29,6 +28,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
     """
     edit = run.edit(method)
     task, about = run.manifest["task"], subject.provenance
+    by = methods.named(method)
     base = str(about.get("model") or str(about.get("source", "")).removeprefix("hub: "))
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     licence = about.get("licence")
@@ -46,8 +46,8 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
     sections = [
         f"---\n{data.to_yaml()}\n---",
         f"# {base if on_hub else subject.name}, edited to forget “{task['title']}”",
-        f"An edit of `{subject.name}` by the method `{method}` ({_about(method)}), made and "
-        f"measured with MANSU, a workbench for machine unlearning. The task: "
+        f"An edit of `{subject.name}` by {by.title} (`{method}`), made and measured with "
+        f"MANSU, a workbench for machine unlearning. {by.about} The task: "
         f"{task['description'] or task['title']} {edit.n_moved:,} of {subject.n_parameters:,} "
         f"parameters were moved ({edit.fraction(subject):.3%}). These weights are "
         f"{stored.removeprefix('torch.')}.",
@@ -63,12 +63,6 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _about(method: str) -> str:
-    """The first line of what a method's file says about itself."""
-    text = inspect.getdoc(inspect.getmodule(methods.named(method))) or method
-    return text.splitlines()[0].rstrip(".")
 
 
 def _verdict_section(run: Run, method: str) -> str:
@@ -170,8 +164,6 @@ def repeat_command(run: Run, method: str) -> str:
     for name, value in run.settings.items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     used = run.history(method)["settings"] if run.has("edits", method, "history.json") else {}
-    known = inspect.signature(methods.named(method)).parameters
-    for name, value in used.items():
-        if name in known and value != known[name].default:
-            words += ["--set", f"{name}={json.dumps(value)}"]
+    for name, value in methods.named(method).changed(used).items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)

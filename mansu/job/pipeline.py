@@ -35,6 +35,8 @@ from mansu.job.runs import Run
 from mansu.measure.scores import EVALUATED, Measurement, Scores, measure, measure_task
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem, Progress
+from mansu.progress import OnStep
+from mansu.report.sentences import sentence
 from mansu.subjects.subject import Subject
 
 DEFAULTS: Mapping[str, Any] = {
@@ -85,6 +87,11 @@ def _counted(progress: Progress, what: str) -> Callable[[int, int], None]:
 def _part(progress: Progress, start: float, end: float) -> Progress:
     """Progress of a part that takes from ``start`` to ``end`` of the whole."""
     return lambda share, message: progress(start + share * (end - start), message)
+
+
+def _told(progress: Progress) -> OnStep:
+    """Records told as a share and a sentence."""
+    return lambda step: progress(step.share, sentence(step))
 
 
 def attribution_pairs(run: Run, subject: Subject) -> tasks.Pairs:
@@ -225,6 +232,7 @@ def unlearn_step(
 ) -> None:
     """Run a method and save its edit and history."""
     unlearn = methods.named(method)
+    unlearn.configure(settings or {})  # refused before any work
     run.mask()
     if run.has("edits", method, "edit.safetensors"):
         return
@@ -240,11 +248,11 @@ def unlearn_step(
             text=tasks.text(task, subject),
             mask=run.mask().tensors(),
             seed=seed,
-            progress=progress,
+            on_step=_told(progress),
         )
         outcome = unlearn(problem, **(settings or {}))
         history = {
-            "steps": list(outcome.history),
+            "steps": [step.to_json() for step in outcome.history],
             "stopped": outcome.stopped,
             "settings": dict(outcome.settings),
             "seconds": round(time.perf_counter() - start, 2),
@@ -253,9 +261,7 @@ def unlearn_step(
             "fraction": outcome.edit.fraction(subject),
         }
         write_json(run.edit_folder(method) / "history.json", history)
-        # An ablation's edit is told from MANSU's by its name.
-        edit = dataclasses.replace(outcome.edit, label=method)
-        edit.save(run.edit_folder(method) / "edit.safetensors")
+        outcome.edit.save(run.edit_folder(method) / "edit.safetensors")
 
 
 BOUND_FACTS, BOUND_TEXTS = 48, 16
@@ -414,14 +420,18 @@ def attack_step(run: Run, subject: Subject, method: str, progress: Progress) -> 
         rephrased = run.base(nf4=False).splits.get("paraphrase")
         with _timed(run, "attack base"):
             half = _part(progress, 0.0, 0.5)
-            found = attacks.attack(subject, task, paraphrase=rephrased, seed=seed, progress=half)
+            found = attacks.attack(
+                subject, task, paraphrase=rephrased, seed=seed, on_step=_told(half)
+            )
             write_json(run.path / "attacks-base.json", found.to_json())
         progress = _part(progress, 0.5, 1.0)
     if run.has("edits", method, "attacks.json"):
         return
     rephrased = run.measurement(method, nf4=False).splits.get("paraphrase")
     with _timed(run, f"attack {method}"), edit.applied(subject):
-        found = attacks.attack(subject, task, paraphrase=rephrased, seed=seed, progress=progress)
+        found = attacks.attack(
+            subject, task, paraphrase=rephrased, seed=seed, on_step=_told(progress)
+        )
         write_json(run.edit_folder(method) / "attacks.json", found.to_json())
 
 

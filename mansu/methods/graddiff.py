@@ -3,50 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, retain_terms, train
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import (
+    Batch,
+    TrainingSettings,
+    answer_log_probability,
+    retain_terms,
+    train,
+)
 
-PUBLISHED_RATE = 1e-5
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(2e-5, "1e-5 in TOFU's code")
+    steps: int = training.steps(12)
+    retain_weight: float = training.retain_weight("1 in TOFU's code")
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 2e-5,
-    steps: int = 12,
-    batch: int = 20,
-    retain_weight: float = 1.0,
-) -> Outcome:
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Ascend the forget loss while descending the retain loss.
 
     L = −L_forget + w · L_retain (Liu, Liu and Stone 2022, "Continual learning and private
     unlearning", arXiv:2203.12817; for language models Maini et al. 2024, TOFU, arXiv:2401.06121,
-    section 3.3, whose code has w = 1 and learning rate 1e-5).
-
-    Args:
-        learning_rate, steps: the defaults are what ``experiments.search`` found on
-            chemical-symbols (``experiments/results/search-graddiff.json``).
-        batch: forget rows a step, and as many retain rows.
-        retain_weight: w.
-
-    Raises:
-        MansuError: a setting is not positive.
+    section 3.3).
     """
     subject = problem.subject
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
         yield "forget", answer_log_probability(subject, rows.forget).mean()
-        yield from retain_terms(subject, rows, retain_weight)
+        yield from retain_terms(subject, rows, settings.retain_weight)
 
-    return train(
-        problem,
-        "graddiff",
-        loss,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch=batch,
-        settings={"retain_weight": retain_weight},
-    )
+    return train(problem, settings, loss)
+
+
+METHOD = Method(
+    name="graddiff",
+    title="GradDiff",
+    about="Gradient difference: ascends the forget loss while it descends the retain loss.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

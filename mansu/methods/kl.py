@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, train
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
-
-PUBLISHED_RATE = 1e-5
 
 
 def kl_loss(now: Tensor, reference: Tensor) -> Tensor:
@@ -25,60 +25,45 @@ def kl_loss(now: Tensor, reference: Tensor) -> Tensor:
     return kl_div(now, reference, reduction="batchmean", log_target=True)
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 2e-5,
-    steps: int = 8,
-    batch: int = 20,
-    retain_weight: float = 1.0,
-) -> Outcome:
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(2e-5, "1e-5 in TOFU's code")
+    steps: int = training.steps(8)
+    retain_weight: float = training.retain_weight("1 in TOFU's code")
+
+
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Ascend the forget loss while the retain predictions stay those of the unedited model.
 
     L = −L_forget + w · KL(π_ref ‖ π) on the retain set (Maini et al. 2024, TOFU, arXiv:2401.06121,
-    section 3.3, "KL minimization"; their code has w = 1 and learning rate 1e-5). The divergence
-    is taken where a retain answer is predicted and at every position of the plain text. The
-    reference log-probabilities are kept: positions × vocabulary × 4 bytes.
-
-    Args:
-        batch: forget rows a step, and as many retain rows. retain_weight: w.
-
-    Raises:
-        MansuError: a setting is not positive.
+    section 3.3, "KL minimization"). The divergence is taken where a retain answer is predicted and
+    at every position of the plain text. The reference log-probabilities are kept: positions ×
+    vocabulary × 4 bytes.
     """
-    subject = problem.subject
-    with subject.lock:  # nobody else's edit may be on while the reference is taken
-        with torch.no_grad():
-            retain_reference = _answer_distribution(subject, problem.retain)
-            text = problem.text
-            text_reference = _text_distribution(subject, *text) if len(text[0]) else text[0]
-        # Where the text rows of the batch lie among the flat positions of all text rows.
-        ends = text[1].cumsum(0).tolist()
+    subject, weight = problem.subject, settings.retain_weight
+    with torch.no_grad():
+        retain_reference = _answer_distribution(subject, problem.retain)
+        text = problem.text
+        text_reference = _text_distribution(subject, *text) if len(text[0]) else text[0]
+    # Where the text rows of the batch lie among the flat positions of all text rows.
+    ends = text[1].cumsum(0).tolist()
 
-        def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-            yield "forget", answer_log_probability(subject, rows.forget).mean()
-            now = _answer_distribution(subject, rows.retain)
-            yield "retain", retain_weight * kl_loss(now, retain_reference[rows.retain_rows])
-            if rows.text is not None:
-                sizes = rows.text[1].tolist()
-                reference = torch.cat(
-                    [
-                        text_reference[ends[row] - size : ends[row]]
-                        for row, size in zip(rows.text_rows.tolist(), sizes, strict=True)
-                    ]
-                )
-                now = _text_distribution(subject, *rows.text)
-                yield "text", retain_weight * kl_loss(now, reference)
+    def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        yield "forget", answer_log_probability(subject, rows.forget).mean()
+        now = _answer_distribution(subject, rows.retain)
+        yield "retain", weight * kl_loss(now, retain_reference[rows.retain_rows])
+        if rows.text is not None:
+            sizes = rows.text[1].tolist()
+            reference = torch.cat(
+                [
+                    text_reference[ends[row] - size : ends[row]]
+                    for row, size in zip(rows.text_rows.tolist(), sizes, strict=True)
+                ]
+            )
+            now = _text_distribution(subject, *rows.text)
+            yield "text", weight * kl_loss(now, reference)
 
-        return train(
-            problem,
-            "kl",
-            loss,
-            learning_rate=learning_rate,
-            steps=steps,
-            batch=batch,
-            settings={"retain_weight": retain_weight},
-        )
+    return train(problem, settings, loss)
 
 
 def _answer_distribution(subject: Subject, rows: Examples) -> Tensor:
@@ -93,3 +78,15 @@ def _text_distribution(subject: Subject, tokens: Tensor, length: Tensor) -> Tens
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
     real = torch.arange(tokens.shape[1], device=tokens.device)[None] < length[:, None]
     return log_softmax(subject.head(hidden[real]).float(), -1)
+
+
+METHOD = Method(
+    name="kl",
+    title="KL",
+    about="Gradient ascent on the forget answers, held to the unedited model's predictions on the "
+    "retain set by their KL divergence.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

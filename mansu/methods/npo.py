@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, positive, retain_terms, train
-
-PUBLISHED_RATE = 1e-5
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import (
+    Batch,
+    TrainingSettings,
+    answer_log_probability,
+    retain_terms,
+    train,
+)
+from mansu.settings import setting
 
 
 def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
@@ -24,47 +31,45 @@ def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
     return 2 / beta * softplus(beta * (now - reference)).mean()
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 2e-5,
-    steps: int = 12,
-    batch: int = 20,
-    beta: float = 0.1,
-    retain_weight: float = 1.0,
-) -> Outcome:
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(2e-5, "1e-5 in NPO's code")
+    steps: int = training.steps(12)
+    beta: float = setting(
+        0.1,
+        "β: how sharply the loss levels off as the answer gets less likely.",
+        low=0,
+        above=True,
+        source="0.1 in NPO's code",
+    )
+    retain_weight: float = training.retain_weight("1 in NPO's code")
+
+
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Make the forget answers less likely than under the unedited model, with a bounded loss.
 
     L = L_NPO + w · L_retain (Zhang, Lin, Bai and Mei 2024, "Negative preference optimization",
-    arXiv:2404.05868, equation 3, in the variant NPO+RT; their code has β = 0.1, w = 1 and
-    learning rate 1e-5).
-
-    Args:
-        learning_rate, steps: the defaults are what ``experiments.search`` found on
-            chemical-symbols (``experiments/results/search-npo.json``).
-        batch: forget rows a step, and as many retain rows.
-        beta: β. retain_weight: w.
-
-    Raises:
-        MansuError: a setting is not positive.
+    arXiv:2404.05868, equation 3, in the variant NPO+RT).
     """
-    positive("npo", beta=beta)
     subject = problem.subject
-    with subject.lock:  # nobody else's edit may be on while the reference is taken
-        with torch.no_grad():
-            reference = answer_log_probability(subject, problem.forget)
+    with torch.no_grad():
+        reference = answer_log_probability(subject, problem.forget)
 
-        def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-            now = answer_log_probability(subject, rows.forget)
-            yield "forget", npo_loss(now, reference[rows.forget_rows], beta)
-            yield from retain_terms(subject, rows, retain_weight)
+    def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        now = answer_log_probability(subject, rows.forget)
+        yield "forget", npo_loss(now, reference[rows.forget_rows], settings.beta)
+        yield from retain_terms(subject, rows, settings.retain_weight)
 
-        return train(
-            problem,
-            "npo",
-            loss,
-            learning_rate=learning_rate,
-            steps=steps,
-            batch=batch,
-            settings={"beta": beta, "retain_weight": retain_weight},
-        )
+    return train(problem, settings, loss)
+
+
+METHOD = Method(
+    name="npo",
+    title="NPO",
+    about="Negative preference optimisation: makes the forget answers less likely than the "
+    "unedited model has them, with a loss that is bounded, unlike gradient ascent's.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

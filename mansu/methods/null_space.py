@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
 from mansu.measure.geometry import projectors
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, train
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.settings import setting
 from mansu.subjects.weights import transposed_names
 
-PUBLISHED_RATE = 1e-5
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(4e-5, "")
+    steps: int = training.steps(12)
+    energy: float = setting(
+        0.99,
+        "Share of the retain inputs' energy (squared norm) that the projection protects.",
+        low=0,
+        above=True,
+        high=0.999999,
+    )
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 4e-5,
-    steps: int = 12,
-    batch: int = 20,
-    energy: float = 0.99,
-) -> Outcome:
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Ascend the forget loss with every weight's change orthogonal to its retain inputs.
 
     ΔW ← ΔW (I − U Uᵀ) after each step, where U spans the inputs of W at every position of the
@@ -34,38 +40,30 @@ def unlearn(
     AdamW's step rather than the gradient is projected, as in Adam-NSCL (Wang et al. 2021,
     arXiv:2103.07113), since AdamW rescales each entry. Only linear weights are trained, and there
     is no retain loss: the projection takes its place.
-
-    Args:
-        batch: forget rows a step.
-        energy: share of the retain inputs' squared norm that is protected, above 0 and under 1.
-
-    Raises:
-        MansuError: a setting is not positive, or energy is not between 0 and 1.
     """
-    if not 0 < energy < 1:
-        raise MansuError(f"energy of null space is {energy}: give a number above 0 and under 1.")
     subject = problem.subject
     everything = {
         n: torch.ones_like(subject.parameters[n], dtype=torch.bool) for n in subject.quantized_names
     }
     transposed = transposed_names(subject)
-    with subject.lock:  # nobody else's edit may be on while the inputs are taken
-        project = projectors(subject, problem.retain, problem.text, everything, energy=energy)
+    project = projectors(subject, problem.retain, problem.text, everything, energy=settings.energy)
 
-        def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-            yield "forget", answer_log_probability(subject, rows.forget).mean()
+    def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        yield "forget", answer_log_probability(subject, rows.forget).mean()
 
-        def constrain(name: str, change: Tensor) -> Tensor:
-            return project(name, change.T).T if name in transposed else project(name, change)
+    def constrain(name: str, change: Tensor) -> Tensor:
+        return project(name, change.T).T if name in transposed else project(name, change)
 
-        return train(
-            problem,
-            "null space",
-            loss,
-            learning_rate=learning_rate,
-            steps=steps,
-            batch=batch,
-            names=everything,
-            constrain=constrain,
-            settings={"energy": energy},
-        )
+    return train(problem, settings, loss, names=everything, constrain=constrain)
+
+
+METHOD = Method(
+    name="null_space",
+    title="Null space",
+    about="Gradient ascent on the forget answers with each weight's change projected to where the "
+    "retain inputs give nothing.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

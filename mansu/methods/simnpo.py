@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, positive, retain_terms, train
-
-PUBLISHED_RATE = 1e-5
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import (
+    Batch,
+    TrainingSettings,
+    answer_log_probability,
+    retain_terms,
+    train,
+)
+from mansu.settings import setting
 
 
 def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
@@ -22,49 +29,52 @@ def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
     return 2 / beta * softplus(beta * now + gamma).mean()
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 4e-5,
-    steps: int = 8,
-    batch: int = 20,
-    beta: float = 2.5,
-    gamma: float = 0.0,
-    forget_weight: float = 0.1375,
-    retain_weight: float = 1.0,
-) -> Outcome:
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(4e-5, "1e-5 in SimNPO's code")
+    steps: int = training.steps(8)
+    beta: float = setting(
+        2.5,
+        "β: how sharply the loss levels off as the answer gets less likely.",
+        low=0,
+        above=True,
+        source="2.5 in SimNPO's code for TOFU",
+    )
+    gamma: float = setting(
+        0.0, "γ: the margin of SimNPO's loss.", low=0, source="0 in SimNPO's code for TOFU"
+    )
+    forget_weight: float = setting(
+        0.1375,
+        "λ: weight of the forget loss.",
+        low=0,
+        above=True,
+        source="0.1375 in SimNPO's code for TOFU",
+    )
+    retain_weight: float = training.retain_weight("1 in SimNPO's code for TOFU")
+
+
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Negative preference optimisation without a reference model.
 
     L = λ · L_SimNPO + w · L_retain (Fan et al. 2024, "Simplicity prevails: rethinking negative
-    preference optimization for LLM unlearning", arXiv:2410.07163; their code for TOFU has β = 2.5,
-    γ = 0, λ = 0.1375, w = 1 and learning rate 1e-5).
-
-    Args:
-        batch: forget rows a step, and as many retain rows.
-        beta: β. gamma: γ. forget_weight: λ. retain_weight: w.
-
-    Raises:
-        MansuError: a setting is not positive.
+    preference optimization for LLM unlearning", arXiv:2410.07163).
     """
-    positive("simnpo", beta=beta, forget_weight=forget_weight)
     subject = problem.subject
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
         now = answer_log_probability(subject, rows.forget)
-        yield "forget", forget_weight * simnpo_loss(now, beta, gamma)
-        yield from retain_terms(subject, rows, retain_weight)
+        yield "forget", settings.forget_weight * simnpo_loss(now, settings.beta, settings.gamma)
+        yield from retain_terms(subject, rows, settings.retain_weight)
 
-    return train(
-        problem,
-        "simnpo",
-        loss,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch=batch,
-        settings={
-            "beta": beta,
-            "gamma": gamma,
-            "forget_weight": forget_weight,
-            "retain_weight": retain_weight,
-        },
-    )
+    return train(problem, settings, loss)
+
+
+METHOD = Method(
+    name="simnpo",
+    title="SimNPO",
+    about="Negative preference optimisation without the unedited model as its reference.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, retain_terms, scratch, train
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import (
+    Batch,
+    TrainingSettings,
+    answer_log_probability,
+    retain_terms,
+    scratch,
+    train,
+)
+from mansu.settings import setting
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
 
-PUBLISHED_RATE = 1e-4
 CHUNK = 64
 
 
@@ -36,50 +44,49 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
     return {name: s >= threshold for name, s in saliency.items()}
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 4e-4,
-    steps: int = 12,
-    batch: int = 20,
-    percentile: float = 90.0,
-    retain_weight: float = 1.0,
-) -> Outcome:
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(4e-4, "")
+    steps: int = training.steps(12)
+    percentile: float = setting(
+        90.0,
+        "Only neurons whose saliency is at or above this percentile are trained.",
+        low=0,
+        high=99.9,
+        source="90 in SURE's code",
+    )
+    retain_weight: float = training.retain_weight("1 in SURE's code")
+
+
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Gradient difference at a large learning rate, on the most salient neurons only.
 
     θ = θ₀ + m ⊙ Δθ, where m keeps the neurons whose forget gradient at θ₀ is in the top tenth, and
     Δθ minimises −L_forget + w · L_retain (Zhang et al. 2025, "Catastrophic failure of LLM
-    unlearning via quantization", ICLR, arXiv:2410.16454, section 6; their code, algorithm
-    ``ga_gdr_sure``, has percentile 90 and w = 1). The large rate is what makes the change cross
-    quantisation bins: ten times that of the other baselines.
-
-    Args:
-        batch: forget rows a step, and as many retain rows.
-        percentile: of neuron saliency, 0 to 100. retain_weight: w.
-
-    Raises:
-        MansuError: a setting is not positive, or the percentile is not between 0 and 100.
+    unlearning via quantization", ICLR, arXiv:2410.16454, section 6; algorithm ``ga_gdr_sure`` of
+    their code). The large rate is what makes the change cross quantisation bins: ten times that of
+    the other baselines.
     """
-    if not 0 <= percentile < 100:
-        raise MansuError(f"percentile of sure is {percentile}: give a number from 0 to under 100.")
     subject = problem.subject
-    with subject.lock:
-        salient = salient_rows(subject, problem.forget, percentile)
+    salient = salient_rows(subject, problem.forget, settings.percentile)
 
-        def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-            yield "forget", answer_log_probability(subject, rows.forget).mean()
-            yield from retain_terms(subject, rows, retain_weight)
+    def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        yield "forget", answer_log_probability(subject, rows.forget).mean()
+        yield from retain_terms(subject, rows, settings.retain_weight)
 
-        def constrain(name: str, change: Tensor) -> Tensor:
-            return change * salient[name].reshape(-1, *[1] * (change.ndim - 1))
+    def constrain(name: str, change: Tensor) -> Tensor:
+        return change * salient[name].reshape(-1, *[1] * (change.ndim - 1))
 
-        return train(
-            problem,
-            "sure",
-            loss,
-            learning_rate=learning_rate,
-            steps=steps,
-            batch=batch,
-            constrain=constrain,
-            settings={"percentile": percentile, "retain_weight": retain_weight},
-        )
+    return train(problem, settings, loss, constrain=constrain)
+
+
+METHOD = Method(
+    name="sure",
+    title="SURE",
+    about="Gradient difference at a large learning rate on the most salient neurons only, so that "
+    "changes are large enough to outlive quantisation.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-4),
+)

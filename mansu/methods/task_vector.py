@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from mansu.methods import Outcome, Problem
-from mansu.methods.training import Batch, answer_log_probability, positive, train
+from mansu.methods import training
+from mansu.methods.method import Method, Outcome, Problem, Search
+from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.settings import setting
 
-PUBLISHED_RATE = 1e-5
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    learning_rate: float = training.learning_rate(4e-5, "1e-5 in MUSE's code")
+    steps: int = training.steps(4)
+    alpha: float = setting(
+        1.0,
+        "α: weight of the vector that is subtracted.",
+        low=0,
+        above=True,
+        source="1 in MUSE's code",
+    )
 
 
-def unlearn(
-    problem: Problem,
-    *,
-    learning_rate: float = 4e-5,
-    steps: int = 4,
-    batch: int = 20,
-    alpha: float = 1.0,
-) -> Outcome:
+def run(problem: Problem, settings: Settings) -> Outcome:
     """Learn the forget set better, then subtract what was learnt.
 
     θ = θ₀ − α · (θ_ft − θ₀), where θ_ft is θ₀ fine-tuned on the forget set (Ilharco et al. 2023,
     "Editing models with task arithmetic", arXiv:2212.04089; for unlearning Shi et al. 2024, MUSE,
-    arXiv:2407.06460, whose code has α = 1 and learning rate 1e-5).
-
-    Args:
-        steps: of fine-tuning. batch: forget rows a step. alpha: α.
-
-    Raises:
-        MansuError: a setting is not positive.
+    arXiv:2407.06460).
     """
-    positive("task vector", alpha=alpha)
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
         yield "forget", -answer_log_probability(problem.subject, rows.forget).mean()
 
-    return train(
-        problem,
-        "task vector",
-        loss,
-        learning_rate=learning_rate,
-        steps=steps,
-        batch=batch,
-        scale=-alpha,
-        settings={"alpha": alpha},
-    )
+    return train(problem, settings, loss, scale=-settings.alpha)
+
+
+METHOD = Method(
+    name="task_vector",
+    title="Task vector",
+    about="Fine-tunes on the forget set, then subtracts what was learnt.",
+    settings=Settings,
+    run=run,
+    kind="baseline",
+    search=Search(origin=1e-5),
+)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from mansu.errors import MansuError
 from mansu.measure.scores import text_losses
-from mansu.methods import Outcome, Problem
+from mansu.methods.method import Outcome, Problem
+from mansu.progress import Step
+from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
@@ -29,6 +32,46 @@ from mansu.tasks.tokens import Examples
 CLIP = 1.0
 TEXT_SHARE = 8
 """One row of plain text for this many facts a batch: a text row is several times as long."""
+
+
+def learning_rate(default: float, source: str) -> Any:
+    """The field of the learning rate; ``source`` says what its authors have."""
+    return setting(
+        default,
+        "Step size of AdamW. Larger moves weights further: more forgetting, more damage, and more "
+        "that outlives NF4.",
+        low=0,
+        above=True,
+        source=source,
+    )
+
+
+def steps(default: int) -> Any:
+    """The field of the number of steps."""
+    return setting(default, "Steps of the optimiser, at most.", low=1)
+
+
+def retain_weight(source: str) -> Any:
+    """The field of the retain objective's weight w."""
+    about = "Weight of the retain objective: larger keeps more and forgets less."
+    return setting(1.0, about, low=0, source=source)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The settings of the loop; those of a method extend them.
+
+    A method's defaults of ``learning_rate`` and ``steps`` are what ``experiments.search`` found
+    on chemical-symbols (``experiments/results/search-<method>.json``).
+    """
+
+    learning_rate: float = learning_rate(2e-5, "")
+    steps: int = steps(12)
+    batch: int = setting(
+        20,
+        "Forget rows in a step (and as many retain rows, where the method uses them).",
+        low=1,
+    )
 
 
 @contextmanager
@@ -119,51 +162,37 @@ def _epochs(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 def train(
     problem: Problem,
-    label: str,
+    settings: TrainingSettings,
     loss: Loss,
     *,
-    learning_rate: float,
-    steps: int,
-    batch: int,
-    settings: Mapping[str, Any] | None = None,
     names: Iterable[str] | None = None,
     constrain: Callable[[str, Tensor], Tensor] | None = None,
     scale: float = 1.0,
 ) -> Outcome:
     """Minimise ``loss`` with AdamW and return the change of the weights as an edit.
 
-    Progress is reported after each step, while the subject has the weights that the method would
-    return if it stopped there (``experiments.search`` measures them then). An exception that
-    it raises ends the training and leaves the subject as it was.
+    After each step it is reported, and watched while the subject has the weights that the method
+    returns if it ends there. An exception ends the training and leaves the subject as it was.
 
     Args:
-        settings: the method's own settings, recorded beside those of the loop.
+        settings: of the loop and the method; all are recorded.
         names: the parameters to train; by default all, as the baselines' authors do.
         constrain: ``(name, change)`` → the allowed part of the change, a projection
             applied after each step.
         scale: the edit is this multiple of the change (−α for a task vector).
-
-    Raises:
-        MansuError: a setting is not positive.
     """
-    positive(label, learning_rate=learning_rate, steps=steps, batch=batch)
-    subject = problem.subject
+    subject, steps = problem.subject, settings.steps
     names = tuple(subject.parameters if names is None else names)
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
         optimiser = torch.optim.AdamW(
-            parameters.values(), lr=learning_rate, weight_decay=0.0, fused=True
+            parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True
         )
-        history: list[dict[str, Any]] = []
+        history: list[Step] = []
         stopped = f"all {steps} steps were done"
-        for step, rows in zip(range(1, steps + 1), batches(problem, batch), strict=False):
-            optimiser.zero_grad(set_to_none=True)
-            terms = {}
-            for name, term in loss(rows):
-                term.backward()
-                terms[name] = float(term.detach())
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP))
-            if not torch.isfinite(torch.tensor([norm, *terms.values()])).all():
+        for step, rows in zip(range(1, steps + 1), batches(problem, settings.batch), strict=False):
+            values = _differentiated(loss(rows), parameters)
+            if not all(map(isfinite, values.values())):
                 stopped = f"the loss or its gradient became infinite at step {step}"
                 break
             optimiser.step()
@@ -171,22 +200,29 @@ def train(
                 for name, parameter in parameters.items():
                     change = constrain(name, parameter.data - before[name])
                     parameter.data.copy_(before[name] + change)
-            history.append({"step": step, **terms, "gradient_norm": norm})
-            message = ", ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            history.append(Step("unlearn", step, steps, values=values))
             with _scaled(parameters, before, scale):
-                problem.progress(step / steps, f"{label} step {step} of {steps}: {message}")
-        used = {"learning_rate": learning_rate, "steps": steps, "batch": batch}
-        used |= dict(settings or {})
+                problem.on_step(history[-1])
+                if problem.watch is not None and problem.watch(step):
+                    stopped = f"it was told to end after step {step}"
+                    break
         with _scaled(parameters, before, scale):
-            edit = Edit.between(before, parameters, label, {"method": label, **used})
-    return Outcome(edit, tuple(history), stopped, used)
+            edit = Edit.between(before, parameters)
+    return Outcome(edit, tuple(history), stopped, asdict(settings))
 
 
-def positive(label: str, **settings: float) -> None:
-    """Raise ``MansuError`` unless every setting is above 0."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise MansuError(f"{name} of {label} is {value}: give a number above 0.")
+def _differentiated(
+    terms: Iterable[tuple[str, Tensor]], parameters: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The terms and the norm of their gradient, which is left, clipped, with the parameters."""
+    for parameter in parameters.values():
+        parameter.grad = None
+    values = {}
+    for name, term in terms:
+        term.backward()
+        values[name] = float(term.detach())
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)
+    return {**values, "gradient_norm": float(norm)}
 
 
 @contextmanager

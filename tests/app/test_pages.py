@@ -14,11 +14,12 @@ from streamlit.testing.v1 import AppTest
 
 from app import charts, jobs, live, settings, words
 from mansu import methods, tasks
-from mansu.cli.commands import _settings
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
 from mansu.job import pipeline
 from mansu.job.runs import Run
+from mansu.progress import Step
+from mansu.report.sentences import sentence
 from mansu.subjects.subject import Subject
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
@@ -100,28 +101,27 @@ def test_unlearn_runs_a_method_with_its_settings(runs: Path) -> None:
         jobs.cancel(run)
     assert run.history("ga")["settings"]["steps"] == 2
     printed, written = live.steps(run), run.history("ga")["steps"]
-    assert [s["step"] for s in printed] == [s["step"] for s in written] == [1, 2]
+    assert [s.done for s in printed] == [s["done"] for s in written] == [1, 2]
     for a, b in zip(printed, written, strict=True):
-        assert a["forget"] == pytest.approx(b["forget"], abs=1e-3)
+        assert a.values["forget"] == pytest.approx(b["values"]["forget"], abs=1e-3)
     app = opened("unlearn", run="begun", method="ga")
     assert "Weights moved" in metrics(app)
 
 
 def test_live_reads_what_mansu_prints(runs: Path, tmp_path: Path) -> None:
-    from mansu.methods.mansu import _sentence
-
     run = Run.open(runs / "finished")
-    written = run.history("mansu")["steps"]
+    written = [Step.from_json(s) for s in run.history("mansu")["steps"]]
     copy = Run(tmp_path, run.manifest)
-    lines = [f" 10%  mansu: {_sentence(s, len(written))}" for s in written]
-    (tmp_path / jobs.LOG).write_text("\n".join([" 5%  graddiff step 9 of 9: forget 1.0", *lines]))
+    other = Step("unlearn", 9, 9, "graddiff", values={"forget": 1.0})
+    lines = [f" 10%  {sentence(step)}" for step in (other, *written)]
+    (tmp_path / jobs.LOG).write_text("\n".join(lines))
     read = live.steps(copy)
     assert len(read) == len(written)
     for a, b in zip(read, written, strict=True):
-        assert a["step"] == b["step"] and a["moved"] == b["moved"]
-        for key in a:
-            assert a[key] == pytest.approx(b[key], abs=1e-3)
-    assert "forget_nf4" in read[-1]
+        assert a.done == b.done and a.values["moved"] == b.values["moved"]
+        for key in a.values:
+            assert a.values[key] == pytest.approx(b.values[key], abs=1e-3)
+    assert "forget_accuracy_nf4" in read[-1].values
 
 
 @pytest.mark.parametrize("method", methods.ALL)
@@ -136,19 +136,17 @@ def test_every_setting_has_a_widget_words_and_an_argument(method: str) -> None:
     app = AppTest.from_function(page, kwargs={"method": method}).run()
     assert not app.exception, app.exception
     assert app.session_state.changed == {}
-    known = settings.defaults(method)
+    known = methods.named(method).options()
     drawn = {w.key.split(" ", 1)[1] for w in [*app.number_input, *app.toggle]}
-    assert drawn == set(known) and drawn <= set(words.SETTINGS)
+    assert drawn == set(known)
     name = "steps" if "steps" in known else "moves"
     app.number_input(key=f"{method} {name}").set_value(3).run()
     assert app.session_state.changed == {name: 3}
     given = settings.arguments({name: 3})[1::2]
-    options = type("Options", (), {"set": given})
-    assert _settings(options, method) == {name: 3}  # type: ignore[arg-type]
+    assert methods.parse_settings(methods.named(method), given) == {name: 3}
 
 
-def test_every_method_and_interval_has_words() -> None:
-    assert set(words.METHODS) == set(methods.ALL)
+def test_every_interval_has_words() -> None:
     fields = set(inspect.signature(Divergences).parameters)
     assert fields <= set(words.HELP)
     shown = {f for group in charts.CAD_FIELDS.values() for f in group}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from mansu.evidence.controls import suppressor
 from mansu.measure.scores import Scores, measure
 from mansu.measure.statistics import bootstrap
 from mansu.methods.training import answer_log_probability
+from mansu.progress import Step
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -101,7 +103,7 @@ def test_each_attack_is_what_it_says(
     assert found.scores["hint"].to_json() == hint.to_json()
     assert found.scores["int8"].to_json() == int8.to_json()
     assert found.curve[-1].to_json() == found.scores["relearning"].to_json()
-    assert len(found.curve) == attacks.STEPS + 1
+    assert len(found.curve) == attacks.BUDGET.steps + 1
     again = Attacks.from_json(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
 
@@ -110,10 +112,10 @@ def test_relearning_is_adamw_on_the_known_rows_only(
     tiny: Subject, tiny_task: Task, have: Material
 ) -> None:
     """One step with every known row in the batch, against autograd and AdamW's first step."""
-    know = have.known.select(range(attacks.BATCH))  # one batch holds them all
+    know = have.known.select(range(attacks.BUDGET.batch))  # one batch holds them all
     small = Material(know, have.asked, have.hinted, have.shown)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacks, "LEARNING_RATE", 1e-3)
+        patch.setattr(attacks, "BUDGET", dataclasses.replace(attacks.BUDGET, learning_rate=1e-3))
         curve = attacks.relearn(tiny, tiny_task, small, steps=1)
     parameters = tiny.parameters
     for p in parameters.values():
@@ -143,13 +145,13 @@ def test_no_steps_are_no_attack(tiny: Subject, tiny_task: Task, have: Material) 
 def test_an_edit_is_put_back_when_relearning_is_cancelled(
     tiny: Subject, tiny_task: Task, hidden: Edit, have: Material
 ) -> None:
-    def cancel(share: float, message: str) -> None:
+    def cancel(step: Step) -> None:
         raise KeyboardInterrupt
 
     with hidden.applied(tiny):
         before = {name: p.clone() for name, p in tiny.parameters.items()}
         with pytest.raises(KeyboardInterrupt):
-            attacks.relearn(tiny, tiny_task, have, progress=cancel)
+            attacks.relearn(tiny, tiny_task, have, on_step=cancel)
         assert all(torch.equal(p, before[name]) for name, p in tiny.parameters.items())
 
 

@@ -16,10 +16,10 @@ from mansu import tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.mask import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 from mansu.measure.scores import measure
-from mansu.methods import ABLATIONS, Problem, named, random_moves
-from mansu.methods import mansu as method
+from mansu.methods import ABLATIONS, Outcome, Problem, mansu_method, named
+from mansu.progress import Step
 from mansu.quant.codes import quantize, sets_absmax
 from mansu.quant.formats import CODES
 from mansu.quant.survival import report, survival_by_format
@@ -28,6 +28,8 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import layout
 from mansu.tasks.facts import Task
+
+mansu = named("mansu")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +49,12 @@ def problem(tiny: Subject, tiny_task: Task) -> Problem:
 
 
 @pytest.fixture(scope="module")
-def outcome(problem: Problem) -> method.Outcome:
-    return method.unlearn(problem, rate=0.2, steps=30)
+def outcome(problem: Problem) -> Outcome:
+    return mansu(problem, rate=0.2, steps=30)
 
 
 def test_every_moved_weight_changes_code_and_no_block_is_rescaled(
-    problem: Problem, outcome: method.Outcome
+    problem: Problem, outcome: Outcome
 ) -> None:
     subject = problem.subject
     before = {n: p.detach().clone() for n, p in subject.parameters.items()}
@@ -77,7 +79,7 @@ def test_every_moved_weight_changes_code_and_no_block_is_rescaled(
             assert torch.equal(centre, new.flatten()[moved])
 
 
-def test_it_forgets_keeps_and_restores(problem: Problem, outcome: method.Outcome) -> None:
+def test_it_forgets_keeps_and_restores(problem: Problem, outcome: Outcome) -> None:
     subject = problem.subject
     start = {n: p.detach().clone() for n, p in subject.parameters.items()}
     base = measure(subject, problem.forget).accuracy
@@ -94,9 +96,9 @@ def test_it_forgets_keeps_and_restores(problem: Problem, outcome: method.Outcome
 
 
 def test_the_same_seed_gives_the_same_edit_and_another_seed_another(problem: Problem) -> None:
-    first = method.unlearn(problem, rate=0.2, steps=2).edit
-    again = method.unlearn(problem, rate=0.2, steps=2).edit
-    other = method.unlearn(dataclasses.replace(problem, seed=1), rate=0.2, steps=2).edit
+    first = mansu(problem, rate=0.2, steps=2).edit
+    again = mansu(problem, rate=0.2, steps=2).edit
+    other = mansu(dataclasses.replace(problem, seed=1), rate=0.2, steps=2).edit
     name = next(iter(first.changes))
     assert all(
         torch.equal(a, b) for a, b in zip(first.changes[name], again.changes[name], strict=True)
@@ -105,7 +107,7 @@ def test_the_same_seed_gives_the_same_edit_and_another_seed_another(problem: Pro
 
 
 def test_without_the_floor_few_moves_survive(problem: Problem) -> None:
-    edit = method.unlearn(problem, rate=0.05, steps=2, floor=False).edit
+    edit = mansu(problem, rate=0.05, steps=2, floor=False).edit
     subject = problem.subject
     name = next(iter(edit.changes))
     before = quantize(subject.parameters[name].detach()).codes
@@ -121,23 +123,41 @@ def test_cancelling_leaves_the_subject_whole(problem: Problem) -> None:
     class StopError(Exception):
         pass
 
-    def stop(share: float, message: str) -> None:
-        if share > 0.4:
+    def stop(step: Step) -> None:
+        if step.share > 0.4:
             raise StopError
 
     with pytest.raises(StopError):
-        method.unlearn(dataclasses.replace(problem, progress=stop), rate=0.2, steps=4)
+        mansu(dataclasses.replace(problem, on_step=stop), rate=0.2, steps=4)
     for name, parameter in problem.subject.parameters.items():
         assert torch.equal(parameter, start[name])
 
 
+def test_whoever_watches_sees_each_step_and_can_end_it(problem: Problem) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(step: int) -> bool:
+        changed = sum(
+            int((p.detach() != start[n]).sum()) for n, p in problem.subject.parameters.items()
+        )
+        seen.append((step, changed))
+        return step == 4
+
+    start = {n: p.detach().clone() for n, p in problem.subject.parameters.items()}
+    outcome = mansu(dataclasses.replace(problem, watch=watch), rate=0.2, steps=30, target=-1.0)
+    assert seen == [(step.done, step.values["moved"]) for step in outcome.history]
+    assert len(seen) == 4
+    assert "forget_accuracy" in outcome.history[-1].values  # where it ends is measured
+    assert outcome.stopped.endswith("is kept: it was told to end there.")
+
+
 def test_a_missing_mask_is_refused(problem: Problem) -> None:
-    with pytest.raises(MansuError, match="needs a circuit"):
-        method.unlearn(dataclasses.replace(problem, mask=None))
+    with pytest.raises(BadInputError, match="needs a circuit"):
+        mansu(dataclasses.replace(problem, mask=None))
     embedding = "model.embed_tokens.weight"
     only = torch.ones_like(problem.subject.parameters[embedding], dtype=torch.bool)
-    with pytest.raises(MansuError, match="No weight may move"):
-        method.unlearn(dataclasses.replace(problem, mask={embedding: only}))
+    with pytest.raises(BadInputError, match="No weight may move"):
+        mansu(dataclasses.replace(problem, mask={embedding: only}))
 
 
 @settings(max_examples=6, deadline=None)
@@ -156,7 +176,7 @@ def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
     base = Dequantized.of(subject)
 
     def moved(every_format: bool) -> dict[str, float | None]:
-        weights = method._movable(subject, mask, base, random.Random(seed), every_format)
+        weights = mansu_method._movable(subject, mask, base, random.Random(seed), every_format)
         changes = {}
         for n, w in weights.items():
             w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
@@ -172,7 +192,7 @@ def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
 
 def test_the_rounding_is_unbiased_and_lands_on_allowed_points(problem: Problem) -> None:
     assert problem.mask is not None
-    weights = method._movable(
+    weights = mansu_method._movable(
         problem.subject, problem.mask, Dequantized.of(problem.subject), random.Random(0)
     )
     weight = max(weights.values(), key=lambda w: len(w.base))
@@ -192,7 +212,7 @@ def test_the_rounding_is_unbiased_and_lands_on_allowed_points(problem: Problem) 
 
 def test_the_objective_by_hand(problem: Problem) -> None:
     rows = problem.forget
-    loss = method.indistinguishable(problem.subject, rows)
+    loss = mansu_method.indistinguishable(problem.subject, rows)
     logits = problem.subject.next_token_logits(rows.tokens, rows.length)
     for i in (0, len(rows) - 1):
         names = rows.vocabulary[rows.candidates[i]].tolist()
@@ -202,19 +222,22 @@ def test_the_objective_by_hand(problem: Problem) -> None:
         uniform = -math.log(len(names))
         divergence = sum((uniform - v) / len(names) for v in log_p)
         advantage = max(answer - sum(others) / len(others), 0)
-        assert float(loss[i]) == pytest.approx(divergence + method.ADVANTAGE * advantage, rel=1e-4)
+        assert float(loss[i]) == pytest.approx(
+            divergence + mansu_method.ADVANTAGE * advantage, rel=1e-4
+        )
 
 
 # Ablations, controls, budget
 
 
-def test_each_ablation_goes_elsewhere_than_mansu(problem: Problem, outcome: method.Outcome) -> None:
+def test_each_ablation_goes_elsewhere_than_mansu(problem: Problem, outcome: Outcome) -> None:
     start = {n: p.detach().clone() for n, p in problem.subject.parameters.items()}
-    losses = {"mansu": outcome.history[2]["forget_loss"]}
-    for name, setting in ABLATIONS.items():
+    losses = {"mansu": outcome.history[2].values["forget_loss"]}
+    for name in ABLATIONS:
         found = named(name)(problem, rate=0.2, steps=3)
-        assert setting.items() <= found.settings.items()
-        losses[name] = found.history[2]["forget_loss"]
+        assert named(name).preset.items() <= found.settings.items()
+        assert found.edit.label == found.history[0].method == name
+        losses[name] = found.history[2].values["forget_loss"]
         assert all(torch.equal(p, start[n]) for n, p in problem.subject.parameters.items())
         share = report(problem.subject, found.edit).quantized.share
         assert share is not None
@@ -226,9 +249,9 @@ def test_each_ablation_goes_elsewhere_than_mansu(problem: Problem, outcome: meth
 
 def test_the_fisher_penalty_holds_back_what_retain_depends_on(problem: Problem) -> None:
     without = named("mansu_no_fisher")(problem, rate=0.2, steps=4)
-    heavy = method.unlearn(problem, rate=0.2, steps=4, fisher_weight=1e5)
-    assert heavy.history[-1]["retain_loss"] < without.history[-1]["retain_loss"]
-    assert heavy.history[-1]["moved"] < without.history[-1]["moved"]
+    heavy = mansu(problem, rate=0.2, steps=4, fisher_weight=1e5)
+    assert heavy.history[-1].values["retain_loss"] < without.history[-1].values["retain_loss"]
+    assert heavy.history[-1].values["moved"] < without.history[-1].values["moved"]
 
 
 def test_without_the_circuit_a_mask_of_the_same_make_is_drawn(problem: Problem) -> None:
@@ -257,12 +280,14 @@ def test_the_budget_keeps_the_largest_wishes_and_no_more(
 ) -> None:
     assert problem.mask is not None
     subject = problem.subject
-    weights = method._movable(subject, problem.mask, Dequantized.of(subject), random.Random(0))
+    weights = mansu_method._movable(
+        subject, problem.mask, Dequantized.of(subject), random.Random(0)
+    )
     generator = torch.Generator().manual_seed(budget)
     for w in weights.values():
         w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
-    asked = method._moves(weights, floor)
-    given_moves = method._within(budget, weights, asked)
+    asked = mansu_method._moves(weights, floor)
+    given_moves = mansu_method._within(budget, weights, asked)
     kept, left = [], []
     for name, (values, moved) in given_moves.items():
         w = weights[name]
@@ -283,26 +308,26 @@ def test_the_budget_keeps_the_largest_wishes_and_no_more(
 
 
 def test_a_run_stays_within_its_budget_and_says_so(problem: Problem) -> None:
-    outcome = method.unlearn(problem, rate=0.2, steps=4, budget=150, target=0.0)
-    assert max(line["moved"] for line in outcome.history) == 150
+    outcome = mansu(problem, rate=0.2, steps=4, budget=150, target=0.0)
+    assert max(step.values["moved"] for step in outcome.history) == 150
     assert 0 < outcome.edit.n_moved <= 150
     assert report(problem.subject, outcome.edit).quantized.share == 1
     assert "with the whole budget of 150 moves in use" in outcome.stopped
-    with pytest.raises(MansuError, match="budget of MANSU is 0"):
-        method.unlearn(problem, budget=0)
+    with pytest.raises(BadInputError, match="budget of mansu is 0"):
+        mansu(problem, budget=0)
 
 
 def test_the_target_and_the_tolerance_end_a_run(problem: Problem) -> None:
-    reached = method.unlearn(problem, rate=0.2, steps=30, target=1.0)
+    reached = mansu(problem, rate=0.2, steps=30, target=1.0)
     assert "the forget target was reached in full precision and in NF4" in reached.stopped
     assert len(reached.history) < 30  # and there it did stop
-    short = method.unlearn(problem, rate=0.01, steps=1)
+    short = mansu(problem, rate=0.01, steps=1)
     assert short.stopped == (
         "Step 1 is kept: the steps are used up before the forget target was reached."
     )
     # No fall is within a tolerance of −1, so nothing counts as reached.
     task = dataclasses.replace(problem.task, tolerance=-1.0)
-    never = method.unlearn(dataclasses.replace(problem, task=task), rate=0.2, steps=3, target=1.0)
+    never = mansu(dataclasses.replace(problem, task=task), rate=0.2, steps=3, target=1.0)
     assert "retain accuracy never came within the tolerance" in never.stopped
 
 
@@ -320,8 +345,10 @@ def test_the_target_and_the_tolerance_end_a_run(problem: Problem) -> None:
 def test_each_ending_has_its_sentence(
     checks: list[tuple[float, float]], done: bool, sentence: str, budget: int | None
 ) -> None:
-    lines = [{"moved": 10, "forget": f, "retain_fall": fall} for f, fall in checks]
-    why = method._ending([{"moved": 3}, *lines], done, 0.35, 0.05, budget)
+    values = [{"moved": 10, "forget_accuracy": f, "retain_fall": fall} for f, fall in checks]
+    history = [Step("unlearn", 1, 1, values=v) for v in ({"moved": 3}, *values)]
+    chosen = mansu.configure({"target": 0.35, "budget": budget})
+    why = mansu_method._ending(history, done, chosen, 0.05)
     assert sentence in why
     assert ("whole budget of 10 moves" in why) == (budget == 10)
 
@@ -331,12 +358,12 @@ def test_each_ending_has_its_sentence(
 def test_random_moves_are_neighbouring_codes(problem: Problem, name: str, moves: int) -> None:
     subject = family(name)
     elsewhere = dataclasses.replace(problem, subject=subject, mask=None)
-    edit = random_moves.unlearn(elsewhere, moves=moves).edit
-    again = random_moves.unlearn(elsewhere, moves=moves).edit
-    other = random_moves.unlearn(dataclasses.replace(elsewhere, seed=1), moves=moves).edit
+    edit = named("random_moves")(elsewhere, moves=moves).edit
+    again = named("random_moves")(elsewhere, moves=moves).edit
+    other = named("random_moves")(dataclasses.replace(elsewhere, seed=1), moves=moves).edit
     assert edit.n_moved == moves
 
-    def places(e: method.Edit) -> set[tuple[str, int]]:
+    def places(e: Edit) -> set[tuple[str, int]]:
         return {(n, int(i)) for n, (where, _) in e.changes.items() for i in where}
 
     assert places(edit) == places(again) != places(other)
@@ -357,6 +384,6 @@ def test_random_moves_are_neighbouring_codes(problem: Problem, name: str, moves:
 def test_random_moves_have_a_default_and_bounds(problem: Problem) -> None:
     edit = named("random_moves")(problem).edit
     assert edit.n_moved == round(0.001 * problem.subject.n_parameters)
-    for moves in (0, problem.subject.n_parameters):
-        with pytest.raises(MansuError, match="give a number from 1 to"):
-            random_moves.unlearn(problem, moves=moves)
+    for moves, says in ((0, "at least 1"), (problem.subject.n_parameters, "a number from 1 to")):
+        with pytest.raises(BadInputError, match=says):
+            named("random_moves")(problem, moves=moves)

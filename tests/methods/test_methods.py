@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
 import json
 import math
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from experiments import search as searching
 from mansu import tasks
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure
-from mansu.methods import Problem, graddiff, kl, npo, null_space, rmu, simnpo, sure, task_vector
+from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo
 from mansu.methods.training import (
     Batch,
+    TrainingSettings,
     answer_log_probability,
     batches,
     retain_terms,
     scratch,
     train,
 )
+from mansu.progress import Step
 from mansu.subjects.subject import Subject
 
-ROOT = Path(__file__).parents[2]
+BASELINES = NAMES[1:]
 RATE = {"rmu": 1e-2}
 
 
@@ -54,10 +52,6 @@ def untouched(tiny: Subject) -> Iterator[None]:
         assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
         assert not parameter.requires_grad, name
         assert parameter.grad is None, name
-
-
-def method(name: str) -> Any:
-    return importlib.import_module(f"mansu.methods.{name}")
 
 
 def dense(problem: Problem, edit: Any) -> dict[str, Tensor]:
@@ -130,10 +124,10 @@ def test_kl_is_the_divergence_from_the_reference() -> None:
 
 
 def test_kl_starts_at_zero_and_grows(problem: Problem) -> None:
-    history = kl.unlearn(problem, learning_rate=1e-3, steps=3, batch=8).history
-    assert abs(history[0]["retain"]) < 1e-6
-    assert abs(history[0]["text"]) < 1e-6
-    assert history[2]["retain"] > 1e-4
+    history = named("kl")(problem, learning_rate=1e-3, steps=3, batch=8).history
+    assert abs(history[0].values["retain"]) < 1e-6
+    assert abs(history[0].values["text"]) < 1e-6
+    assert history[2].values["retain"] > 1e-4
 
 
 def test_losses_are_those_of_each_row_run_alone(problem: Problem) -> None:
@@ -173,8 +167,8 @@ def test_first_step_of_graddiff_is_adamw_on_the_published_objective(problem: Pro
         loss.backward()
         gradient = {n: p.grad.clone() for n, p in subject.parameters.items() if p.grad is not None}
     norm = torch.stack([g.norm() for g in gradient.values()]).norm()
-    outcome = graddiff.unlearn(problem, learning_rate=1e-3, steps=1, batch=8)
-    assert outcome.history[0]["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    outcome = named("graddiff")(problem, learning_rate=1e-3, steps=1, batch=8)
+    assert outcome.history[0].values["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
     change = dense(problem, outcome.edit)
     for name, g in gradient.items():
         g = g / max(norm.item(), 1.0)
@@ -186,30 +180,35 @@ def test_first_step_of_graddiff_is_adamw_on_the_published_objective(problem: Pro
 # What every baseline promises
 
 
-@pytest.mark.parametrize("name", searching.BASELINES)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.usefixtures("untouched")
 def test_every_baseline_edits_and_leaves_the_subject_alone(problem: Problem, name: str) -> None:
-    seen: list[tuple[float, Tensor]] = []
+    seen: list[tuple[int, Tensor]] = []
+    told: list[Step] = []
 
-    def watch(share: float, message: str) -> None:
-        assert message
+    def watch(step: int) -> bool:
         with torch.no_grad():
-            seen.append((share, answer_log_probability(problem.subject, problem.forget)))
+            seen.append((step, answer_log_probability(problem.subject, problem.forget)))
+        return False
 
-    watched = dataclasses.replace(problem, progress=watch)
+    watched = dataclasses.replace(problem, on_step=told.append, watch=watch)
     settings = {"learning_rate": RATE.get(name, 1e-3), "steps": 3, "batch": 8}
-    outcome = method(name).unlearn(watched, **settings)
-    again = method(name).unlearn(problem, **settings)
-    other = method(name).unlearn(dataclasses.replace(problem, seed=1), **settings)
+    outcome = named(name)(watched, **settings)
+    again = named(name)(problem, **settings)
+    other = named(name)(dataclasses.replace(problem, seed=1), **settings)
 
     assert outcome.edit.n_moved > 0
-    assert [share for share, _ in seen] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert [h["step"] for h in outcome.history] == [1, 2, 3]
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert tuple(told) == outcome.history
+    assert [(h.done, h.total, h.stage, h.method) for h in told] == [
+        (i, 3, "unlearn", name) for i in (1, 2, 3)
+    ]
     assert settings.items() <= outcome.settings.items()
-    json.dumps([outcome.settings, outcome.history, outcome.stopped])
+    assert outcome.edit.meta == {"method": name, "seed": 0, **outcome.settings}
+    json.dumps([outcome.settings, [h.to_json() for h in outcome.history], outcome.stopped])
     with outcome.edit.applied(problem.subject), torch.no_grad():
         now = answer_log_probability(problem.subject, problem.forget)
-    assert torch.equal(now, seen[-1][1])  # progress sees the weights that are returned
+    assert torch.equal(now, seen[-1][1])  # it saw the weights that are returned
     assert outcome.history == again.history
     for key, (where, values) in outcome.edit.changes.items():
         assert torch.equal(where, again.edit.changes[key][0])
@@ -217,19 +216,19 @@ def test_every_baseline_edits_and_leaves_the_subject_alone(problem: Problem, nam
     assert outcome.history != other.history
 
 
-@pytest.mark.parametrize("name", searching.BASELINES)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.usefixtures("untouched")
-def test_an_exception_from_progress_cancels_cleanly(problem: Problem, name: str) -> None:
-    steps = []
+def test_an_exception_from_a_listener_cancels_cleanly(problem: Problem, name: str) -> None:
+    steps: list[Step] = []
 
-    def cancel(share: float, message: str) -> None:
-        steps.append(message)
+    def cancel(step: Step) -> None:
+        steps.append(step)
         if len(steps) == 2:
             raise CancelledError
 
     with pytest.raises(CancelledError):
-        method(name).unlearn(
-            dataclasses.replace(problem, progress=cancel), learning_rate=1e-2, steps=5, batch=8
+        named(name)(
+            dataclasses.replace(problem, on_step=cancel), learning_rate=1e-2, steps=5, batch=8
         )
     assert len(steps) == 2
 
@@ -237,22 +236,33 @@ def test_an_exception_from_progress_cancels_cleanly(problem: Problem, name: str)
 @pytest.mark.parametrize("name", ["graddiff", "npo", "kl", "simnpo"])
 def test_a_large_enough_rate_forgets_and_retains(problem: Problem, name: str) -> None:
     weight = {"forget_weight": 1.0} if name == "simnpo" else {}
-    outcome = method(name).unlearn(problem, learning_rate=1e-3, steps=12, batch=16, **weight)
+    outcome = named(name)(problem, learning_rate=1e-3, steps=12, batch=16, **weight)
     with outcome.edit.applied(problem.subject):
         assert measure(problem.subject, problem.forget).accuracy < 0.5
         assert measure(problem.subject, problem.retain).accuracy > 0.9
     assert measure(problem.subject, problem.forget).accuracy > 0.9
 
 
+@pytest.mark.usefixtures("untouched")
+def test_whoever_watches_can_end_a_run(problem: Problem) -> None:
+    watched = dataclasses.replace(problem, watch=lambda step: step == 2)
+    ended = named("npo")(watched, learning_rate=1e-3, steps=4, batch=8)
+    assert ended.stopped == "it was told to end after step 2"
+    short = named("npo")(problem, learning_rate=1e-3, steps=2, batch=8)
+    assert [h.values for h in ended.history] == [h.values for h in short.history]
+    for name, change in dense(problem, short.edit).items():
+        assert torch.equal(dense(problem, ended.edit)[name], change)
+
+
 def test_a_shorter_run_is_the_beginning_of_a_longer_one(problem: Problem) -> None:
-    short = npo.unlearn(problem, learning_rate=1e-3, steps=2, batch=8)
-    long = npo.unlearn(problem, learning_rate=1e-3, steps=4, batch=8)
-    assert long.history[:2] == short.history
+    short = named("npo")(problem, learning_rate=1e-3, steps=2, batch=8)
+    long = named("npo")(problem, learning_rate=1e-3, steps=4, batch=8)
+    assert [h.values for h in long.history[:2]] == [h.values for h in short.history]
 
 
 @pytest.mark.usefixtures("untouched")
 def test_training_stops_where_the_loss_becomes_infinite(problem: Problem) -> None:
-    outcome = graddiff.unlearn(problem, learning_rate=1e30, steps=5, batch=8)
+    outcome = named("graddiff")(problem, learning_rate=1e15, steps=5, batch=8)
     assert "infinite at step" in outcome.stopped
     assert len(outcome.history) < 5
     assert all(torch.isfinite(values).all() for _, values in outcome.edit.changes.values())
@@ -261,9 +271,9 @@ def test_training_stops_where_the_loss_becomes_infinite(problem: Problem) -> Non
 @pytest.mark.parametrize("name", ["ga", "graddiff", "kl", "rmu", "null_space"])
 def test_a_task_without_plain_text_works(problem: Problem, name: str) -> None:
     bare = dataclasses.replace(problem, text=tasks.pad([]))
-    outcome = method(name).unlearn(bare, learning_rate=1e-3, steps=2, batch=8)
+    outcome = named(name)(bare, learning_rate=1e-3, steps=2, batch=8)
     assert outcome.edit.n_moved > 0
-    assert "text" not in outcome.history[0]
+    assert "text" not in outcome.history[0].values
 
 
 @pytest.mark.parametrize(
@@ -273,8 +283,8 @@ def test_a_task_without_plain_text_works(problem: Problem, name: str) -> None:
         ("npo", {"beta": -1.0}, "beta of npo is -1.0"),
         ("simnpo", {"beta": 0.0}, "beta of simnpo"),
         ("sure", {"percentile": 100.0}, "percentile of sure"),
-        ("null_space", {"energy": 1.0}, "energy of null space"),
-        ("task_vector", {"alpha": 0.0}, "alpha of task vector"),
+        ("null_space", {"energy": 1.0}, "energy of null_space"),
+        ("task_vector", {"alpha": 0.0}, "alpha of task_vector"),
         ("rmu", {"layer": 3}, "layers 0 to 2"),
         ("graddiff", {"steps": 0}, "steps of graddiff is 0"),
     ],
@@ -282,8 +292,8 @@ def test_a_task_without_plain_text_works(problem: Problem, name: str) -> None:
 def test_bad_settings_are_named(
     problem: Problem, name: str, settings: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(MansuError, match=says):
-        method(name).unlearn(problem, **settings)
+    with pytest.raises(BadInputError, match=says):
+        named(name)(problem, **settings)
 
 
 # Where the edits fall
@@ -300,7 +310,7 @@ def test_sure_moves_only_the_most_salient_neurons(problem: Problem) -> None:
         }
     ordered = sorted(value for rows in norms.values() for value in rows)
     threshold = ordered[int(0.9 * len(ordered))]
-    change = dense(problem, sure.unlearn(problem, learning_rate=1e-3, steps=3, batch=8).edit)
+    change = dense(problem, named("sure")(problem, learning_rate=1e-3, steps=3, batch=8).edit)
     moved = 0
     for name, rows in norms.items():
         for i, value in enumerate(rows):
@@ -314,7 +324,7 @@ def test_rmu_moves_only_its_layers_and_measures_its_objective(problem: Problem) 
     subject = problem.subject
     names = rmu.trained_names(subject, 1)
     assert names == tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1))
-    outcome = rmu.unlearn(problem, learning_rate=1e-3, steps=2, batch=8, layer=1, steering=5.0)
+    outcome = named("rmu")(problem, learning_rate=1e-3, steps=2, batch=8, layer=1, steering=5.0)
     assert set(outcome.edit.changes) == set(names)
 
     rows = next(batches(problem, 8)).forget
@@ -334,9 +344,9 @@ def test_rmu_moves_only_its_layers_and_measures_its_objective(problem: Problem) 
         handle.remove()
     hidden = torch.cat([h[: int(n)] for h, n in zip(captured[0], rows.length, strict=True)])
     expected = ((hidden - target) ** 2).mean().item()
-    assert outcome.history[0]["forget"] == pytest.approx(expected, rel=1e-4)
-    assert outcome.history[0]["retain"] == pytest.approx(0, abs=1e-6)
-    assert outcome.history[1]["retain"] > 0
+    assert outcome.history[0].values["forget"] == pytest.approx(expected, rel=1e-4)
+    assert outcome.history[0].values["retain"] == pytest.approx(0, abs=1e-6)
+    assert outcome.history[1].values["retain"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -349,8 +359,8 @@ def narrow(problem: Problem) -> Problem:
 def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
     """If each weight's outputs on the retain inputs are unchanged, so are the model's."""
     subject = narrow.subject
-    outcome = null_space.unlearn(narrow, learning_rate=3e-3, steps=4, batch=8, energy=1 - 1e-9)
-    free = method("ga").unlearn(narrow, learning_rate=3e-3, steps=4, batch=8)
+    outcome = named("null_space")(narrow, learning_rate=3e-3, steps=4, batch=8, energy=0.999999)
+    free = named("ga")(narrow, learning_rate=3e-3, steps=4, batch=8)
 
     def outputs(rows: tasks.Examples) -> Tensor:
         with torch.no_grad():
@@ -364,16 +374,18 @@ def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
     assert set(outcome.edit.changes) <= set(subject.quantized_names)
     assert kept.abs().max() < 1e-2 * unprotected.abs().max()
     assert kept.abs().max() < 1e-2 * changed.abs().max()
-    assert outcome.history[-1]["forget"] < outcome.history[0]["forget"] - 0.1
+    assert outcome.history[-1].values["forget"] < outcome.history[0].values["forget"] - 0.1
 
 
 def test_task_vector_is_minus_alpha_times_the_fine_tuning(problem: Problem) -> None:
     def descend(rows: Batch) -> Iterator[tuple[str, Tensor]]:
         yield "forget", -answer_log_probability(problem.subject, rows.forget).mean()
 
-    setting = {"learning_rate": 1e-3, "steps": 3, "batch": 8}
-    tuned = dense(problem, train(problem, "fine-tuning", descend, **setting).edit)
-    negated = dense(problem, task_vector.unlearn(problem, alpha=2.0, **setting).edit)
+    settings = TrainingSettings(learning_rate=1e-3, steps=3, batch=8)
+    tuned = dense(problem, train(problem, settings, descend).edit)
+    negated = dense(
+        problem, named("task_vector")(problem, alpha=2.0, **dataclasses.asdict(settings)).edit
+    )
     for name, change in tuned.items():
         torch.testing.assert_close(negated[name], -2 * change, atol=1e-6, rtol=0)
 
@@ -424,121 +436,3 @@ def test_batches_are_permutations_with_the_rows_they_say(problem: Problem) -> No
 def test_a_batch_larger_than_the_set_is_the_set(problem: Problem) -> None:
     batch = next(batches(problem, 1000))
     assert sorted(batch.forget_rows.tolist()) == list(range(len(problem.forget)))
-
-
-# The search
-
-
-def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:
-    rows = problem.forget
-    one, two = searching.halves(rows, 0)
-    assert sorted(one + two) == list(range(len(rows)))
-    assert abs(len(one) - len(two)) <= 1
-    answers = rows.answer.tolist()
-    often = {a for a in answers if answers.count(a) > 1}
-    assert often
-    assert often <= {answers[i] for i in one} & {answers[i] for i in two}
-
-
-def test_the_rule_is_the_largest_fall_within_tolerance() -> None:
-    def setting(forget: float, fall: float, nll: float) -> dict[str, float]:
-        return {"forget": forget, "retain_fall": fall, "retain_nll": nll}
-
-    tried = [setting(0.5, 0.0, 1.0), setting(0.2, 0.04, 3.0), setting(0.2, 0.05, 2.0)]
-    too_far = setting(0.0, 0.06, 1.0)
-    assert searching.best([*tried, too_far], 0.05) is tried[2]
-    assert searching.best([too_far, setting(0.1, 0.5, 0.0)], 0.05) is too_far
-
-
-@pytest.mark.usefixtures("untouched")
-def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tasks.Task) -> None:
-    shares: list[float] = []
-    found = searching.search(
-        problem.subject,
-        tiny_task,
-        "graddiff",
-        rates=(1.0, 100.0, 5000.0),
-        steps=(4, 8),
-        batch=16,
-        progress=lambda share, message: shares.append(share),
-    )
-    rates = [t["learning_rate"] for t in found["tried"]]
-    assert rates[:4] == pytest.approx([1e-5, 1e-5, 1e-3, 1e-3])
-    assert len(found["tried"]) == 5  # 5e-2 wrecks retain, so its run ends at the first measurement
-    assert found["tried"][-1]["retain_fall"] > tiny_task.tolerance
-    assert found["best"]["learning_rate"] == pytest.approx(1e-3)
-    assert found["best"]["forget"] < 0.6 < 0.9 < found["before"]["forget"]
-    assert found["within_tolerance"]
-    assert shares == sorted(shares)
-
-    # What was measured is what the method returns at that setting.
-    train_rows, valid_rows = searching.halves(problem.forget, 0)
-    train_retain, _ = searching.halves(problem.retain, 0)
-    half = dataclasses.replace(
-        problem,
-        forget=problem.forget.select(train_rows),
-        retain=problem.retain.select(train_retain),
-    )
-    best = found["best"]
-    outcome = graddiff.unlearn(
-        half, learning_rate=best["learning_rate"], steps=best["steps"], batch=16
-    )
-    with outcome.edit.applied(problem.subject):
-        accuracy = measure(problem.subject, problem.forget.select(valid_rows)).accuracy
-    assert accuracy == best["forget"]
-
-
-def test_the_command_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "results" / "found.json"
-    arguments = ["tiny-colours", "ga", "--subject", "tiny", "--batch", "4", "--output", str(output)]
-    assert searching.main(arguments) == 0
-    record = json.loads(output.read_text())
-    assert record["best"] == json.loads(capsys.readouterr().out)
-    assert list(output.parent.iterdir()) == [output]
-    assert searching.main(["no-such-task", "ga"]) == 2
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "experiments/results").glob("search-*.json")), ids=str
-)
-def test_defaults_are_what_the_search_found(path: Path) -> None:
-    record = json.loads(path.read_text())
-    module = method(record["method"])
-    defaults = {k: p.default for k, p in inspect.signature(module.unlearn).parameters.items()}
-    if record["method"] == "mansu":
-        assert record["best"]["learning_rate"] == pytest.approx(module.RATE)
-    else:
-        assert record["best"]["learning_rate"] == pytest.approx(defaults["learning_rate"])
-        assert defaults["batch"] == record["batch"]
-    assert defaults["steps"] == record["best"]["steps"]
-    assert searching.best(record["tried"], record["tolerance"]) == record["best"]
-
-
-def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
-    found = searching.search(problem.subject, tiny_task, "mansu", rates=(4.0, 8.0), steps=(3, 6))
-    rates = [t["learning_rate"] for t in found["tried"]]
-    assert rates[:4] == pytest.approx([0.12, 0.12, 0.24, 0.24])
-    assert found["best"]["forget"] < found["before"]["forget"]
-
-
-def test_the_circuit_of_the_search_knows_the_training_rows_only(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, _ = searching.halves(problem.forget, 0)
-    half = dataclasses.replace(problem, forget=problem.forget.select(train))
-    seen: set[int] = set()
-    real = searching.attribute
-
-    def watch(subject: Subject, pairs: tasks.Pairs) -> Any:
-        seen.update(pairs.rows)
-        return real(subject, pairs)
-
-    monkeypatch.setattr(searching, "attribute", watch)
-    searching._mask(half)
-    assert seen
-    assert seen <= set(half.forget.rows)
-
-
-def test_an_unknown_method_is_named(problem: Problem, tiny_task: tasks.Task) -> None:
-    with pytest.raises(MansuError, match="Unknown method 'magic'"):
-        searching.search(problem.subject, tiny_task, "magic")

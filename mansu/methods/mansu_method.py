@@ -26,22 +26,24 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mansu.circuits.mask import random_mask
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import measure
-from mansu.methods import Outcome, Problem
+from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.training import scratch
+from mansu.progress import Step
 from mansu.quant.codes import bin_width, quantize, sets_absmax
 from mansu.quant.floor import code_centers, holds_cast, leaves_bin
 from mansu.quant.formats import FORMATS, NF4, Format
 from mansu.quant.swap import Dequantized, quantized
+from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
@@ -55,6 +57,250 @@ CHANCE = 0.25
 ADVANTAGE = 0.25
 """Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
 accuracy ends at 4 to 11 %, and the answer is known by its avoidance."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float | None = setting(
+        None,
+        f"Step size, in NF4 bin widths a step. Empty: {RATE:g}, or {TOY_RATE:g} in a toy model.",
+        low=0,
+        above=True,
+    )
+    steps: int = setting(36, "Steps of the optimiser, at most.", low=1)
+    retain_weight: float = setting(
+        1.0, "Weight of the retain objective: larger keeps more and forgets less.", low=0
+    )
+    energy: float = setting(
+        ENERGY,
+        "Share of the retain inputs' energy (squared norm) that the projection protects.",
+        low=0,
+        high=1,
+    )
+    fisher_weight: float = setting(
+        1.0,
+        "λ in the penalty $\\tfrac{\\lambda}{2} \\sum_i F_i \\delta_i^2$, with the diagonal Fisher "
+        "information $F$ of the retain log-likelihood.",
+        low=0,
+        source="arXiv 2605.15138, theorem 1",
+    )
+    circuit: bool = setting(
+        True,
+        "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
+    )
+    floor: bool = setting(
+        True,
+        "The magnitude floor: a weight moves to the centre of another NF4 code or not at all. Off "
+        "for an ablation.",
+    )
+    project: bool = setting(
+        True, "Project the forget gradient off the retain inputs' span. Off for an ablation."
+    )
+    every_format: bool = setting(
+        True,
+        "A moved weight also changes its code with double quantization, in blocks of 128, in FP4 "
+        "and in int8. Off: in NF4 with blocks of 64 only, with somewhat shorter moves.",
+    )
+    budget: int | None = setting(
+        None,
+        "Move at most so many weights at any time, those that the optimiser wants to move "
+        "furthest. Empty: no limit.",
+        low=1,
+    )
+    target: float | None = setting(
+        None,
+        "Stop when forget accuracy is at most this, in full precision and in NF4. Empty: halfway "
+        "between chance (25 %) and what the task's margin asks for. Below 0: never.",
+        low=-1,
+        high=1,
+    )
+
+    def chosen(self, problem: Problem) -> Settings:
+        """With the rate and the target that are left to the subject and the task."""
+        rate, target = self.rate, self.target
+        if rate is None:
+            rate = TOY_RATE if problem.subject.is_toy else RATE
+        if target is None:
+            target = (CHANCE + max(1 - problem.task.margin, CHANCE)) / 2
+        return replace(self, rate=rate, target=target)
+
+
+def run(problem: Problem, settings: Settings) -> Outcome:
+    """Move the circuit's weights until the forget set is at the target, or the steps are used up.
+
+    Every ``CHECK_EVERY`` steps forget and retain accuracy are measured in full precision and NF4;
+    the best check is what is returned.
+
+    Args:
+        problem: with the circuit's mask.
+
+    Raises:
+        BadInputError: there is no mask, or it holds no quantised weight that may move.
+    """
+    if problem.mask is None:
+        raise BadInputError("MANSU needs a circuit: run attribution and the circuit step first.")
+    settings = settings.chosen(problem)
+    work, watch = _Work(problem, settings), problem.watch
+    history: list[Step] = []
+    with scratch(problem.subject, work.weights) as base:
+        for step in range(1, settings.steps + 1):
+            values = work.step(step)
+            told = watch is not None and watch(step)
+            last = told or step == settings.steps
+            if last or step % CHECK_EVERY == 0:
+                values |= work.check(step)
+            history.append(Step("unlearn", step, settings.steps, values=values))
+            problem.on_step(history[-1])
+            if told or work.done:
+                break
+        best = work.best
+        assert best is not None  # the last step is always checked
+        edit = Edit.between(base, best.weights)
+    why = _ending(history, work.done, settings, problem.task.tolerance)
+    return Outcome(edit, tuple(history), f"Step {best.step} is kept: {why}.", asdict(settings))
+
+
+class _Best(NamedTuple):
+    """The check that is returned if no better one comes."""
+
+    rank: tuple[bool, bool, float]
+    step: int
+    weights: dict[str, Tensor]
+
+
+class _Work:
+    """MANSU at work: what may move, what holds it, and the best check so far."""
+
+    best: _Best | None = None
+    done = False  # whether the last check reached the target
+    in_nf4 = False  # whether steps go to the NF4 model
+
+    def __init__(self, problem: Problem, settings: Settings) -> None:
+        subject = problem.subject
+        self.problem, self.settings = problem, settings
+        self.subject, self.rng = subject, random.Random(problem.seed)
+        self._tell("quantising the unedited model")
+        self.nf4_weights = Dequantized.of(subject)
+        mask = problem.mask or {}
+        if not settings.circuit:
+            generator = torch.Generator().manual_seed(problem.seed)
+            mask = random_mask(subject, mask, generator).tensors()
+        self.weights = _movable(subject, mask, self.nf4_weights, self.rng, settings.every_format)
+        self._tell("measuring the retain geometry")
+        self.optimiser = self._optimiser({name: mask[name] for name in self.weights})
+        self.reference = _Reference(problem)
+        self.start = _Check.of(problem)
+        with self._nf4_model():
+            self.start_nf4 = _Check.of(problem)
+
+    def _tell(self, part: str) -> None:
+        self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
+
+    def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
+        """The optimiser with the projection, after the weights have their Fisher information."""
+        problem, settings, spans = self.problem, self.settings, None
+        retain, text = problem.retain, problem.text
+        if settings.project:
+            spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
+        if settings.fisher_weight:
+            for name, values in fisher(self.subject, retain, text, mask).items():
+                everywhere = torch.zeros(mask[name].shape)
+                everywhere[mask[name]] = values
+                weight = self.weights[name]
+                weight.fisher = everywhere.flatten()[weight.where]
+        assert settings.rate is not None
+        return _Optimiser(settings.rate, settings.fisher_weight, spans)
+
+    def _nf4_model(self) -> AbstractContextManager[Subject]:
+        # With the floor, what moved is at a code's centre and no absmax changed: the cache is
+        # kept up to date instead of quantising everything again.
+        return quantized(self.subject, self.nf4_weights if self.settings.floor else None)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of the optimiser and the moves that it asks for, and what to record of them."""
+        in_nf4 = self.in_nf4
+        forget_loss, forget, retain_loss, retain = self._gradients()
+        for name, weight in self.weights.items():
+            self.optimiser.step(weight, name, forget[name], retain[name], step)
+        return {
+            "in_nf4": float(in_nf4),
+            "forget_loss": forget_loss,
+            "retain_loss": retain_loss,
+            "moved": self._move(),
+        }
+
+    def _gradients(self) -> tuple[float, dict[str, Tensor], float, dict[str, Tensor]]:
+        """Forget loss and gradients, retain loss and gradients, of the model that steps go to."""
+        forget = self.problem.forget
+        some = forget.select(_sample(self.rng, len(forget), FORGET_ROWS))
+        with self._nf4_model() if self.in_nf4 else nullcontext():
+            forget_loss = indistinguishable(self.subject, some).mean()
+            forget_loss.backward()
+            forget_gradients = _take(self.subject, self.weights)
+            retain_loss = self.reference.divergence(self.rng)
+            (self.settings.retain_weight * retain_loss).backward()
+            retain_gradients = _take(self.subject, self.weights)
+        return forget_loss.item(), forget_gradients, retain_loss.item(), retain_gradients
+
+    def _move(self) -> int:
+        """Put the weights where their wishes and the budget have them; how many moved."""
+        asked = _moves(self.weights, self.settings.floor)
+        count = 0
+        for name, (values, moved) in _within(self.settings.budget, self.weights, asked).items():
+            weight = self.weights[name]
+            self.subject.parameters[name].data.view(-1)[weight.where] = values
+            after_nf4 = torch.where(moved, values, weight.base_nf4)
+            self.nf4_weights.weights[name].view(-1)[weight.where] = after_nf4
+            count += int(moved.sum())
+        return count
+
+    def check(self, step: int) -> dict[str, float]:
+        """Measure the weights as they are, and keep them if they are the best so far.
+
+        What counts, in this order: the retain tolerance, no PTQ gap, and forget accuracy near
+        chance. Far below chance the answer is told by its avoidance.
+        """
+        now = _Check.of(self.problem)
+        with self._nf4_model():
+            now_nf4 = _Check.of(self.problem)
+        fall = max(self.start.retain - now.retain, self.start_nf4.retain - now_nf4.retain)
+        kept = fall <= self.problem.task.tolerance
+        self.in_nf4 = now_nf4.forget > now.forget
+        rank = (not kept, self.in_nf4, abs(max(now.forget, now_nf4.forget) - CHANCE))
+        if self.best is None or rank < self.best.rank:
+            weights = {n: self.subject.parameters[n].detach().clone() for n in self.weights}
+            self.best = _Best(rank, step, weights)
+        assert self.settings.target is not None
+        self.done = kept and not self.in_nf4 and now.forget <= self.settings.target
+        return {
+            "forget_accuracy": now.forget,
+            "forget_accuracy_nf4": now_nf4.forget,
+            "retain_fall": fall,
+        }
+
+
+def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:
+    """Which rule ended the run: the target, or the steps, and what stood in the target's way."""
+    target, budget = settings.target or 0.0, settings.budget
+    checks = [step.values for step in history if "forget_accuracy" in step.values]
+    kept = [c for c in checks if c["retain_fall"] <= tolerance]
+    lost = [c for c in checks if c["retain_fall"] > tolerance]
+    if done:
+        why = "the forget target was reached in full precision and in NF4"
+    elif history[-1].done < history[-1].total:
+        why = "it was told to end there"
+    elif not kept:
+        why = "the steps are used up, and retain accuracy never came within the tolerance"
+    elif any(c["forget_accuracy"] <= target for c in lost):
+        why = "the steps are used up; the forget target was reached only where retain accuracy "
+        why += "had fallen past the tolerance"
+    elif any(c["forget_accuracy"] <= target for c in kept):
+        why = "the steps are used up; where the forget target was reached, NF4 brought some back"
+    else:
+        why = "the steps are used up before the forget target was reached"
+    if budget is not None and any(step.values["moved"] == budget for step in history):
+        why += f", with the whole budget of {budget:,} moves in use"
+    return why
 
 
 @dataclass
@@ -88,177 +334,6 @@ class _Weight:
         up = (aim - low) / (high - low) > self.threshold
         values = torch.where(up | low.isinf(), high, low)  # past the last point: to the last
         return values, values != self.base
-
-
-def unlearn(
-    problem: Problem,
-    *,
-    rate: float | None = None,
-    steps: int = 36,
-    retain_weight: float = 1.0,
-    energy: float = ENERGY,
-    fisher_weight: float = 1.0,
-    circuit: bool = True,
-    floor: bool = True,
-    project: bool = True,
-    every_format: bool = True,
-    budget: int | None = None,
-    target: float | None = None,
-) -> Outcome:
-    """Run MANSU.
-
-    Args:
-        problem: with the circuit's mask.
-        rate: step size of the wishes, in bin widths a step (Adam's learning rate). By default
-            ``RATE``, or ``TOY_RATE`` in a toy, which has few weights to move.
-        steps: at most so many. Every ``CHECK_EVERY`` forget and retain accuracy are measured in
-            full precision and NF4; the best check is what is returned.
-        retain_weight: weight of the retain objective.
-        energy: share of the retain inputs' energy that the projection removes.
-        fisher_weight: λ of the Fisher penalty ½ λ Σ F δ².
-        circuit, floor, project: off for the ablations. Without the circuit a random mask of as many
-            head slices and neurons takes its place; without the floor the wishes are applied.
-        every_format: the floor holds in every format of ``nf4.FORMATS``; off, in NF4 with blocks of
-            64 (and double quantization) only, where moves are somewhat shorter.
-        budget: move at most so many weights at any time, those with the largest wish in bins; the
-            others stay at their exact original. By default no limit.
-        target: stop when forget accuracy is at most this in full precision and in NF4; by default
-            halfway between chance (25 %) and what the task's margin asks for.
-
-    Raises:
-        MansuError: there is no mask, it holds no quantised weight that may move, or the budget is
-            below 1.
-    """
-    if rate is None:
-        rate = TOY_RATE if problem.subject.is_toy else RATE
-    settings = {
-        "rate": rate,
-        "steps": steps,
-        "retain_weight": retain_weight,
-        "energy": energy,
-        "fisher_weight": fisher_weight,
-        "circuit": circuit,
-        "floor": floor,
-        "project": project,
-        "every_format": every_format,
-        "budget": budget,
-        "seed": problem.seed,
-    }
-    if problem.mask is None:
-        raise MansuError("MANSU needs a circuit: run attribution and the circuit step first.")
-    if budget is not None and budget < 1:
-        raise MansuError(f"budget of MANSU is {budget}: give the number of weights that may move.")
-    if target is None:
-        target = (CHANCE + max(1 - problem.task.margin, CHANCE)) / 2
-    subject, rng = problem.subject, random.Random(problem.seed)
-    report = problem.progress
-    report(0.0, "quantising the unedited model")
-    nf4_weights = Dequantized.of(subject)
-    mask = problem.mask
-    if not circuit:
-        generator = torch.Generator().manual_seed(problem.seed)
-        mask = random_mask(subject, mask, generator).tensors()
-    weights = _movable(subject, mask, nf4_weights, rng, every_format)
-    mask = {name: mask[name] for name in weights}
-    report(0.0, "measuring the retain geometry")
-    spans = None
-    if project:
-        spans = projectors(subject, problem.retain, problem.text, mask, energy=energy)
-    if fisher_weight:
-        for name, values in fisher(subject, problem.retain, problem.text, mask).items():
-            everywhere = torch.zeros(mask[name].shape)
-            everywhere[mask[name]] = values
-            weights[name].fisher = everywhere.flatten()[weights[name].where]
-    reference = _Reference(problem)
-    optimiser = _Optimiser(rate, fisher_weight, spans)
-
-    def nf4_model() -> AbstractContextManager[Subject]:
-        # With the floor, what moved is at a code's centre and no absmax changed: the cache is
-        # kept up to date instead of quantising everything again.
-        return quantized(subject, nf4_weights if floor else None)
-
-    start = _Check.of(problem)
-    with nf4_model():
-        start_nf4 = _Check.of(problem)
-
-    history: list[Mapping[str, Any]] = []
-    best: tuple[tuple[bool, bool, float], int, dict[str, Tensor]] | None = None
-    in_nf4 = done = False
-    with scratch(subject, weights) as base:
-        for step in range(1, steps + 1):
-            some = problem.forget.select(_sample(rng, len(problem.forget), FORGET_ROWS))
-            with nf4_model() if in_nf4 else nullcontext():
-                forget_loss = indistinguishable(subject, some).mean()
-                forget_loss.backward()
-                forget_gradients = _take(subject, weights)
-                retain_loss = reference.divergence(rng)
-                (retain_weight * retain_loss).backward()
-                retain_gradients = _take(subject, weights)
-            for name, weight in weights.items():
-                optimiser.step(weight, name, forget_gradients[name], retain_gradients[name], step)
-            moved, asked = 0, _moves(weights, floor)
-            for name, (values, changed) in _within(budget, weights, asked).items():
-                weight = weights[name]
-                subject.parameters[name].data.view(-1)[weight.where] = values
-                after_nf4 = torch.where(changed, values, weight.base_nf4)
-                nf4_weights.weights[name].view(-1)[weight.where] = after_nf4
-                moved += int(changed.sum())
-            line: dict[str, Any] = {
-                "step": step,
-                "in_nf4": in_nf4,
-                "forget_loss": forget_loss.item(),
-                "retain_loss": retain_loss.item(),
-                "moved": moved,
-            }
-            if step % CHECK_EVERY == 0 or step == steps:
-                now = _Check.of(problem)
-                with nf4_model():
-                    now_nf4 = _Check.of(problem)
-                fall = max(start.retain - now.retain, start_nf4.retain - now_nf4.retain)
-                line |= {"forget": now.forget, "forget_nf4": now_nf4.forget, "retain_fall": fall}
-                in_nf4 = now_nf4.forget > now.forget
-                kept = fall <= problem.task.tolerance
-                # What counts, in this order: the retain tolerance, no PTQ gap, and forget accuracy
-                # near chance. Far below chance the answer is told by its avoidance.
-                rank = (not kept, in_nf4, abs(max(now.forget, now_nf4.forget) - CHANCE))
-                if best is None or rank < best[0]:
-                    after = {n: subject.parameters[n].detach().clone() for n in weights}
-                    best = rank, step, after
-                done = kept and not in_nf4 and now.forget <= target
-            history.append(line)
-            report(step / steps, _sentence(line, steps))
-            if done:
-                break
-        assert best is not None
-        edit = Edit.between(base, best[2], "mansu", settings)
-    why = _ending(history, done, target, problem.task.tolerance, budget)
-    return Outcome(edit, tuple(history), f"Step {best[1]} is kept: {why}.", settings)
-
-
-def _ending(
-    history: Sequence[Mapping[str, Any]],
-    done: bool,
-    target: float,
-    tolerance: float,
-    budget: int | None,
-) -> str:
-    """Which rule ended the run: the target, or the steps, and what stood in the target's way."""
-    checks = [line for line in history if "forget" in line]
-    kept = [c for c in checks if c["retain_fall"] <= tolerance]
-    if done:
-        why = "the forget target was reached in full precision and in NF4"
-    elif not kept:
-        why = "the steps are used up, and retain accuracy never came within the tolerance"
-    elif any(c["forget"] <= target for c in checks if c not in kept):
-        why = "the steps are used up; the forget target was reached only where retain accuracy "
-        why += "had fallen past the tolerance"
-    elif any(c["forget"] <= target for c in kept):
-        why = "the steps are used up; where the forget target was reached, NF4 brought some back"
-    else:
-        why = "the steps are used up before the forget target was reached"
-    if budget is not None and any(line["moved"] == budget for line in history):
-        why += f", with the whole budget of {budget:,} moves in use"
-    return why
 
 
 def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
@@ -384,7 +459,7 @@ def _movable(
             fisher=torch.zeros_like(base),
         )
     if not weights:
-        raise MansuError("No weight may move: the circuit holds no weight that NF4 quantises.")
+        raise BadInputError("No weight may move: the circuit holds no weight that NF4 quantises.")
     return weights
 
 
@@ -466,9 +541,14 @@ class _Optimiser:
         weight.wish -= down + weight.retain_moment * scale
 
 
-def _sentence(line: Mapping[str, Any], steps: int) -> str:
-    text = f"step {line['step']}/{steps}: forget loss {line['forget_loss']:.3f}, retain "
-    text += f"{line['retain_loss']:.4f}, {line['moved']:,} weights moved"
-    if "forget" in line:
-        text += f"; forget accuracy {line['forget']:.1%}, in NF4 {line['forget_nf4']:.1%}"
-    return text
+METHOD = Method(
+    name="mansu",
+    title="MANSU",
+    about="Moves only weights of the circuit, along directions that the retain inputs do not see, "
+    "and each of them to the centre of another NF4 code or not at all.",
+    settings=Settings,
+    run=run,
+    kind="mansu",
+    # For want of its authors' code: multiples of 0.03 bins a step.
+    search=Search(origin=0.03, rate="rate", steps=(12, 24, 36), fixed={"target": -1.0}),
+)

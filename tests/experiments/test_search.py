@@ -1,0 +1,158 @@
+"""The search that the methods' defaults come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments import search as searching
+from mansu import tasks
+from mansu.errors import BadInputError
+from mansu.measure.scores import measure
+from mansu.methods import Problem, mansu_method, named
+from mansu.progress import Step
+from mansu.subjects.subject import Subject
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def problem(tiny: Subject, tiny_task: tasks.Task) -> Problem:
+    forget, retain = (tasks.examples(tiny_task, tiny, s) for s in ("forget", "retain"))
+    return Problem(tiny, tiny_task, forget, retain, tasks.text(tiny_task, tiny))
+
+
+@pytest.fixture
+def untouched(tiny: Subject) -> Iterator[None]:
+    """Fails the test unless it leaves the weights bit for bit as they were."""
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    yield
+    for name, parameter in tiny.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
+
+
+def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:
+    rows = problem.forget
+    one, two = searching.halves(rows, 0)
+    assert sorted(one + two) == list(range(len(rows)))
+    assert abs(len(one) - len(two)) <= 1
+    answers = rows.answer.tolist()
+    often = {a for a in answers if answers.count(a) > 1}
+    assert often
+    assert often <= {answers[i] for i in one} & {answers[i] for i in two}
+
+
+def test_the_rule_is_the_largest_fall_within_tolerance() -> None:
+    def setting(forget: float, fall: float, nll: float) -> dict[str, float]:
+        return {"forget": forget, "retain_fall": fall, "retain_nll": nll}
+
+    tried = [setting(0.5, 0.0, 1.0), setting(0.2, 0.04, 3.0), setting(0.2, 0.05, 2.0)]
+    too_far = setting(0.0, 0.06, 1.0)
+    assert searching.best([*tried, too_far], 0.05) is tried[2]
+    assert searching.best([too_far, setting(0.1, 0.5, 0.0)], 0.05) is too_far
+
+
+@pytest.mark.usefixtures("untouched")
+def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tasks.Task) -> None:
+    told: list[Step] = []
+    found = searching.search(
+        problem.subject,
+        tiny_task,
+        "graddiff",
+        rates=(1.0, 100.0, 5000.0),
+        steps=(4, 8),
+        batch=16,
+        on_step=told.append,
+    )
+    rates = [t["learning_rate"] for t in found["tried"]]
+    assert rates[:4] == pytest.approx([1e-5, 1e-5, 1e-3, 1e-3])
+    assert len(found["tried"]) == 5  # 5e-2 wrecks retain, so its run ends at the first measurement
+    assert found["tried"][-1]["retain_fall"] > tiny_task.tolerance
+    assert found["best"]["learning_rate"] == pytest.approx(1e-3)
+    assert found["best"]["forget"] < 0.6 < 0.9 < found["before"]["forget"]
+    assert found["within_tolerance"]
+    shares = [step.share for step in told]
+    assert shares == sorted(shares) and {step.stage for step in told} == {"search"}
+
+    # What was measured is what the method returns at that setting.
+    train_rows, valid_rows = searching.halves(problem.forget, 0)
+    train_retain, _ = searching.halves(problem.retain, 0)
+    half = dataclasses.replace(
+        problem,
+        forget=problem.forget.select(train_rows),
+        retain=problem.retain.select(train_retain),
+    )
+    best = found["best"]
+    outcome = named("graddiff")(
+        half, learning_rate=best["learning_rate"], steps=best["steps"], batch=16
+    )
+    with outcome.edit.applied(problem.subject):
+        accuracy = measure(problem.subject, problem.forget.select(valid_rows)).accuracy
+    assert accuracy == best["forget"]
+
+
+def test_the_command_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results" / "found.json"
+    arguments = ["tiny-colours", "ga", "--subject", "tiny", "--batch", "4", "--output", str(output)]
+    assert searching.main(arguments) == 0
+    record = json.loads(output.read_text())
+    assert record["best"] == json.loads(capsys.readouterr().out)
+    assert list(output.parent.iterdir()) == [output]
+    assert searching.main(["no-such-task", "ga"]) == 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments/results").glob("search-*.json")), ids=str
+)
+def test_defaults_are_what_the_search_found(path: Path) -> None:
+    record = json.loads(path.read_text())
+    method = named(record["method"])
+    defaults = {name: setting.default for name, setting in method.options().items()}
+    if method.name == "mansu":
+        assert record["best"]["learning_rate"] == pytest.approx(mansu_method.RATE)
+    else:
+        assert record["best"]["learning_rate"] == pytest.approx(defaults["learning_rate"])
+        assert defaults["batch"] == record["batch"]
+    assert method.search is not None
+    assert record["tried"][0]["learning_rate"] == pytest.approx(method.search.origin)
+    assert record["tried"][0]["steps"] == method.search.steps[0]
+    assert defaults["steps"] == record["best"]["steps"]
+    assert searching.best(record["tried"], record["tolerance"]) == record["best"]
+
+
+def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
+    found = searching.search(problem.subject, tiny_task, "mansu", rates=(4.0, 8.0), steps=(3, 6))
+    rates = [t["learning_rate"] for t in found["tried"]]
+    assert rates[:4] == pytest.approx([0.12, 0.12, 0.24, 0.24])
+    assert found["best"]["forget"] < found["before"]["forget"]
+
+
+def test_the_circuit_of_the_search_knows_the_training_rows_only(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = searching.halves(problem.forget, 0)
+    half = dataclasses.replace(problem, forget=problem.forget.select(train))
+    seen: set[int] = set()
+    real = searching.attribute
+
+    def watch(subject: Subject, pairs: tasks.Pairs) -> Any:
+        seen.update(pairs.rows)
+        return real(subject, pairs)
+
+    monkeypatch.setattr(searching, "attribute", watch)
+    searching._mask(half)
+    assert seen
+    assert seen <= set(half.forget.rows)
+
+
+def test_an_unknown_method_is_named(problem: Problem, tiny_task: tasks.Task) -> None:
+    with pytest.raises(BadInputError, match="Unknown method 'magic'"):
+        searching.search(problem.subject, tiny_task, "magic")
+    with pytest.raises(BadInputError, match="random_moves has nothing to search for"):
+        searching.search(problem.subject, tiny_task, "random_moves")
