@@ -2,8 +2,8 @@
 
 from mansu.exports.card import model_card, repeat_command
 from mansu.exports.checkpoint import checkpoint, nf4_checkpoint
-from mansu.exports.harness import harness_command, harness_name, lm_eval
 from mansu.exports.formats import FORMATS, HARNESS, write
+from mansu.exports.harness import harness_command, harness_name, lm_eval
 
 __all__ = [
     "FORMATS",
