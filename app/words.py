@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mansu import methods
-from mansu.measure.statistics import Interval
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     "none": ("As is", "The asked half of the forget set, without an attack."),
@@ -136,14 +135,14 @@ HELP: Mapping[str, str] = {
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
     # the verdict
-    "meaningful forgetting": "Passes when full-precision forget accuracy falls by the task's "
+    "forgetting": "Passes when full-precision forget accuracy falls by the task's "
     f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
-    "retain preservation": "Passes when no retain group and not the held-out set falls by more "
+    "retention": "Passes when no retain group and not the held-out set falls by more "
     "than the tolerance, in full precision and in NF4: "
     f"$\\max_g (a_{{\\text{{before}}}} - a_{{\\text{{after}}}}) \\le t$. {_INTERVAL}",
-    "PTQ gap ≤ 0": "Passes when NF4 does not bring anything back: "
+    "gap": "Passes when NF4 does not bring anything back: "
     f"$a_{{\\text{{NF4}}}} - a_{{\\text{{full}}}} \\le 0$ on the forget set. {_INTERVAL}",
-    "structural erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
+    "erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
     "a suppressor with the same forget accuracy. The value is the closer of the two calls.",
     "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
     "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
@@ -160,31 +159,3 @@ def help(key: str) -> str:
 def title(method: str) -> str:
     """A method's name as it is written in papers."""
     return methods.named(method).title if method in methods.ALL else method
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent; a dash for None. Small shares keep two significant digits."""
-    if value is None:
-        return "–"
-    if 0 < abs(value) < 0.5 * 10 ** -(2 + digits):
-        return f"{100 * value:.2g} %"
-    return f"{100 * value:.{digits}f} %"
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, thousands separated; a dash for None."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def between(value: Interval) -> str:
-    """A share with its interval, in percent."""
-    return f"{100 * value.value:.1f} % [{100 * value.low:.0f}, {100 * value.high:.0f}]"
-
-
-def interval(value: Interval, *, share: bool) -> str:
-    """A value with its interval, in percent if it is a share."""
-    if share:
-        return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}] points"
-    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.search import search
 from mansu import methods, subjects, tasks
-from mansu.evidence.verdict import kept_groups
+from mansu.evidence.verdict import ABOUT, Name, kept_groups
 from mansu.files import read_json, write_json
 from mansu.job import pipeline
 from mansu.job.runs import PACKAGES, Run
@@ -202,7 +202,8 @@ def figures(run: Run, method: str) -> Figures:
     history, survival = run.history(method), run.survival(method).quantized
     verdict, divergences = run.verdict(method), run.divergences(method)
     properties = {p.name: p for p in verdict.properties}
-    forgetting, retention, gap, erasure = verdict.properties
+    forgetting, retention = verdict.forgetting, verdict.retention
+    gap, erasure = verdict.gap, verdict.erasure
     return {
         "full": _accuracies(run.measurement(method, nf4=False)),
         "nf4": _accuracies(run.measurement(method, nf4=True)),
@@ -332,7 +333,7 @@ def _judged(holds: bool | None) -> str:
 
 
 def _forgot(figures: Figures) -> bool:
-    return figures["status"]["meaningful forgetting"] == "passed"
+    return figures["status"]["forgetting"] == "passed"
 
 
 def _above_zero(interval: Sequence[float] | None) -> bool:
@@ -384,7 +385,7 @@ def _gradient_claims(runs: Sequence[Mapping[str, Any]]) -> Iterator[Claim]:
         else "no edit forgot",
         _judged(2 * len(nats) > len(forgot) if forgot else None),
     )
-    both = [k for k, f in forgot if f["status"]["PTQ gap ≤ 0"] == "passed" and k not in dict(nats)]
+    both = [k for k, f in forgot if f["status"]["gap"] == "passed" and k not in dict(nats)]
     yield Claim(
         "The sparsity–permanence tradeoff: no baseline both forgets and stays forgotten",
         f"{len(both)} of {len(rows)} edits forget with no recovery in accuracy or log-probability"
@@ -399,7 +400,7 @@ def _mansu_claims(
     rows = list(_of(runs, ["mansu"]))
     four = [k for k, f in rows if set(f["status"].values()) == {"passed"}]
     missed = [
-        f"{k}: {name} {state}"
+        f"{k}: {ABOUT[name].title} {state}"
         for k, f in rows
         for name, state in f["status"].items()
         if state != "passed"
@@ -424,31 +425,26 @@ def _mansu_claims(
         else "no circuit",
         _judged(max(masks) < CIRCUIT if masks else None),
     )
-    for name, properties, what in (
-        ("mansu_no_floor", ("PTQ gap ≤ 0",), "Without the floor the update does not outlive NF4"),
-        (
-            "mansu_no_circuit",
-            ("structural erasure", "meaningful forgetting"),
-            "Without the circuit the behaviour is not erased",
-        ),
-        (
-            "mansu_no_projection",
-            ("retain preservation",),
-            "Without the projection the retain set suffers",
-        ),
-        (
-            "mansu_no_fisher",
-            ("retain preservation",),
-            "Without the Fisher bound the retain set suffers",
-        ),
-    ):
-        yield _ablation(runs, name, properties, what)
+    yield _ablation(
+        runs, "mansu_no_floor", "Without the floor the update does not outlive NF4", "gap"
+    )
+    yield _ablation(
+        runs,
+        "mansu_no_circuit",
+        "Without the circuit the behaviour is not erased",
+        "erasure",
+        "forgetting",
+    )
+    yield _ablation(
+        runs, "mansu_no_projection", "Without the projection the retain set suffers", "retention"
+    )
+    yield _ablation(
+        runs, "mansu_no_fisher", "Without the Fisher bound the retain set suffers", "retention"
+    )
     yield _rephrasings(runs)
 
 
-def _ablation(
-    runs: Sequence[Mapping[str, Any]], name: str, properties: Sequence[str], what: str
-) -> Claim:
+def _ablation(runs: Sequence[Mapping[str, Any]], name: str, what: str, *properties: Name) -> Claim:
     """A part is needed where one of its properties passes with it and does not without it."""
     needed, told = [], []
     for run in runs:
@@ -464,7 +460,7 @@ def _ablation(
         for p in properties:
             margins = (with_it["margin"][p], without["margin"][p])
             told.append(
-                f"{run['task']['name']}: {p} "
+                f"{run['task']['name']}: {ABOUT[p].title} "
                 + " → ".join("unknown" if m is None else f"{m:+.3f}" for m in margins)
             )
     holds = 2 * sum(needed) > len(needed) if needed else None

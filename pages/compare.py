@@ -9,16 +9,15 @@ import streamlit as st
 
 from app import charts, jobs, state, words
 from mansu.errors import MansuError
-from mansu.evidence.verdict import NAMES, Property, Verdict
+from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.job.runs import Run, listed
+from mansu.report import numbers
 
 MARKS = {
     "passed": ":green[:material/check_circle:] passed",
     "failed": ":red[:material/cancel:] failed",
     "unknown": ":orange[:material/help:] unknown",
 }
-# What each property's value is. (No string below it: Streamlit would write it on the page.)
-VALUES: dict[str, str] = dict(zip(NAMES, ("fall", "worst fall", "gap", "CAD"), strict=True))
 Side = tuple[Run, str]
 
 
@@ -54,14 +53,14 @@ def accuracy(run: Run, method: str, letter: str) -> None:
             {
                 "Set": list(rows[0]),
                 **{
-                    label: [words.percent(s[group].accuracy) for group in rows[0]]
+                    label: [numbers.percent(s[group].accuracy) for group in rows[0]]
                     for label, s in zip(series, rows, strict=True)
                 },
             }
         )
 
 
-def numbers(run: Run, method: str, letter: str) -> None:
+def sizes(run: Run, method: str, letter: str) -> None:
     """Size of the edit, recovery after NF4, and loss on plain text."""
     history, base = run.history(method), run.base(nf4=False)
     full, nf4 = run.measurement(method, nf4=False), run.measurement(method, nf4=True)
@@ -69,8 +68,8 @@ def numbers(run: Run, method: str, letter: str) -> None:
     gap = nf4.splits["forget"].accuracy - full.splits["forget"].accuracy
     columns = st.columns(2) + st.columns(2)
     columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
-    columns[0].caption(f"{words.percent(history['fraction'])} of all")
-    columns[1].metric("Recovery in NF4", f"{100 * gap:+.1f} points", help=words.help("PTQ gap ≤ 0"))
+    columns[0].caption(f"{numbers.percent(history['fraction'])} of all")
+    columns[1].metric("Recovery in NF4", f"{100 * gap:+.1f} points", help=words.help("gap"))
     columns[1].caption("of forget accuracy")
     columns[2].metric(
         "Answer log-probability", f"{nats[1]:.2f} nats", help=words.help("log_probability")
@@ -93,35 +92,30 @@ def circuit_divergence(run: Run, method: str, letter: str) -> None:
     )
     for label, number, key in shown:
         if number is not None:
-            text = f"{number:.3f}" if key == "rank_correlation" else words.percent(number)
+            text = f"{number:.3f}" if key == "rank_correlation" else numbers.percent(number)
             st.markdown(f"{label}: **{text}**", help=words.help(key))
 
 
 def histogram(run: Run, method: str, letter: str) -> None:
     """The quantised weights' updates against their bins."""
     survival = run.survival(method).quantized
-    ratio = words.number(survival.width_over_update)
+    ratio = numbers.number(survival.width_over_update)
     st.markdown(
         f"Median bin width ÷ update **{ratio}×**, codes that change "
-        f"**{words.percent(survival.share, 2)}**",
+        f"**{numbers.percent(survival.share, 2)}**",
         help=words.help("width_over_update"),
     )
     alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
     st.plotly_chart(charts.bin_histogram(survival), alt=alt, key=f"histogram {letter}")
 
 
-def value(p: Property) -> str:
-    """A property's value with its interval, in its unit."""
-    if p.value is None:
-        return "not measured"
-    name = p.details.get("measure", VALUES[p.name])  # erasure says whether it is signal CAD
-    return f"{name} {words.interval(p.value, share=p.name != NAMES[3])}"
-
-
 def mark(p: Property) -> str:
     """A property's status, and whether its interval reaches across the threshold."""
-    doubt = "" if p.certain or p.value is None else " (uncertain)"
-    return f"{MARKS[p.status]}{doubt}  \n{value(p)}"
+    if p.value is None:
+        return f"{MARKS[p.status]}  \nnot measured"
+    doubt = "" if p.certain else " (uncertain)"
+    value = numbers.measured(p.value, p.unit)
+    return f"{MARKS[p.status]}{doubt}  \n{capitalised(p.quantity)} {value}"
 
 
 def capitalised(text: str) -> str:
@@ -130,10 +124,10 @@ def capitalised(text: str) -> str:
 
 def verdict_table(verdicts: dict[str, Verdict]) -> None:
     """A row a property, a column an edit."""
-    rows: dict[str, list[str]] = {"Property": [*map(capitalised, NAMES), "**Together**"]}
+    titles = [capitalised(about.title) for about in ABOUT.values()]
+    rows: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
     for label, verdict in verdicts.items():
-        rows[label] = [mark(p) for p in verdict.properties]
-        rows[label].append(MARKS[verdict.status])
+        rows[label] = [*map(mark, verdict.properties), MARKS[verdict.status]]
     st.table(rows)
 
 
@@ -141,14 +135,12 @@ def properties(run: Run, method: str, letter: str) -> None:
     """Each property with its margin and its evidence."""
     for p in run.verdict(method).properties:
         with st.container(border=True):
-            st.markdown(f"**{capitalised(p.name)}**: {MARKS[p.status]}", help=words.help(p.name))
-            if p.margin is not None and p.threshold is not None:
-                share = p.name != NAMES[3]
-                unit = (lambda x: f"{100 * x:+.1f} points") if share else (lambda x: f"{x:.3f}")
+            st.markdown(f"**{capitalised(p.title)}**: {MARKS[p.status]}", help=words.help(p.name))
+            if p.value is not None:
                 sure = "certain" if p.certain else "uncertain: the interval crosses the threshold"
                 st.markdown(
-                    f"{capitalised(value(p))}  \nThreshold {unit(p.threshold)}, margin "
-                    f"{unit(p.margin)}, {sure}",
+                    f"{capitalised(p.quantity)} {numbers.measured(p.value, p.unit)}  \n"
+                    f"Threshold {p.limit}, margin {numbers.amount(p.margin, p.unit)}, {sure}",
                     help=words.help("certain"),
                 )
             st.caption(p.evidence)
@@ -203,7 +195,7 @@ def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
         [
             {"Model": name}
             | {
-                labels[a]: words.between(found.accuracy(a)) if a in found.scores else "–"
+                labels[a]: numbers.between(found.accuracy(a)) if a in found.scores else "–"
                 for a in labels
             }
             for name, found in series.items()
@@ -328,7 +320,7 @@ if verdicts:
     st.subheader("Verdict", help="Passed only if all four properties are.")
     verdict_table(verdicts)
 side_by_side("Accuracy", words.help("accuracy"), sides, accuracy)
-side_by_side("In numbers", None, sides, numbers)
+side_by_side("In numbers", None, sides, sizes)
 side_by_side("Update ÷ bin width", words.help("ratio"), sides, histogram)
 side_by_side("CAD: was the circuit erased?", words.help("edited"), sides, circuit_divergence)
 with state.show_errors():

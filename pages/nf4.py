@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import charts, jobs, state, words
 from mansu.quant.survival import NF4Report, Survival, floor_across
+from mansu.report.numbers import number, percent
 
 GROUPS = {
     "all": "All parameters",
@@ -19,12 +20,12 @@ def numbers(survival: Survival) -> None:
     """The numbers of one group, each with its formula in a tooltip."""
     ratio, share = survival.width_over_update, survival.share
     shown = (
-        ("Median bin width ÷ update", f"{words.number(ratio)}×", "width_over_update"),
-        ("Codes that change", words.percent(share, 2), "share"),
-        ("Codes expected to change", words.percent(survival.expected_share, 2), "expected_share"),
-        ("Energy that survives", words.percent(survival.energy), "energy"),
-        ("Update kept on average", words.percent(survival.projection), "projection"),
-        ("Noise ÷ update", words.number(survival.noise), "noise"),
+        ("Median bin width ÷ update", f"{number(ratio)}×", "width_over_update"),
+        ("Codes that change", percent(share, 2), "share"),
+        ("Codes expected to change", percent(survival.expected_share, 2), "expected_share"),
+        ("Energy that survives", percent(survival.energy), "energy"),
+        ("Update kept on average", percent(survival.projection), "projection"),
+        ("Noise ÷ update", number(survival.noise), "noise"),
         ("Weights moved", f"{survival.moved:,}", "moved"),
         ("Bystanders", f"{survival.bystanders:,}", "bystanders"),
     )
@@ -40,13 +41,13 @@ def reading(report: NF4Report) -> str:
         return "No weight that NF4 quantises was moved: NF4 leaves this edit as it is."
     text = (
         f"Of {s.moved:,} moved weights that NF4 quantises, **{s.changed:,} "
-        f"({words.percent(s.share, 2)}) change their code**"
+        f"({percent(s.share, 2)}) change their code**"
     )
     if s.share > 0.99:
         return f"{text}: NF4 sees the edit whole."
     text += (
         "; NF4 does not see the others move. "
-        f"{words.percent(s.expected_share, 2)} were to be expected of updates of this size"
+        f"{percent(s.expected_share, 2)} were to be expected of updates of this size"
     )
     if 0.5 <= s.share / max(s.expected_share, 1e-12) <= 2:
         text += (
@@ -86,7 +87,7 @@ with state.show_errors():
     outside = report.unquantized
     if outside.moved:
         st.warning(
-            f"{words.percent(outside.moved / report.all.moved)} of the moved weights "
+            f"{percent(outside.moved / report.all.moved)} of the moved weights "
             f"({outside.moved:,}) are parameters that NF4 leaves alone, such as tied embeddings "
             "and norms: they carry their update through whole, so what this edit forgets in NF4 "
             "is not owed to the quantised weights alone.",
@@ -118,7 +119,7 @@ with state.show_errors():
         st.table(
             {
                 "Format": [f"`{name}`" for name in kept],
-                "Codes that change": [words.percent(k.share, 2) for k in kept.values()],
+                "Codes that change": [percent(k.share, 2) for k in kept.values()],
                 "Moved weights that keep their code": [
                     f"{k.moved - k.changed:,}" for k in kept.values()
                 ],

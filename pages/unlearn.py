@@ -10,6 +10,7 @@ from app import charts, jobs, live, settings, state, words
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
+from mansu.report.numbers import number, percent
 
 
 @st.fragment(run_every=2)
@@ -38,7 +39,7 @@ def result(run: Run, method: str) -> None:
     """What the method did."""
     history = run.history(method)
     columns = st.columns(4)
-    moved = f"{words.percent(history['fraction'])} of all"
+    moved = f"{percent(history['fraction'])} of all"
     columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
     columns[0].caption(moved)
     columns[1].metric("Time", f"{history['seconds']:.0f} s", help=words.help("seconds"))
@@ -47,20 +48,24 @@ def result(run: Run, method: str) -> None:
             before = run.base(nf4=nf4).splits["forget"].accuracy
             after = run.measurement(method, nf4=nf4).splits["forget"].accuracy
             label = "Forget accuracy, NF4" if nf4 else "Forget accuracy"
-            column.metric(label, words.percent(after), help=words.help("accuracy"))
-            column.caption(f"was {words.percent(before)}")
+            column.metric(label, percent(after), help=words.help("accuracy"))
+            column.caption(f"was {percent(before)}")
     st.markdown(f"**Why it ended:** {history['stopped'].rstrip('.')}.")
     if run.has("edits", method, "bound.json"):
         bounds = run.bounds(method)
         columns = st.columns(3)
         shown = (
-            ("Retain bound, circuit", f"{words.number(bounds.restricted)} nats", "restricted"),
-            ("Retain bound, all weights", f"{words.number(bounds.everywhere)} nats", "everywhere"),
+            ("Retain bound, circuit", f"{number(bounds.restricted)} nats", "restricted"),
+            (
+                "Retain bound, all weights",
+                f"{number(bounds.everywhere)} nats",
+                "everywhere",
+            ),
             ("Retain loss, measured", f"{bounds.measured:+.3g} nats", "measured"),
         )
-        for column, (label, number, key) in zip(columns, shown, strict=True):
-            column.metric(label, number, help=words.help(key))
-        columns[1].caption(f"{words.number(bounds.spread)} if spread evenly")
+        for column, (label, value, key) in zip(columns, shown, strict=True):
+            column.metric(label, value, help=words.help(key))
+        columns[1].caption(f"{number(bounds.spread)} if spread evenly")
         columns[2].caption(f"mean of {bounds.facts} facts and {bounds.texts} texts")
     if steps := [Step.from_json(step) for step in history["steps"]]:
         alt = "Losses, accuracies and moved weights of each step"

@@ -2,13 +2,14 @@
 
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds, bounds
-from mansu.evidence.verdict import NAMES, Property, Verdict, judge
+from mansu.evidence.verdict import ABOUT, Property, Thresholds, Verdict, judge
 
 __all__ = [
-    "NAMES",
+    "ABOUT",
     "Attacks",
     "Bounds",
     "Property",
+    "Thresholds",
     "Verdict",
     "bounds",
     "judge",

@@ -10,7 +10,6 @@ import shlex
 from huggingface_hub import ModelCardData
 
 from mansu import __version__, methods, quant, tasks
-from mansu.evidence.verdict import NAMES, Property
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.report.markdown import table
@@ -69,30 +68,11 @@ def _verdict_section(run: Run, method: str) -> str:
     if not run.has("edits", method, "verdict.json"):
         return "**Not judged.** No verdict was made on this edit, so nothing is claimed about it."
     verdict = run.verdict(method)
-    rows = [
-        (p.name, f"**{p.status}**", *_numbers(p), "yes" if p.certain else "no")
-        for p in verdict.properties
-    ]
-    head = ("property", "status", "value [95 %]", "threshold", "margin", "certain")
-    evidence = "\n".join(f"- *{p.name}*: {p.evidence}" for p in verdict.properties)
+    table = verdict.table()
     return (
-        f"**{verdict.status.capitalize()}** "
-        f"({sum(p.status == 'passed' for p in verdict.properties)} of {len(NAMES)} properties "
-        f"passed; all must).\n\n{table(head, rows)}\n\n{evidence}\n\n“Certain” means that the "
-        "whole interval lies on the value's side of the threshold. `verdict.json` has every number."
+        f"{table.caption.capitalize()}.\n\n{table.markdown()}\n\n“Certain” means that the whole "
+        "interval lies on the value's side of the threshold. `verdict.json` has every number."
     )
-
-
-def _numbers(p: Property) -> tuple[str, str, str]:
-    """Value with interval, threshold and margin: shares in points, CAD as it is."""
-    if p.value is None or p.threshold is None or p.margin is None:
-        return ("not measured", "–", "–")
-    scale, digits = (1, 3) if p.name == NAMES[3] else (100, 1)
-    unit = "" if scale == 1 else " points"
-    value, low, high, threshold, margin = (
-        f"{scale * x:+.{digits}f}" for x in (*p.value.to_json(), p.threshold, p.margin)
-    )
-    return (f"{value} [{low}, {high}]{unit}", threshold + unit, margin + unit)
 
 
 def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str:

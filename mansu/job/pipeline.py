@@ -29,7 +29,7 @@ from mansu.circuits.trust import ablate, criteria, stability
 from mansu.errors import MansuError
 from mansu.evidence import attacks, cad, controls
 from mansu.evidence.bounds import bounds
-from mansu.evidence.verdict import Verdict, judge
+from mansu.evidence.verdict import Thresholds, Verdict, judge
 from mansu.files import load_values, save_values, write_json
 from mansu.job.runs import Run
 from mansu.measure.scores import EVALUATED, Measurement, Scores, measure, measure_task
@@ -496,8 +496,7 @@ def verdict_step(run: Run, method: str) -> Verdict:
             run.measurement(method, nf4=True) if run.has("edits", method, "nf4.json") else None
         ),
         divergences=run.divergences(method) if run.has("edits", method, "cad.json") else None,
-        margin=task["margin"],
-        tolerance=task["tolerance"],
+        thresholds=Thresholds(task["margin"], task["tolerance"]),
     )
     write_json(run.edit_folder(method) / "verdict.json", verdict.to_json())
     return verdict

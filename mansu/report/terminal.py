@@ -61,7 +61,5 @@ def geometry(run: Run, method: str) -> str:
 
 
 def sentences(method: str, verdict: Verdict) -> str:
-    """The verdict as text, a line a property."""
-    lines = [f"verdict on {method}: {verdict.status}"]
-    lines += [f"  {p.status:8} {p.name}: {p.evidence}" for p in verdict.properties]
-    return "\n".join(lines)
+    """The verdict as text."""
+    return f"verdict on {method}: {verdict}"

@@ -19,6 +19,7 @@ from mansu.evidence.cad import Divergences
 from mansu.job import pipeline
 from mansu.job.runs import Run
 from mansu.progress import Step
+from mansu.report import numbers
 from mansu.report.sentences import sentence
 from mansu.subjects.subject import Subject
 
@@ -80,7 +81,7 @@ def test_unlearn_shows_what_the_method_did(runs: Path) -> None:
         assert metrics(app)["Weights moved"] == f"{history['moved']:,}"
         assert metrics(app)["Retain loss, measured"] == f"{run.bounds(method).measured:+.3g} nats"
         after = run.measurement(method, nf4=True).splits["forget"].accuracy
-        assert metrics(app)["Forget accuracy, NF4"] == words.percent(after)
+        assert metrics(app)["Forget accuracy, NF4"] == numbers.percent(after)
         assert any(history["stopped"].rstrip(".") in m.value for m in app.markdown)
         assert len(app.get("plotly_chart")) == 1
 
@@ -163,7 +164,7 @@ def test_nf4_shows_the_report(runs: Path) -> None:
     assert shown["Weights moved"] == f"{report.quantized.moved:,}"
     assert len(app.get("plotly_chart")) == 3
     kept = Run.open(runs / "finished").formats("mansu")
-    assert words.percent(kept["fp4-64"].share, 2) in app.table[0].value.to_string()
+    assert numbers.percent(kept["fp4-64"].share, 2) in app.table[0].value.to_string()
     app = opened("nf4", run="finished", edit="graddiff")
     assert "NF4 leaves alone" in app.warning[0].value  # the tied embeddings carry it through
     app.selectbox(key="group").set_value("unquantized").run()
@@ -234,7 +235,7 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
             assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
             for attack in ATTACKS:
                 shown = table.loc[name, words.ATTACKS[attack][0]]
-                assert shown == words.between(found.accuracy(attack))
+                assert shown == numbers.between(found.accuracy(attack))
         series = {"edit": run.attacks("mansu")}
         labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
         (drawn,) = json.loads(str(charts.attacks(series, labels).to_json()))["data"]

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import reproduce
 from mansu import cli, subjects
+from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run
 from scripts import readme
 
@@ -35,7 +36,7 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
         assert f["status"] == {p.name: p.status for p in run.verdict(name).properties}
         assert f["attacks"]["none"] == run.attacks(name).accuracy("none").to_json()
         assert f["codes changed"] == run.survival(name).quantized.share
-        erasure = run.verdict(name).properties[3]
+        erasure = run.verdict(name).erasure
         assert erasure.value is not None
         row = next(r for r in reproduce.intervals_table(about).splitlines() if f"| {name} " in r)
         assert f"{erasure.value.value:+.3f} [" in row and f"(≥ {erasure.threshold:.3f})" in row
@@ -72,14 +73,12 @@ def test_strengths_end_at_the_whole_edit(made: Path) -> None:
 
 
 def _figures(**changes: Any) -> dict[str, Any]:
-    properties = ("meaningful forgetting", "retain preservation", "PTQ gap ≤ 0")
-    names = (*properties, "structural erasure")
     return {
         "full": {"forget": [0.2, 0.1, 0.3]},
         "nf4": {"forget": [0.2, 0.1, 0.3]},
-        "status": dict.fromkeys(names, "passed"),
-        "certain": dict.fromkeys(names, True),
-        "margin": dict.fromkeys(names, 0.1),
+        "status": dict.fromkeys(ABOUT, "passed"),
+        "certain": dict.fromkeys(ABOUT, True),
+        "margin": dict.fromkeys(ABOUT, 0.1),
         "gap": [0.0, 0.0, 0.0],
         "gap in nats": [0.0, 0.0, 0.0],
         "width over update": 100.0,
@@ -113,7 +112,7 @@ def _status(found: dict[str, Any], start: str) -> str:
         ("The median update", "npo", {"width over update": 2000.0}),
         ("So nearly every weight", "npo", {"codes changed": 0.5}),
         ("Every parameter that MANSU", "mansu", {"codes changed": 0.99}),
-        ("MANSU has all four", "mansu", {"status": {"meaningful forgetting": "failed"}}),
+        ("MANSU has all four", "mansu", {"status": {"forgetting": "failed"}}),
     ],
 )
 def test_a_claim_turns_with_the_figure_that_it_is_about(
@@ -153,7 +152,7 @@ def test_rephrasings_count_where_the_intervals_do_not_meet() -> None:
 
 
 def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None:
-    failed = _figures()["status"] | {"PTQ gap ≤ 0": "failed"}
+    failed = _figures()["status"] | {"gap": "failed"}
     start = "Without the floor"
     found = _found(mansu=_figures(), mansu_no_floor=_figures(status=failed))
     assert _status(found, start) == reproduce.REPRODUCED

@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from mansu import cli, exports, quant, subjects, tasks
 from mansu.errors import MansuError
-from mansu.evidence.verdict import NAMES
 from mansu.job import pipeline
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
@@ -232,9 +231,9 @@ def test_the_card_carries_the_verdict(
     assert front is not None and front["license"] == "mit" and "base_model" not in front
     assert front["tags"][:2] == ["unlearning", "mansu"] and ("nf4" in front["tags"]) == bool(format)
     verdict = run.verdict("graddiff")
-    assert f"**{verdict.status.capitalize()}**" in card
-    for p, name in zip(verdict.properties, NAMES, strict=True):
-        assert f"| {name} | **{p.status}** | " in card and p.evidence in card
+    assert f"\n{verdict.status.capitalize()}: " in card
+    for p in verdict.properties:
+        assert f"| {p.title} | {p.status} | " in card and p.evidence in card
     for is_nf4 in (False, True):
         for split, scores in run.measurement("graddiff", nf4=is_nf4).splits.items():
             line = next(x for x in card.splitlines() if x.startswith(f"| {split}: "))

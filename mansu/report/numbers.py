@@ -1,0 +1,88 @@
+"""Numbers for people: shares in percent, falls in points, the rest in significant digits.
+
+Terminal, pages, cards and README write a number as this module does. It knows nothing of MANSU::
+
+    percent(0.119)                               # 11.9 %
+    measured(Interval(0.88, 0.83, 0.92), "share")  # +88.0 [+83.0, +92.0] points
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+NOTHING = "–"
+"""What stands where there is no number."""
+
+Unit = Literal["share", "nats", "CAD"]
+"""Of a measured change: a share (of rows), nats (log-probability), or CAD (0 to 1)."""
+
+_SCALE: dict[str, tuple[float, str, str]] = {  # factor, format, what is written behind
+    "share": (100.0, "+.1f", " points"),
+    "nats": (1.0, "+.3f", " nats"),
+    "CAD": (1.0, ".3f", ""),
+}
+
+_MARKS = {"passed": "✓", "failed": "✗"}
+
+
+class Estimate(Protocol):
+    """A value with its interval, such as ``mansu.measure.statistics.Interval``."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in percent; a dash for None. Small shares keep two significant digits."""
+    if share is None:
+        return NOTHING
+    if 0 < abs(share) < 0.5 * 10 ** -(2 + digits):
+        return f"{100 * share:.2g} %"
+    return f"{100 * share:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands separated; a dash for None."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def between(share: Estimate | None) -> str:
+    """A share with its interval, in percent; a dash for None."""
+    if share is None:
+        return NOTHING
+    return f"{percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def amount(value: float | None, unit: Unit) -> str:
+    """A change in its unit, with its sign; a dash for None."""
+    if value is None:
+        return NOTHING
+    factor, form, behind = _SCALE[unit]
+    return f"{factor * value:{form}}{behind}"
+
+
+def measured(value: Estimate | None, unit: Unit, *, behind: bool = True) -> str:
+    """A change with its interval, in its unit; a dash for None.
+
+    Args:
+        behind: write the unit; a table's head may say it instead.
+    """
+    if value is None:
+        return NOTHING
+    factor, form, name = _SCALE[unit]
+    middle, low, high = (f"{factor * x:{form}}" for x in (value.value, value.low, value.high))
+    return f"{middle} [{low}, {high}]{name if behind else ''}"
+
+
+def mark(status: str, certain: bool = True) -> str:
+    """A status as one sign: ✓, ✗ or ?, with ~ where the interval crosses the threshold."""
+    sign = _MARKS.get(status, "?")
+    return sign if certain or sign == "?" else f"{sign}~"
