@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: app test install chromium clean
 
 app: install
-	@$(BIN)/python -m mansu.subjects
+	@$(BIN)/mansu subject smollm2-135m-instruct
 	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.showEmailPrompt false \
 		--browser.gatherUsageStats false
 

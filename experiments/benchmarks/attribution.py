@@ -101,7 +101,9 @@ def many_pairs(subject: Subject, task: str, n: int) -> Pairs:
 
 def speed(args: argparse.Namespace) -> None:
     subject = subjects.load()
-    bare = AutoModelForCausalLM.from_pretrained(subjects.prepare_default(), dtype=torch.float32)
+    bare = AutoModelForCausalLM.from_pretrained(
+        subjects.prepare(subjects.DEFAULT), dtype=torch.float32
+    )
     bare.eval().requires_grad_(False)
     pairs = many_pairs(subject, args.task, args.pairs)
     times = alternate(

