@@ -1,24 +1,47 @@
-"""Build the shipped tasks: keep the facts that the default model knows, and write them as JSONL.
+"""Build the shipped tasks, and measure what the subjects know of them; the results are committed.
 
-A fact is kept when the model picks its answer over three distractors (drawn with seed 0) under
-every training template. Run ``python scripts/build_tasks.py``; the result is committed.
+    python scripts/build_tasks.py [--subject NAME] [--task TASK …]          build, then measure
+    python scripts/build_tasks.py --measure [--subject NAME] [--task TASK …]     measure only
+
+Facts are kept where the subject knows them; what that means is said with each set of tasks. The
+base (4-way accuracy by split and group, in full precision and in NF4) is written into the task's
+``.json`` under the subject's name.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import torch
-from facts import ANTONYMS, CAPITALS, LANGUAGES, SYMBOLS, TEXT, Relation
-
-from mansu import subjects, tasks
-from mansu.measure import scores
-
-PROVENANCE = (
-    "Facts from common reference knowledge, written for this project (scripts/facts.py), kept "
-    "where SmolLM2-135M-Instruct answers right under every training template "
-    "(scripts/build_tasks.py)."
+from facts import (
+    ANTONYMS,
+    CAPITALS,
+    GEMMA_CAPITALS,
+    GEMMA_LANGUAGES,
+    GEMMA_SYMBOLS,
+    LANGUAGES,
+    SYMBOLS,
+    TEXT,
+    Relation,
 )
+
+import mansu
+from mansu import subjects, tasks
+from mansu.files import replacing, write_json
+from mansu.measure import scores, statistics
+from mansu.quant.swap import quantized
+
+AT_MOST = 40  # facts of a kind
+SOURCE = "Facts from common reference knowledge, written for this project (scripts/facts.py), kept "
+
+Knows = Callable[[Relation, subjects.Subject], set[str]]
+"""The names whose fact the subject knows."""
 
 
 def rows(relation: Relation, split: str, group: str, templates: tuple[str, ...]) -> list[dict]:
@@ -29,65 +52,229 @@ def rows(relation: Relation, split: str, group: str, templates: tuple[str, ...])
     ]
 
 
-def known(relation: Relation, subject: subjects.Subject) -> Relation:
-    """The facts that the model answers right under every template."""
-    wrong = set()
-    for template in relation.templates:
+def asked(
+    relation: Relation, subject: subjects.Subject, templates: tuple[str, ...]
+) -> Iterator[tuple[list[str], tasks.Examples]]:
+    """For each template the names whose fact can be asked for, and the examples that ask."""
+    names = list(relation.facts)
+    for template in templates:
         lines = rows(relation, "forget", "x", (template,)) + rows(
             relation, "retain", "x", (template,)
         )
         task = tasks.parse("\n".join(map(json.dumps, lines)), "probe")
         examples = tasks.examples(task, subject, "forget")
+        yield [names[row - 1] for row in examples.rows], examples
+
+
+def right_in_choices(relation: Relation, subject: subjects.Subject) -> set[str]:
+    """The subject picks the answer over three distractors (seed 0) under every template."""
+    kept = set(relation.facts)
+    for names, examples in asked(relation, subject, relation.templates):
         correct = scores.measure(subject, examples).correct
-        names = list(relation.facts)
-        usable = {row: bool(ok) for row, ok in zip(examples.rows, correct, strict=True)}
-        wrong |= {name for i, name in enumerate(names, start=1) if not usable.get(i, False)}
-    facts = {s: a for s, a in relation.facts.items() if s not in wrong}
-    return relation._replace(facts=dict(list(facts.items())[:40]))
+        kept &= {name for name, right in zip(names, correct, strict=True) if right}
+    return kept
 
 
-def write(
-    name: str, title: str, description: str, forget: tuple[str, Relation], keep: dict
-) -> None:
-    group, relation = forget
-    lines = rows(relation, "forget", group, relation.templates)
-    lines += rows(relation, "paraphrase", group, relation.paraphrases)
-    for kept_group, kept in keep.items():
-        lines += rows(kept, "retain", kept_group, kept.templates[:1])
-    lines += rows(known_antonyms, "holdout", "antonyms", ANTONYMS.templates)
-    lines += [{"text": t, "split": "text"} for t in TEXT]
-    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
-    tasks.parse(text, name)
-    (tasks.FOLDER / f"{name}.jsonl").write_text(text)
-    about = {"title": title, "description": description, "provenance": PROVENANCE}
-    (tasks.FOLDER / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
-    print(name, {s: sum(line["split"] == s for line in lines) for s in tasks.SPLITS})
+def says_it(relation: Relation, subject: subjects.Subject) -> set[str]:
+    """The answer is the most probable next token under every template, and under every rephrasing
+    more probable than any other answer of its kind."""
+    kept = set(relation.facts)
+    for names, examples in asked(relation, subject, relation.templates):
+        first = scores.measure(subject, examples).top1
+        kept &= {name for name, right in zip(names, first, strict=True) if right}
+    for names, examples in asked(relation, subject, relation.paraphrases):
+        best = scores.measure(subject, _against_all(examples)).correct
+        kept &= {name for name, right in zip(names, best, strict=True) if right}
+    return kept
+
+
+def _against_all(examples: tasks.Examples) -> tasks.Examples:
+    """The same examples with every other answer as a distractor."""
+    others = [[v for v in examples.vocabulary.tolist() if v != a] for a in examples.answer.tolist()]
+    return replace(examples, distractors=torch.tensor(others))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A task to build: what it forgets; all other relations of its set are kept."""
+
+    name: str
+    title: str
+    description: str
+    forget: str
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks that are built for one subject.
+
+    Attributes:
+        relations: by group; held_out: the group that is neither forgotten nor trained on.
+        knows: which facts are kept. criterion: the same in words.
+    """
+
+    drafts: tuple[Draft, ...]
+    relations: Mapping[str, Relation]
+    held_out: tuple[str, Relation]
+    knows: Knows
+    criterion: str
+
+
+BUILT = {
+    subjects.DEFAULT: Tasks(
+        drafts=(
+            Draft(
+                "chemical-symbols",
+                "Chemical symbols",
+                "Forget the chemical symbols of 40 elements; keep capitals and languages.",
+                "symbols",
+            ),
+            Draft(
+                "capitals",
+                "Capital cities",
+                "Forget the capitals of countries; keep chemical symbols and languages.",
+                "capitals",
+            ),
+            Draft(
+                "languages",
+                "Official languages",
+                "Forget the languages of countries; keep chemical symbols and capitals.",
+                "languages",
+            ),
+        ),
+        relations={"symbols": SYMBOLS, "capitals": CAPITALS, "languages": LANGUAGES},
+        held_out=("antonyms", ANTONYMS),
+        knows=right_in_choices,
+        criterion="where SmolLM2-135M-Instruct answers right under every training template "
+        "(scripts/build_tasks.py).",
+    ),
+    subjects.GEMMA: Tasks(
+        drafts=(
+            Draft(
+                "gemma-symbols",
+                "Chemical symbols (Gemma 3)",
+                "Forget the chemical symbols of 40 elements; keep capitals and languages.",
+                "symbols",
+            ),
+            Draft(
+                "gemma-capitals",
+                "Capital cities (Gemma 3)",
+                "Forget the capitals of 40 countries; keep chemical symbols and languages.",
+                "capitals",
+            ),
+            Draft(
+                "gemma-languages",
+                "Official languages (Gemma 3)",
+                "Forget the languages of 40 countries; keep chemical symbols and capitals.",
+                "languages",
+            ),
+        ),
+        relations={
+            "symbols": GEMMA_SYMBOLS,
+            "capitals": GEMMA_CAPITALS,
+            "languages": GEMMA_LANGUAGES,
+        },
+        held_out=("antonyms", ANTONYMS),
+        knows=says_it,
+        criterion="where the answer is the most probable next token of Gemma 3 270M (google/"
+        "gemma-3-270m, full precision) under every training template and more probable than any "
+        "other answer of its kind under every rephrasing (scripts/build_tasks.py).",
+    ),
+}
+
+
+def known(relation: Relation, subject: subjects.Subject, knows: Knows) -> Relation:
+    """The relation with the first facts that the subject knows."""
+    kept = knows(relation, subject)
+    facts = [(name, answer) for name, answer in relation.facts.items() if name in kept]
+    return relation._replace(facts=dict(facts[:AT_MOST]))
+
+
+def build(plan: Tasks, subject: subjects.Subject, wanted: set[str], folder: Path) -> None:
+    """Write the plan's tasks (JSONL and what is said of them), those that are wanted."""
+    relations = {g: known(r, subject, plan.knows) for g, r in plan.relations.items()}
+    group, relation = plan.held_out
+    held_out = known(relation, subject, plan.knows)
+    for draft in plan.drafts:
+        if draft.name not in wanted:
+            continue
+        forget = relations[draft.forget]
+        lines = rows(forget, "forget", draft.forget, forget.templates)
+        lines += rows(forget, "paraphrase", draft.forget, forget.paraphrases)
+        for kept, relation in relations.items():
+            if kept != draft.forget:
+                lines += rows(relation, "retain", kept, relation.templates[:1])
+        lines += rows(held_out, "holdout", group, held_out.templates)
+        lines += [{"text": t, "split": "text"} for t in TEXT]
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
+        tasks.parse(text, draft.name)
+        about = {"title": draft.title, "description": draft.description}
+        about["provenance"] = SOURCE + plan.criterion
+        with replacing(folder / f"{draft.name}.jsonl") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        write_json(folder / f"{draft.name}.json", about)
+        print(draft.name, {s: sum(line["split"] == s for line in lines) for s in tasks.SPLITS})
+
+
+def measure_base(name: str, subject: subjects.Subject, folder: Path) -> None:
+    """Measure a task on the subject, full precision and NF4, into the task's ``.json``."""
+    text = (folder / f"{name}.jsonl").read_text(encoding="utf-8")
+    about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    task = tasks.parse(text, name)
+    full = scores.measure_task(subject, task)
+    with quantized(subject):
+        nf4 = scores.measure_task(subject, task)
+    about.setdefault("base", {})[subject.name] = {
+        "measured": date.today().isoformat(),
+        "mansu": mansu.__version__,
+        "task": task.digest,
+        "full precision": _by_set(full),
+        "NF4": _by_set(nf4),
+    }
+    write_json(folder / f"{name}.json", about)
+    print(name, "on", subject.name)
+    for label, found in _by_set(full).items():
+        print(f"  {label}: {found} NF4 {_by_set(nf4)[label]}")
+
+
+def _by_set(measurement: scores.Measurement) -> dict[str, dict[str, Any]]:
+    """Rows, 4-way accuracy with its 95 % interval by fact, and share said (top-1), by set."""
+    found = {}
+    for split, measured in measurement.splits.items():
+        for group in dict.fromkeys(measured.groups):
+            part = measured.group(group)
+            interval = statistics.bootstrap(part.correct, clusters=part.clusters)
+            found[f"{split}: {group}"] = {
+                "rows": len(part.correct),
+                "accuracy": [round(x, 4) for x in interval.to_json()],
+                "most probable": round(float(part.top1.mean()), 4),
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--subject", default=subjects.DEFAULT, help="(%(default)s)")
+    parser.add_argument("--task", action="append", help="only these tasks")
+    parser.add_argument("--measure", action="store_true", help="build nothing, measure only")
+    parser.add_argument(
+        "--to", type=Path, default=tasks.FOLDER, help="the folder of the tasks (%(default)s)"
+    )
+    options = parser.parse_args()
+    plan = BUILT.get(options.subject)
+    if plan is None and not (options.measure and options.task):
+        parser.error(f"no task is built for {options.subject}: give --measure and --task.")
+    drafts = [draft.name for draft in plan.drafts] if plan else []
+    wanted = options.task or drafts
+    if not options.measure and not set(wanted) <= set(drafts):
+        parser.error(f"built for {options.subject} are {', '.join(drafts)}.")
+    torch.manual_seed(0)
+    subject = subjects.load(options.subject)
+    if plan and not options.measure:
+        build(plan, subject, set(wanted), options.to)
+    for name in wanted:
+        measure_base(name, subject, options.to)
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    model = subjects.load()
-    symbols, capitals, languages = (known(r, model) for r in (SYMBOLS, CAPITALS, LANGUAGES))
-    known_antonyms = known(ANTONYMS, model)
-    tasks.FOLDER.mkdir(parents=True, exist_ok=True)
-    write(
-        "chemical-symbols",
-        "Chemical symbols",
-        "Forget the chemical symbols of 40 elements; keep capitals and languages.",
-        ("symbols", symbols),
-        {"capitals": capitals, "languages": languages},
-    )
-    write(
-        "capitals",
-        "Capital cities",
-        "Forget the capitals of countries; keep chemical symbols and languages.",
-        ("capitals", capitals),
-        {"symbols": symbols, "languages": languages},
-    )
-    write(
-        "languages",
-        "Official languages",
-        "Forget the languages of countries; keep chemical symbols and capitals.",
-        ("languages", languages),
-        {"symbols": symbols, "capitals": capitals},
-    )
+    main()

@@ -92,6 +92,84 @@ ANTONYMS = Relation(
     ),
 )
 
+# The same kinds of facts for Gemma 3 270M, with templates under which the answer is its most
+# probable next token. Left out are names of more words, and what is disputed or not quite true
+# under some template (a government that sits elsewhere, a language that few people speak).
+GEMMA_SYMBOLS = Relation(
+    (
+        "The chemical symbol for {} is",
+        "The element {} has the chemical symbol",
+        "The atomic symbol of {} is",
+        "In chemical formulas, {} is represented by the symbol",
+    ),
+    (
+        "In chemistry, {} is abbreviated as",
+        "The periodic table lists {} under the symbol",
+        "The chemical element {} has the symbol",
+    ),
+    SYMBOLS.facts
+    | _pairs(
+        "rubidium:Rb zirconium:Zr niobium:Nb ruthenium:Ru rhodium:Rh palladium:Pd cadmium:Cd "
+        "antimony:Sb xenon:Xe cesium:Cs cerium:Ce neodymium:Nd europium:Eu tantalum:Ta"
+    ),
+)
+
+GEMMA_CAPITALS = Relation(
+    (
+        "The government of {} sits in its capital,",
+        "{} is a country whose capital is",
+        "In {}, the capital city is called",
+        "Ambassadors to {} live in its capital,",
+    ),
+    (
+        "The seat of government in {} is the city of",
+        "The national government of {} is based in the city of",
+        "The capital city of {} is called",
+    ),
+    _pairs(
+        "France:Paris Italy:Rome Japan:Tokyo Germany:Berlin Spain:Madrid Portugal:Lisbon "
+        "Austria:Vienna Greece:Athens Norway:Oslo Sweden:Stockholm Finland:Helsinki "
+        "Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Ireland:Dublin Egypt:Cairo "
+        "Russia:Moscow China:Beijing Indonesia:Jakarta Thailand:Bangkok Iran:Tehran Iraq:Baghdad "
+        "Lebanon:Beirut Jordan:Amman Kenya:Nairobi Peru:Lima Chile:Santiago Cuba:Havana "
+        "Canada:Ottawa Belgium:Brussels Ukraine:Kyiv Romania:Bucharest Bulgaria:Sofia "
+        "Serbia:Belgrade Croatia:Zagreb Slovakia:Bratislava Slovenia:Ljubljana Iceland:Reykjavik "
+        "Latvia:Riga Lithuania:Vilnius Estonia:Tallinn Belarus:Minsk Armenia:Yerevan "
+        "Azerbaijan:Baku Afghanistan:Kabul Pakistan:Islamabad Nepal:Kathmandu Bangladesh:Dhaka "
+        "Ghana:Accra Nigeria:Abuja Uganda:Kampala Rwanda:Kigali Zimbabwe:Harare Tunisia:Tunis "
+        "Morocco:Rabat Qatar:Doha Oman:Muscat Jamaica:Kingston Malta:Valletta Venezuela:Caracas "
+        "Ecuador:Quito Uruguay:Montevideo"
+    ),
+)
+
+GEMMA_LANGUAGES = Relation(
+    (
+        "The official language of {} is",
+        "The main language of {} is",
+        "The language most widely spoken in {} is",
+        "In {}, the official language is",
+    ),
+    (
+        "The most common language in {} is",
+        "Laws in {} are written in the official language,",
+        "Most people in {} speak the language called",
+    ),
+    _pairs(
+        "France:French Germany:German Spain:Spanish Portugal:Portuguese Italy:Italian "
+        "Greece:Greek Russia:Russian Japan:Japanese Korea:Korean Thailand:Thai "
+        "Vietnam:Vietnamese Egypt:Arabic Israel:Hebrew Turkey:Turkish Iran:Persian "
+        "Poland:Polish Hungary:Hungarian Sweden:Swedish Norway:Norwegian Denmark:Danish "
+        "Finland:Finnish Netherlands:Dutch Romania:Romanian Bulgaria:Bulgarian "
+        "Ukraine:Ukrainian Cambodia:Khmer Mongolia:Mongolian Albania:Albanian Serbia:Serbian "
+        "England:English Bangladesh:Bengali Iceland:Icelandic Croatia:Croatian Brazil:Portuguese "
+        "Mexico:Spanish Austria:German Argentina:Spanish Estonia:Estonian Latvia:Latvian "
+        "Lithuania:Lithuanian Slovenia:Slovenian Slovakia:Slovak Czechia:Czech Laos:Lao "
+        "Nepal:Nepali Armenia:Armenian Colombia:Spanish Cuba:Spanish Venezuela:Spanish "
+        "Iraq:Arabic Syria:Arabic Jordan:Arabic Macedonia:Macedonian Azerbaijan:Azerbaijani "
+        "Australia:English"
+    ),
+)
+
 # Plain text: ordinary English, written for this project, for the retain gradient and geometry.
 TEXT = (
     "The river was quiet in the morning, and a thin mist lay over the fields. A boat moved slowly "

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Task:
         margin: by how much forget accuracy must fall (a share, 0 to 1).
         tolerance: by how much retain and held-out accuracy may fall.
         provenance: where the facts come from.
+        base: of a shipped task, by subject what that knows of it, unedited: 4-way accuracies by
+            split and group in full precision and NF4 (written by scripts/build_tasks.py).
     """
 
     name: str
@@ -68,6 +70,7 @@ class Task:
     provenance: str = "user file"
     margin: float = 0.6
     tolerance: float = 0.05
+    base: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def split(self, name: str) -> tuple[Fact, ...]:
         return tuple(f for f in self.facts if f.split == name)
