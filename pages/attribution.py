@@ -7,11 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from app import graph_view, jobs, state
-from mansu import methods, subjects, tasks
+from app import graph_view, jobs, state, subjects
+from mansu import methods, tasks
 from mansu.errors import MansuError
 from mansu.job import pipeline
 from mansu.job.runs import Run
+from mansu.subjects import shipped
 
 OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
 FORMAT = """One fact a line, as JSON:
@@ -26,9 +27,10 @@ to keep. Optional: `distractors` (a list of wrong answers), `corrupt_prompt` wit
 def choose_subject() -> str:
     name = state.choose(
         "Subject",
-        [subjects.DEFAULT, subjects.TINY, OTHER],
+        [*shipped.TABLE, OTHER],
         "subject",
-        help="The model under study. “tiny” is a toy that ships with MANSU and answers at once.",
+        help="The model under study.\n\n"
+        + "\n".join(f"- {s.name}: {s.title}" for s in shipped.TABLE.values()),
     )
     if name != OTHER:
         return name
@@ -43,9 +45,7 @@ def choose_subject() -> str:
 
 def choose_task(subject: str) -> tasks.Task | None:
     """The task, or None while there is no file or a bad one (which is said)."""
-    toy = subject == subjects.TINY  # its facts are invented: no other model knows them
-    names = [name for name in tasks.shipped() if name.startswith("tiny") == toy]
-    default = names.index("chemical-symbols") if "chemical-symbols" in names else 0
+    names, default = subjects.offered(subject)
     name = state.choose(
         "Task", [*names, UPLOAD], "task", default=default, help="What to forget, what to keep."
     )
@@ -139,7 +139,8 @@ def new_run() -> None:
         subject = choose_subject()
     with right:
         task = choose_task(subject)
-    if task is not None:
+    there = subjects.prepared(subject)
+    if task is not None and there:
         with st.expander("What is in the task", icon=":material/list:"):
             preview(task, subject, st.session_state.get("pairs", pipeline.DEFAULTS["pairs"]))
     columns = st.columns(4)
@@ -185,7 +186,7 @@ def new_run() -> None:
     settings = dict(pipeline.DEFAULTS) | {"pairs": pairs, "steps": steps, "tau": tau}
     settings["methods"] = ["mansu", *([] if baseline == NONE else [baseline])]
     left, right = st.columns(2)
-    ready = task is not None and bool(subject)
+    ready = task is not None and bool(subject) and there
     whole = left.button(
         "Run the whole job",
         type="primary",

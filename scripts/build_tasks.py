@@ -71,7 +71,7 @@ def right_in_choices(relation: Relation, subject: subjects.Subject) -> set[str]:
     kept = set(relation.facts)
     for names, examples in asked(relation, subject, relation.templates):
         correct = scores.measure(subject, examples).correct
-        kept &= {name for name, right in zip(names, correct, strict=True) if right}
+        kept &= {name for name, right in zip(names, correct, strict=True) if right == 1}
     return kept
 
 
@@ -81,10 +81,10 @@ def says_it(relation: Relation, subject: subjects.Subject) -> set[str]:
     kept = set(relation.facts)
     for names, examples in asked(relation, subject, relation.templates):
         first = scores.measure(subject, examples).top1
-        kept &= {name for name, right in zip(names, first, strict=True) if right}
+        kept &= {name for name, right in zip(names, first, strict=True) if right == 1}
     for names, examples in asked(relation, subject, relation.paraphrases):
         best = scores.measure(subject, _against_all(examples)).correct
-        kept &= {name for name, right in zip(names, best, strict=True) if right}
+        kept &= {name for name, right in zip(names, best, strict=True) if right == 1}
     return kept
 
 

