@@ -18,6 +18,7 @@ from mansu.exports.harness import lm_eval
 from mansu.files import new_folder
 from mansu.job.runs import Run
 from mansu.methods import Progress, silent
+from mansu.subjects import shipped
 from mansu.subjects.subject import Subject
 
 FORMATS = ("hf", "nf4", "lm-eval")
@@ -74,8 +75,9 @@ def write(
 def _document(
     run: Run, subject: Subject, method: str, folder: Path, format: quant.Format | None
 ) -> None:
-    """Lay the model card, the manifest and the verdict beside a model."""
+    """Lay the model card, the manifest, the verdict and the subject's terms beside a model."""
     (folder / "README.md").write_text(model_card(run, subject, method, format), encoding="utf-8")
+    shipped.copy_terms(subject.name, folder)
     shutil.copyfile(run.path / "manifest.json", folder / "manifest.json")
     if run.has("edits", method, "verdict.json"):
         shutil.copyfile(run.edit_folder(method) / "verdict.json", folder / "verdict.json")

@@ -30,6 +30,7 @@ DEFAULT = "smollm2-135m-instruct"
 TINY = "tiny"
 GEMMA = "gemma-3-270m"
 TINY_FOLDER = Path(__file__).parents[1] / "data" / "tiny"
+TERMS, NOTICE = "TERMS.txt", "NOTICE"  # beside the weights of a subject that has terms
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def prepare(name: str, *, accepted: bool = False) -> Path:
         made = Path(home) / name
         made.mkdir()  # not home itself, which only its owner may read
         _convert(gguf, shipped.architecture, made)
-        _put_terms(shipped, made)
+        _write_terms(shipped, made)
         write_json(made / "provenance.json", _provenance(shipped))
         if not shipped.ready:  # else another process was quicker
             shutil.rmtree(shipped.folder, ignore_errors=True)
@@ -341,6 +342,16 @@ def terms_text(name: str) -> str:
     return f"{terms.title}\n{terms.address}\n\n{text}\n"
 
 
+def copy_terms(name: str, folder: Path) -> None:
+    """Lay the terms that a subject comes under, and their notice, beside a copy of its weights.
+
+    Nothing is laid where it comes under none.
+    """
+    if name in TABLE and TABLE[name].terms:
+        for file in (TERMS, NOTICE):
+            shutil.copyfile(TABLE[name].folder / file, folder / file)
+
+
 def _whole_file(shipped: Shipped, home: Path) -> Path:
     """The GGUF file: where the package has it, or put together in ``home``; its hash is checked.
 
@@ -385,11 +396,11 @@ def _convert(gguf: Path, architecture: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _put_terms(shipped: Shipped, folder: Path) -> None:
-    """Put the terms and their notice beside the weights, where every copy takes them along."""
+def _write_terms(shipped: Shipped, folder: Path) -> None:
+    """Write the terms and their notice, which every copy of the weights has to bring along."""
     if shipped.terms:
-        (folder / "TERMS.txt").write_text(terms_text(shipped.name), encoding="utf-8")
-        (folder / "NOTICE").write_text(f"{shipped.terms.notice}\n", encoding="utf-8")
+        (folder / TERMS).write_text(terms_text(shipped.name), encoding="utf-8")
+        (folder / NOTICE).write_text(f"{shipped.terms.notice}\n", encoding="utf-8")
 
 
 def _provenance(shipped: Shipped) -> dict[str, str]:

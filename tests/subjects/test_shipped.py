@@ -138,6 +138,10 @@ def test_preparing_leaves_a_whole_folder_with_its_provenance(
     assert found["terms accepted"].startswith("by the user on 20")
     assert "quantised" in found["note"]
     assert "You may use it kindly." in (folder / "TERMS.txt").read_text()
+    (cache / "copy").mkdir()
+    shipped.copy_terms(GEMMA, cache / "copy")
+    assert {f.name for f in (cache / "copy").iterdir()} == {"TERMS.txt", "NOTICE"}
+    shipped.copy_terms(TINY, cache)  # comes under none
     monkeypatch.setattr(shipped, "_convert", lambda *_: pytest.fail("converted twice"))
     assert subjects.prepare(GEMMA) == folder
 
