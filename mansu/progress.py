@@ -53,8 +53,3 @@ def part_of(on_step: OnStep, stage: str, i: int, n: int, what: str) -> OnStep:
     return lambda step: on_step(
         Step(stage, i * step.total + step.done, n * step.total, part=what, values=step.values)
     )
-
-
-def counting(on_step: OnStep, stage: str) -> Callable[[int, int], None]:
-    """For what counts (done, total): each count is a step of ``stage``."""
-    return lambda done, total: on_step(Step(stage, done, total))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mansu.cli.commands import Cancelled
-from mansu.errors import BadInputError, MismatchError
+from mansu.errors import MismatchError
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.settings import configure, settings_of

@@ -35,6 +35,7 @@ def score(options: argparse.Namespace) -> None:
     from mansu import subjects
     from mansu.files import read_json, write_json
     from mansu.job.runs import Run, folder
+    from mansu.report.sentences import sentence
     from mansu.sets import score as sets
 
     if options.method and not options.run:
@@ -56,7 +57,7 @@ def score(options: argparse.Namespace) -> None:
         shots=options.shots,
         tokens=options.tokens,
         reference=reference,
-        progress=lambda message: print(message, file=sys.stderr, flush=True),
+        on_step=lambda step: print(sentence(step), file=sys.stderr, flush=True),
     )
     result |= {"run": run and run.name, "method": options.method}
     part = "-".join([options.set, options.method or Path(name).name])

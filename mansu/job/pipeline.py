@@ -23,7 +23,7 @@ from mansu.circuits.attribution import attribute
 from mansu.circuits.mask import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.circuits.trust import trust
-from mansu.errors import BadInputError, MansuError, MismatchError
+from mansu.errors import BadInputError, MismatchError
 from mansu.evidence import attacks, cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import Scored
@@ -34,12 +34,11 @@ from mansu.job.session import Session
 from mansu.measure.scores import Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
-from mansu.progress import OnStep, Step, counting, part_of, silent
+from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.subject import Subject
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
-"""Does a stage's work: (session, method, where to report to) → values in the order of ``makes``,
-or none where the stage has nothing to say about this subject."""
+"""Does a stage's work: (session, method, where to report to) → values in the order of ``makes``."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ def perform(
         start = time.perf_counter()
         told(Step(stage.name, 0, 1))
         made = stage.make(session, method or "", told)
-        if made:
-            run.save(dict(zip(stage.makes, made, strict=True)), whose)
+        run.save(dict(zip(stage.makes, made, strict=True)), whose)
         label = f"{stage.name} {whose}" if whose else stage.name
         run.add_timing(label, time.perf_counter() - start)
 
@@ -177,7 +175,7 @@ def _attribution(session: Session, method: str, on_step: OnStep) -> Sequence[Any
         session.pairs,
         steps=session.settings.steps,
         memory=session.settings.budget,
-        progress=counting(on_step, "attribution"),
+        on_step=on_step,
     )
     return (found,)
 
@@ -191,7 +189,7 @@ def _circuit(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         attribution,
         tau=settings.tau,
         memory=settings.budget,
-        progress=counting(on_step, "circuit"),
+        on_step=on_step,
     )
     most = settings.fraction(subject)
     return circuit, parameter_mask(subject, circuit, attribution, max_fraction=most)
@@ -302,16 +300,11 @@ BOUND_FACTS, BOUND_TEXTS = 48, 16
 
 
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
-    """Nothing where the subject's retain geometry cannot be measured (GPT-2): a step says why."""
     retain, (tokens, length) = session.rows("retain"), session.text
     retain = retain.select(_evenly(len(retain), BOUND_FACTS))
     some = _evenly(len(tokens), BOUND_TEXTS)
     text, mask = (tokens[some], length[some]), session.run.mask().tensors()
-    try:
-        return (bounds(session.subject, session.run.edit(method), retain, text, mask),)
-    except MansuError as error:
-        on_step(Step("bounds", 1, 1, part=str(error)))
-        return ()
+    return (bounds(session.subject, session.run.edit(method), retain, text, mask),)
 
 
 def _evenly(n: int, most: int) -> list[int]:
