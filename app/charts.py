@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.cad import Divergences
+from mansu.evidence.strengths import Point
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import Step
@@ -282,33 +283,31 @@ def divergences(d: Divergences) -> go.Figure:
     return _finish(figure, 120 + 50 * sum(len(f) for f in groups.values()))
 
 
-def tradeoff(edits: Mapping[str, Sequence[Mapping[str, float]]], kept: float) -> go.Figure:
+def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
     """Forgetting against permanence, a line an edit and a point a strength: the top right is best.
 
     Args:
-        edits: title → points with ``forgetting`` (fall of forget accuracy), ``permanence``
-            (answer log-probability in full precision minus in NF4, nats), ``strength`` and
-            ``retain_fall``. The first stands out.
+        edits: title → points. The first stands out.
         kept: the retain fall up to which a point is drawn full; beyond, it is hollow.
     """
     figure = go.Figure()
     for i, (title, points) in enumerate(edits.items()):
         symbol = SYMBOLS[i % len(SYMBOLS)]
-        hollow = [p["retain_fall"] > kept for p in points]
+        hollow = [p.retain_fall > kept for p in points]
         figure.add_scatter(
             name=title,
-            x=[p["forgetting"] for p in points],
-            y=[p["permanence"] for p in points],
+            x=[p.forgetting for p in points],
+            y=[p.permanence for p in points],
             mode="lines+markers+text",
             text=[*[""] * (len(points) - 1), title if i == 0 else ""],
             textposition="bottom center",
             line={"color": BLUE if i == 0 else GREY, "width": 2 if i == 0 else 1},
             marker={
                 "symbol": [f"{symbol}-open" if h else symbol for h in hollow],
-                "size": [6 + 6 * p["strength"] for p in points],
+                "size": [6 + 6 * p.strength for p in points],
                 "color": BLUE if i == 0 else ORANGE,
             },
-            customdata=[[p["strength"], p["retain_fall"]] for p in points],
+            customdata=[[p.strength, p.retain_fall] for p in points],
             hovertemplate=f"{title}, %{{customdata[0]:.0%}} of it<br>forgetting %{{x:.1%}}<br>"
             "permanence %{y:+.2f} nats<br>retain accuracy fell %{customdata[1]:.1%}<extra></extra>",
         )

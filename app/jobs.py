@@ -1,7 +1,7 @@
 """Long work: the command line in a process of its own, which outlives pages and reloads.
 
-The run folder's ``status.json`` is the only channel from the job to the page; SIGTERM is the only
-one back.
+The run's status and events are the only channel from the job to the page; SIGTERM is the only one
+back.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from mansu.errors import MansuError
-from mansu.files import write_json
+from mansu.errors import BadInputError
 from mansu.job.runs import Run
-
-LOG = "job.log"
+from mansu.progress import Step
+from mansu.report.sentences import sentence
 
 
 def start(arguments: Sequence[str], run: Path) -> None:
@@ -37,8 +36,8 @@ def start(arguments: Sequence[str], run: Path) -> None:
     """
     opened = Run.open(run)
     if state(opened) == "running":
-        raise MansuError("A job is at work on this run already: wait for it, or cancel it.")
-    with (run / LOG).open("w") as log:
+        raise BadInputError("A job is at work on this run already: wait for it, or cancel it.")
+    with opened.new_log() as log:
         job = subprocess.Popen(
             [sys.executable, "-m", "mansu", *arguments],
             stdin=subprocess.DEVNULL,
@@ -47,17 +46,16 @@ def start(arguments: Sequence[str], run: Path) -> None:
             start_new_session=True,  # Ctrl-C in the server's terminal is not for the job
         )
     threading.Thread(target=job.wait, daemon=True).start()  # else it stays as a zombie
-    now = time.time()
-    status = {"state": "running", "share": 0.0, "message": "starting", "pid": job.pid}
-    write_json(run / "status.json", {**status, "started": now, "updated": now})
+    if opened.status().pid != job.pid:  # it has not said anything yet
+        opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), pid=job.pid)
 
 
 def state(run: Run) -> str:
     """One of running, done, failed, cancelled, stopped (without a word) and none (no job yet)."""
     status = run.status()
-    found = str(status.get("state", "none"))
-    if found in ("running", "cancelling") and not _alive(status["pid"]):
-        found = str(run.status()["state"])  # it may have ended between the two looks
+    found = status.state
+    if found in ("running", "cancelling") and not _alive(status.pid):
+        found = run.status().state  # it may have ended between the two looks
         return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
     return "running" if found == "cancelling" else found
 
@@ -67,9 +65,9 @@ def cancel(run: Run) -> None:
     status = run.status()
     if state(run) == "running":
         # Said first, for a job so young that it dies of the signal without a word.
-        write_json(run.path / "status.json", {**status, "state": "cancelling"})
+        run.set_status("cancelling", pid=status.pid)
         with suppress(ProcessLookupError):  # it has just ended
-            os.kill(status["pid"], signal.SIGTERM)
+            os.kill(status.pid, signal.SIGTERM)
 
 
 def panel(run: Run) -> bool:
@@ -85,38 +83,34 @@ def panel(run: Run) -> bool:
 def _panel(run: Run) -> bool:
     found = state(run)
     if found == "running":
-        _progress(run, _files(run))
+        _progress(run, run.n_files())
         return True
     status = run.status()
     if found == "failed":
-        st.error(f"The job failed: {status['message']}", icon=":material/error:")
+        st.error(f"The job failed: {status.error}", icon=":material/error:")
     elif found == "cancelled":
         st.info("Cancelled. What was finished is kept: start it again to go on from there.")
     elif found == "stopped":
         st.warning("The job stopped unexpectedly. What was finished is kept: start it again.")
-    if found in ("failed", "stopped") and run.has(LOG):
+    printed = run.log().splitlines()[-20:]
+    if found in ("failed", "stopped") and printed:
         with st.expander("What it printed last"):
-            st.code("\n".join((run.path / LOG).read_text().splitlines()[-20:]), language=None)
+            st.code("\n".join(printed), language=None)
     return False
-
-
-def _files(run: Run) -> int:
-    """How many results the run holds."""
-    return sum(1 for path in run.path.rglob("*") if path.suffix in (".json", ".safetensors"))
 
 
 @st.fragment(run_every=1)
 def _progress(run: Run, shown: int) -> None:
-    if state(run) != "running" or _files(run) != shown:
+    if state(run) != "running" or run.n_files() != shown:
         st.rerun()  # the page has something new to show
     status = run.status()
-    elapsed = int(time.time() - status["started"])
+    elapsed = int(time.time() - status.started)
     with st.container(border=True):
-        share = min(max(status["share"], 0.0), 1.0)
-        st.progress(share, f"{share:.0%} · {status['message']}")
+        doing = sentence(status.step) if status.step else "starting"
+        st.progress(status.share, f"{status.share:.0%} · {doing}")
         left, right = st.columns([3, 1], vertical_alignment="center")
         left.caption(f"{elapsed // 60} min {elapsed % 60:02d} s so far. You may leave this page.")
-        cancelling = status["state"] == "cancelling"
+        cancelling = status.state == "cancelling"
         right.button(
             "Cancelling …" if cancelling else "Cancel",
             key="cancel job",

@@ -5,32 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from mansu import subjects
-from mansu.errors import MansuError
-from mansu.job.runs import Run, listed
+from mansu.errors import MansuError, NotMeasuredError
+from mansu.job.runs import Run, listed, unreadable
+from mansu.job.session import Session
 
 
 @contextmanager
 def show_errors() -> Iterator[None]:
-    """Show a ``MansuError`` raised inside as its sentence, and go on after the block."""
+    """Show a ``MansuError`` raised inside as its sentence, and go on after the block.
+
+    What is only not measured yet is no error.
+    """
     try:
         yield
+    except NotMeasuredError as error:
+        st.info(str(error), icon=":material/info:")
     except MansuError as error:
         st.error(str(error), icon=":material/error:")
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model …")
 def subject(name: str) -> subjects.Subject:
     """A subject for interactive inspection, loaded once for all sessions.
 
     Raises:
         MansuError: it cannot be loaded.
     """
+    folder = Path(name)
+    stamps = [f.stat().st_mtime_ns for f in folder.iterdir()] if folder.is_dir() else []
+    return _loaded(name, tuple(sorted(stamps)))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Loading the model …")
+def _loaded(name: str, stamps: tuple[int, ...]) -> subjects.Subject:
+    """Stamps are those of a checkpoint's files: a folder may get other weights."""
     return subjects.load(name)
+
+
+def session(run: Run) -> Session:
+    """The run with its subject.
+
+    Raises:
+        MansuError: the subject cannot be loaded, or is not the one that the run measured.
+    """
+    return Session(run, subject(run.subject))
 
 
 def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
@@ -91,6 +114,9 @@ def sidebar() -> Run | None:
     """Draw the sidebar and return the chosen run; None where there is none yet."""
     with st.sidebar:
         runs = {run.name: run for run in listed()}
+        if refused := unreadable():
+            with st.expander(f"{len(refused)} folders of runs cannot be read"):
+                st.markdown("\n".join(f"- {sentence}" for sentence in refused))
         if not runs:
             st.caption("No run yet. Start one on the Attribution page.")
             return None
@@ -98,7 +124,7 @@ def sidebar() -> Run | None:
         def label(name: str) -> str:
             # Streamlit tells options apart by their label, so the seconds are part of it.
             created = datetime.fromisoformat(runs[name].manifest["created"])
-            return f"{runs[name].manifest['task']['title']} · {created:%d %b %H:%M:%S}"
+            return f"{runs[name].about['title']} · {created:%d %b %H:%M:%S}"
 
         name = choose(
             "Run",
@@ -110,7 +136,7 @@ def sidebar() -> Run | None:
         run = runs[name]
         done = ", ".join(run.edits()) or "none yet"
         st.caption(
-            f"**Subject** {run.subject}  \n**Task** {run.manifest['task']['title']}  \n"
+            f"**Subject** {run.subject}  \n**Task** {run.about['title']}  \n"
             f"**Edits** {done}  \n**Folder** `{run.path}`"
         )
         return run

@@ -1,4 +1,6 @@
-"""``mansu reproduce``: the paper's claims (arXiv 2605.15138), held against what is measured here.
+"""The paper's claims (arXiv 2605.15138), held against what is measured here.
+
+``python -m experiments.reproduce --subject tiny`` does it in a minute or two.
 
 Every method and every ablation runs on several tasks and two subjects, each task in a run folder
 that goes on where it stopped. The folders give the figures, the figures the claims, and both the
@@ -7,8 +9,10 @@ tables of the README: nothing in them is written by hand.
 
 from __future__ import annotations
 
+import argparse
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,16 +22,19 @@ from typing import Any
 
 from experiments.search import search
 from mansu import methods, subjects, tasks
+from mansu.errors import BadInputError, MansuError
+from mansu.evidence.strengths import Point, Strengths
 from mansu.evidence.verdict import ABOUT, Name, kept_groups
-from mansu.files import read_json, write_json
+from mansu.files import read_json, replacing, write_json
 from mansu.job import pipeline
+from mansu.job.pipeline import perform
 from mansu.job.runs import PACKAGES, Run
+from mansu.job.session import Session
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import bootstrap
-from mansu.methods import Progress
+from mansu.progress import OnStep, Step, silent
 from mansu.report.markdown import table
 from mansu.report.sentences import sentence
-from mansu.subjects.subject import Subject
 
 RATIOS = (47.0, 828.0)
 """The paper's median bin width ÷ update of gradient unlearning."""
@@ -110,7 +117,7 @@ class Claim:
 def measure(
     folder: Path,
     experiments: Sequence[Experiment],
-    progress: Progress,
+    on_step: OnStep = silent,
     only: Sequence[str] = methods.ALL,
 ) -> list[Run]:
     """Do what is not yet done of every experiment, one run folder each in ``folder``.
@@ -119,58 +126,44 @@ def measure(
         only: of each experiment's methods, those to run.
     """
     runs = []
-    for i, experiment in enumerate(experiments):
+    for experiment in experiments:
         path = folder / experiment.name
         subject = subjects.load(experiment.subject)
-        if (path / "manifest.json").exists():
+        if Run.is_at(path):
             run = Run.open(path)
         else:
             task = tasks.load(experiment.task)
-            run = Run.create(experiment.subject, task, pipeline.DEFAULTS, path)
-        names = [name for name in experiment.methods if name in only]
-        for j, name in enumerate(names):
-            # How far, and a name, before what each step reports of itself.
-            at, each = (i + j / len(names)) / len(experiments), 1 / len(names) / len(experiments)
-            about = f"{experiment.name}, {name}"
-
-            def part(
-                share: float, message: str, at: float = at, each: float = each, about: str = about
-            ) -> None:
-                progress(at + each * share, f"{about}: {message}")
-
-            pipeline.circuit_step(run, subject, part)
-            settings = _settings(experiment, run, subject, name, part)
-            pipeline.unlearn_step(run, subject, name, part, settings)
+            run = Run.create(subject, task, path=path, asked=experiment.methods)
+        for name in experiment.methods:
+            if name not in only:
+                continue
+            # A session a method, so that what one leaves is not in the next one's peak of memory.
+            session = Session(run, subject)
+            perform(session, pipeline.CIRCUIT, on_step=on_step)
+            stages = [pipeline.unlearning(name, _settings(experiment, session, name, on_step))]
             if name in IN_DETAIL:
-                pipeline.survival_steps(run, subject, name, part)
-            pipeline.quantize_step(run, subject, name, part)
-            pipeline.cad_step(run, subject, name, part)
-            pipeline.verdict_step(run, name)
+                stages += pipeline.MEASURE
+            stages += [pipeline.BASE_NF4, pipeline.QUANTIZE, *pipeline.JUDGE]
             if name in experiment.attacked:
-                pipeline.attack_step(run, subject, name, part)
-                pipeline.strengths_step(run, subject, name, part)
+                stages += [*pipeline.RECOVERY, pipeline.STRENGTHS]
+            perform(session, stages, name, on_step)
         runs.append(run)
     return runs
 
 
 def _settings(
-    experiment: Experiment, run: Run, subject: Subject, name: str, progress: Progress
+    experiment: Experiment, session: Session, name: str, on_step: OnStep
 ) -> dict[str, Any]:
+    run = session.run
     if name == "random_moves":
         return {"moves": run.edit("mansu").n_moved}
     if name in methods.ABLATIONS or name == "mansu" or not experiment.rates:
         return {}
-    path = run.path / f"search-{name}.json"
-    if not path.exists():
-        found = search(
-            subject,
-            run.task(),
-            name,
-            rates=experiment.rates,
-            on_step=lambda step: progress(step.share, sentence(step)),
-        )
-        write_json(path, found)
-    best = read_json(path)["best"]
+    if not run.has("search", part=name):
+        rates = experiment.rates
+        found = search(session.subject, session.task, name, rates=rates, on_step=on_step)
+        run.save({"search": found}, part=name)
+    best = run.read("search", part=name)["best"]
     return {"learning_rate": best["learning_rate"], "steps": best["steps"]}
 
 
@@ -196,9 +189,8 @@ def figures(run: Run, method: str) -> Figures:
         return {
             "full": _accuracies(run.base(nf4=False)),
             "nf4": _accuracies(run.base(nf4=True)),
-            "attacks": _attacked(run, None) if run.has("attacks-base.json") else None,
+            "attacks": _attacked(run, None) if run.has("base_attacks") else None,
         }
-    here = ("edits", method)
     history, survival = run.history(method), run.survival(method).quantized
     verdict, divergences = run.verdict(method), run.divergences(method)
     properties = {p.name: p for p in verdict.properties}
@@ -228,14 +220,14 @@ def figures(run: Run, method: str) -> Figures:
         "peak memory": history.get("peak_memory"),
         "settings": history["settings"],
         "stopped": history["stopped"],
-        "attacks": _attacked(run, method) if run.has(*here, "attacks.json") else None,
-        "bound": asdict(run.bounds(method)) if run.has(*here, "bound.json") else None,
+        "attacks": _attacked(run, method) if run.has("attacks", method) else None,
+        "bound": asdict(run.bounds(method)) if run.has("bounds", method) else None,
         "formats": (
             {name: kept.share for name, kept in run.formats(method).items()}
-            if run.has(*here, "formats.json")
+            if run.has("formats", method)
             else None
         ),
-        "strengths": run.strengths(method) if run.has(*here, "strengths.json") else None,
+        "strengths": (run.strengths(method).to_json() if run.has("strengths", method) else None),
     }
 
 
@@ -243,7 +235,7 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
     """The figures of every run with the manifest that repeats them, as JSON values."""
     return {
         "manifest": {
-            "command": "mansu reproduce",
+            "command": "python -m experiments.reproduce",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": _commit(),
             "python": platform.python_version(),
@@ -254,8 +246,8 @@ def results(runs: Sequence[Run]) -> dict[str, Any]:
             {
                 "name": run.name,
                 "subject": run.subject,
-                "task": dict(run.manifest["task"]),
-                "settings": dict(run.settings),
+                "task": dict(run.about),
+                "settings": asdict(run.settings),
                 "circuit": _circuit(run),
                 "methods": {
                     name: figures(run, name)
@@ -636,10 +628,10 @@ def intervals_table(run: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def tradeoff(run: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
+def tradeoff(run: Mapping[str, Any]) -> dict[str, tuple[Point, ...]]:
     """Method → its points of forgetting against permanence, the weakest first."""
     edits = {name: f.get("strengths") for name, f in run["methods"].items()}
-    return {name: found["points"] for name, found in edits.items() if found is not None}
+    return {name: Strengths.from_json(found).points for name, found in edits.items() if found}
 
 
 def attacks_table(run: Mapping[str, Any]) -> str:
@@ -711,3 +703,67 @@ def _task(run: Mapping[str, Any]) -> str:
         f"{circuit['faithfulness']:.3f} [{low:.3f}, {high:.3f}]; mask {circuit['mask']:.3%} of "
         "the parameters."
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: do what is not done yet, and write the figures and the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduce",
+        description="Hold the paper's claims against every method on several tasks.",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/reproduce"),
+        help="where the runs are; what is done there is not done again (%(default)s)",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path("experiments/results"),
+        help="where reproduce.json and reproduce.md are written (%(default)s)",
+    )
+    parser.add_argument(
+        "--subject", help="only the experiments on this subject, e.g. tiny (a minute)"
+    )
+    parser.add_argument("--task", action="append", help="only the experiments on these tasks")
+    parser.add_argument(
+        "--method",
+        action="append",
+        help="only these methods; by default every method, control and ablation",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _reproduce(options)
+    except MansuError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    experiments = [
+        e
+        for e in EXPERIMENTS
+        if options.subject in (None, e.subject) and e.task in (options.task or [e.task])
+    ]
+    if not experiments:
+        known = ", ".join(f"{e.task} on {e.subject}" for e in EXPERIMENTS)
+        raise BadInputError(f"No experiment is on that subject and task: there are {known}.")
+    names = options.method or methods.ALL
+    for name in names:
+        methods.named(name)
+
+    def on_step(step: Step) -> None:
+        print(sentence(step), file=sys.stderr, flush=True)
+
+    found = results(measure(options.folder, experiments, on_step, names))
+    write_json(options.to / "reproduce.json", found)
+    text = report(found, separation(options.to))
+    with replacing(options.to / "reproduce.md") as temporary:
+        temporary.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

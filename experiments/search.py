@@ -42,7 +42,7 @@ from mansu.circuits.mask import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError, MansuError
 from mansu.files import replacing
-from mansu.job.pipeline import DEFAULTS, default_fraction
+from mansu.job.settings import Settings, default_fraction
 from mansu.measure.scores import Scores, measure
 from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.progress import OnStep, Step, silent
@@ -248,7 +248,7 @@ def _mask(problem: Problem) -> Mapping[str, Tensor]:
     every = tasks.pairs(problem.task, subject)
     known = set(problem.forget.rows)
     pairs = every.select(
-        [i for i, row in enumerate(every.rows) if row in known][: DEFAULTS["pairs"]]
+        [i for i, row in enumerate(every.rows) if row in known][: Settings().pairs]
     )
     found = attribute(subject, pairs)
     circuit = minimal_circuit(subject, pairs, found)

@@ -2,6 +2,6 @@
 
 import sys
 
-from mansu.cli.commands import main
+from mansu.cli import main
 
 sys.exit(main())

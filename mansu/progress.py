@@ -46,3 +46,10 @@ OnStep = Callable[[Step], None]
 
 def silent(step: Step) -> None:
     """Report nothing."""
+
+
+def part_of(on_step: OnStep, stage: str, i: int, n: int, what: str) -> OnStep:
+    """Where the ``i``-th of ``n`` equal parts of a stage reports to; ``what`` it is, for people."""
+    return lambda step: on_step(
+        Step(stage, i * step.total + step.done, n * step.total, part=what, values=step.values)
+    )

@@ -10,10 +10,12 @@ import streamlit as st
 from app import graph_view, jobs, state, subjects
 from mansu import methods, tasks
 from mansu.errors import MansuError
-from mansu.job import pipeline
 from mansu.job.runs import Run
+from mansu.job.settings import Settings
+from mansu.settings import configure, settings_of
 from mansu.subjects import shipped
 
+KNOWN = settings_of(Settings)
 OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
 FORMAT = """One fact a line, as JSON:
 
@@ -120,17 +122,17 @@ def preview(task: tasks.Task, subject: str, pairs: int) -> None:
             st.caption(f":material/info: {note}")
 
 
-def create(subject: str, task: tasks.Task, settings: dict[str, Any]) -> Run:
+def create(subject: str, task: tasks.Task, settings: Settings, asked: list[str]) -> Run:
     """Make the run folder, after all that can be refused has been checked.
 
     Raises:
         MansuError: the model cannot be loaded, or the task cannot be used with it.
     """
     model = state.subject(subject)
-    tasks.pairs(task, model, n=settings["pairs"], seed=settings["seed"])
+    tasks.pairs(task, model, n=settings.pairs, seed=settings.seed)
     for split in tasks.NEEDED:
-        tasks.examples(task, model, split, seed=settings["seed"])
-    return Run.create(subject, task, settings)
+        tasks.examples(task, model, split, seed=settings.seed)
+    return Run.create(model, task, settings, asked=asked)
 
 
 def new_run() -> None:
@@ -142,37 +144,35 @@ def new_run() -> None:
     there = subjects.prepared(subject)
     if task is not None and there:
         with st.expander("What is in the task", icon=":material/list:"):
-            preview(task, subject, st.session_state.get("pairs", pipeline.DEFAULTS["pairs"]))
+            preview(task, subject, st.session_state.get("pairs", Settings().pairs))
     columns = st.columns(4)
     pairs = columns[0].number_input(
         "Pairs",
         1,
         512,
-        pipeline.DEFAULTS["pairs"],
+        Settings().pairs,
         key="pairs",
         bind="query-params",
-        help="How many clean–corrupt pairs attribution averages over.",
+        help=KNOWN["pairs"].help,
     )
     steps = columns[1].number_input(
         "Steps K",
         1,
         64,
-        pipeline.DEFAULTS["steps"],
+        Settings().steps,
         key="steps",
         bind="query-params",
-        help="EAP-IG averages the gradient over K points between clean and corrupt: "
-        "score(u→v) = Σ (z_u corrupt − z_u clean) · (1/K) Σ_k ∂L/∂x_v.",
+        help=KNOWN["steps"].help,
     )
     tau = columns[2].number_input(
         "Faithfulness τ",
         0.05,
         1.0,
-        pipeline.DEFAULTS["tau"],
+        Settings().tau,
         0.05,
         key="tau",
         bind="query-params",
-        help="The circuit is the smallest that keeps this share of the behaviour: "
-        "(m(circuit) − m(corrupt)) ÷ (m(clean) − m(corrupt)), m the logit difference.",
+        help=KNOWN["tau"].help,
     )
     baselines = [name for name in methods.NAMES if name != "mansu"]
     with columns[3]:
@@ -183,8 +183,7 @@ def new_run() -> None:
             default=baselines.index("graddiff"),
             help="The method that MANSU is compared with.",
         )
-    settings = dict(pipeline.DEFAULTS) | {"pairs": pairs, "steps": steps, "tau": tau}
-    settings["methods"] = ["mansu", *([] if baseline == NONE else [baseline])]
+    asked = ["mansu", *([] if baseline == NONE else [baseline])]
     left, right = st.columns(2)
     ready = task is not None and bool(subject) and there
     whole = left.button(
@@ -200,7 +199,9 @@ def new_run() -> None:
     )
     if task is not None and (whole or only):
         with state.show_errors():
-            run = create(subject, task, settings)
+            given = {"pairs": pairs, "steps": steps, "tau": tau}
+            settings = configure(Settings, given, "a run")
+            run = create(subject, task, settings, asked)
             start(run, "run" if whole else "attribute")
 
 
@@ -208,7 +209,7 @@ def start(run: Run, command: str) -> None:
     """Start (or go on with) a run, choose it and show it."""
     arguments = [command, "--folder", str(run.path)]
     if command == "run":
-        for name in run.settings.get("methods", ["mansu"]):
+        for name in run.asked:
             arguments += ["--method", name]
     jobs.start(arguments, run.path)
     state.select("run", run.name)
@@ -218,13 +219,13 @@ def start(run: Run, command: str) -> None:
 
 def result(run: Run) -> None:
     running = jobs.panel(run)
-    unfinished = len(run.judged()) < len(run.settings.get("methods", ["mansu"]))
+    unfinished = len(run.judged()) < len(run.asked)
     with st.container(), state.show_errors():
         if (unfinished and not running) and st.button(
             "Go on with the whole job", icon=":material/play_arrow:"
         ):
             start(run, "run")
-    if not run.has("attribution.safetensors"):
+    if not run.has("attribution"):
         if not running:
             st.info("This run has no attribution yet: go on with it, or start a new one.")
         return

@@ -12,7 +12,6 @@ from torch import Tensor
 from app import graph_view, jobs, state
 from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
-from mansu.job import pipeline
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
@@ -53,7 +52,7 @@ def numbers(run: Run, shown: Circuit) -> None:
         help="Measured by patching, not estimated"
         + (f"; 95 % interval {interval[0]:.0%} to {interval[1]:.0%}." if interval else "."),
     )
-    if run.has("mask.safetensors"):
+    if run.has("mask"):
         mask = run.mask()
         c.metric(
             "Mask",
@@ -136,7 +135,7 @@ def _extremes(raised: Tensor, always: list[int]) -> Tensor:
 def trust(run: Run, running: bool) -> None:
     """How far the circuit can be trusted: what was measured, or the button that measures it."""
     st.subheader("How far can this circuit be trusted?")
-    if not run.has("trust.json"):
+    if not run.has("trust"):
         st.markdown(
             "It was chosen on a sample of prompts. This asks what another sample would have "
             "chosen, how faithful it is there, and what breaking its parameters does."
@@ -147,44 +146,43 @@ def trust(run: Run, running: bool) -> None:
         return
     found = run.trust()
     a, b, c, d = st.columns(4)
-    overlap, low, high = found["overlap"]
+    overlap, low, high = found.overlap
     a.metric(
         "Overlap of resamples",
         f"{overlap:.0%}",
         help="Mean Jaccard overlap |A ∩ B| ÷ |A ∪ B| of this circuit's best edges with those of "
         f"bootstrap resamples of the pairs; 95 % of resamples lie in {low:.0%} to {high:.0%}. "
-        f"{found['always']:.0%} of the edges are in more than 95 % of the resamples.",
+        f"{found.always:.0%} of the edges are in more than 95 % of the resamples.",
     )
-    if found["held_out_faithfulness"] is None:
+    if found.held_out_faithfulness is None:
         b.metric("On other prompts", "unknown", help="The task has no prompt left to try it on.")
     else:
-        value, low, high = found["held_out_faithfulness"]
+        value, low, high = found.held_out_faithfulness
         b.metric(
             "On other prompts",
             f"{value:.0%}",
-            help=f"Faithfulness on {found['held_out_pairs']} pairs that the circuit was not chosen "
+            help=f"Faithfulness on {found.held_out_pairs} pairs that the circuit was not chosen "
             f"on; bootstrap 95 % interval {low:.0%} to {high:.0%}.",
         )
-    spare = [name for name, loss in found["minimality"].items() if loss < 0.001]
     c.metric(
         "Nodes that could go",
-        f"{len(spare)} of {len(found['minimality'])}",
+        f"{len(found.spare)} of {len(found.minimality)}",
         help="Nodes, of those tried, without which faithfulness falls by less than 0.001 "
         f"(minimality). Incompleteness, mean |F(C \\ K) − F(M \\ K)| over random sets K of "
-        f"nodes: {found['incompleteness']:.3f}.",
+        f"nodes: {found.incompleteness:.3f}.",
     )
     d.metric(
         "Metric, mask at zero",
-        f"{found['metric_masked']:.2f}",
+        f"{found.metric_masked:.2f}",
         help=f"Mean logit difference on clean prompts with the mask's parameters at zero; "
-        f"{found['metric']:.2f} untouched; random masks of the same size: "
-        f"{', '.join(f'{x:.2f}' for x in found['metric_random_masks'])}.",
+        f"{found.metric:.2f} untouched; random masks of the same size: "
+        f"{', '.join(f'{x:.2f}' for x in found.metric_random_masks)}.",
     )
 
 
 def page(run: Run) -> None:
     running = jobs.panel(run)
-    if not run.has("circuit.safetensors"):
+    if not run.has("circuit"):
         if not running:
             st.info("This run has no circuit yet.")
             if st.button("Find the circuit", type="primary", icon=":material/play_arrow:"):
@@ -218,9 +216,8 @@ def page(run: Run) -> None:
             st.info("Click a node to see where it attends and which tokens it promotes.")
         else:
             st.markdown(graph_view.meaning(graph, node), unsafe_allow_html=True)
-            subject = state.subject(run.subject)
-            pairs = pipeline.attribution_pairs(run, subject)
-            inspect_node(subject, pairs, every.index(node), shown.node(every.index(node)))
+            index, session = every.index(node), state.session(run)
+            inspect_node(session.subject, session.pairs, index, shown.node(index))
         st.markdown(
             "**How faithfulness grows with edges**",
             help="Every point was measured by patching all other edges; the band is a bootstrap "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import streamlit as st
 
 from app import charts, jobs, state, words
-from mansu.errors import MansuError
+from mansu.errors import MansuError, NotMeasuredError
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.job.runs import Run, listed
 from mansu.report import numbers
@@ -31,8 +31,10 @@ def side_by_side(
             st.markdown(f"**{letter} · {words.title(method)}**")
             try:
                 draw(run, method, letter)
-            except MansuError as error:
+            except NotMeasuredError as error:
                 st.info(f"Not measured yet: {error}", icon=":material/info:")
+            except MansuError as error:
+                st.error(str(error), icon=":material/error:")
 
 
 def accuracy(run: Run, method: str, letter: str) -> None:
@@ -147,10 +149,10 @@ def properties(run: Run, method: str, letter: str) -> None:
 
 
 def measured(
-    run: Run, file: str, command: str, missing: str, label: str, running: bool
+    run: Run, kind: str, command: str, missing: str, label: str, running: bool
 ) -> list[str]:
-    """The judged methods that have a file of this name, and a button that makes the others'."""
-    done = [m for m in run.judged() if run.has("edits", m, file)]
+    """The judged methods that have this kind of result, and a button that makes the others'."""
+    done = [m for m in run.judged() if run.has(kind, m)]
     others = [m for m in run.judged() if m not in done]
     if others:
         st.markdown(f"{missing} {', '.join(map(words.title, others))}.")
@@ -169,7 +171,7 @@ def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
     st.subheader("Recovery attacks", help=words.help("attacks"))
     done = measured(
         run,
-        "attacks.json",
+        "attacks",
         "attack",
         "What brings the forgotten back? Not tried yet on",
         "Run the attacks",
@@ -211,16 +213,16 @@ def tradeoff(run: Run, running: bool) -> None:
     st.subheader("Forgetting against permanence", help=words.help("tradeoff"))
     done = measured(
         run,
-        "strengths.json",
+        "strengths",
         "strengths",
         "Not measured at parts of its strength yet:",
         "Measure the tradeoff",
         running,
     )
     if done:
-        points = {words.title(m): run.strengths(m)["points"] for m in done}
+        points = {words.title(m): run.strengths(m).points for m in done}
         alt = "Fall of forget accuracy against what NF4 leaves of it, by edit and strength"
-        figure = charts.tradeoff(points, run.manifest["task"]["tolerance"])
+        figure = charts.tradeoff(points, run.about["tolerance"])
         st.plotly_chart(figure, alt=alt, key="tradeoff")
 
 
@@ -248,7 +250,7 @@ def exporting(sides: tuple[Side, Side]) -> None:
         if not formats:
             st.info("Choose a format.", icon=":material/info:")
             return
-        folder = owner.path / "exports" / "-".join([method, *formats])
+        folder = owner.export_folder(method, formats)
         chosen = [word for name in formats for word in ("--format", name)]
         arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
         st.code(shlex.join(["mansu", *arguments]), language="bash", wrap_lines=True)
@@ -261,7 +263,7 @@ def exporting(sides: tuple[Side, Side]) -> None:
                     st.rerun()
             return
         made = folder.stat().st_mtime
-        if (owner.edit_folder(method) / "edit.safetensors").stat().st_mtime > made:
+        if owner.file("edit", method).stat().st_mtime > made:
             st.warning("The edit was made again since: delete the folder to export it anew.")
         st.success(f"Exported to `{folder}`.", icon=":material/check_circle:")
         card = folder / "README.md"
@@ -304,9 +306,9 @@ with right:
         default=min(1, len(other.edits()) - 1),
         format_func=words.title,
     )
-if (other.subject, other.manifest["task"]["digest"]) != (
+if (other.subject, other.about["digest"]) != (
     run.subject,
-    run.manifest["task"]["digest"],
+    run.about["digest"],
 ):
     st.warning("A and B are about different subjects or tasks: their numbers do not compare.")
 
@@ -314,7 +316,7 @@ sides = ((run, first), (other, second))
 verdicts = {}
 for letter, (owner, method) in zip("AB", sides, strict=True):
     with state.show_errors():
-        if owner.has("edits", method, "verdict.json"):
+        if owner.has("verdict", method):
             verdicts[f"{letter} · {words.title(method)}"] = owner.verdict(method)
 if verdicts:
     st.subheader("Verdict", help="Passed only if all four properties are.")

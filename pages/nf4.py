@@ -59,7 +59,7 @@ def reading(report: NF4Report) -> str:
 
 run = state.begin("NF4", "Is the edit large enough to be seen by 4-bit quantisation?")
 jobs.panel(run)
-ready = [m for m in run.edits() if run.has("edits", m, "survival.json")]
+ready = [m for m in run.edits() if run.has("survival", m)]
 if not ready:
     st.info(
         "No edit of this run has been quantised yet: run a method on the Unlearn page.",
@@ -112,7 +112,7 @@ with state.show_errors():
         st.subheader("By kind of matrix", help=words.help("share"))
         alt = "Share of moved weights whose code changes, by kind of matrix"
         st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
-    if run.has("edits", method, "formats.json"):
+    if run.has("formats", method):
         kept = run.formats(method)
         st.subheader("In other formats", help=words.help("formats"))
         st.markdown(floor_across(kept))

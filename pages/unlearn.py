@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import streamlit as st
 
 from app import charts, jobs, live, settings, state, words
@@ -14,9 +12,9 @@ from mansu.report.numbers import number, percent
 
 
 @st.fragment(run_every=2)
-def watch(run: Run) -> None:
+def watch(run: Run, method: str) -> None:
     """The chart of the method at work, a point a step."""
-    steps = live.steps(run)
+    steps = live.steps(run, method)
     if steps:
         alt = "Losses, accuracies and moved weights of each step so far"
         st.plotly_chart(charts.history(steps), alt=alt, key="live history")
@@ -24,13 +22,17 @@ def watch(run: Run) -> None:
         st.caption("The chart begins with the method's first step.")
 
 
-def start(run: Run, method: str, changed: dict[str, object]) -> None:
-    """Start the method, and what is missing before and after it."""
+def start(run: Run, method: str, changed: dict[str, object], *, again: bool = False) -> None:
+    """Start the method, and what is missing before and after it.
+
+    Args:
+        again: throw away the edit that is there.
+    """
+    command = ["run", "--folder", str(run.path), "--method", method]
     with state.show_errors():
         named(method).configure(changed)  # said here, not by a job that fails
         jobs.start(
-            ["run", "--folder", str(run.path), "--method", method, *settings.arguments(changed)],
-            run.path,
+            [*command, *settings.arguments(changed), *(["--again"] if again else [])], run.path
         )
         st.rerun()
 
@@ -43,15 +45,15 @@ def result(run: Run, method: str) -> None:
     columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
     columns[0].caption(moved)
     columns[1].metric("Time", f"{history['seconds']:.0f} s", help=words.help("seconds"))
-    for column, nf4, name in ((columns[2], False, "full.json"), (columns[3], True, "nf4.json")):
-        if run.has("edits", method, name):
+    for column, nf4, kind in ((columns[2], False, "full"), (columns[3], True, "nf4")):
+        if run.has(kind, method):
             before = run.base(nf4=nf4).splits["forget"].accuracy
             after = run.measurement(method, nf4=nf4).splits["forget"].accuracy
             label = "Forget accuracy, NF4" if nf4 else "Forget accuracy"
             column.metric(label, percent(after), help=words.help("accuracy"))
             column.caption(f"was {percent(before)}")
     st.markdown(f"**Why it ended:** {history['stopped'].rstrip('.')}.")
-    if run.has("edits", method, "bound.json"):
+    if run.has("bounds", method):
         bounds = run.bounds(method)
         columns = st.columns(3)
         shown = (
@@ -88,11 +90,11 @@ method = state.choose(
 )
 st.caption(named(method).about)
 running = jobs.panel(run)
-done = run.has("edits", method, "edit.safetensors")
-complete = run.has("edits", method, "verdict.json")
+done = run.has("edit", method)
+complete = run.has("verdict", method)
 
 if running:
-    watch(run)
+    watch(run, method)
 elif done and not complete:
     st.info("The edit is made, but it is not measured to the end.")
     if st.button("Measure and judge it", type="primary", icon=":material/play_arrow:"):
@@ -110,10 +112,8 @@ else:
             help="Finds the circuit if there is none, runs the method, measures the edit in full "
             "precision and NF4, and judges it. It goes on if you leave the page.",
         ):
-            if done:
-                shutil.rmtree(run.edit_folder(method))
-            start(run, method, changed)
-    if not run.has("mask.safetensors"):
+            start(run, method, changed, again=done)
+    if not run.has("mask"):
         st.caption("This run has no circuit yet: it is found first.")
 
 if done:

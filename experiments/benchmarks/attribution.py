@@ -211,7 +211,7 @@ def circuit(args: argparse.Namespace) -> None:
     rows = []
     for run in map(Run.open, args.runs):
         found, mask, trust = run.circuit(), run.mask(), run.trust()
-        nodes = trust["minimality"].values()
+        nodes = trust.minimality.values()
         rows.append(
             {
                 "task": run.task().name,
@@ -225,7 +225,7 @@ def circuit(args: argparse.Namespace) -> None:
                 "faithfulness": [found.faithfulness, *(found.interval or ())],
                 "nodes": len(nodes),
                 "nodes that could go": sum(loss < DISPENSABLE for loss in nodes),
-                **{key: value for key, value in trust.items() if key != "minimality"},
+                **{key: value for key, value in trust.to_json().items() if key != "minimality"},
             }
         )
     write_json(RESULTS / "circuits.json", rows)

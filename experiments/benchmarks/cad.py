@@ -30,15 +30,15 @@ from mansu import subjects, tasks
 from mansu.circuits.mask import parameter_mask
 from mansu.evidence import cad, controls
 from mansu.files import read_json, write_json
-from mansu.job import pipeline
 from mansu.job.runs import Run
+from mansu.job.settings import default_fraction
 from mansu.measure.scores import measure
 from mansu.report.markdown import table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
 RESULTS = Path(__file__).parents[1] / "results" / "cad-auroc.json"
-SIZES = (0.5, 1.0, 4.0)  # of masks, times ``pipeline.default_fraction``
+SIZES = (0.5, 1.0, 4.0)  # of masks, times ``default_fraction``
 STRENGTHS = (0.5, 1.0)  # of MANSU's edit
 RESAMPLES = 2000
 
@@ -56,7 +56,7 @@ def shuffled(subject: Subject, mask: Mapping[str, Tensor], seed: int = 0) -> Edi
 
 def erased(run: Run, subject: Subject) -> dict[str, Edit]:
     circuit, attribution = run.circuit(), run.attribution()
-    unit = pipeline.default_fraction(subject)
+    unit = default_fraction(subject)
     masks = [
         parameter_mask(subject, circuit, attribution, share=1.0, max_fraction=size * unit)
         for size in SIZES
@@ -71,7 +71,7 @@ def erased(run: Run, subject: Subject) -> dict[str, Edit]:
 def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
     """Distances of every model of both families from the unedited one."""
     start = time.perf_counter()
-    subject, task, seed = subjects.load(run.subject), run.task(), run.settings["seed"]
+    subject, task, seed = subjects.load(run.subject), run.task(), run.settings.seed
     pairs = tasks.pairs(task, subject, n=n_pairs, seed=seed)
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in ("forget", "retain"))
     circuit = run.circuit().edge_mask
@@ -82,7 +82,8 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
     def add(name: str, label: str, edit: Edit, accuracy: float | None = None) -> None:
         with edit.applied(subject):
             accuracy = measure(subject, forget).accuracy if accuracy is None else accuracy
-            plain, signal = (scores.sum(0) for scores in signals.both())
+            scored = signals.both()
+            plain, signal = scored.plain.sum(0), scored.signal.sum(0)
         found = cad.distances(before, plain, circuit)
         kept = cad.distances(before, signal, circuit)
         values = {f"plain {k}": v for k, v in found.items()}

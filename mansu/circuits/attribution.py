@@ -43,10 +43,11 @@ from mansu.circuits.gradients import (
     moved_by,
 )
 from mansu.circuits.graph import Graph, graph_of
-from mansu.circuits.metric import MEMORY, Metric, Progress, metric_values, refuse_equal
+from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
 from mansu.errors import MansuError
 from mansu.files import load_values, save_values
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads
@@ -115,7 +116,7 @@ def attribute(
     metric: Metric = "logit_difference",
     memory: int = MEMORY,
     recompute: bool = False,
-    progress: Progress | None = None,
+    on_step: OnStep = silent,
     allow_equal: bool = False,
 ) -> Attribution:
     """Score every edge of the graph on a task.
@@ -131,7 +132,7 @@ def attribute(
         memory: bytes the call may hold beside the weights; pairs go through in chunks that fit.
         recompute: hold the graph of one layer at a time and run each layer again on the way back:
             about a third more time for much less memory. Not for ``eap-ig-activations``.
-        progress: called with passes done and passes in all.
+        on_step: hears of each pass, stage ``attribution``.
         allow_equal: accept a metric that is the same on clean and corrupt prompts, which is what
             an edited model that has forgotten the task gives.
 
@@ -161,7 +162,7 @@ def attribute(
     ]
     targets = 2 * graph.n_layers + 1 if method == "eap-ig-activations" else 1
     passes = 2 if method == "eap" else 2 + targets * steps
-    tick = _Counter(len(chunks) * passes, progress)
+    tick = _Counter(len(chunks) * passes, on_step)
 
     plan = _Plan(method, steps, metric, recompute, len(pairs), block)
     total = Sums.zeros(graph, subject)
@@ -273,13 +274,12 @@ def needs(
 
 
 class _Counter:
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
+    def __init__(self, total: int, on_step: OnStep) -> None:
+        self.done, self.total, self.on_step = 0, total, on_step
 
     def __call__(self) -> None:
         self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+        self.on_step(Step("attribution", self.done, self.total))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,9 +11,6 @@ from mansu.errors import MansuError
 from mansu.tasks.tokens import Pairs
 
 Metric = Literal["logit_difference", "log_probability", "kl"]
-
-
-Progress = Callable[[int, int], None]
 
 
 MEMORY = 4 << 30  # default budget, bytes

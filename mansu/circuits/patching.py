@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mansu.circuits.graph import Graph, graph_of
-from mansu.circuits.metric import MEMORY, Metric, Progress, metric_values, refuse_equal
+from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Hook, Record, logits_with, post_scale, record
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
@@ -235,7 +236,7 @@ def activation_patching(
     metric: Metric = "logit_difference",
     edges: Tensor | None = None,
     memory: int = MEMORY,
-    progress: Progress | None = None,
+    on_step: OnStep = silent,
 ) -> Tensor:
     """The exact effect of every edge: what attribution estimates, at one forward pass an edge.
 
@@ -259,6 +260,5 @@ def activation_patching(
         masks[torch.arange(len(some)), some] = False
         values = patched.values(masks.view(len(some), *graph.edges.shape))
         effects[some] = (values - patched.clean).mean(1)
-        if progress is not None:
-            progress(start + len(some), len(codes))
+        on_step(Step("patching", start + len(some), len(codes)))
     return effects.view(graph.edges.shape)

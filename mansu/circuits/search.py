@@ -10,9 +10,10 @@ from torch import Tensor
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit, as_mask, pruned
 from mansu.circuits.graph import Graph, graph_of
-from mansu.circuits.metric import MEMORY, Progress
+from mansu.circuits.metric import MEMORY
 from mansu.circuits.patching import BATCH, Patched
 from mansu.errors import MansuError
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -30,7 +31,7 @@ def minimal_circuit(
     tau: float = 0.85,
     prune: int = 1,
     memory: int = MEMORY,
-    progress: Progress | None = None,
+    on_step: OnStep = silent,
 ) -> Circuit:
     """The fewest edges whose faithfulness reaches ``tau``.
 
@@ -78,8 +79,7 @@ def minimal_circuit(
         nonlocal done
         values = patched.values(torch.stack([as_mask(graph, kept) for kept in candidates]))
         done += len(candidates)
-        if progress is not None:
-            progress(min(done, expected), expected)
+        on_step(Step("circuit", min(done, expected), expected))
         return values
 
     def measure_sizes(wanted: Sequence[int]) -> None:
@@ -115,8 +115,7 @@ def minimal_circuit(
         1,
     )
     low_end, high_end = patched.intervals(values[None])[0].tolist()
-    if progress is not None:
-        progress(expected, expected)
+    on_step(Step("circuit", expected, expected))
     return Circuit(
         graph,
         order,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from mansu.circuits.mask import Mask, random_mask
 from mansu.circuits.metric import MEMORY, Metric, metric_values
 from mansu.circuits.patching import Patched
 from mansu.errors import MansuError
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
@@ -204,4 +206,90 @@ def ablate(
             values.append(value())
     return Ablation(
         value(), values[0], torch.tensor(values[1:]), mask.size, tuple(m.size for m in masks[1:])
+    )
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a circuit can be trusted, in numbers.
+
+    Attributes:
+        overlap: of the best edges of resamples with the circuit's (``Stability``), and its central
+            95 %.
+        always: share of the circuit's edges that more than 95 % of the resamples have.
+        held_out_faithfulness: on pairs that it was not chosen on, with its bootstrap 95 % interval;
+            None without such pairs. held_out_pairs: how many there were.
+        incompleteness, minimality: as in ``Criteria``, minimality by node.
+        metric, metric_masked, metric_random_masks: as in ``Ablation``.
+    """
+
+    overlap: tuple[float, float, float]
+    always: float
+    held_out_faithfulness: tuple[float, float, float] | None
+    held_out_pairs: int
+    incompleteness: float
+    minimality: Mapping[str, float]
+    metric: float
+    metric_masked: float
+    metric_random_masks: tuple[float, ...]
+
+    @property
+    def spare(self) -> tuple[str, ...]:
+        """The nodes without which faithfulness falls by less than 0.001."""
+        return tuple(name for name, loss in self.minimality.items() if loss < 0.001)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "minimality": dict(self.minimality)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Trust:
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in value.items()
+        }
+        return cls(**values)
+
+
+def trust(
+    subject: Subject,
+    pairs: Pairs,
+    circuit: Circuit,
+    mask: Mask,
+    others: Pairs | None = None,
+    *,
+    steps: int = 5,
+    memory: int = MEMORY,
+    on_step: OnStep = silent,
+) -> Trust:
+    """Ask what other pairs would have chosen, and what breaking the circuit does.
+
+    Args:
+        pairs: those that the circuit was chosen on. others: pairs that it was not chosen on.
+        steps: of the attributions of resamples.
+
+    Raises:
+        MansuError: there are fewer pairs than two.
+    """
+    on_step(Step("trust", 0, 10, part="stability over resamples of the pairs"))
+    stable = stability(subject, pairs, len(circuit), steps=steps, memory=memory)
+    on_step(Step("trust", 3, 10, part="faithfulness on other pairs"))
+    held_out = None
+    if others is not None:
+        patched = Patched(subject, others, circuit.metric, memory)
+        values = patched.values(circuit.edge_mask[None])
+        low, high = patched.intervals(values)[0].tolist()
+        held_out = (float(patched.faithfulness(values)), low, high)
+    on_step(Step("trust", 4, 10, part="completeness and minimality"))
+    tested = criteria(subject, pairs, circuit, memory=memory)
+    on_step(Step("trust", 9, 10, part="the mask at zero"))
+    effect = ablate(subject, pairs, circuit, mask)
+    return Trust(
+        overlap=(stable.overlap, *stable.interval),
+        always=float((stable.frequency > 0.95).float().mean()),
+        held_out_faithfulness=held_out,
+        held_out_pairs=0 if others is None else len(others),
+        incompleteness=tested.incompleteness,
+        minimality=dict(zip(tested.nodes, tested.minimality.tolist(), strict=True)),
+        metric=effect.whole,
+        metric_masked=effect.masked,
+        metric_random_masks=tuple(effect.random.tolist()),
     )

@@ -17,8 +17,9 @@ divergences tried it separates suppressors in any layer from erasures best
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from mansu import quant
 from mansu.circuits.gradients import differences, factors
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import live_tokens
+from mansu.files import load_values, save_values
 from mansu.measure.statistics import Interval
+from mansu.progress import OnStep, Step, part_of, silent
+from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -87,6 +92,34 @@ class Divergences:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One model's edge scores by group of pairs (``Signals.both``).
+
+    Attributes:
+        plain, signal: float32 ``[groups, n_sources, n_destinations]``.
+        about: of the control that was scored, JSON values.
+    """
+
+    plain: Tensor
+    signal: Tensor
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        save_values(path, {"plain": self.plain, "signal": self.signal}, self.about)
+
+    @classmethod
+    def load(cls, path: Path) -> Scored:
+        """Read what ``save`` wrote.
+
+        Raises:
+            MansuError: it is missing or damaged.
+        """
+        tensors, about = load_values(path)
+        return cls(tensors["plain"], tensors["signal"], about)
+
+
 class Signals:
     """Edge scores by group of pairs, so that CAD's interval can be bootstrapped over groups.
 
@@ -107,7 +140,7 @@ class Signals:
         *,
         steps: int = 5,
         groups: int = GROUPS,
-        progress: Callable[[int, int], None] | None = None,
+        on_step: OnStep = silent,
     ) -> None:
         self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
         self.edges = graph_of(subject).edges
@@ -118,8 +151,7 @@ class Signals:
             writes, reads = chunk.factors(subject, steps)
             self.reads.append(reads)
             chunk.add(self.base, writes, reads)
-            if progress is not None:
-                progress(len(self.reads), len(self.chunks))
+            on_step(Step("cad", len(self.reads), len(self.chunks)))
         self.base *= self.edges
 
     def __call__(self) -> Tensor:
@@ -130,16 +162,21 @@ class Signals:
             chunk.add(signal, writes, reads)
         return signal * self.edges
 
-    def both(self, progress: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
+    def both(self, on_step: OnStep = silent) -> Scored:
         """Plain scores, as ``grouped_scores`` gives them, and signal scores."""
         plain, signal = self._zeros(), self._zeros()
         for i, (chunk, base) in enumerate(zip(self.chunks, self.reads, strict=True)):
             writes, reads = chunk.factors(self.subject, self.steps)
             chunk.add(plain, writes, reads)
             chunk.add(signal, writes, base)
-            if progress is not None:
-                progress(i + 1, len(self.chunks))
-        return plain * self.edges, signal * self.edges
+            on_step(Step("cad", i + 1, len(self.chunks)))
+        return Scored(plain * self.edges, signal * self.edges)
+
+    def of(self, edit: Edit, on_step: OnStep = silent) -> Scored:
+        """The scores of an edit, or of a control."""
+        with edit.applied(self.subject):
+            found = self.both(on_step)
+        return Scored(found.plain, found.signal, edit.meta)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.groups, *self.edges.shape)
@@ -182,6 +219,51 @@ def _chunks(pairs: Pairs, groups: int) -> Iterator[_Chunk]:
     for some in pairs.length.argsort(stable=True).split(CHUNK):
         part = pairs.select(some)
         yield _Chunk(part, (some % groups)[live_tokens(part) // part.clean.shape[1]])
+
+
+def diverge(
+    signals: Signals,
+    edit: Edit,
+    circuit: Tensor,
+    *,
+    suppressor: Scored,
+    ablation: Scored,
+    nf4: quant.Dequantized | None = None,
+    on_step: OnStep = silent,
+) -> Divergences:
+    """CAD of an edit in full precision and in NF4, beside its controls.
+
+    Args:
+        signals: of the unedited model.
+        circuit: bool ``[n_sources, n_destinations]``, the circuit's edges.
+        suppressor, ablation: the controls' scores (``signals.of(controls.ablation(…))``); the
+            suppressor's ``about`` has the forget ``accuracy`` it reaches.
+        nf4: the unedited weights in NF4, where they are at hand (as ``quantized`` takes them).
+    """
+    base = signals.base
+    with edit.applied(signals.subject):
+        edited = signals.both(part_of(on_step, "cad", 0, 2, "the edited model"))
+        with quant.quantized(signals.subject, nf4):
+            edited_nf4 = signals.both(part_of(on_step, "cad", 1, 2, "the edited model in NF4"))
+
+    def on_circuit(scored: Scored) -> Interval:
+        return cad(base[:, circuit], scored.signal[:, circuit])
+
+    rank, top = overlap(base.sum(0), edited.plain.sum(0))
+    return Divergences(
+        edited=cad(base, edited.plain),
+        edited_nf4=cad(base, edited_nf4.plain),
+        noise_floor=noise_floor(base),
+        suppressor=cad(base, suppressor.plain),
+        ablation=cad(base, ablation.plain),
+        signal=on_circuit(edited),
+        signal_nf4=on_circuit(edited_nf4),
+        signal_suppressor=on_circuit(suppressor),
+        signal_ablation=on_circuit(ablation),
+        suppressor_accuracy=suppressor.about["accuracy"],
+        rank_correlation=rank,
+        top_overlap=top,
+    )
 
 
 def divergence(before: Tensor, after: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import floor
 from typing import Any
 
 import torch
@@ -85,6 +86,15 @@ class Suppression:
             low = middle.meta["accuracy"] <= accuracy
             weak, strong = (weak, middle) if low else (middle, strong)
         return strong
+
+
+STEP = 0.05
+"""Forget accuracies of the suppressors that CAD is compared with are this apart."""
+
+
+def suppressed_percent(accuracy: float) -> int:
+    """The forget accuracy, percent, of the suppressor for an edit: its own, rounded down."""
+    return round(100 * STEP * floor(accuracy / STEP + 1e-6))
 
 
 def suppressor(

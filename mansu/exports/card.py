@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shlex
+from dataclasses import asdict
 
 from huggingface_hub import ModelCardData
 
@@ -26,7 +27,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         MansuError: the run has no edit by this method.
     """
     edit = run.edit(method)
-    task, about = run.manifest["task"], subject.provenance
+    task, about = run.about, subject.provenance
     by = methods.named(method)
     base = str(about.get("model") or str(about.get("source", "")).removeprefix("hub: "))
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
@@ -65,7 +66,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
 
 
 def _verdict_section(run: Run, method: str) -> str:
-    if not run.has("edits", method, "verdict.json"):
+    if not run.has("verdict", method):
         return "**Not judged.** No verdict was made on this edit, so nothing is claimed about it."
     verdict = run.verdict(method)
     table = verdict.table()
@@ -77,17 +78,14 @@ def _verdict_section(run: Run, method: str) -> str:
 
 def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str:
     measured: dict[str, Measurement] = {}
-    for name, path in (
-        ("unedited", ("base.json",)),
-        ("this edit", ("edits", method, "full.json")),
-        ("unedited, NF4", ("base-nf4.json",)),
-        ("this edit, NF4", ("edits", method, "nf4.json")),
+    for name, kind in (
+        ("unedited", "base"),
+        ("this edit", "full"),
+        ("unedited, NF4", "base_nf4"),
+        ("this edit, NF4", "nf4"),
     ):
-        if run.has(*path):
-            is_nf4, is_base = "NF4" in name, name.startswith("unedited")
-            measured[name] = (
-                run.base(nf4=is_nf4) if is_base else run.measurement(method, nf4=is_nf4)
-            )
+        if run.has(kind, method):
+            measured[name] = run.read(kind, method)
     if "this edit" not in measured:
         return "**Not measured.**"
     rows = []
@@ -120,15 +118,14 @@ def _limits(format: quant.Format | None) -> str:
 
 
 def _repeat_section(run: Run, method: str) -> str:
-    manifest = (run.path / "manifest.json").read_bytes()
-    edit = (run.edit_folder(method) / "edit.safetensors").read_bytes()
+    manifest = run.manifest_file.read_bytes()
     versions = ", ".join(f"{n} {v}" for n, v in run.manifest["packages"].items())
     return (
         f"```\n{repeat_command(run, method)}\n```\n\n"
         f"- MANSU {__version__}, Python {run.manifest['python']}, {versions}\n"
-        f"- task `{run.manifest['task']['name']}`, digest `{run.manifest['task']['digest']}`\n"
+        f"- task `{run.about['name']}`, digest `{run.about['digest']}`\n"
         f"- `manifest.json`, sha256 `{hashlib.sha256(manifest).hexdigest()}`\n"
-        f"- the edit, sha256 `{hashlib.sha256(edit).hexdigest()}`"
+        f"- the edit, sha256 `{run.digest(method)}`"
     )
 
 
@@ -137,13 +134,13 @@ def repeat_command(run: Run, method: str) -> str:
 
     A task of the user's own is called ``task.jsonl``, as in the run folder.
     """
-    task = run.manifest["task"]
+    task = run.about
     shipped = task["name"] in tasks.shipped() and tasks.load(task["name"]).digest == task["digest"]
     words = ["mansu", "run", "--subject", run.subject]
     words += ["--task", task["name"] if shipped else "task.jsonl", "--method", method]
-    for name, value in run.settings.items():
+    for name, value in asdict(run.settings).items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    used = run.history(method)["settings"] if run.has("edits", method, "history.json") else {}
+    used = run.history(method)["settings"] if run.has("history", method) else {}
     for name, value in methods.named(method).changed(used).items():
         words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)

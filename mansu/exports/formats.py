@@ -17,7 +17,7 @@ from mansu.exports.checkpoint import checkpoint, nf4_checkpoint
 from mansu.exports.harness import lm_eval
 from mansu.files import new_folder
 from mansu.job.runs import Run
-from mansu.methods import Progress, silent
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects import shipped
 from mansu.subjects.subject import Subject
 
@@ -35,7 +35,7 @@ def write(
     formats: Iterable[str] = ("hf",),
     *,
     double_quant: bool = False,
-    progress: Progress = silent,
+    on_step: OnStep = silent,
 ) -> tuple[str, ...]:
     """Export a run's edit by ``method``: the formats asked for, and a model card for each model.
 
@@ -57,18 +57,18 @@ def write(
     edit, notes = run.edit(method), ()
     with new_folder(Path(folder)) as new:
         if "hf" in formats:
-            progress(0.0, "writing the checkpoint")
+            on_step(Step("export", 0, 10, method, "the checkpoint"))
             checkpoint(subject, edit, new)
             _document(run, subject, method, new, None)
         if "nf4" in formats:
-            progress(0.4, "quantising and writing the NF4 checkpoint")
+            on_step(Step("export", 4, 10, method, "the NF4 checkpoint"))
             format = quant.Format(double_quant=double_quant)
             place = new / "nf4" if "hf" in formats else new
             nf4_checkpoint(subject, edit, place, format)
             _document(run, subject, method, place, format)
         if "lm-eval" in formats:
-            progress(0.9, "writing the task for lm-evaluation-harness")
-            notes = lm_eval(run.task(), subject, new / HARNESS, seed=run.settings["seed"])
+            on_step(Step("export", 9, 10, method, "the task for lm-evaluation-harness"))
+            notes = lm_eval(run.task(), subject, new / HARNESS, seed=run.settings.seed)
     return notes
 
 
@@ -78,6 +78,6 @@ def _document(
     """Lay the model card, the manifest, the verdict and the subject's terms beside a model."""
     (folder / "README.md").write_text(model_card(run, subject, method, format), encoding="utf-8")
     shipped.copy_terms(subject.name, folder)
-    shutil.copyfile(run.path / "manifest.json", folder / "manifest.json")
-    if run.has("edits", method, "verdict.json"):
-        shutil.copyfile(run.edit_folder(method) / "verdict.json", folder / "verdict.json")
+    shutil.copyfile(run.manifest_file, folder / "manifest.json")
+    if run.has("verdict", method):
+        shutil.copyfile(run.file("verdict", method), folder / "verdict.json")

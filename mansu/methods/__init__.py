@@ -9,7 +9,6 @@ that the names cost nothing::
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 
 from mansu.errors import BadInputError
 from mansu.methods.method import Method, Outcome, Problem, Search, Watch, parse_settings
@@ -61,11 +60,3 @@ def named(name: str) -> Method:
         return importlib.import_module("mansu.methods.ablations").METHODS[name]
     file = "mansu_method" if name == "mansu" else name
     return importlib.import_module(f"mansu.methods.{file}").METHOD
-
-
-Progress = Callable[[float, str], None]
-"""Called with the share done (0 to 1) and a sentence, by what does not report records yet."""
-
-
-def silent(share: float, message: str) -> None:
-    """Report nothing."""

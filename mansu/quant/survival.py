@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
+from mansu.errors import DamagedError
 from mansu.files import write_json
 from mansu.quant.codes import dequantize
 from mansu.quant.formats import FORMATS, NF4, Format
@@ -112,35 +112,46 @@ class NF4Report:
     layers: Mapping[int, Survival]
     kinds: Mapping[str, Survival]
 
+    def to_json(self) -> dict[str, Any]:
+        return {"version": VERSION, "edges": EDGES, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NF4Report:
+        """The report that ``to_json`` gave.
+
+        Raises:
+            DamagedError: it is of another version.
+        """
+        if data["version"] != VERSION:
+            raise DamagedError(
+                f"An NF4 report is of version {data['version']}, and this MANSU reads version "
+                f"{VERSION}: make it again."
+            )
+        return cls(
+            data["label"],
+            Format(**data["format"]),
+            _survival_from(data["all"]),
+            _survival_from(data["quantized"]),
+            _survival_from(data["unquantized"]),
+            {int(layer): _survival_from(part) for layer, part in data["layers"].items()},
+            {kind: _survival_from(part) for kind, part in data["kinds"].items()},
+        )
+
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
-        write_json(Path(path), {"version": VERSION, "edges": EDGES, **asdict(self)})
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> NF4Report:
         """Read a report that ``save`` wrote.
 
         Raises:
-            MansuError: no such file, not a report, or one of another version.
+            DamagedError: no such file, not a report, or one of another version.
         """
         try:
-            data = json.loads(Path(path).read_text())
-            if data["version"] != VERSION:
-                raise MansuError(
-                    f"{path} is an NF4 report of version {data['version']}, and this MANSU reads "
-                    f"version {VERSION}: make it again."
-                )
-            return cls(
-                data["label"],
-                Format(**data["format"]),
-                _survival_from(data["all"]),
-                _survival_from(data["quantized"]),
-                _survival_from(data["unquantized"]),
-                {int(layer): _survival_from(part) for layer, part in data["layers"].items()},
-                {kind: _survival_from(part) for kind, part in data["kinds"].items()},
-            )
+            return cls.from_json(json.loads(Path(path).read_text()))
         except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise MansuError(f"Cannot read an NF4 report from {path}: {error!r}") from error
+            raise DamagedError(f"Cannot read an NF4 report from {path}: {error!r}") from error
 
 
 def report(subject: Subject, edit: Edit, format: Format = NF4) -> NF4Report:

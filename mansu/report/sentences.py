@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from mansu.progress import Step
 
-STAGES: Mapping[str, str] = {"base": "unedited model", "unlearn": "", "cad": "CAD"}
+STAGES: Mapping[str, str] = {
+    "load": "loading",
+    "base": "unedited model",
+    "base_nf4": "unedited model in NF4",
+    "base_attacks": "attacks on the unedited model",
+    "unlearn": "",
+    "cad": "CAD",
+}
 """What a stage is called where its own name says too little; a method at work needs no word."""
 
 VALUES: Mapping[str, str] = {
@@ -27,7 +34,7 @@ VALUES: Mapping[str, str] = {
 def sentence(step: Step) -> str:
     """The record as text, e.g. ``mansu: step 3 of 36: forget loss 1.203, 812 weights moved``."""
     count = f"{step.done:,} of {step.total:,}"
-    at = f"step {count}"
+    at = f"step {count}" if step.total > 1 else ""
     if step.part:
         at = f"{step.part} ({count})" if step.done else step.part
     values = (

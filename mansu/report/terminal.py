@@ -50,7 +50,7 @@ def geometry(run: Run, method: str) -> str:
     kept = run.formats(method)
     shares = [f"{n} {k.share:.2%}" if k.share is not None else f"{n} –" for n, k in kept.items()]
     text = f"codes changed: {', '.join(shares)}\n{floor_across(kept)}"
-    if run.has("edits", method, "bound.json"):
+    if run.has("bounds", method):
         b = run.bounds(method)
         text += (
             f"\nretain loss bound: {b.restricted:.3g} nats over the circuit, {b.everywhere:.3g} "

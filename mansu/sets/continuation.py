@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from mansu.errors import MansuError
+from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import pad
-
-Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
@@ -69,7 +68,7 @@ def greedy(
     *,
     tokens: int,
     batch: int = 16,
-    progress: Progress = lambda done, total: None,
+    on_step: OnStep = silent,
 ) -> list[str]:
     """The most probable next tokens after each prompt, one after another, up to the end token.
 
@@ -106,7 +105,7 @@ def greedy(
         for i, row in zip(some, out, strict=True):
             stop = next((at for at, token in enumerate(row) if token in ends), len(row))
             found[i] = str(subject.tokenizer.decode(row[:stop], skip_special_tokens=True))
-        progress(min(first + batch, len(order)), len(order))
+        on_step(Step("score", min(first + batch, len(order)), len(order)))
     return found
 
 

@@ -9,8 +9,9 @@ from scipy.stats import mannwhitneyu
 
 from mansu.errors import MansuError
 from mansu.measure.statistics import CONFIDENCE, Interval
+from mansu.progress import OnStep, silent
 from mansu.sets import hub
-from mansu.sets.continuation import Progress, cut, greedy, log_probabilities, rouge_l
+from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
 from mansu.subjects.subject import Subject
 
 TEXT = {"text": "a string"}
@@ -72,7 +73,7 @@ def verbatim(
     pairs: Sequence[tuple[str, str]],
     *,
     tokens: int = VERBATIM_TOKENS,
-    progress: Progress = lambda done, total: None,
+    on_step: OnStep = silent,
 ) -> np.ndarray:
     """VerbMem: ROUGE-L F1 of the greedy continuation with as much of the truth, ``[N]``.
 
@@ -80,7 +81,7 @@ def verbatim(
         tokens: how much is said, and no more than the longest truth has.
     """
     tokens = min(tokens, max(len(subject.encode(truth)) for _, truth in pairs))
-    said = greedy(subject, [p for p, _ in pairs], tokens=tokens, progress=progress)
+    said = greedy(subject, [p for p, _ in pairs], tokens=tokens, on_step=on_step)
     return rouge_l([cut(subject, truth, tokens) for _, truth in pairs], said, "fmeasure")
 
 
@@ -90,7 +91,7 @@ def knowledge(
     shots: Sequence[tuple[str, str]] = (),
     *,
     tokens: int = KNOWLEDGE_TOKENS,
-    progress: Progress = lambda done, total: None,
+    on_step: OnStep = silent,
 ) -> np.ndarray:
     """KnowMem: ROUGE-L F1 of the greedy answer (its first paragraph) with the truth, ``[N]``.
 
@@ -99,7 +100,7 @@ def knowledge(
     """
     shown = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in shots)
     asked = [f"{shown}Question: {q}\nAnswer:" for q, _ in pairs]
-    said = greedy(subject, asked, tokens=tokens, progress=progress)
+    said = greedy(subject, asked, tokens=tokens, on_step=on_step)
     firsts = [s.split("\n\n")[0].split("\nQuestion")[0] for s in said]
     return rouge_l([a for _, a in pairs], firsts, "fmeasure")
 

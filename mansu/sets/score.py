@@ -12,6 +12,7 @@ import numpy as np
 from mansu import quant
 from mansu.errors import MansuError
 from mansu.measure.statistics import Interval, bootstrap
+from mansu.progress import OnStep, Step, silent
 from mansu.sets import choices, hub, muse, tofu
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -25,9 +26,6 @@ NEVER_SAW = 0.5  # PrivLeak's AUC for a model that saw neither text, where no re
 Rows = Mapping[str, Mapping[str, np.ndarray]]
 
 
-Progress = Callable[[str], None]
-
-
 def score(
     subject: Subject,
     name: str,
@@ -39,7 +37,7 @@ def score(
     shots: int = 0,
     tokens: int | None = None,
     reference: Mapping[str, Any] | None = None,
-    progress: Progress = lambda message: None,
+    on_step: OnStep = silent,
 ) -> dict[str, Any]:
     """Score the set on each model.
 
@@ -64,10 +62,11 @@ def score(
     limit: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
     once = measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
     models: dict[str, Any] = {}
+    number = (2 if edit else 1) * (2 if in_nf4 else 1)
     for edited in [None, edit] if edit else [None]:
         for quantised in (False, True) if in_nf4 else (False,):
             label = (edited.label or "edited" if edited else "unedited") + " NF4" * quantised
-            progress(f"scoring the {label} model")
+            on_step(Step("score", len(models), number, part=f"the {label} model"))
             with ExitStack() as stack:
                 if edited:
                     stack.enter_context(edited.applied(subject))

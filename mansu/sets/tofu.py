@@ -9,8 +9,9 @@ import numpy as np
 from scipy.stats import hmean, ks_2samp
 
 from mansu.errors import MansuError
+from mansu.progress import OnStep, silent
 from mansu.sets import hub
-from mansu.sets.continuation import Progress, greedy, log_probabilities, rouge_l
+from mansu.sets.continuation import greedy, log_probabilities, rouge_l
 from mansu.subjects.subject import Subject
 
 SCHEMA = {"question": "a string", "answer": "a string"}
@@ -90,7 +91,7 @@ def scores(
     *,
     world: bool = False,
     tokens: int = NEW_TOKENS,
-    progress: Progress = lambda done, total: None,
+    on_step: OnStep = silent,
 ) -> dict[str, np.ndarray]:
     """The three measures by row, on the subject as it now is.
 
@@ -103,7 +104,7 @@ def scores(
         every row has perturbed answers, ``truth_ratio`` ``[N]``.
     """
     questions = [r.question for r in rows]
-    said = greedy(subject, [prompt(q) for q in questions], tokens=tokens, progress=progress)
+    said = greedy(subject, [prompt(q) for q in questions], tokens=tokens, on_step=on_step)
     own = probability(subject, questions, [r.answer for r in rows])
     found = {"rouge": rouge_l([r.answer for r in rows], said, "recall"), "probability": own}
     if not all(r.perturbed for r in rows):

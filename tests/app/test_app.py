@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -18,10 +19,11 @@ from mansu.circuits import lens
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import record
 from mansu.errors import MansuError
-from mansu.files import write_json
-from mansu.job import pipeline, runs
+from mansu.job import runs
+from mansu.job.pipeline import CIRCUIT, TRUST, perform
 from mansu.job.runs import Run
-from mansu.methods import silent
+from mansu.job.session import Session
+from mansu.job.settings import Settings
 from mansu.subjects import shipped
 from mansu.subjects.blocks import Norm
 from mansu.subjects.shipped import TINY
@@ -29,7 +31,7 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = dict(pipeline.DEFAULTS) | {"pairs": 8, "steps": 2}
+SETTINGS = Settings(pairs=8, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(home: Path, tiny: Subject, tiny_task: Task) -> Run:
-    run = Run.create(TINY, tiny_task, SETTINGS, home / "made")
-    pipeline.circuit_step(run, tiny, silent)
+    run = Run.create(tiny, tiny_task, SETTINGS, home / "made")
+    perform(Session(run, tiny), CIRCUIT)
     return run
 
 
@@ -146,9 +148,9 @@ def test_the_attribute_button_starts_a_job_whose_result_is_shown(empty: Path) ->
     next(b for b in at.button if b.label == "Attribute only").click().run()
     assert not at.exception and not at.error
     (run,) = runs.listed()
-    assert run.settings["pairs"] == 8
+    assert run.settings.pairs == 8
     assert at.query_params["run"] == run.name
-    assert ended(run) == "done", (run.path / jobs.LOG).read_text()
+    assert ended(run) == "done", run.log()
     assert len(charts(page("attribution", run=run.name))) == 1
 
 
@@ -166,12 +168,12 @@ def test_the_circuit_page_follows_the_slider(shown: Run) -> None:
 def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
     at = page("circuit", run=shown.name)
     assert [b.label for b in at.button] == ["Measure it"]
-    pipeline.trust_step(shown, tiny, silent)
+    perform(Session(shown, tiny), [TRUST])
     at = page("circuit", run=shown.name)
     assert not at.button
     values = {m.label: m.value for m in at.metric}
-    assert values["Overlap of resamples"] == f"{shown.trust()['overlap'][0]:.0%}"
-    assert values["Metric, mask at zero"] == f"{shown.trust()['metric_masked']:.2f}"
+    assert values["Overlap of resamples"] == f"{shown.trust().overlap[0]:.0%}"
+    assert values["Metric, mask at zero"] == f"{shown.trust().metric_masked:.2f}"
 
 
 @pytest.mark.parametrize("kind", ["head", "mlp", "embedding", "logits"])
@@ -223,8 +225,8 @@ def test_direct_effects_add_up_to_the_residual_stream(tiny: Subject, tiny_task: 
     assert torch.allclose(logits, (clean.logits - corrupt.logits)[0], atol=1e-5)
 
 
-def test_a_job_is_cancelled_and_goes_on(empty: Path, tiny_task: Task) -> None:
-    run = Run.create(TINY, tiny_task, SETTINGS)
+def test_a_job_is_cancelled_and_goes_on(empty: Path, tiny: Subject, tiny_task: Task) -> None:
+    run = Run.create(tiny, tiny_task, SETTINGS)
     jobs.start(["circuit", str(run.path)], run.path)
     with pytest.raises(MansuError, match="at work"):
         jobs.start(["circuit", str(run.path)], run.path)
@@ -235,8 +237,8 @@ def test_a_job_is_cancelled_and_goes_on(empty: Path, tiny_task: Task) -> None:
     assert "Cancelled" in at.info[0].value
     assert not list(run.path.glob("**/*.part"))
     next(b for b in at.button if b.label == "Find the circuit").click().run()
-    assert ended(run) == "done", (run.path / jobs.LOG).read_text()
-    assert not run.has("circuit.safetensors") or len(run.circuit()) > 0
+    assert ended(run) == "done", run.log()
+    assert not run.has("circuit") or len(run.circuit()) > 0
     assert len(charts(page("circuit", run=run.name))) == 2
 
 
@@ -251,11 +253,9 @@ def test_a_job_that_fails_says_why(shown: Run) -> None:
 def test_a_dead_process_is_not_called_running(shown: Run) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    status = {"share": 0.4, "message": "x", "pid": dead.pid, "started": 0.0, "updated": 0.0}
-    write_json(shown.path / "status.json", {"state": "running", **status})
+    shown.set_status("running", 0.4, pid=dead.pid)
     assert jobs.state(shown) == "stopped"
-    status["pid"] = 1  # alive, but not a job of ours
-    write_json(shown.path / "status.json", {"state": "running", **status})
+    shown.set_status("running", 0.4, pid=1)  # alive, but not a job of ours
     assert jobs.state(shown) == "stopped"
 
 
@@ -290,3 +290,25 @@ def test_the_tasks_offered_are_those_measured_on_the_subject() -> None:
     assert "chemical-symbols" in names
     assert "tiny-colours" not in names
     assert names[first] == "chemical-symbols"
+
+
+def test_a_run_of_an_older_version_is_named(shown: Run, home: Path) -> None:
+    old = home / "old"
+    old.mkdir()
+    (old / "manifest.json").write_text(json.dumps({**shown.manifest, "version": 1}))
+    try:
+        at = page("circuit", run=shown.name)
+        assert any("of version 1" in m.value and "make it again" in m.value for m in at.markdown)
+    finally:
+        shutil.rmtree(old)
+
+
+def test_a_damaged_result_is_an_error_and_not_called_unmeasured(shown: Run) -> None:
+    file = shown.file("circuit")
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:100])
+        at = page("circuit", run=shown.name)
+        assert "damaged" in at.error[0].value and not at.info
+    finally:
+        file.write_bytes(whole)

@@ -106,9 +106,9 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
     # Cancel really ends the process and keeps what was finished.
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Cancelled. What was finished is kept")).to_be_visible()
-    assert run.status()["state"] == "cancelled"
+    assert run.status().state == "cancelled"
     until = time.time() + 30
-    while Path(f"/proc/{run.status()['pid']}").exists():
+    while Path(f"/proc/{run.status().pid}").exists():
         assert time.time() < until, "the job is still there"
         time.sleep(0.1)
 

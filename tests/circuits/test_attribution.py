@@ -26,6 +26,7 @@ from mansu.circuits.metric import metric_values
 from mansu.circuits.patching import activation_patching
 from mansu.circuits.record import live_tokens, logits_with, record
 from mansu.errors import MansuError
+from mansu.progress import Step
 from mansu.subjects.blocks import Block
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
@@ -107,14 +108,12 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
     whole = attribute(subject, pairs, steps=3)
     layout = graph_of(subject)
     two = attribution.needs(subject, layout, int(pairs.length.max()), 3).of(2)
-    ticks: list[tuple[int, int]] = []
-    small = attribute(
-        subject, pairs, steps=3, memory=two, progress=lambda *tick: ticks.append(tick)
-    )
-    assert ticks == [(i + 1, 15) for i in range(15)]  # 3 chunks of (2 + 3) passes
+    ticks: list[Step] = []
+    small = attribute(subject, pairs, steps=3, memory=two, on_step=ticks.append)
+    assert ticks == [Step("attribution", i + 1, 15) for i in range(15)]  # 3 chunks, 2 + 3 passes
     ticks.clear()
-    attribute(subject, pairs, method="eap", progress=lambda *tick: ticks.append(tick))
-    assert ticks == [(1, 2), (2, 2)]  # the clean pass gives the gradients
+    attribute(subject, pairs, method="eap", on_step=ticks.append)
+    assert [(t.done, t.total) for t in ticks] == [(1, 2), (2, 2)]  # clean gives the gradients
     monkeypatch.setattr(gradients, "STEP_BLOCK", 2)
     monkeypatch.setattr(attribution, "CONTRACTION", 4096)
     blocks = attribute(subject, pairs, steps=3)

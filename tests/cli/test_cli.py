@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mansu import cli, tasks
 from mansu.circuits.metric import MEMORY
-from mansu.errors import MansuError
+from mansu.cli.commands import COMMANDS
 from mansu.evidence import cad
 from mansu.evidence.attacks import ATTACKS, attack
-from mansu.job import pipeline
+from mansu.exports.card import repeat_command
 from mansu.job.runs import Run
+from mansu.job.session import Session
+from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
 from mansu.quant.formats import FORMATS
 from mansu.quant.swap import quantized
+from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 
 TINY = ["--subject", "tiny", "--task", "tiny-colours", "--pairs", "16"]
@@ -39,10 +45,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subject) -> None:
     assert run.judged() == ("graddiff",)
-    assert run.status()["state"] == "done"
+    assert run.status().state == "done"
     assert all(p.status != "unknown" for p in run.verdict("graddiff").properties)
     circuit, mask = run.circuit(), run.mask()
-    assert circuit.faithfulness is not None and circuit.faithfulness >= run.settings["tau"] - 1e-6
+    assert circuit.faithfulness is not None and circuit.faithfulness >= run.settings.tau - 1e-6
     assert 0 < mask.fraction <= 0.1
     assert run.attribution().n_pairs == 16
     edit, report = run.edit("graddiff"), run.survival("graddiff")
@@ -61,8 +67,7 @@ def test_the_whole_job_leaves_a_run_that_holds_everything(run: Run, tiny: Subjec
 
 
 def test_signal_cad_is_of_the_circuit_s_edges(run: Run, tiny: Subject) -> None:
-    pairs = pipeline.attribution_pairs(run, tiny)
-    signals = cad.Signals(tiny, pairs, steps=run.settings["steps"])
+    signals = Session(run, tiny).signals()
     circuit, found = run.circuit().edge_mask, run.divergences("graddiff")
     with run.edit("graddiff").applied(tiny):
         after = signals().sum(0)
@@ -80,11 +85,11 @@ def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixtur
     assert cli.main(["trust", str(run.path)]) == 0
     assert "random masks" in capsys.readouterr().out
     found = run.trust()
-    assert 0 < found["overlap"][0] <= 1 and 0 <= found["always"] <= 1
-    assert found["held_out_pairs"] == 16
-    assert found["held_out_faithfulness"][0] > 0.5
-    assert found["metric_masked"] < found["metric"]
-    assert len(found["metric_random_masks"]) == 5
+    assert 0 < found.overlap[0] <= 1 and 0 <= found.always <= 1
+    assert found.held_out_pairs == 16
+    assert found.held_out_faithfulness is not None and found.held_out_faithfulness[0] > 0.5
+    assert found.metric_masked < found.metric
+    assert len(found.metric_random_masks) == 5
 
 
 def test_an_edit_is_attacked_beside_the_unedited_model(
@@ -128,13 +133,11 @@ def test_steps_one_by_one_and_what_is_done_is_not_done_again(
 def test_memory_is_kept_in_the_run_and_obeyed(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run.settings["memory"] == pipeline.DEFAULTS["memory"]
-    old = Run(run.path, {**run.manifest, "settings": {"steps": 5}})  # from before the setting
-    assert pipeline.memory_of(old) == pipeline.memory_of(run) == MEMORY
+    assert run.settings.budget == Settings().budget == MEMORY
     folder = ["--folder", str(tmp_path / "small")]
     assert cli.main(["attribute", *TINY, *folder, "--memory", "1"]) == 2
     assert "more than the budget of 1 MiB" in capsys.readouterr().err
-    assert Run.open(tmp_path / "small").settings["memory"] == 1
+    assert Run.open(tmp_path / "small").settings.memory == 1
 
 
 def test_controls_and_ablations_run_like_any_method(
@@ -232,16 +235,8 @@ def test_a_task_that_the_model_does_not_know_is_refused(
     command = ["run", "--subject", "tiny", "--task", str(path), "--folder", str(folder)]
     assert cli.main(command) == 2
     assert "'tiny' does not know this task: its 4-way accuracy" in capsys.readouterr().err
-    assert Run.open(folder).status()["state"] == "failed"
+    assert Run.open(folder).status().state == "failed"
     assert not (folder / "attribution.safetensors").exists()
-
-
-def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
-    run = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "old")
-    manifest = json.loads((run.path / "manifest.json").read_text())
-    (run.path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(MansuError, match="of version 99, and this MANSU reads version 1"):
-        Run.open(run.path)
 
 
 def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> None:
@@ -258,7 +253,7 @@ def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> 
         while not (path / "mask.safetensors").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
-        while "step" not in Run.open(path).status()["message"]:
+        while not any(step.stage == "unlearn" for _, step in Run.open(path).events()):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
@@ -266,6 +261,123 @@ def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> 
     finally:
         process.kill()
     run = Run.open(path)
-    assert run.status()["state"] == "cancelled"
+    assert run.status().state == "cancelled"
     assert run.edits() == () and not list(path.rglob("*.part"))
     assert run.circuit().kept.numel() > 0
+
+
+def test_help_and_version_answer_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from mansu import cli\n"
+        "try:\n"
+        "    cli.main([sys.argv[1]])\n"
+        "finally:\n"
+        "    print('torch' in sys.modules, 'transformers' in sys.modules)\n"
+    )
+    for option in ("--help", "--version"):
+        done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True)
+        assert done.stdout.endswith("False False\n"), done.stdout + done.stderr
+
+
+def test_every_command_has_a_module_and_says_what_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        assert COMMANDS[name].split(":")[0] in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--pairs", "0", "a whole number of at least 1"),
+        ("--pairs", "many", "'many': give a whole number"),
+        ("--steps", "2.5", "2.5: give a whole number"),
+        ("--tau", "1.5", "a number above 0 and at most 1"),
+        ("--tau", "NaN", "nan: give a number"),
+        ("--max-fraction", "0", "a number above 0 and at most 1"),
+        ("--seed", "-1", "a whole number of at least 0"),
+        ("--memory", "1e400", "inf: give a whole number"),
+    ],
+)
+def test_a_number_out_of_range_is_one_sentence(
+    option: str,
+    value: str,
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    what = ["--subject", "tiny", "--task", "tiny-colours", "--folder", str(tmp_path / "run")]
+    assert cli.main(["run", *what, f"{option}={value}"]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert sentence in line and option[2:].replace("-", "_") in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_answered_for_another_subject_task_or_setting(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ["run", "--folder", str(run.path), "--method", "graddiff"]
+    for given, sentence in (
+        (["--subject", "smollm2-135m-instruct"], "made with --subject tiny, not smollm2"),
+        (["--task", "capitals"], "made with --task tiny-colours, not capitals"),
+        (["--pairs", "7"], "made with --pairs 16, not 7"),
+        (["--seed", "3"], "made with --seed 0, not 3"),
+        (["--set", "steps=4"], "an edit by graddiff with steps = 3, not 4"),
+        (["--set", "learning_rate=0.9"], "an edit by graddiff with learning_rate = "),
+    ):
+        assert cli.main([*here, *given]) == 2
+        assert sentence in capsys.readouterr().err
+    assert cli.main([*here, *TINY, "--set", "steps=3"]) == 0  # the same as it was made with
+    command = ["unlearn", str(run.path), "--method", "graddiff", "--set", "learning_rate=0.9"]
+    assert cli.main(command) == 2
+    assert "--again" in capsys.readouterr().err
+
+
+def test_again_makes_the_edit_and_all_that_follows_anew(run: Run, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    before = copy.digest("graddiff")
+    command = ["unlearn", str(copy.path), "--method", "graddiff", "--again"]
+    assert cli.main([*command, "--set", "steps=1"]) == 0
+    assert copy.digest("graddiff") != before and copy.judged() == ()
+    assert copy.history("graddiff")["settings"]["steps"] == 1
+    assert copy.history("graddiff")["given"] == {"steps": 1}
+    whole = ["run", "--folder", str(copy.path), "--method", "graddiff", "--again"]
+    assert cli.main([*whole, "--set", "steps=3"]) == 0
+    assert copy.digest("graddiff") == before  # and it is the same edit, bit for bit
+    assert copy.verdict("graddiff") == run.verdict("graddiff")
+
+
+def test_a_checkpoint_that_changed_is_refused_at_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = shutil.copytree(TINY_FOLDER, tmp_path / "subject")
+    run = tmp_path / "run"
+    what = ["--subject", str(subject), "--task", "tiny-colours", "--pairs", "8", "--steps", "1"]
+    assert cli.main(["attribute", *what, "--folder", str(run)]) == 0
+    weights = load_file(subject / "model.safetensors")
+    name = next(n for n in weights if n.endswith("mlp.down_proj.weight"))
+    save_file({**weights, name: -weights[name]}, subject / "model.safetensors", {"format": "pt"})
+    assert cli.main(["circuit", str(run)]) == 2
+    assert "weights, config or tokenizer differ" in capsys.readouterr().err
+    assert Run.open(run).status().state == "failed" and not Run.open(run).has("circuit")
+    assert cli.main(["run", *what, "--folder", str(run)]) == 2
+
+
+def test_the_command_on_a_card_makes_the_same_edit(run: Run, tmp_path: Path) -> None:
+    command = shlex.split(repeat_command(run, "graddiff"))
+    assert command[:2] == ["mansu", "run"]
+    assert cli.main([*command[1:], "--folder", str(tmp_path / "again")]) == 0
+    again = Run.open(tmp_path / "again")
+    assert again.settings == run.settings and again.asked == ("graddiff",)
+    assert again.digest("graddiff") == run.digest("graddiff")
+
+
+def test_the_app_is_refused_without_streamlit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mansu.cli.app.find_spec", lambda name: None)
+    assert cli.main(["app"]) == 2
+    assert "pip install 'mansu[app]'" in capsys.readouterr().err

@@ -84,8 +84,8 @@ def test_grouped_scores_of_prompts_of_many_lengths(name: str) -> None:
     wanted = one_by_one(subject, mixed, 2, 3)
     signals = cad.Signals(subject, mixed, steps=2, groups=3)
     assert close(signals.base, wanted)
-    plain, signal = signals.both()
-    assert torch.equal(plain, signals.base) and torch.equal(signal, signals.base)
+    found = signals.both()
+    assert torch.equal(found.plain, signals.base) and torch.equal(found.signal, signals.base)
 
 
 def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, base: Tensor) -> None:
@@ -95,7 +95,8 @@ def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, ba
     name = tiny.quantized_names[-1]
     edit = controls.ablation(tiny, {name: torch.rand(tiny.parameters[name].shape) < 0.5})
     with edit.applied(tiny):
-        plain, signal = signals.both()
+        found = signals.both()
+        plain, signal = found.plain, found.signal
         assert close(plain, one_by_one(tiny, pairs, 3, 4))
         assert torch.equal(signal, signals())
         writes = differences(tiny, pairs)

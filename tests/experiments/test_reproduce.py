@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from experiments import reproduce
-from mansu import cli, subjects
+from mansu import subjects
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run
 from scripts import readme
@@ -18,10 +18,10 @@ from scripts import readme
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``mansu reproduce`` on the tiny subject, MANSU and one baseline with its search."""
+    """The reproduction on the tiny subject, MANSU and one baseline with its search."""
     path = tmp_path_factory.mktemp("reproduce")
     only = ["--subject", "tiny", "--method", "mansu", "--method", "graddiff"]
-    assert cli.main(["reproduce", *only, "--folder", f"{path}/runs", "--to", f"{path}/to"]) == 0
+    assert reproduce.main([*only, "--folder", f"{path}/runs", "--to", f"{path}/to"]) == 0
     return path
 
 
@@ -53,23 +53,23 @@ def test_what_is_done_is_not_done_again(made: Path) -> None:
     files = sorted((made / "runs").rglob("*.json"))
     before = {f: f.stat().st_mtime_ns for f in files if f.name != "verdict.json"}
     only = ["--subject", "tiny", "--method", "graddiff"]
-    command = ["reproduce", *only, "--folder", f"{made}/runs", "--to", f"{made}/again"]
-    assert cli.main(command) == 0
+    command = [*only, "--folder", f"{made}/runs", "--to", f"{made}/again"]
+    assert reproduce.main(command) == 0
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
 def test_strengths_end_at_the_whole_edit(made: Path) -> None:
     run = Run.open(made / "runs" / "tiny-colours-tiny")
     for name in ("mansu", "graddiff"):
-        points = run.strengths(name)["points"]
-        assert [p["strength"] for p in points] == pytest.approx([0.33, 0.67, 1.0])
+        points = run.strengths(name).points
+        assert [p.strength for p in points] == pytest.approx([0.33, 0.67, 1.0])
         whole = run.measurement(name, nf4=False).splits["forget"]
         nf4 = run.measurement(name, nf4=True).splits["forget"]
-        assert points[-1]["forget"] == whole.accuracy
-        assert points[-1]["permanence"] == pytest.approx(
+        assert points[-1].forget == whole.accuracy
+        assert points[-1].permanence == pytest.approx(
             whole.log_probability.mean() - nf4.log_probability.mean()
         )
-        assert points[0]["forgetting"] <= points[-1]["forgetting"] + 0.05
+        assert points[0].forgetting <= points[-1].forgetting + 0.05
 
 
 def _figures(**changes: Any) -> dict[str, Any]:
@@ -163,12 +163,12 @@ def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["reproduce", "--subject", "gpt-9", "--folder", str(tmp_path)]) == 2
+    assert reproduce.main(["--subject", "gpt-9", "--folder", str(tmp_path)]) == 2
     assert "No experiment is on that subject and task" in capsys.readouterr().err
     wrong = ["--subject", "tiny", "--task", "capitals"]
-    assert cli.main(["reproduce", *wrong, "--folder", str(tmp_path)]) == 2
+    assert reproduce.main([*wrong, "--folder", str(tmp_path)]) == 2
     assert "capitals on smollm2" in capsys.readouterr().err
-    assert cli.main(["reproduce", "--method", "magic", "--folder", str(tmp_path)]) == 2
+    assert reproduce.main(["--method", "magic", "--folder", str(tmp_path)]) == 2
     assert not list(tmp_path.iterdir())
 
 

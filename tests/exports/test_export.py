@@ -21,10 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from mansu import cli, exports, quant, subjects, tasks
 from mansu.errors import MansuError
-from mansu.job import pipeline
+from mansu.job.pipeline import perform, unlearning, whole
 from mansu.job.runs import Run
+from mansu.job.session import Session
+from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
-from mansu.methods import silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
@@ -135,10 +136,10 @@ def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def run(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "job"
-    asked = {**pipeline.DEFAULTS, "pairs": 8, "steps": 1}
-    run = Run.create("tiny", tasks.load("tiny-colours"), asked, path)
-    pipeline.whole_job(run, tiny, "graddiff", silent, {"steps": 3})
-    pipeline.unlearn_step(run, tiny, "ga", silent, {"steps": 1})  # not judged
+    run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8, steps=1), path)
+    session = Session(run, tiny)
+    perform(session, whole("graddiff", {"steps": 3}), "graddiff")
+    perform(session, [unlearning("ga", {"steps": 1})], "ga")  # not judged
     return run
 
 
@@ -153,7 +154,7 @@ def test_the_command_exports_all_three_and_says_how_to_score(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing temporary beside it
     for folder in (out, out / "nf4"):
         for name in ("manifest.json", "verdict.json"):
-            source = run.path if name == "manifest.json" else run.edit_folder("graddiff")
+            source = run.path if name == "manifest.json" else run.path / "edits" / "graddiff"
             assert (folder / name).read_bytes() == (source / name).read_bytes()
     # The accuracies that plain transformers reaches are those of the run.
     for folder, is_nf4 in ((out, False), (out / "nf4", True)):
@@ -240,7 +241,7 @@ def test_the_card_carries_the_verdict(
             assert f" {scores.group(scores.groups[0]).accuracy:.1%} |" in line
     assert "no guarantee of safety" in card and "--set steps=3" in card
     assert ("without double quantization" in card) == bool(format)
-    assert run.manifest["task"]["digest"] in card
+    assert run.about["digest"] in card
 
 
 def test_a_card_for_the_hub_names_its_base(run: Run, tiny: Subject) -> None:

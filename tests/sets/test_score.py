@@ -42,9 +42,9 @@ def edit(tiny: Subject) -> Edit:
 
 
 @pytest.fixture
-def run(edit: Edit, tmp_path: Path) -> Run:
-    made = Run.create("tiny", tasks.load("tiny-colours"), {}, tmp_path / "run")
-    edit.save(made.edit_folder("mansu") / "edit.safetensors")
+def run(tiny: Subject, edit: Edit, tmp_path: Path) -> Run:
+    made = Run.create(tiny, tasks.load("tiny-colours"), path=tmp_path / "run")
+    made.save({"edit": edit}, "mansu")
     return made
 
 

@@ -1,0 +1,284 @@
+"""What commands share: arguments, opening a run, and working on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mansu.cli.commands import Cancelled
+from mansu.errors import MismatchError
+from mansu.job.settings import Settings
+from mansu.progress import Step
+from mansu.settings import configure, settings_of
+
+if TYPE_CHECKING:
+    from mansu.job.pipeline import Stage
+    from mansu.job.runs import Run
+    from mansu.subjects.subject import Subject
+
+DEFAULT_SUBJECT = "smollm2-135m-instruct"
+
+
+DEFAULT_TASK = "chemical-symbols"
+
+
+def add_what(parser: argparse.ArgumentParser) -> None:
+    """What a run is about. None is the default of each, so that what was given is known."""
+    parser.add_argument(
+        "--subject", help=f"{DEFAULT_SUBJECT} (the default), tiny, a folder or a hub id"
+    )
+    parser.add_argument("--task", help=f"a shipped task or a .jsonl file ({DEFAULT_TASK})")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where to put the run (default: runs/…); an existing run goes on",
+    )
+    for name, about in settings_of(Settings).items():
+        default = "" if about.default is None else f" ({about.default})"
+        text = about.help.replace("%", "%%").rstrip(".") + f"{default}."
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=text)
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a run folder")
+
+
+def add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    from mansu.methods import ALL
+
+    parser.add_argument(
+        "--method",
+        action="append" if several else "store",
+        default=None if several else "mansu",
+        help=f"{', '.join(ALL)}" + ("; may be given several times" if several else ""),
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the method, e.g. rate=0.03; may be given several times",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="throw away the method's edit that is there, and make it anew",
+    )
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """How multiple choice is asked."""
+    parser.add_argument("--form", default="letters", help="letters or cloze (%(default)s)")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        choices=range(21),
+        default=0,
+        metavar="N",
+        help="worked examples, the set's last rows, up to 20 (%(default)s)",
+    )
+
+
+def count(text: str) -> int:
+    """The type of an argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The run's settings that were given, checked.
+
+    Raises:
+        BadInputError: one is no number or out of range.
+    """
+    texts = {name: getattr(options, name) for name in settings_of(Settings)}
+    values = {name: _number(text) for name, text in texts.items() if text is not None}
+    checked = configure(Settings, values, "a run")
+    return {name: getattr(checked, name) for name in values}
+
+
+def _number(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # which the setting's check refuses by name
+
+
+def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Subject | None]:
+    """The run that ``run`` and ``attribute`` are about: an existing folder's, or a new one.
+
+    Args:
+        asked: the methods that a new run is for.
+
+    Returns:
+        the run, and its subject, where it was loaded to make the run.
+
+    Raises:
+        MismatchError: what was given differs from what the existing run has.
+        BadInputError: a bad setting, task or subject.
+    """
+    from mansu import subjects, tasks
+    from mansu.job.runs import Run
+
+    settings = given_settings(options)
+    if options.folder is not None and Run.is_at(options.folder):
+        run = Run.open(options.folder)
+        _refuse_other(run, options, settings)
+        return run, None
+    task = tasks.load(options.task or DEFAULT_TASK)
+    subject = subjects.load(options.subject or DEFAULT_SUBJECT)
+    made = Run.create(subject, task, Settings(**settings), options.folder, asked=asked)
+    return made, subject
+
+
+def _refuse_other(run: Run, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+    from mansu import tasks
+
+    def refuse(option: str, given: Any, had: Any) -> None:
+        raise MismatchError(
+            f"The run {run.path} was made with {option} {had}, not {given}: leave {option} out to "
+            "go on with it, or give another --folder."
+        )
+
+    if options.subject is not None and not _same(options.subject, run.subject):
+        refuse("--subject", options.subject, run.subject)
+    if options.task is not None and tasks.load(options.task).digest != run.about["digest"]:
+        refuse("--task", options.task, run.about["name"])
+    for name, value in settings.items():
+        had = getattr(run.settings, name)
+        if value != had:
+            refuse(f"--{name.replace('_', '-')}", value, had)
+
+
+def _same(subject: str, other: str) -> bool:
+    """Whether two names are of one subject; a folder may be spelled in several ways."""
+    folders = Path(subject), Path(other)
+    return subject == other or (
+        all(path.is_dir() for path in folders) and folders[0].resolve() == folders[1].resolve()
+    )
+
+
+def method_settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
+    """``--set`` values, checked against the method's settings."""
+    from mansu import methods
+
+    return methods.parse_settings(methods.named(method), options.set)
+
+
+def edit_settings(
+    run: Run, options: argparse.Namespace, names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """The settings given for each method, checked, also against the edits that are there.
+
+    Raises:
+        BadInputError: an unknown method or a bad setting.
+        MismatchError: the run holds an edit that was made with other settings.
+    """
+    from mansu.job.pipeline import refuse_other_settings
+
+    settings = {name: method_settings(options, name) for name in names}
+    for name, given in settings.items():
+        if not options.again:
+            refuse_other_settings(run, name, given)
+    return settings
+
+
+def measured(options: argparse.Namespace) -> tuple[Run, Sequence[str]]:
+    """The run and the methods asked for, which must have been measured.
+
+    Raises:
+        BadInputError: no run folder, or an unknown method.
+        NotMeasuredError: a method's edit was not measured yet.
+    """
+    from mansu.job.runs import Run
+    from mansu.methods import named
+
+    run, names = Run.open(options.folder), options.method or ["mansu"]
+    for name in names:
+        named(name)
+        run.require("nf4", name)
+    return run, names
+
+
+def perform(
+    run: Run,
+    work: Sequence[tuple[str | None, Sequence[Stage]]],
+    subject: Subject | None = None,
+    *,
+    discard: Sequence[str] = (),
+) -> None:
+    """Do stages, a method at a time, keeping the run's status true whatever happens.
+
+    Args:
+        subject: the run's, where it is loaded already.
+        discard: the methods whose edits are thrown away first.
+    """
+    from mansu.job import pipeline
+
+    def do(job: Job) -> None:
+        for name in discard:
+            run.discard(name)
+        job.plan = pipeline.Plan.of(run, work)
+        for method, stages in work:
+            pipeline.perform(job.session, stages, method, job.on_step)
+
+    Job(run, subject).do(do)
+
+
+class Job:
+    """Work on a run in this process: its steps go to the run and, as sentences, to stderr.
+
+    Attributes:
+        session: the run and its subject. plan: for the overall share.
+    """
+
+    def __init__(self, run: Run, subject: Subject | None = None) -> None:
+        from mansu.job.pipeline import Plan
+
+        self.run, self.subject, self.share = run, subject, 0.0
+        self.plan = Plan(())
+
+    def on_step(self, step: Step) -> None:
+        """Keep a step and print it."""
+        from mansu.report.sentences import sentence
+
+        found = self.plan.share(step)
+        self.share = self.share if found is None else max(self.share, found)
+        self.run.record(step, self.share)
+        print(f"{self.share:4.0%}  {sentence(step)}", file=sys.stderr, flush=True)
+
+    def do(self, work: Any) -> None:
+        """Load the subject and do ``work(self)``; SIGTERM raises ``Cancelled`` in it."""
+        from mansu import subjects
+        from mansu.job.session import Session
+
+        signal.signal(signal.SIGTERM, _cancel)
+        run = self.run
+        print(f"run folder: {run.path}", flush=True)
+        try:
+            self.on_step(Step("load", 0, 1, part=run.subject))
+            self.session = Session(run, self.subject or subjects.load(run.subject))
+            for note in self.session.notes:
+                print(f"note: {note}", file=sys.stderr, flush=True)
+            work(self)
+        except (Cancelled, KeyboardInterrupt):
+            run.set_status("cancelled")
+            raise
+        except Exception as error:
+            run.set_status("failed", error=str(error))
+            raise
+        run.set_status("done", 1.0)
+
+
+def _cancel(*_: object) -> None:
+    raise Cancelled

@@ -1,0 +1,59 @@
+"""``mansu export``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mansu.cli import common
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    common.add_folder(parser)
+    parser.add_argument("--method", default="mansu", help="whose edit (%(default)s)")
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=("hf", "nf4", "lm-eval"),
+        help="a Hugging Face checkpoint (the default), the same in bitsandbytes NF4, or the task "
+        "for lm-evaluation-harness; may be given several times",
+    )
+    parser.add_argument("--to", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--double-quant", action="store_true", help="quantise NF4's absmax too (QLoRA)"
+    )
+
+
+def export(options: argparse.Namespace) -> None:
+    from mansu import exports
+    from mansu.job.pipeline import Plan
+    from mansu.job.runs import Run
+
+    run, method, folder = Run.open(options.folder), options.method, options.to
+    run.require("edit", method)
+    formats = options.format or ["hf"]
+    notes: list[str] = []
+
+    def work(job: common.Job) -> None:
+        job.plan = Plan((("export", method, 1.0),))
+        notes.extend(
+            exports.write(
+                run,
+                job.session.subject,
+                method,
+                folder,
+                formats,
+                double_quant=options.double_quant,
+                on_step=job.on_step,
+            )
+        )
+
+    common.Job(run).do(work)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"exported to {folder} ({size / 1e6:.1f} MB)")
+    if "lm-eval" in formats:
+        model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
+        print(exports.harness_command(run.task(), model, folder / exports.HARNESS))

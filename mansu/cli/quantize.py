@@ -1,0 +1,26 @@
+"""``mansu quantize``."""
+
+from __future__ import annotations
+
+import argparse
+
+from mansu.cli import common
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    common.add_folder(parser)
+    common.add_method(parser)
+
+
+def quantize(options: argparse.Namespace) -> None:
+    from mansu.job.pipeline import MEASURE
+    from mansu.job.runs import Run
+    from mansu.methods import named
+    from mansu.report import terminal
+
+    run, method = Run.open(options.folder), options.method
+    named(method)
+    run.require("edit", method)
+    common.perform(run, [(method, MEASURE)])
+    print(terminal.accuracies(run, method))
+    print(terminal.geometry(run, method))

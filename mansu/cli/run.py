@@ -1,0 +1,30 @@
+"""``mansu run``."""
+
+from __future__ import annotations
+
+import argparse
+
+from mansu.cli import common
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    common.add_what(parser)
+    common.add_method(parser, several=True)
+    common.add_settings(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from mansu.job.pipeline import whole
+    from mansu.report import terminal
+
+    for name in options.method or ["mansu"]:
+        common.method_settings(options, name)  # before a folder is made
+    here, subject = common.open_run(options, options.method or ["mansu"])
+    names = options.method or here.asked
+    given = common.edit_settings(here, options, names)
+    work = [(name, whole(name, given[name])) for name in names]
+    common.perform(here, work, subject, discard=names if options.again else ())
+    for name in names:
+        print(terminal.accuracies(here, name))
+        print(terminal.sentences(name, here.verdict(name)))
+    print(f"open it: mansu app, then choose {here.name}")

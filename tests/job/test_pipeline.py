@@ -1,0 +1,145 @@
+"""The table of stages: what is there is not done again, what is missing or of others is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mansu import tasks
+from mansu.errors import MismatchError, NotMeasuredError
+from mansu.evidence import cad, controls
+from mansu.job import pipeline
+from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
+from mansu.job.runs import ARTEFACTS, Run
+from mansu.job.session import Session
+from mansu.job.settings import Settings
+from mansu.progress import Step
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+
+GIVEN = {"steps": 2, "learning_rate": 1e-3}
+EVERY = (
+    *whole("ga"),
+    pipeline.TRUST,
+    *pipeline.RECOVERY,
+    pipeline.STRENGTHS,
+)
+
+
+@pytest.fixture(scope="module")
+def told() -> list[Step]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def session(tiny: Subject, told: list[Step], tmp_path_factory: pytest.TempPathFactory) -> Session:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8, steps=1), path)
+    session = Session(run, tiny)
+    perform(session, whole("ga", GIVEN), "ga", told.append)
+    return session
+
+
+def test_the_table_names_what_exists_and_needs_what_is_made_before() -> None:
+    made: set[str] = set()
+    for stage in EVERY:
+        assert set(stage.needs) <= made, stage.name
+        assert len({ARTEFACTS[kind].of_edit for kind in stage.makes}) == 1
+        made |= set(stage.makes)
+
+
+def test_steps_name_their_stage_and_method(session: Session, told: list[Step]) -> None:
+    stages = list(dict.fromkeys(step.stage for step in told))
+    assert stages == [stage.name for stage in whole("ga")]
+    assert {s.method for s in told if s.stage in ("base", "circuit", "base_nf4")} == {None}
+    assert {s.method for s in told if s.stage in ("unlearn", "cad", "verdict")} == {"ga"}
+    assert all(0 <= step.done <= step.total for step in told)
+
+
+def test_the_share_of_a_plan_never_falls_and_ends_at_one(
+    session: Session, told: list[Step], tiny: Subject, tmp_path: Path
+) -> None:
+    fresh = Run.create(tiny, tasks.load("tiny-colours"), path=tmp_path / "fresh")
+    plan = Plan.of(fresh, [("ga", whole("ga")), ("npo", whole("npo"))])
+    shares = [plan.share(step) for step in told]
+    assert None not in shares
+    assert shares == sorted(shares)  # type: ignore[type-var]
+    names = [part[:2] for part in plan.parts]
+    assert names.count(("circuit", None)) == 1 and ("cad", "npo") in names
+    last = Step(plan.parts[-1][0], 1, 1, plan.parts[-1][1])
+    assert plan.share(last) == pytest.approx(1.0)
+    assert plan.share(Step("elsewhere", 1, 2)) is None
+
+
+def test_what_is_there_is_not_done_again(session: Session) -> None:
+    def seen() -> dict[Path, int]:
+        files = session.run.path.rglob("*.*")
+        return {p: p.stat().st_mtime_ns for p in files if p.stem not in ("verdict", "timings")}
+
+    before, told = seen(), []
+    perform(session, whole("ga", GIVEN), "ga", told.append)
+    assert seen() == before and [step.stage for step in told] == ["verdict"]
+
+
+def test_what_a_stage_needs_is_named_with_its_command(tiny: Subject, tmp_path: Path) -> None:
+    run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8), tmp_path / "run")
+    session = Session(run, tiny)
+    for stages, command in (
+        ([unlearning("ga")], "mansu circuit"),
+        (MEASURE[1:], "mansu unlearn .* --method ga"),
+        (JUDGE, "mansu circuit"),
+    ):
+        with pytest.raises(NotMeasuredError, match=command):
+            perform(session, stages, "ga")
+    assert not run.edits()
+
+
+def test_other_weights_are_refused_at_any_step(session: Session, tiny: Subject) -> None:
+    other = Subject("tiny", tiny.bridge, tiny.tokenizer, {}, dict(tiny.parameters))
+    name = tiny.quantized_names[0]
+    with Edit({name: (torch.tensor([0]), torch.tensor([9.0]))}).applied(tiny):
+        assert other.fingerprint != tiny.fingerprint
+    with pytest.raises(MismatchError, match="is not the one that the run run measured"):
+        Session(session.run, other)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"learning_rate": 0.9}, "learning_rate = 0.001, not 0.9"),
+        ({"steps": 3}, "steps = 2, not 3"),
+    ],
+)
+def test_other_settings_than_the_edit_s_are_refused(
+    session: Session, given: dict[str, float], sentence: str
+) -> None:
+    pipeline.refuse_other_settings(session.run, "ga", {})
+    pipeline.refuse_other_settings(session.run, "ga", GIVEN)
+    pipeline.refuse_other_settings(session.run, "npo", given)  # there is no such edit
+    with pytest.raises(MismatchError, match=f"{sentence}.*--again"):
+        pipeline.refuse_other_settings(session.run, "ga", given)
+
+
+def test_a_session_makes_what_is_shared_once(session: Session) -> None:
+    assert session.signals() is session.signals() and session.nf4 is session.nf4
+    assert session.rows("forget") is session.rows("forget") and session.pairs is session.pairs
+    before = session.signals()
+    session.release()
+    assert session.signals() is not before
+
+
+def test_divergences_are_those_of_the_definition(session: Session) -> None:
+    """CAD and its controls, measured here without the session's caches."""
+    run, subject = session.run, session.subject
+    found, circuit = run.divergences("ga"), run.circuit().edge_mask
+    signals = cad.Signals(subject, session.pairs, steps=1)
+    zeroed = signals.of(controls.ablation(subject, run.mask().tensors()))
+    with run.edit("ga").applied(subject):
+        edited = signals.both()
+    assert found.edited == cad.cad(signals.base, edited.plain)
+    assert found.ablation == cad.cad(signals.base, zeroed.plain)
+    assert found.signal == cad.cad(signals.base[:, circuit], edited.signal[:, circuit])
+    accuracy = run.measurement("ga", nf4=False).splits["forget"].accuracy
+    assert found.suppressor_accuracy is not None and found.suppressor_accuracy <= accuracy

@@ -1,0 +1,164 @@
+"""A run folder says what is missing, damaged or of another edit, and never mixes results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mansu import tasks
+from mansu.errors import BadInputError, DamagedError, MismatchError, NotMeasuredError
+from mansu.job.pipeline import CIRCUIT, MEASURE, perform, unlearning
+from mansu.job.runs import ARTEFACTS, Run, listed, unreadable
+from mansu.job.session import Session
+from mansu.job.settings import Settings
+from mansu.progress import Step
+from mansu.subjects.subject import Subject
+
+
+@pytest.fixture(scope="module")
+def original(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with two measured edits."""
+    path = tmp_path_factory.mktemp("runs") / "two"
+    run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8, steps=1), path)
+    session = Session(run, tiny)
+    for method, rate in (("ga", 1e-3), ("graddiff", 1e-3)):
+        given = {"steps": 1, "learning_rate": rate}
+        perform(session, [*CIRCUIT, unlearning(method, given), *MEASURE], method)
+    return run
+
+
+@pytest.fixture
+def run(original: Run, tmp_path: Path) -> Run:
+    """A copy to spoil."""
+    shutil.copytree(original.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_manifest_repeats_the_run(run: Run, tiny: Subject) -> None:
+    assert run.subject == tiny.name and run.fingerprint == tiny.fingerprint
+    assert run.settings == Settings(pairs=8, steps=1)
+    assert run.task().digest == run.about["digest"] == tasks.load("tiny-colours").digest
+    assert run.manifest["threads"] >= 1 and run.asked == ("mansu",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"version": 1}, "of version 1.*make it again, in a new folder"),
+        ({"version": 99}, "of version 99, and this MANSU reads version 2"),
+        ({"settings": {"pairs": 0}}, "manifest of the run folder .* is damaged"),
+        ({"task": None}, "damaged|of version"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_one_sentence(
+    run: Run, changes: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten(run.manifest_file, **changes)
+    if "task" in changes:
+        rewritten(run.manifest_file, settings={})
+        run.manifest_file.write_text("[]")
+    with pytest.raises(DamagedError, match=sentence):
+        Run.open(run.path)
+    monkeypatch.setenv("MANSU_RUNS", str(run.path.parent))
+    assert listed() == [] and len(unreadable()) == 1
+
+
+def test_a_folder_that_is_no_run_is_bad_input(tmp_path: Path, tiny: Subject) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(BadInputError, match="not a run folder"):
+        Run.open(tmp_path)
+    for path in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(BadInputError, match="not empty"):
+            Run.create(tiny, tasks.load("tiny-colours"), path=path)
+
+
+@pytest.mark.parametrize("kind", [k for k in ARTEFACTS if k not in ("timings", "search", "scores")])
+def test_what_was_not_made_names_the_command_that_makes_it(run: Run, kind: str) -> None:
+    method = "npo" if ARTEFACTS[kind].of_edit else None
+    run.file(kind, method, "50").unlink(missing_ok=True)
+    with pytest.raises(NotMeasuredError, match=f"`mansu {ARTEFACTS[kind].made_by} "):
+        run.read(kind, method, "50")
+
+
+@pytest.mark.parametrize("spoil", ["cut", "list", "empty"])
+@pytest.mark.parametrize("kind", ["base", "mask", "circuit", "edit", "full", "survival", "formats"])
+def test_a_damaged_file_is_called_damaged(run: Run, kind: str, spoil: str) -> None:
+    method = "ga" if ARTEFACTS[kind].of_edit else None
+    path = run.file(kind, method)
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "list": b"[1]", "empty": b""}[spoil])
+    with pytest.raises(DamagedError, match=path.name):
+        run.read(kind, method)
+
+
+@pytest.mark.parametrize("kind", ["history", "full", "nf4", "survival", "formats", "bounds"])
+def test_a_result_of_another_edit_is_refused_by_name(run: Run, kind: str) -> None:
+    run.require(kind, "ga")
+    shutil.copyfile(run.file(kind, "graddiff"), run.file(kind, "ga"))
+    with pytest.raises(MismatchError, match=f"{ARTEFACTS[kind].file} was measured on another"):
+        run.read(kind, "ga")
+
+
+def test_an_edit_that_was_exchanged_refuses_all_that_was_measured(run: Run, tiny: Subject) -> None:
+    shutil.copyfile(run.file("edit", "graddiff"), run.file("edit", "ga"))
+    with pytest.raises(MismatchError, match=r"full.json was measured on another edit"):
+        run.measurement("ga", nf4=False)
+    with pytest.raises(MismatchError, match=r"mansu run --folder .* --method ga --again"):
+        perform(Session(run, tiny), MEASURE, "ga")
+
+
+def test_a_changed_task_is_refused(run: Run) -> None:
+    lines = (run.path / "task.jsonl").read_text().splitlines()
+    (run.path / "task.jsonl").write_text("\n".join(lines[1:]))
+    with pytest.raises(MismatchError, match="is not the task that the run"):
+        run.task()
+
+
+def test_an_edit_comes_with_its_history_or_not_at_all(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = run.edit("ga")
+    with pytest.raises(TypeError):  # the history cannot be written
+        run.save({"edit": edit, "history": {"settings": object()}}, "npo")
+    assert not run.has("edit", "npo") and not list(run.path.rglob("*.part"))
+    run.save({"edit": edit, "history": {"settings": {}}}, "npo")
+    assert run.history("npo") == {"settings": {}}
+
+
+def test_steps_are_kept_and_a_line_cut_off_is_passed_over(run: Run) -> None:
+    steps = [Step("unlearn", i, 3, "ga", values={"forget_loss": i / 2}) for i in (1, 2)]
+    for i, step in enumerate(steps):
+        run.record(step, 0.1 * i)
+    run.record(Step("unlearn", 3, 3, "ga", values={"forget_loss": float("nan")}), 0.3)
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "sta')
+    found = [step for _, step in run.events()]
+    assert found[:2] == steps and found[2].values == {} and len(found) == 3
+    assert "NaN" not in (run.path / "events.jsonl").read_text()
+    assert run.events(since=run.events()[-1][0] + 1) == []
+    status = run.status()
+    assert (status.state, status.share, status.step) == ("running", 0.3, found[2])
+
+
+def test_status_of_a_new_job_starts_anew(run: Run) -> None:
+    run.record(Step("cad", 1, 2, "ga"), 0.7)
+    began = run.status().started
+    run.set_status("cancelled")
+    assert run.status().share == 0.7 and run.status().started == began
+    run.set_status("running", pid=1)
+    assert run.status().share == 0.0 and run.status().step is None
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not list(tmp_path.rglob("*.part"))
