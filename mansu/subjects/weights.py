@@ -99,7 +99,6 @@ FAMILIES: Mapping[str, Family] = {
         | {"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
         by_head=True,
         embeddings=("gpt_neox.embed_in",),
-        head="embed_out",
     ),
     "LlamaForCausalLM": Family("Llama"),
     "MistralForCausalLM": Family("Mistral"),
