@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from functools import cache
 
@@ -18,8 +17,7 @@ from mansu.evidence import cad, controls
 from mansu.evidence.bounds import bound, bounds
 from mansu.measure.geometry import fisher, projectors
 from mansu.measure.scores import measure, text_losses
-from mansu.methods import NAMES, Problem, random_moves
-from mansu.methods import mansu as method
+from mansu.methods import NAMES, Problem, named
 from mansu.quant import FORMATS, report
 from mansu.subjects.edit import Edit
 from mansu.subjects.weights import layout, parts, transposed_names
@@ -66,8 +64,7 @@ def test_a_mask_is_whole_slices_and_as_many_are_drawn_at_random(name: str) -> No
 
 def test_mansu_moves_weights_of_the_mask_to_other_codes_of_every_format(name: str) -> None:
     task = problem(name)
-    outcome = method.unlearn(task, rate=0.5, steps=2)
-    edit, subject = outcome.edit, task.subject
+    edit, subject = named("mansu")(task, rate=0.5, steps=2).edit, task.subject
     assert edit.n_moved > 0
     assert task.mask is not None
     for weight, (where, _) in edit.changes.items():
@@ -82,14 +79,13 @@ def test_mansu_moves_weights_of_the_mask_to_other_codes_of_every_format(name: st
     assert not torch.equal(now, logits)
     again = subject.next_token_logits(task.forget.tokens, task.forget.length)
     assert torch.equal(again, logits)
-    assert random_moves.unlearn(task, moves=20).edit.n_moved == 20
+    assert named("random_moves")(task, moves=20).edit.n_moved == 20
 
 
 def test_every_baseline_takes_a_step_and_puts_the_weights_back(name: str) -> None:
     task = problem(name)
     for baseline in NAMES[1:]:
-        module = importlib.import_module(f"mansu.methods.{baseline}")
-        edit = module.unlearn(task, learning_rate=1e-3, steps=1, batch=4).edit
+        edit = named(baseline)(task, learning_rate=1e-3, steps=1, batch=4).edit
         trained = {n for n in task.subject.quantized_names if n in edit.changes}
         everything = baseline not in ("rmu", "sure")
         assert trained == set(task.subject.quantized_names) or not everything, baseline
