@@ -12,7 +12,7 @@ from mansu import methods, tasks
 from mansu.errors import MansuError
 from mansu.job import pipeline
 from mansu.job.runs import Run
-from mansu.subjects import shipped
+from mansu.subjects import shipped, weights
 
 OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
 FORMAT = """One fact a line, as JSON:
@@ -39,7 +39,7 @@ def choose_subject() -> str:
         key="model",
         bind="query-params",
         placeholder="EleutherAI/pythia-70m, or /path/to/checkpoint",
-        help="A Hugging Face checkpoint: Llama, Qwen, Gemma, GPT-2 or Pythia.",
+        help=f"A Hugging Face checkpoint: {weights.titles()}.",
     ).strip()
 
 
