@@ -13,7 +13,7 @@ from mansu.errors import MansuError
 from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.settings import configure, settings_of
-from mansu.subjects import shipped
+from mansu.subjects import shipped, weights
 
 KNOWN = settings_of(Settings)
 OTHER, UPLOAD, NONE = "another model …", "your own file …", "no baseline"
@@ -41,7 +41,7 @@ def choose_subject() -> str:
         key="model",
         bind="query-params",
         placeholder="EleutherAI/pythia-70m, or /path/to/checkpoint",
-        help="A Hugging Face checkpoint: Llama, Qwen, Gemma, GPT-2 or Pythia.",
+        help=f"A Hugging Face checkpoint: {weights.titles()}.",
     ).strip()
 
 

@@ -36,7 +36,7 @@ from transformers import (
 
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
-from mansu.tasks.tokens import Pairs
+from mansu.tasks.tokens import Examples, Pairs
 
 VOCABULARY = 50
 SHAPE: dict[str, Any] = {
@@ -150,4 +150,26 @@ def random_pairs(n: int = 5, seed: int = 0, longest: int = 7) -> Pairs:
         answer,
         (answer + 5) % VOCABULARY,
         tuple(range(n)),
+    )
+
+
+def known_examples(subject: Subject, n: int = 8, seed: int = 0) -> Examples:
+    """Random prompts whose answer is what the model says, beside three that it does not."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCABULARY, (n, 6), generator=generator)
+    length = torch.randint(3, 7, (n,), generator=generator)
+    tokens[torch.arange(6) >= length[:, None]] = 0
+    with torch.no_grad():
+        order = subject.next_token_logits(tokens, length).argsort(-1, descending=True)
+    candidates = torch.zeros(n, VOCABULARY, dtype=torch.bool)
+    candidates.scatter_(1, order[:, :4], True)
+    return Examples(
+        tokens,
+        length,
+        order[:, 0],
+        order[:, 1:4],
+        candidates,
+        torch.arange(VOCABULARY),
+        tuple(range(n)),
+        ("all",) * n,
     )

@@ -243,7 +243,7 @@ def needs(
 ) -> Needs:
     """The memory of attribution with pairs of ``positions`` tokens.
 
-    The activations that autograd keeps were counted on the five families: widths of the model,
+    The activations that autograd keeps were counted on every family: widths of the model,
     times how many tensors of that width a layer's graph holds, the largest family deciding. The
     allocator's holes are added.
     """

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mansu.errors import MansuError
 from mansu.subjects import shipped
@@ -55,10 +56,13 @@ def _load_folder(
     options: dict[str, Any] = {"trust_remote_code": False}
     device_map = {"device_map": "auto"} if torch.cuda.is_available() else {}
     try:
+        _refuse_unknown(name, AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True, **device_map, **options
         )
+    except MansuError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if Path(source).is_dir():
@@ -77,6 +81,17 @@ def _load_folder(
             f"{len(info['missing_keys']) - 1} more: give a whole checkpoint."
         )
     return wrap(name, model, tokenizer, provenance)
+
+
+def _refuse_unknown(name: str, config: PretrainedConfig) -> None:
+    """Before any weight is read.
+
+    Raises:
+        BadInputError: transformers would make a model of an architecture that is not known here.
+    """
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    if architecture is not None:
+        family_named(str(architecture), name)
 
 
 def wrap(

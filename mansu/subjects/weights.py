@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.functional import linear
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 
 if TYPE_CHECKING:
     from mansu.subjects.subject import Subject
@@ -99,7 +99,6 @@ FAMILIES: Mapping[str, Family] = {
         | {"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
         by_head=True,
         embeddings=("gpt_neox.embed_in",),
-        head="embed_out",
     ),
     "LlamaForCausalLM": Family("Llama"),
     "MistralForCausalLM": Family("Mistral"),
@@ -116,17 +115,22 @@ FAMILIES: Mapping[str, Family] = {
 """Architecture, as Hugging Face names its class → how it keeps its weights."""
 
 
+def titles() -> str:
+    """The families, for people: ``Gemma 2, … and Qwen3``."""
+    *most, last = (family.title for family in FAMILIES.values())
+    return f"{', '.join(most)} and {last}"
+
+
 def family_named(architecture: str, subject: str) -> Family:
     """The family of an architecture; ``subject`` is what the user calls the model.
 
     Raises:
-        MansuError: it is not known; the sentence lists those that are.
+        BadInputError: it is not known; the sentence lists those that are.
     """
     if architecture not in FAMILIES:
-        titles = [family.title for family in FAMILIES.values()]
-        raise MansuError(
+        raise BadInputError(
             f"MANSU does not know the architecture {architecture} of {subject!r}: it knows "
-            f"{', '.join(titles[:-1])} and {titles[-1]}."
+            f"{titles()}."
         )
     return FAMILIES[architecture]
 
@@ -135,7 +139,7 @@ def family_of(subject: Subject) -> Family:
     """The family of a subject.
 
     Raises:
-        MansuError: as ``family_named``.
+        BadInputError: as ``family_named``.
     """
     return family_named(type(subject.model).__name__, subject.name)
 
@@ -289,12 +293,15 @@ def parts(subject: Subject, name: str) -> list[tuple[Module, Tensor | None]]:
 
     Returns:
         For each module its outputs, int64 ``[n]``; None, of a single module, stands for all.
+
+    Raises:
+        BadInputError: it is no such weight.
     """
     family = family_of(subject)
     layer, path = _place(family, name)
     roles = _fused(family, path.removesuffix(".weight"))
     if layer is None or not roles:
-        raise MansuError(f"{name!r} of {subject.name!r} is no linear map of a layer.")
+        raise BadInputError(f"{name!r} of {subject.name!r} is no linear map of a layer.")
     if len(roles) == 1:
         return [(running(subject, layer, roles[0]), None)]
     return [(running(subject, layer, r), lines(subject, layer, r).all()) for r in roles]

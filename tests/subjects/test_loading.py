@@ -14,13 +14,18 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from families import FAMILIES, VOCABULARY, family
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure_task
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
@@ -195,6 +200,17 @@ def test_unknown_model(name: str) -> None:
         subjects.load(name)
     assert repr(name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_architecture_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 9}
+    config = GraniteConfig(**shape, num_hidden_layers=1, num_attention_heads=2)
+    config.save_pretrained(tmp_path)  # and nothing beside it
+    sentence = "MANSU does not know the architecture GraniteForCausalLM of .*: it knows Gemma 2, "
+    with pytest.raises(BadInputError, match=sentence + ".* and Qwen3"):
+        subjects.load(str(tmp_path))
+    with pytest.raises(BadInputError, match=sentence):
+        subjects.wrap("mine", GraniteForCausalLM(config), None)
 
 
 def _shrink(folder: Path) -> None:
