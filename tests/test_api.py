@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mansu.job.runs import Run
 from mansu.progress import Step
 
 PAIRS, STEPS, SEED = 16, 2, 1
-FAST = {"steps": 6}  # of MANSU on the tiny subject
+FAST: dict[str, Any] = {"steps": 6}  # of MANSU on the tiny subject
 
 
 @pytest.fixture(scope="module")
