@@ -17,7 +17,6 @@ The numbers are those of ``mansu run`` with the same settings. Every value has `
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from math import floor
@@ -32,6 +31,7 @@ from mansu.circuits import Attribution, Circuit
 from mansu.errors import BadInputError, NotMeasuredError
 from mansu.evidence import Verdict, cad, controls
 from mansu.evidence.cad import Divergences
+from mansu.evidence.verdict import Thresholds
 from mansu.job.pipeline import DEFAULTS, SUPPRESSED, _refuse_unknown, default_fraction
 from mansu.measure import Interval, Measurement, measure, measure_task
 from mansu.progress import OnStep, Step, silent
@@ -153,7 +153,8 @@ def unlearn(
     Args:
         circuit: of ``find_circuit``; MANSU and its ablations need its mask, the baselines do not.
         method: one of ``mansu.methods.ALL``.
-        settings: of the method, e.g. ``steps=12, rate=0.06``.
+        settings: of the method, e.g. ``steps=12, rate=0.06``; its ``options()`` describe them.
+        on_step: called with a ``mansu.progress.Step`` after every step.
 
     Raises:
         MansuError: there is no such method or setting, or it needs a circuit.
@@ -166,17 +167,9 @@ def unlearn(
         text=tasks.text(task, subject),
         mask=circuit.mask.tensors() if circuit is not None and circuit.mask is not None else None,
         seed=seed,
-        progress=lambda share, part: on_step(
-            Step("unlearn", round(100 * share), 100, method, part)
-        ),
+        on_step=on_step,
     )
-    run = methods.named(method)
-    known = list(inspect.signature(run).parameters)[1:]
-    for name in settings:
-        if name not in known:
-            raise BadInputError(f"{name!r} is no setting of {method}: it has {', '.join(known)}.")
-    # An ablation's edit is told from MANSU's by its name.
-    return dataclasses.replace(run(problem, **settings).edit, label=method)
+    return methods.named(method)(problem, **settings).edit
 
 
 def evaluate(
@@ -245,8 +238,7 @@ def judge(
         base_nf4=base_nf4,
         edited_nf4=edited_nf4,
         divergences=divergences,
-        margin=task.margin,
-        tolerance=task.tolerance,
+        thresholds=Thresholds(task.margin, task.tolerance),
     )
 
 

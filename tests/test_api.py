@@ -103,10 +103,11 @@ def test_every_value_comes_back_as_it_was(
 def test_a_task_keeps_its_title_and_margins(tiny_task: mansu.Task, tmp_path: Path) -> None:
     tiny_task.save(tmp_path / f"{tiny_task.name}.jsonl")
     again = mansu.load_task(str(tmp_path / f"{tiny_task.name}.jsonl"))
-    assert again == tiny_task
-    (tmp_path / f"{tiny_task.name}.json").write_text('{"marjin": 0.5}')
-    with pytest.raises(mansu.MansuError, match="marjin"):
-        mansu.load_task(str(tmp_path / f"{tiny_task.name}.jsonl"))
+    assert again == tiny_task and again.base == tiny_task.base
+    for wrong in ('{"marjin": 0.5}', '{"margin": "0.5"}', '{"margin": 5}', "[]"):
+        (tmp_path / f"{tiny_task.name}.json").write_text(wrong)
+        with pytest.raises(mansu.MansuError, match=r"marjin|margin|no object"):
+            mansu.load_task(str(tmp_path / f"{tiny_task.name}.jsonl"))
     with pytest.raises(mansu.MansuError, match=r"end in \.jsonl"):
         tiny_task.save(tmp_path / "task.txt")
 
@@ -130,9 +131,10 @@ def test_a_baseline_needs_no_circuit_and_erasure_is_then_unknown(
 ) -> None:
     edit = mansu.unlearn(tiny, tiny_task, method="graddiff", steps=1)
     assert edit.label == "graddiff" and edit.n_moved > 0
-    *others, erasure = mansu.judge(tiny, tiny_task, edit).to_json()["properties"]
-    assert erasure["status"] == "unknown"
-    assert all(p["status"] != "unknown" for p in others)
+    verdict = mansu.judge(tiny, tiny_task, edit)
+    assert verdict.erasure.status == "unknown"
+    others = (verdict.forgetting, verdict.retention, verdict.gap)
+    assert all(p.status != "unknown" for p in others)
 
 
 def test_mistakes_are_one_sentence(

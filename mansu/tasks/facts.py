@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "tasks"
 N_DISTRACTORS = 3
 
 
-ABOUT = ("title", "description", "provenance", "margin", "tolerance")
+ABOUT = ("title", "description", "provenance", "margin", "tolerance", "base")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Task:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Title, description, provenance, margin and tolerance, as JSON values."""
+        """All but name and facts, as JSON values."""
         return {name: getattr(self, name) for name in ABOUT}
 
     def save(self, path: str | Path) -> None:
@@ -161,15 +161,27 @@ def load(name: str) -> Task:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What a ``.json`` of the same name says about a task file, if there is one."""
+    """What a ``.json`` of the same name says about a task file, if there is one.
+
+    Raises:
+        BadInputError: it says something else, or something of the wrong type.
+    """
     beside = path.with_suffix(".json")
     about = read_json(beside) if beside.is_file() else {}
-    unknown = set(about) - set(ABOUT) if isinstance(about, dict) else {"no object"}
-    if unknown:
+    if not isinstance(about, dict) or not about.keys() <= set(ABOUT):
+        found = min(about.keys() - set(ABOUT)) if isinstance(about, dict) else "no object"
         raise BadInputError(
-            f"{beside} lies beside a task file and holds {min(unknown)}: it may hold an object "
-            f"with {', '.join(ABOUT)}; else rename it."
+            f"{beside} lies beside a task file and holds {found}: it may hold an object with "
+            f"{', '.join(ABOUT)}; else rename it."
         )
+    for name, value in about.items():
+        if name in ("margin", "tolerance"):
+            right = type(value) in (int, float) and 0 <= value <= 1
+        else:
+            right = isinstance(value, dict if name == "base" else str)
+        if not right:
+            what = "a number from 0 to 1" if name in ("margin", "tolerance") else "text"
+            raise BadInputError(f"{name} in {beside} is {value!r:.40}: give {what}.")
     return about
 
 
