@@ -14,8 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
-	$(BIN)/streamlit run app/main.py --server.address 127.0.0.1 --server.showEmailPrompt false \
-		--browser.gatherUsageStats false
+	$(BIN)/python -m mansu.launch
 
 test: install chromium
 	$(BIN)/ruff check .

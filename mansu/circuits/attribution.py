@@ -106,6 +106,13 @@ class Attribution:
         tensors, meta = load_values(Path(folder) / "attribution.safetensors")
         return cls(layout=Graph(**meta.pop("layout")), **tensors, **meta)
 
+    def __repr__(self) -> str:
+        return (
+            f"Attribution({self.subject}: {self.layout.n_edges:,} edges, {self.method} in "
+            f"{self.steps} steps, {self.n_pairs} pairs, {self.metric} {self.clean:.3g} clean, "
+            f"{self.corrupt:.3g} corrupt)"
+        )
+
 
 def attribute(
     subject: Subject,

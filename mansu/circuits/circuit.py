@@ -53,6 +53,14 @@ class Circuit:
     def __len__(self) -> int:
         return len(self.kept)
 
+    def __repr__(self) -> str:
+        measured = "" if self.faithfulness is None else f", faithfulness {self.faithfulness:.3f}"
+        mask = "" if self.mask is None else f", {self.mask.size:,} parameters in its mask"
+        return (
+            f"Circuit({self.subject}: {len(self):,} of {self.layout.n_edges:,} edges"
+            f"{measured}{mask})"
+        )
+
     @cached_property
     def edges(self) -> Tensor:
         """int64 ``[n, 2]``: source and destination of every edge."""

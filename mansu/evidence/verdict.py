@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mansu.errors import DamagedError
 from mansu.evidence.cad import Divergences
+from mansu.files import read_json, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.report import numbers
@@ -224,6 +226,19 @@ class Verdict(Shown):
                 "(mansu verdict)."
             )
         return cls(**{name: Property.from_json(name, value[name]) for name in ABOUT})
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Verdict:
+        """Read what ``save`` wrote.
+
+        Raises:
+            MansuError: it is missing or damaged.
+        """
+        return cls.from_json(read_json(Path(path)))
 
 
 def judge(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mansu.files import read_json, write_json
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
@@ -114,6 +116,24 @@ class Measurement:
     def from_json(cls, value: Mapping[str, Any]) -> Measurement:
         splits = {name: Scores.from_json(scores) for name, scores in value["splits"].items()}
         return cls(splits, value["text_loss"])
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, whole or not at all."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """Read what ``save`` wrote.
+
+        Raises:
+            MansuError: it is missing or damaged.
+        """
+        return cls.from_json(read_json(Path(path)))
+
+    def __repr__(self) -> str:
+        splits = (f"{n} {s.accuracy:.1%} of {len(s.rows)}" for n, s in self.splits.items())
+        text = "" if self.text_loss is None else f"; text loss {self.text_loss:.3f} nats"
+        return f"Measurement({', '.join(splits)}{text})"
 
 
 @torch.no_grad()

@@ -88,6 +88,9 @@ class Edit:
             changes[name] = (moved if many else moved.nonzero().flatten(), new.masked_select(moved))
         return cls(changes, label, dict(meta or {}))
 
+    def __repr__(self) -> str:
+        return f"Edit({self.label}: {self.n_moved:,} parameters of {len(self.changes)} tensors)"
+
     @property
     def n_moved(self) -> int:
         """How many parameters take a new value."""

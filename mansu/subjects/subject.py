@@ -38,6 +38,10 @@ class Subject:
     parameters: dict[str, Tensor] = field(repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        kind = type(self.model).__name__
+        return f"Subject({self.name}: {kind}, {self.n_parameters:,} parameters)"
+
     @property
     def model(self) -> Module:
         """The Hugging Face model whose weights the bridge shares."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
+from mansu.files import read_json, replacing, write_json
 
 SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
 
@@ -32,6 +33,9 @@ FOLDER = Path(__file__).parents[1] / "data" / "tasks"
 
 
 N_DISTRACTORS = 3
+
+
+ABOUT = ("title", "description", "provenance", "margin", "tolerance", "base")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,35 @@ class Task:
             lines.append(json.dumps(row, ensure_ascii=False))
         return "\n".join(lines) + "\n"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but name and facts, as JSON values."""
+        return {name: getattr(self, name) for name in ABOUT}
+
+    def save(self, path: str | Path) -> None:
+        """Write the facts to a ``.jsonl`` file, and beside it a ``.json`` with ``about``.
+
+        ``load`` reads both back, as it does for a task that ships with MANSU.
+
+        Raises:
+            MansuError: the path does not end in .jsonl.
+        """
+        path = Path(path)
+        if path.suffix != ".jsonl":
+            raise BadInputError(f"A task file must end in .jsonl: {path} does not.")
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_jsonl(), encoding="utf-8")
+        write_json(path.with_suffix(".json"), self.about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Task:
+        """``mansu.load_task``."""
+        return load(str(path))
+
+    def __repr__(self) -> str:
+        counts = (f"{len(self.split(s))} {s}" for s in SPLITS if self.split(s))
+        return f"Task({self.name}: {', '.join(counts)})"
+
 
 def shipped() -> tuple[str, ...]:
     """Names of the tasks that ship with MANSU."""
@@ -105,13 +138,15 @@ def shipped() -> tuple[str, ...]:
 def load(name: str) -> Task:
     """Load a shipped task by name or a user's JSONL file by path.
 
+    A ``.json`` of the same name beside the file gives title, description, provenance, margin and
+    tolerance; any of them may be left out.
+
     Raises:
         MansuError: neither exists, or a line is malformed (the message has its number).
     """
     path = FOLDER / f"{name}.jsonl"
     if path.exists():
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return parse(path.read_text(encoding="utf-8"), name, **about)
+        return parse(path.read_text(encoding="utf-8"), name, **_about(path))
     if Path(name).suffix == ".jsonl" and Path(name).is_file():
         try:
             content = Path(name).read_text(encoding="utf-8-sig")
@@ -119,10 +154,35 @@ def load(name: str) -> Task:
             raise MansuError(
                 f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
             ) from error
-        return parse(content, Path(name).stem)
+        return parse(content, Path(name).stem, **_about(Path(name)))
     raise MansuError(
         f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
     )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a ``.json`` of the same name says about a task file, if there is one.
+
+    Raises:
+        BadInputError: it says something else, or something of the wrong type.
+    """
+    beside = path.with_suffix(".json")
+    about = read_json(beside) if beside.is_file() else {}
+    if not isinstance(about, dict) or not about.keys() <= set(ABOUT):
+        found = min(about.keys() - set(ABOUT)) if isinstance(about, dict) else "no object"
+        raise BadInputError(
+            f"{beside} lies beside a task file and holds {found}: it may hold an object with "
+            f"{', '.join(ABOUT)}; else rename it."
+        )
+    for name, value in about.items():
+        if name in ("margin", "tolerance"):
+            right = type(value) in (int, float) and 0 <= value <= 1
+        else:
+            right = isinstance(value, dict if name == "base" else str)
+        if not right:
+            what = "a number from 0 to 1" if name in ("margin", "tolerance") else "text"
+            raise BadInputError(f"{name} in {beside} is {value!r:.40}: give {what}.")
+    return about
 
 
 def parse(text: str, name: str, **about: Any) -> Task:

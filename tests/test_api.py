@@ -1,0 +1,202 @@
+"""The front door: a run's own numbers, values that come back, one sentence a mistake."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mansu
+from mansu import tasks
+from mansu.job import pipeline
+from mansu.job.runs import Run
+from mansu.progress import Step
+
+PAIRS, STEPS, SEED = 16, 2, 1
+FAST: dict[str, Any] = {"steps": 6}  # of MANSU on the tiny subject
+
+
+@pytest.fixture(scope="module")
+def attribution(tiny: mansu.Subject, tiny_task: mansu.Task) -> mansu.Attribution:
+    return mansu.attribute(tiny, tiny_task, pairs=PAIRS, steps=STEPS, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def circuit(
+    tiny: mansu.Subject, tiny_task: mansu.Task, attribution: mansu.Attribution
+) -> mansu.Circuit:
+    return mansu.find_circuit(tiny, tiny_task, attribution, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def edit(tiny: mansu.Subject, tiny_task: mansu.Task, circuit: mansu.Circuit) -> mansu.Edit:
+    return mansu.unlearn(tiny, tiny_task, circuit, method="mansu", seed=SEED, **FAST)
+
+
+def test_it_gives_what_a_run_gives(
+    tiny: mansu.Subject,
+    tiny_task: mansu.Task,
+    circuit: mansu.Circuit,
+    edit: mansu.Edit,
+    tmp_path: Path,
+) -> None:
+    settings = {**pipeline.DEFAULTS, "pairs": PAIRS, "steps": STEPS, "seed": SEED}
+    run = Run.create("tiny", tiny_task, settings, tmp_path / "run")
+    pipeline.whole_job(run, tiny, "mansu", lambda share, message: None, FAST)
+    assert torch.equal(circuit.kept, run.circuit().kept)
+    assert circuit.mask is not None and circuit.mask.size == run.mask().size
+    same_edit(edit, run.edit("mansu"))
+    assert mansu.evaluate(tiny, tiny_task, seed=SEED).to_json() == run.base(nf4=False).to_json()
+    in_nf4 = mansu.evaluate(tiny, tiny_task, edit, nf4=True, seed=SEED)
+    assert in_nf4.to_json() == run.measurement("mansu", nf4=True).to_json()
+    steps: list[Step] = []
+    verdict = mansu.judge(
+        tiny, tiny_task, edit, circuit, steps=STEPS, seed=SEED, on_step=steps.append
+    )
+    assert json.loads(json.dumps(verdict.to_json())) == json.loads(
+        (run.edit_folder("mansu") / "verdict.json").read_text()
+    )
+    assert {step.stage for step in steps} == {"quantize", "cad"} and steps[-1].share == 1
+
+
+def same_edit(first: mansu.Edit, second: mansu.Edit) -> None:
+    assert first.changes.keys() == second.changes.keys()
+    for name, (where, values) in first.changes.items():
+        assert torch.equal(where, second.changes[name][0])
+        assert torch.equal(values, second.changes[name][1])
+    assert (first.label, first.meta) == (second.label, second.meta)
+
+
+def test_every_value_comes_back_as_it_was(
+    tiny: mansu.Subject,
+    tiny_task: mansu.Task,
+    attribution: mansu.Attribution,
+    circuit: mansu.Circuit,
+    edit: mansu.Edit,
+    tmp_path: Path,
+) -> None:
+    attribution.save(tmp_path)
+    again = mansu.Attribution.load(tmp_path)
+    assert torch.equal(again.scores, attribution.scores) and again.layout == attribution.layout
+    circuit.save(tmp_path)
+    loaded = mansu.Circuit.load(tmp_path)
+    assert torch.equal(loaded.kept, circuit.kept)
+    assert loaded.mask is not None and circuit.mask is not None
+    assert loaded.mask.size == circuit.mask.size
+    edit.save(tmp_path / "edit.safetensors")
+    same_edit(mansu.Edit.load(tmp_path / "edit.safetensors"), edit)
+    measured = mansu.evaluate(tiny, tiny_task, edit)
+    measured.save(tmp_path / "full.json")
+    assert mansu.Measurement.load(tmp_path / "full.json").to_json() == measured.to_json()
+    verdict = mansu.judge(tiny, tiny_task, edit)
+    verdict.save(tmp_path / "verdict.json")
+    assert mansu.Verdict.load(tmp_path / "verdict.json").to_json() == verdict.to_json()
+
+
+def test_a_task_keeps_its_title_and_margins(tiny_task: mansu.Task, tmp_path: Path) -> None:
+    tiny_task.save(tmp_path / f"{tiny_task.name}.jsonl")
+    again = mansu.load_task(str(tmp_path / f"{tiny_task.name}.jsonl"))
+    assert again == tiny_task and again.base == tiny_task.base
+    for wrong in ('{"marjin": 0.5}', '{"margin": "0.5"}', '{"margin": 5}', "[]"):
+        (tmp_path / f"{tiny_task.name}.json").write_text(wrong)
+        with pytest.raises(mansu.MansuError, match=r"marjin|margin|no object"):
+            mansu.load_task(str(tmp_path / f"{tiny_task.name}.jsonl"))
+    with pytest.raises(mansu.MansuError, match=r"end in \.jsonl"):
+        tiny_task.save(tmp_path / "task.txt")
+
+
+def test_values_show_themselves_in_a_line(
+    tiny: mansu.Subject,
+    tiny_task: mansu.Task,
+    attribution: mansu.Attribution,
+    circuit: mansu.Circuit,
+    edit: mansu.Edit,
+) -> None:
+    values = (tiny, tiny_task, attribution, circuit, edit, mansu.evaluate(tiny, tiny_task))
+    for value in values:
+        assert repr(value).startswith(type(value).__name__)
+        assert len(repr(value)) < 250 and "tensor(" not in repr(value)
+    assert f"{edit.n_moved:,}" in repr(edit) and f"{len(circuit):,}" in repr(circuit)
+
+
+def test_a_baseline_needs_no_circuit_and_erasure_is_then_unknown(
+    tiny: mansu.Subject, tiny_task: mansu.Task
+) -> None:
+    edit = mansu.unlearn(tiny, tiny_task, method="graddiff", steps=1)
+    assert edit.label == "graddiff" and edit.n_moved > 0
+    verdict = mansu.judge(tiny, tiny_task, edit)
+    assert verdict.erasure.status == "unknown"
+    others = (verdict.forgetting, verdict.retention, verdict.gap)
+    assert all(p.status != "unknown" for p in others)
+
+
+def test_mistakes_are_one_sentence(
+    tiny: mansu.Subject,
+    tiny_task: mansu.Task,
+    attribution: mansu.Attribution,
+    circuit: mansu.Circuit,
+    edit: mansu.Edit,
+) -> None:
+    with pytest.raises(mansu.MansuError, match="Unknown task"):
+        mansu.load_task("no-such-task")
+    with pytest.raises(mansu.MansuError, match="Unknown method"):
+        mansu.unlearn(tiny, tiny_task, circuit, method="no-such-method")
+    with pytest.raises(mansu.MansuError, match="'no_such' is no setting"):
+        mansu.unlearn(tiny, tiny_task, circuit, method="graddiff", no_such=1)
+    with pytest.raises(mansu.MansuError, match="circuit"):
+        mansu.unlearn(tiny, tiny_task, method="mansu")
+    with pytest.raises(mansu.MansuError, match="no parameter mask"):
+        mansu.judge(tiny, tiny_task, edit, circuit.top(5))
+    with pytest.raises(mansu.MansuError, match="raise max_fraction"):
+        mansu.find_circuit(tiny, tiny_task, attribution, tau=0.1, max_fraction=1e-9)
+    with pytest.raises(mansu.MansuError, match="dtype"):
+        mansu.load("tiny", dtype="int8")
+
+
+def test_a_model_that_does_not_know_the_task_is_refused(tiny: mansu.Subject) -> None:
+    shuffled = _with_answers_in_turn(tasks.load("tiny-colours"))
+    with pytest.raises(mansu.MansuError, match="does not know this task"):
+        mansu.attribute(tiny, shuffled, pairs=4, steps=1)
+
+
+def _with_answers_in_turn(task: mansu.Task) -> mansu.Task:
+    """The forget set with each fact's answer taken from a later one: nobody knows it."""
+    forget = [f for f in task.facts if f.split == "forget"]
+    answers = sorted({f.answer for f in forget})
+    following = dict(zip(answers, answers[1:] + answers[:1], strict=True))
+    facts = [replace(f, answer=following[f.answer]) if f in forget else f for f in task.facts]
+    return replace(task, facts=tuple(facts))
+
+
+def test_an_export_is_a_checkpoint_of_the_edited_model(
+    tiny: mansu.Subject, tiny_task: mansu.Task, edit: mansu.Edit, tmp_path: Path
+) -> None:
+    mansu.export(tiny, edit, tmp_path / "model")
+    exported = mansu.load(str(tmp_path / "model"))
+    measured = mansu.evaluate(exported, tiny_task).to_json()
+    assert measured == mansu.evaluate(tiny, tiny_task, edit).to_json()
+
+
+def test_importing_mansu_loads_no_torch() -> None:
+    code = (
+        "import sys, mansu; assert {'load', 'judge', 'Verdict'} <= set(dir(mansu)); "
+        "heavy = {'torch', 'transformers', 'numpy', 'streamlit'} & set(sys.modules); "
+        "assert not heavy, heavy; mansu.MansuError; assert 'torch' not in sys.modules; "
+        "mansu.load; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_module_takes_the_place_of_a_name_of_the_front_door() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(mansu.__path__)}
+    assert not modules & set(mansu.__all__)
+    assert all(getattr(mansu, name).__name__ == name for name in mansu.__all__)
+    with pytest.raises(AttributeError):
+        _ = mansu.no_such_name  # type: ignore[attr-defined]
