@@ -482,8 +482,12 @@ def _export(options: argparse.Namespace) -> None:
     run.edit(method)
     formats = options.format or ["hf"]
     notes: list[str] = []
+    commands: list[str] = []
+    model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
 
     def work(subject: Any, progress: methods.Progress) -> None:
+        place = folder / exports.HARNESS
+        commands.append(exports.harness_command(run.task(), subject, model, place))
         notes.extend(
             exports.write(
                 run,
@@ -502,8 +506,7 @@ def _export(options: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"exported to {folder} ({size / 1e6:.1f} MB)")
     if "lm-eval" in formats:
-        model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
-        print(exports.harness_command(run.task(), model, folder / exports.HARNESS))
+        print(*commands)
 
 
 def _task(options: argparse.Namespace) -> None:
