@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ def save_values(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, An
     """Write tensors and JSON values as one safetensors file, whole or not at all."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={"mansu": json.dumps(dict(meta))})
+        save_file(
+            contiguous, temporary, metadata={"mansu": json.dumps(dict(meta), allow_nan=False)}
+        )
 
 
 def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,9 +57,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, whole or not at all.
+
+    Raises:
+        MansuError: a number that is NaN or infinite, which JSON does not have; it is named.
+    """
+    try:
+        content = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise MansuError(
+            f"{path.name} was not written: {_not_finite(value)} in it is not finite (NaN or "
+            "infinite), so nothing that follows from it would mean anything."
+        ) from error
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+        temporary.write_text(content, encoding="utf-8")
+
+
+def _not_finite(value: Any, place: str = "") -> str | None:
+    """Where the first number is that JSON does not have, as ``splits.forget.margin[3]``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place or "the number"
+    inside: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = ((f"{place}.{key}" if place else str(key), v) for key, v in value.items())
+    elif isinstance(value, list | tuple):
+        inside = ((f"{place}[{i}]", v) for i, v in enumerate(value))
+    return next((found for where, v in inside if (found := _not_finite(v, where))), None)
 
 
 @contextmanager

@@ -34,13 +34,17 @@ def export(options: argparse.Namespace) -> None:
     run.require("edit", method)
     formats = options.format or ["hf"]
     notes: list[str] = []
+    commands: list[str] = []
+    model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
 
     def work(job: common.Job) -> None:
         job.plan = Plan((("export", method, 1.0),))
+        subject, place = job.session.subject, folder / exports.HARNESS
+        commands.append(exports.harness_command(run.task(), subject, model, place))
         notes.extend(
             exports.write(
                 run,
-                job.session.subject,
+                subject,
                 method,
                 folder,
                 formats,
@@ -55,5 +59,4 @@ def export(options: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"exported to {folder} ({size / 1e6:.1f} MB)")
     if "lm-eval" in formats:
-        model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
-        print(exports.harness_command(run.task(), model, folder / exports.HARNESS))
+        print(*commands)

@@ -27,8 +27,8 @@ from mansu.methods import Problem
 from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
-from mansu.tasks.facts import Fact, Task
-from mansu.tasks.tokens import Examples
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples, Reading
 
 QUESTIONS = 60
 """At most this many questions are asked, drawn with the seed."""
@@ -68,6 +68,7 @@ class Material:
             distractors are no answers of ``known``, unless the task gives them.
         hinted: ``asked`` behind a sentence that names the domain. shown: ``asked``, each behind
             ``SHOTS`` known facts that do not contain its answer (rows without so many left out).
+            Of both, rows that are then longer than the model's context are left out.
     """
 
     known: Examples
@@ -82,7 +83,7 @@ class Attacks:
 
     Attributes:
         scores: by attack, in the order of ``ATTACKS``; ``paraphrase`` (the task's own split, all
-            answers) and ``demonstrations`` are absent where the task has no rows for them.
+            answers), ``hint`` and ``demonstrations`` are absent where there are no rows for them.
         curve: scores after 0, 1, … steps of relearning; the last is ``scores["relearning"]``.
         settings: the budget, as JSON values.
     """
@@ -144,14 +145,14 @@ def material(task: Task, subject: Subject, *, seed: int = 0) -> Material:
         drawn = torch.randperm(len(asked), generator=_generator(seed))[:QUESTIONS]
         asked = asked.select(sorted(drawn.tolist()))
 
-    facts = {f.row: f for f in task.facts}
-    prefixes = _demonstrations([facts[row] for row in known.rows], subject, asked, seed)
+    readings = {r.fact.row: r for r in tasks.read(task.split("forget"), subject)[0]}
+    prefixes = _demonstrations([readings[row] for row in known.rows], subject, asked, seed)
     some = [i for i, prefix in enumerate(prefixes) if prefix is not None]
     return Material(
         known,
         asked,
-        _behind(asked, [f"Topic: {task.title}. "] * len(asked), facts, subject),
-        _behind(asked.select(some), [prefixes[i] or "" for i in some], facts, subject),
+        _behind(asked, [f"Topic: {task.title}. "] * len(asked), readings, subject),
+        _behind(asked.select(some), [prefixes[i] or "" for i in some], readings, subject),
     )
 
 
@@ -160,10 +161,10 @@ def _generator(seed: int) -> torch.Generator:
 
 
 def _demonstrations(
-    known: Sequence[Fact], subject: Subject, asked: Examples, seed: int
+    known: Sequence[Reading], subject: Subject, asked: Examples, seed: int
 ) -> list[str | None]:
     """For each asked row ``SHOTS`` known facts as text, or None where there are not so many."""
-    texts = [f"{fact.prompt}{fact.answer}. " for fact in known]
+    texts = [f"{r.fact.prompt}{r.gap}{r.fact.answer}. " for r in known]
     tokens = [set(subject.encode(text)) for text in texts]
     rng = random.Random(seed)
     found: list[str | None] = []
@@ -171,22 +172,26 @@ def _demonstrations(
         chosen: dict[str, str] = {}  # by answer: three rephrasings of one fact would be one shot
         for i in rng.sample(range(len(known)), len(known)):
             if answer not in tokens[i] and len(chosen) < SHOTS:
-                chosen.setdefault(known[i].answer, texts[i])
+                chosen.setdefault(known[i].fact.answer, texts[i])
         found.append("".join(chosen.values()) if len(chosen) == SHOTS else None)
     return found
 
 
 def _behind(
-    rows: Examples, prefixes: Sequence[str], facts: Mapping[int, Fact], subject: Subject
+    rows: Examples, prefixes: Sequence[str], readings: Mapping[int, Reading], subject: Subject
 ) -> Examples:
-    """The same questions, each with its text in front."""
-    tokens, length = tasks.pad(
-        [
-            subject.encode(prefix + facts[row].prompt)
-            for prefix, row in zip(prefixes, rows.rows, strict=True)
-        ]
-    )
-    return replace(rows, tokens=tokens, length=length)
+    """The same questions, each with its text in front, where they fit the model's context."""
+    some, prompts = [], []
+    for i, (prefix, row, answer) in enumerate(
+        zip(prefixes, rows.rows, rows.answer.tolist(), strict=True)
+    ):
+        r = readings[row]
+        head, tail = subject.continuation(prefix + r.fact.prompt, r.gap + r.fact.answer)
+        if tail == [answer] and subject.fits(len(head)):
+            some.append(i)
+            prompts.append(head)
+    tokens, length = tasks.pad(prompts)
+    return replace(rows.select(some), tokens=tokens, length=length)
 
 
 def relearn(
@@ -251,7 +256,8 @@ def attack(
     scores["none"] = measure(subject, have.asked)
     if paraphrase is not None:
         scores["paraphrase"] = paraphrase
-    scores["hint"] = measure(subject, have.hinted)
+    if len(have.hinted):
+        scores["hint"] = measure(subject, have.hinted)
     if len(have.shown):
         scores["demonstrations"] = measure(subject, have.shown)
     report("the questions")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mansu.measure.scores import share_right
 from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -158,5 +159,4 @@ class _Tail:
             x = out[0] if isinstance(out, tuple) else out
         logits = self.subject.head(self.subject.bridge.ln_final(x[self.index])).float().cpu()
         own = logits.gather(1, self.rows.answer[:, None])[:, 0]
-        best = logits.gather(1, self.rows.distractors).max(1).values
-        return float((own > best).float().mean())
+        return float(share_right(own, logits.gather(1, self.rows.distractors)).mean())

@@ -58,11 +58,14 @@ def harness_name(task: tasks.Task) -> str:
     return "mansu_" + re.sub(r"\W+", "_", task.name).lower()
 
 
-def harness_command(task: tasks.Task, model: str | Path, folder: str | Path) -> str:
+def harness_command(
+    task: tasks.Task, subject: Subject, model: str | Path, folder: str | Path
+) -> str:
     """The harness's command that scores the model in ``model`` on the task in ``folder``."""
+    start = bool(subject.prefix)  # as we score: with the tokenizer's BOS, where it has one
     arguments = {
         "model": "hf",
-        "model_args": f"pretrained={model},add_bos_token=False",  # as we score: no such token
+        "model_args": f"pretrained={model},add_bos_token={start}",
         "include_path": str(folder),
         "tasks": harness_name(task),
     }
@@ -74,18 +77,19 @@ def _harness_rows(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """The rows of a split, and the line numbers of those that the harness would read otherwise."""
     examples = tasks.examples(task, subject, split, seed=seed)
-    facts = {fact.row: fact for fact in task.split(split)}
+    readings = {r.fact.row: r for r in tasks.read(task.split(split), subject)[0]}
     spelled: dict[int, str] = {}
-    for fact in facts.values():
-        for text in (fact.answer, *fact.distractors):
-            if len(ids := subject.encode(text)) == 1:
-                spelled.setdefault(ids[0], text)
+    for r in readings.values():
+        for text in (r.gap + r.fact.answer, *(r.gap + d for d in r.fact.distractors)):
+            head, tail = subject.continuation(r.fact.prompt, text)
+            if head == list(r.prompt) and len(tail) == 1:
+                spelled.setdefault(tail[0], text)
     rows, skipped = [], []
     for i, number in enumerate(examples.rows):
-        fact, right = facts[number], int(examples.answer[i])
+        fact, right = readings[number].fact, int(examples.answer[i])
         tokens = [right, *examples.distractors[i].tolist()]
-        prompt = subject.encode(fact.prompt)
-        joined = [subject.encode(fact.prompt + spelled[t]) for t in tokens]
+        prompt = list(readings[number].prompt)
+        joined = [_harness_tokens(subject, fact.prompt + spelled[t]) for t in tokens]
         if joined != [[*prompt, t] for t in tokens] or fact.prompt != fact.prompt.rstrip():
             skipped.append(number)
             continue
@@ -95,6 +99,11 @@ def _harness_rows(
         row = {"prompt": fact.prompt, "choices": choices, "answer": place}
         rows.append({**row, "group": fact.group, "line": number})
     return rows, skipped
+
+
+def _harness_tokens(subject: Subject, text: str) -> list[int]:
+    """What the harness makes of a text under ``harness_command``."""
+    return list(subject.tokenizer(text, add_special_tokens=bool(subject.prefix))["input_ids"])
 
 
 _HARNESS_TASK = """\

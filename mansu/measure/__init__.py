@@ -4,8 +4,10 @@ from mansu.measure.scores import (
     EVALUATED,
     Measurement,
     Scores,
+    finite,
     measure,
     measure_task,
+    share_right,
     text_loss,
     text_losses,
 )
@@ -19,9 +21,11 @@ __all__ = [
     "Measurement",
     "Scores",
     "bootstrap",
+    "finite",
     "mcnemar",
     "measure",
     "measure_task",
+    "share_right",
     "text_loss",
     "text_losses",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mansu.errors import MansuError
 from mansu.files import read_json, write_json
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -24,7 +25,8 @@ class Scores:
     """Per-example results of one split under one model (all arrays ``[N]``).
 
     Attributes:
-        correct: 4-way multiple choice is right: the answer outscores its three distractors.
+        correct: float, 4-way multiple choice: 1 where the answer outscores its three distractors,
+            0 where one of them outscores it, and a share where they tie (``share_right``).
         top1: the answer is the most probable next token.
         log_probability: of the answer, in nats.
         margin: answer logit minus the best distractor's, in nats.
@@ -51,6 +53,7 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
+        """Mean of ``correct``; NaN of no rows (which ``measure_task`` has no split for)."""
         return float(self.correct.mean()) if len(self.correct) else float("nan")
 
     def group(self, name: str) -> Scores:
@@ -70,7 +73,7 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "correct": self.correct.astype(int).tolist(),
+            "correct": [int(x) if x in (0, 1) else x for x in self.correct.tolist()],
             "top1": self.top1.astype(int).tolist(),
             "log_probability": np.round(self.log_probability.astype(float), 5).tolist(),
             "margin": np.round(self.margin.astype(float), 5).tolist(),
@@ -83,7 +86,7 @@ class Scores:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scores:
         return cls(
-            np.array(value["correct"], dtype=bool),
+            np.array(value["correct"], dtype=float),
             np.array(value["top1"], dtype=bool),
             np.array(value["log_probability"], dtype=float),
             np.array(value["margin"], dtype=float),
@@ -136,9 +139,42 @@ class Measurement:
         return f"Measurement({', '.join(splits)}{text})"
 
 
+def share_right(own: Tensor, others: Tensor) -> Tensor:
+    """Multiple choice, ties shared: a model with equal scores for all choices is at chance.
+
+    Args:
+        own: the right choice's score, ``[N]``. others: the wrong ones', ``[N, C - 1]``.
+
+    Returns:
+        float ``[N]``: 1 where ``own`` is the highest, 0 where it is not, 1 ÷ (how many choices
+        are the highest) where it is one of several.
+    """
+    best = others.max(1).values
+    tied = 1 + (others == own[:, None]).sum(1)
+    return torch.where(own == best, 1 / tied, (own > best).float())
+
+
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values, all of which must be numbers.
+
+    Raises:
+        MansuError: one is NaN or infinite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise MansuError(
+            f"The model's {what} are not finite (NaN or infinite): its weights, or an edit of "
+            "them, are broken or too large for their number format."
+        )
+    return values
+
+
 @torch.no_grad()
 def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
-    """Score every row of one split on the subject as it now is."""
+    """Score every row of one split on the subject as it now is.
+
+    Raises:
+        MansuError: logits that are not finite.
+    """
     logits = torch.cat(
         [
             subject.next_token_logits(rows.tokens[i : i + batch], rows.length[i : i + batch])
@@ -147,10 +183,12 @@ def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
             for i in range(0, len(rows), batch)
         ]
     )
+    finite(logits, "logits")
     own = logits.gather(1, rows.answer[:, None])[:, 0]
-    margin = own - logits.gather(1, rows.distractors).max(1).values
+    others = logits.gather(1, rows.distractors)
+    margin = own - others.max(1).values
     return Scores(
-        correct=(margin > 0).numpy(),
+        correct=share_right(own, others).numpy().astype(float),
         top1=(logits.argmax(1) == rows.answer).numpy(),
         log_probability=(own - logits.logsumexp(1)).numpy(),
         margin=margin.numpy(),
@@ -168,13 +206,18 @@ def text_loss(subject: Subject, tokens: Tensor, length: Tensor) -> float:
 
 
 def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
-    """Cross-entropy of every real next token, flat (differentiable)."""
+    """Cross-entropy of every real next token, flat (differentiable).
+
+    Raises:
+        MansuError: one is not finite, where no gradient is asked for (training stops by itself).
+    """
     tokens, length = tokens.to(subject.device), length.to(subject.device)
     decoder = subject.model.get_decoder()  # type: ignore[operator]
     hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
     real = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < length[:, None]
     logits = subject.head(hidden[real]).float()
-    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+    return losses if losses.requires_grad else finite(losses, "losses")
 
 
 def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:

@@ -65,7 +65,9 @@ class McNemar:
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """Compare two models right or wrong on the same rows (bool ``[N]`` each).
+    """Compare two models right or wrong on the same rows (``[N]`` each).
+
+    Shares of ties may be given; only a whole 1 counts as right.
 
     The binomial test on the discordant rows (McNemar 1947): p = min(1, 2 P(X ≤ min(b, c))) with
     X ~ Binomial(b + c, ½). It counts rephrasings of one fact as independent, which the bootstrap
@@ -74,7 +76,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     Raises:
         ValueError: the arrays differ in shape.
     """
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    first, second = np.asarray(first) == 1, np.asarray(second) == 1
     if first.shape != second.shape:
         raise ValueError(f"{first.shape} rows cannot be paired with {second.shape}.")
     b, c = int((first & ~second).sum()), int((second & ~first).sum())

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mansu.errors import MansuError
-from mansu.measure.scores import measure
+from mansu.measure.scores import measure, share_right
 from mansu.sets import hub
-from mansu.sets.continuation import log_probabilities
+from mansu.sets.continuation import check_fits, log_probabilities
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import NEEDED, Fact, Task
 from mansu.tasks.tokens import examples
@@ -214,19 +215,22 @@ def scores(
     """Accuracy by question, on the subject as it now is (chance is 25 %).
 
     Returns:
-        ``accuracy`` ``[N]`` (0 or 1) and ``log_probability`` ``[N]`` of the right answer, nats. In
-        the cloze form the choices are compared by log-probability per byte of text (lm-eval's
-        ``acc_norm``), and ``accuracy_sum`` compares without that normalisation.
+        ``accuracy`` ``[N]`` (0, 1, or a share where choices tie) and ``log_probability`` ``[N]``
+        of the right answer, nats. In the cloze form the choices are compared by log-probability
+        per byte of text (lm-eval's ``acc_norm``), and ``accuracy_sum`` compares without that
+        normalisation.
     """
     if form == "letters":
         asked = tuple(facts(questions, "holdout", form, shots))
+        for fact in asked:
+            check_fits(subject, len(subject.encode(fact.prompt, start=True)), fact.prompt)
         task = Task(name="letters", title="", description="", facts=asked)
         rows = examples(task, subject, "holdout")
         if len(rows) < len(questions):
             raise MansuError(f"{subject.name!r} has no one-token letters: use the cloze form.")
         measured = measure(subject, rows, batch=16)
-        correct = measured.correct.astype(float)
-        return {"accuracy": correct, "log_probability": measured.log_probability.astype(float)}
+        log_probability = measured.log_probability.astype(float)
+        return {"accuracy": measured.correct, "log_probability": log_probability}
     prompts = [cloze_prompt(q, shots) for q in questions for _ in LETTERS]
     texts = [f" {c.strip()}" for q in questions for c in q.choices]
     sums = np.array([x.sum() for x in log_probabilities(subject, prompts, texts)])
@@ -235,7 +239,14 @@ def scores(
     table = sums.reshape(-1, len(LETTERS))
     per_byte = (sums / size).reshape(-1, len(LETTERS))
     return {
-        "accuracy": (per_byte.argmax(1) == right).astype(float),
-        "accuracy_sum": (table.argmax(1) == right).astype(float),
+        "accuracy": _right(per_byte, right),
+        "accuracy_sum": _right(table, right),
         "log_probability": table[np.arange(len(right)), right],
     }
+
+
+def _right(table: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``share_right`` of scores by choice ``[N, 4]``."""
+    own = np.arange(len(LETTERS)) == right[:, None]
+    others = torch.from_numpy(table[~own].reshape(len(table), -1))
+    return share_right(torch.from_numpy(table[own]), others).numpy().astype(float)

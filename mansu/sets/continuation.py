@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
+from mansu.measure.scores import finite
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import pad
@@ -25,23 +28,23 @@ def log_probabilities(
 ) -> list[np.ndarray]:
     """Log-probability (nats) of every token of each continuation, given its prompt.
 
-    Prompt and continuation are tokenised apart and joined, so that the same tokens are scored
-    whatever the prompt. An empty prompt scores a text on its own: from its second token on.
+    Prompt and continuation are tokenised as one text (``Subject.continuation``). An empty prompt
+    scores a text on its own: all of it after the tokenizer's BOS, or from its second token on.
 
     Returns:
-        One float64 array a row: ``[tokens of the continuation]`` (one less without a prompt).
+        One float64 array a row: ``[tokens of the continuation]``.
 
     Raises:
-        MansuError: a row with nothing to score, or one longer than the model's context.
+        MansuError: a row with nothing to score, one longer than the model's context, or logits
+            that are not finite.
     """
-    heads = [subject.encode(p) if p else [] for p in prompts]
-    tails = [subject.encode(c) for c in continuations]
-    rows = [h + t for h, t in zip(heads, tails, strict=True)]
-    starts = [max(len(h), 1) for h in heads]
+    split = [subject.continuation(p, c) for p, c in zip(prompts, continuations, strict=True)]
+    rows = [head + tail for head, tail in split]
+    starts = [max(len(head), 1) for head, _ in split]
     for text, row, start in zip(continuations, rows, starts, strict=True):
         if len(row) <= start:
-            raise MansuError(f"The text {text[:40]!r} has no token to score: give a longer one.")
-        _fits(subject, len(row), text)
+            raise BadInputError(f"The text {text[:40]!r} has no token to score: give a longer one.")
+        check_fits(subject, len(row), text)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # little padding
     decoder = subject.model.get_decoder()  # type: ignore[operator]
@@ -53,7 +56,7 @@ def log_probabilities(
         place = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
         begin = torch.tensor([starts[i] for i in some], device=tokens.device)[:, None]
         scored = (place >= begin) & (place < length[:, None])
-        logits = subject.head(hidden[scored]).double()
+        logits = finite(subject.head(hidden[scored]).double(), "logits")
         wanted = tokens[:, 1:][scored][:, None]
         flat = logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)
         for i, part in zip(some, flat.cpu().split(scored.sum(1).tolist()), strict=True):
@@ -73,17 +76,21 @@ def greedy(
     """The most probable next tokens after each prompt, one after another, up to the end token.
 
     Rows are left-padded (the last real token must be the last column) and run through the model's
-    own ``generate`` with its key-value cache.
+    own ``generate`` with its key-value cache. Of its ``generation_config`` only the end tokens
+    count: a penalty or forced tokens that a checkpoint asks for would not be greedy.
 
     Raises:
         MansuError: a prompt that leaves no room for the new tokens.
     """
-    rows = [subject.encode(p) for p in prompts]
+    rows = [subject.encode(p, start=True) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
-        _fits(subject, len(row) + tokens, prompt)
+        check_fits(subject, len(row) + tokens, prompt)
     model: Any = subject.model
     end = model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])
+    plain = GenerationConfig(
+        max_new_tokens=tokens, do_sample=False, num_beams=1, pad_token_id=0, eos_token_id=end
+    )
     found = [""] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), batch):
@@ -94,19 +101,29 @@ def greedy(
         for at, i in enumerate(some):
             ids[at, width - len(rows[i]) :] = torch.tensor(rows[i])
             real[at, width - len(rows[i]) :] = 1
-        out = model.generate(
-            ids.to(subject.device),
-            attention_mask=real.to(subject.device),
-            max_new_tokens=tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=0,
-        )[:, width:].tolist()
+        with _only(subject, plain):
+            out = model.generate(
+                ids.to(subject.device),
+                attention_mask=real.to(subject.device),
+                generation_config=plain,
+            )[:, width:].tolist()
         for i, row in zip(some, out, strict=True):
             stop = next((at for at, token in enumerate(row) if token in ends), len(row))
             found[i] = str(subject.tokenizer.decode(row[:stop], skip_special_tokens=True))
         on_step(Step("score", min(first + batch, len(order)), len(order)))
     return found
+
+
+@contextmanager
+def _only(subject: Subject, config: GenerationConfig) -> Iterator[None]:
+    """``generate`` fills what its config leaves open from the model's own: let that be this."""
+    model: Any = subject.model
+    with subject.lock:
+        kept, model.generation_config = model.generation_config, config
+        try:
+            yield
+        finally:
+            model.generation_config = kept
 
 
 def cut(subject: Subject, text: str, tokens: int) -> str:
@@ -135,10 +152,10 @@ def _scorer() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def _fits(subject: Subject, length: int, text: str) -> None:
-    limit = getattr(subject.config, "max_position_embeddings", None)
-    if limit is not None and length > limit:
-        raise MansuError(
-            f"The text {text[:40]!r} needs {length} tokens and {subject.name!r} holds {limit}: "
-            "shorten it, or give fewer new tokens."
+def check_fits(subject: Subject, length: int, text: str) -> None:
+    """Raise ``BadInputError`` if a text of ``length`` tokens is longer than the context."""
+    if not subject.fits(length):
+        raise BadInputError(
+            f"The text {text[:40]!r} needs {length} tokens and {subject.name!r} holds "
+            f"{subject.context}: shorten it, or give fewer new tokens."
         )

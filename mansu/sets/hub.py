@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
+from mansu.tasks.facts import no_text
 
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 
@@ -139,13 +140,14 @@ def _value(value: Any, holds: str, where: str, column: str) -> Any:
     if holds == LISTS and isinstance(value, str):  # csv has no lists: JSON in a cell
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             value = None
     right = {
         "a string": isinstance(value, str) and bool(value.strip()),
         "a number": isinstance(value, int) and not isinstance(value, bool),
         LISTS: isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
     }[holds]
-    if not right:
-        raise MansuError(f"{where} has {column!r} = {value!r:.60}, which must be {holds}.")
+    texts = value if isinstance(value, list) else [value]
+    if not right or any(isinstance(t, str) and no_text(t) for t in texts):
+        raise BadInputError(f"{where} has {column!r} = {value!r:.60}, which must be {holds}.")
     return value

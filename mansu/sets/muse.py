@@ -111,7 +111,7 @@ def min_k(subject: Subject, texts: Sequence[str], *, share: float = MIN_K) -> np
     Args:
         share: K, of the text's tokens; at least one token. A text longer than the context is cut.
     """
-    limit = getattr(subject.config, "max_position_embeddings", None)
+    limit = subject.context
     short = [t if limit is None else cut(subject, t, limit - 8) for t in texts]
     rows = log_probabilities(subject, [""] * len(short), short, batch=8)
     return np.array([np.sort(row)[: max(int(len(row) * share), 1)].mean() for row in rows])

@@ -9,6 +9,8 @@ bit (``mansu.subjects.edit``, ``mansu.quant.swap``); ``Subject.lock`` serialises
 from __future__ import annotations
 
 import json
+import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.subjects import shipped
+from mansu.subjects.checks import (
+    already_quantised,
+    check_logits,
+    check_weights,
+    plain_logits,
+)
 from mansu.subjects.shipped import DEFAULT
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import family_named, run_fused
@@ -43,7 +51,7 @@ def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
         return _load_folder(name, str(folder), provenance, dtype)
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").exists():
-        raise MansuError(
+        raise BadInputError(
             f"The folder {name!r} holds no config.json: give a Hugging Face checkpoint."
         )
     source = {"source": str(Path(name).resolve()) if is_folder else f"hub: {name}"}
@@ -53,34 +61,80 @@ def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
 def _load_folder(
     name: str, source: str, provenance: Mapping[str, Any], dtype: torch.dtype
 ) -> Subject:
-    options: dict[str, Any] = {"trust_remote_code": False}
-    device_map = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    try:
-        _refuse_unknown(name, AutoConfig.from_pretrained(source, **options))
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **device_map, **options
+    with _LOADING:
+        try:
+            return wrap(name, *_from_pretrained(name, source, dtype), provenance)
+        except MansuError:
+            raise
+        except Exception as error:  # a folder may hold anything, and fail in as many ways
+            first = next(iter(str(error).strip().splitlines()), "")[:200]
+            if not isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError)):
+                first = f"{type(error).__name__}: {first}"
+            raise BadInputError(_cannot_load(name, source, first)) from error
+
+
+_LOADING = threading.RLock()
+"""One model at a time: transformers patches its classes while it loads."""
+
+_HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
+"""Buffers that old checkpoints hold and models compute."""
+
+
+def _from_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and its tokenizer, with every weight from the checkpoint, never from a pickle.
+
+    Raises:
+        MansuError: weights that are pickled, quantised, missing, or that the model has no place
+            for. Besides, whatever transformers raises.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickled = sorted(
+            p.name for ending in ("bin", "pt", "pth") for p in folder.glob(f"*.{ending}")
         )
-    except MansuError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if Path(source).is_dir():
-            raise MansuError(
-                f"Cannot load the checkpoint in {source!r} ({first}): give a whole Hugging Face "
-                "checkpoint, with its weights and its tokenizer."
-            ) from error
-        raise MansuError(
-            f"Cannot load the model {name!r}: it is none of {', '.join(shipped.TABLE)}, no local "
-            f"folder and no hub id that can be reached from here ({first})."
-        ) from error
-    model, info = loaded
+        if pickled:
+            raise BadInputError(
+                f"The folder {source!r} holds its weights as {pickled[0]}, a pickle, which can run "
+                "any code when it is read: give the checkpoint as safetensors (save_pretrained of "
+                "transformers writes them)."
+            )
+    options: dict[str, Any] = {"trust_remote_code": False}
+    config = AutoConfig.from_pretrained(source, **options)
+    _refuse_unknown(name, config)
+    if getattr(config, "quantization_config", None):
+        raise BadInputError(f"{already_quantised(name)}.")
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if torch.cuda.is_available():
+        options["device_map"] = "auto"
+    model: Any
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+    )
     if info["missing_keys"]:  # they would be random
-        raise MansuError(
+        raise BadInputError(
             f"The checkpoint of {name!r} lacks the weight {min(info['missing_keys'])!r} and "
             f"{len(info['missing_keys']) - 1} more: give a whole checkpoint."
         )
-    return wrap(name, model, tokenizer, provenance)
+    foreign = [key for key in sorted(info["unexpected_keys"]) if not _HARMLESS.search(key)]
+    if foreign:  # the model would run without them
+        raise BadInputError(
+            f"The checkpoint of {name!r} holds the weight {foreign[0]!r} and {len(foreign) - 1} "
+            f"more that a {type(model).__name__} has no place for: its config.json is that of "
+            "another model."
+        )
+    return model, tokenizer
+
+
+def _cannot_load(name: str, source: str, why: str) -> str:
+    if Path(source).is_dir():
+        return (
+            f"Cannot load the checkpoint in {source!r} ({why}): give a whole Hugging Face "
+            "checkpoint, with its weights and its tokenizer."
+        )
+    return (
+        f"Cannot load the model {name!r}: it is none of {', '.join(shipped.TABLE)}, no local "
+        f"folder and no hub id that can be reached from here ({why})."
+    )
 
 
 def _refuse_unknown(name: str, config: PretrainedConfig) -> None:
@@ -100,8 +154,8 @@ def wrap(
     """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
 
     Raises:
-        MansuError: the architecture is not known, here or to TransformerLens; or some weights are
-            not in memory.
+        MansuError: the architecture is not known, here or to TransformerLens; some weights are not
+            in memory, not finite or quantised; or what runs is not the model.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -117,6 +171,8 @@ def wrap(
             f"elsewhere ({away[0]} first). Take a larger GPU, a smaller model, or hide the GPU "
             "(CUDA_VISIBLE_DEVICES=) to work in the memory of the machine."
         )
+    check_weights(name, model)
+    plain = plain_logits(model)
     try:
         bridge = TransformerBridge.boot_transformers(
             architecture,  # only a label here: a name that it knows would be looked up
@@ -133,6 +189,7 @@ def wrap(
     _keep_dtype_in_rotation(bridge, model.dtype)
     subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
     run_fused(subject)
+    check_logits(subject, plain)
     return subject
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
+
+from mansu.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,70 @@ class Subject:
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text`` without special tokens."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+    @property
+    def context(self) -> int | None:
+        """The longest row that the model was made for, in tokens; None if its config has none."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def fits(self, length: int) -> bool:
+        """Whether the context holds a row of ``length`` tokens."""
+        return self.context is None or length <= self.context
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts before every text: its BOS, or nothing."""
+        bare, whole = self.encode("a"), list(self.tokenizer("a")["input_ids"])
+        starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
+        return tuple(whole[: starts[0]]) if starts else ()
+
+    def encode(self, text: str, *, start: bool = False) -> list[int]:
+        """Token ids of ``text`` without special tokens.
+
+        Args:
+            start: with ``prefix`` before it, as the model sees the start of a text.
+
+        Raises:
+            BadInputError: a token that the model has no embedding for.
+        """
+        return [*(self.prefix if start else ()), *self._encoded(text)]
+
+    @cached_property
+    def _encoded(self) -> Callable[[str], tuple[int, ...]]:
+        tokenizer, name = self.tokenizer, self.name
+        known = len(self.model.get_input_embeddings().weight)  # type: ignore[operator,union-attr]
+
+        @lru_cache(maxsize=1 << 16)  # every measurement of a task asks for the same texts
+        def encoded(text: str) -> tuple[int, ...]:
+            ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            if ids and max(ids) >= known:  # type: ignore[type-var]
+                raise BadInputError(
+                    f"The tokenizer of {name!r} makes token {max(ids)} of {text[:40]!r}, and the "
+                    f"model knows {known} tokens: give the tokenizer that the model was made with."
+                )
+            return ids  # type: ignore[return-value]
+
+        return encoded
+
+    def continuation(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Tokens of ``prompt + answer`` as one text, cut where the answer begins.
+
+        Tokenised apart they may be others: SentencePiece puts a space before every text, and byte
+        pairs merge across the join.
+
+        Returns:
+            The prompt's tokens, with ``prefix``, and the answer's. White space at the prompt's end
+            goes to the answer where it belongs to the answer's first token; so does all of a token
+            that lies across the join.
+        """
+        whole = self.encode(prompt + answer, start=True)
+        for text in (prompt, prompt.rstrip()):
+            head = self.encode(text, start=True)
+            if whole[: len(head)] == head:
+                return head, whole[len(head) :]
+        head = self.encode(prompt, start=True)
+        same = (a == b for a, b in zip(whole, head, strict=False))
+        shared = next((i for i, equal in enumerate(same) if not equal), min(len(whole), len(head)))
+        return whole[:shared], whole[shared:]
 
     def next_token_logits(self, tokens: Tensor, length: Tensor) -> Tensor:
         """Logits after the last real token of each row.

@@ -11,7 +11,7 @@ from mansu.tasks.facts import (
     parse,
     shipped,
 )
-from mansu.tasks.tokens import Examples, Pairs, examples, pad, pairs, text
+from mansu.tasks.tokens import Examples, Pairs, Reading, examples, pad, pairs, read, text
 
 __all__ = [
     "FOLDER",
@@ -21,12 +21,14 @@ __all__ = [
     "Examples",
     "Fact",
     "Pairs",
+    "Reading",
     "Task",
     "examples",
     "load",
     "pad",
     "pairs",
     "parse",
+    "read",
     "shipped",
     "text",
 ]

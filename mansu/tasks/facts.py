@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, replacing, write_json
@@ -36,6 +37,8 @@ N_DISTRACTORS = 3
 
 
 ABOUT = ("title", "description", "provenance", "margin", "tolerance", "base")
+LONGEST_LINE = 1_000_000
+"""Characters of a line; a prompt is a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,11 @@ def load(name: str) -> Task:
         try:
             content = Path(name).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise MansuError(
+            raise BadInputError(
                 f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
             ) from error
         return parse(content, Path(name).stem, **_about(Path(name)))
-    raise MansuError(
+    raise BadInputError(
         f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
     )
 
@@ -191,14 +194,14 @@ def parse(text: str, name: str, **about: Any) -> Task:
     Raises:
         MansuError: a malformed line (with its number), or an empty forget or retain set.
     """
-    facts = tuple(
+    facts = tuple(  # lines end with \n only: JSON may hold other breaks
         _fact(line, number)
-        for number, line in enumerate(text.split("\n"), start=1)  # JSON may hold other breaks
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
         if line.strip()
     )
     for split in NEEDED:
         if not any(f.split == split for f in facts):
-            raise MansuError(
+            raise BadInputError(
                 f'The task {name!r} has an empty {split} set: add lines with "split": "{split}".'
             )
     about.setdefault("title", name)
@@ -208,20 +211,17 @@ def parse(text: str, name: str, **about: Any) -> Task:
 
 def _fact(line: str, number: int) -> Fact:
     where = f"Line {number} of the task"
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise MansuError(f"{where} is not JSON ({error.msg}): write one object a line.") from error
-    if not isinstance(row, dict):
-        raise MansuError(f"{where} is not a JSON object: write one object a line.")
+    row = _object(line, where)
     split = row.get("split")
     if split not in SPLITS:
-        raise MansuError(f'{where} has "split": {split!r}: use one of {", ".join(SPLITS)}.')
+        raise BadInputError(f'{where} has "split": {split!r:.60}: use one of {", ".join(SPLITS)}.')
     if split == "text":
         return Fact(_string(row, "text", where), "", split, number, split)
     distractors = row.get("distractors", [])
     if not isinstance(distractors, list) or not all(isinstance(d, str) for d in distractors):
-        raise MansuError(f'{where} has "distractors" that are not a list of strings.')
+        raise BadInputError(f'{where} has "distractors" that are not a list of strings.')
+    for distractor in distractors:
+        _check_text(distractor, "distractors", where)
     return Fact(
         prompt=_string(row, "prompt", where),
         answer=_string(row, "answer", where),
@@ -235,8 +235,52 @@ def _fact(line: str, number: int) -> Fact:
     )
 
 
+def _object(line: str, where: str) -> dict[str, Any]:
+    """One line as a JSON object; what JSON itself does not allow, Python's reader must not."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in found]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise BadInputError(f"{where} has the key {twice[0]!r:.60} twice: keep one of them.")
+        return dict(found)
+
+    def constant(name: str) -> Any:
+        raise BadInputError(f"{where} has the number {name}, which is not JSON: take it out.")
+
+    if len(line) > LONGEST_LINE:
+        raise BadInputError(
+            f"{where} has {len(line)} characters: give a line {LONGEST_LINE} at the most."
+        )
+    try:
+        row = json.loads(line, object_pairs_hook=pairs, parse_constant=constant)
+    except MansuError:
+        raise
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        why = getattr(error, "msg", None) or (
+            "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        )
+        raise BadInputError(f"{where} is not JSON ({why}): write one object a line.") from error
+    if not isinstance(row, dict):
+        raise BadInputError(f"{where} is not a JSON object: write one object a line.")
+    return row
+
+
 def _string(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise MansuError(f'{where} has no "{key}": give a non-empty string.')
+        raise BadInputError(f'{where} has no "{key}": give a non-empty string.')
+    _check_text(value, key, where)
     return value
+
+
+def _check_text(value: str, key: str, where: str) -> None:
+    if (odd := no_text(value)) is not None:
+        raise BadInputError(
+            f'{where} has the character {odd!a} in "{key}", which is part of no text: take it out.'
+        )
+
+
+def no_text(value: str) -> str | None:
+    """The first character that is part of no text: half a surrogate pair, or a control character
+    that is no white space (NUL, escape); None if there is none."""
+    return next((c for c in value if category(c) in ("Cs", "Cc") and not c.isspace()), None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 from mansu.subjects.subject import Subject
-from mansu.tasks.facts import N_DISTRACTORS, NEEDED, Fact, Task
+from mansu.tasks.facts import N_DISTRACTORS, NEEDED, SPLITS, Fact, Task
 
 
 @dataclass(frozen=True)
@@ -99,60 +99,192 @@ class Pairs:
         )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A fact as one subject's tokens, which are those of prompt and answer as one text.
+
+    Attributes:
+        prompt: token ids, with the tokenizer's BOS. answer: the one token after them.
+        gap: what is put between prompt and answer: nothing, or a space that the task forgot.
+    """
+
+    fact: Fact
+    prompt: tuple[int, ...]
+    answer: int
+    gap: str = ""
+
+
+def read(facts: Sequence[Fact], subject: Subject) -> tuple[list[Reading], list[str]]:
+    """The facts that can be scored, and a sentence on those that cannot or that read oddly.
+
+    Left out are those whose answer is not one token after its prompt, those with words that the
+    tokenizer does not know, and prompts longer than the model's context.
+
+    Raises:
+        BadInputError: a token that the model has no embedding for.
+    """
+    found, lines = [], defaultdict(list)
+    for fact in facts:
+        reading = _read(fact, fact.prompt, fact.answer, subject)
+        if isinstance(reading, str):
+            lines[reading].append(fact.row)
+            continue
+        found.append(reading)
+        for oddity in _oddities(reading, subject):
+            lines[oddity].append(fact.row)
+    return found, [f"{_rows(rows)} {sentence}" for sentence, rows in lines.items()]
+
+
+_NOT_ONE = "left out: the answer is not one token after its prompt for this model."
+_UNKNOWN = "left out: the model's tokenizer does not know a word of the prompt or the answer."
+_GAP = "read with a space between prompt and answer, which would else be one word: write it."
+_MOVED = "read with the space at the prompt's end as the answer's, which the model says with it."
+_DOUBLE = "with two spaces between prompt and answer, which the model would hardly say: write one."
+_GLUED = "read as given, with prompt and answer as one word: a space before it is no token with it."
+
+
+def _read(
+    fact: Fact, prompt: str, answer: str, subject: Subject, gaps: Sequence[str] | None = None
+) -> Reading | str:
+    """A prompt of the fact and an answer to it, or why they cannot be scored."""
+    if gaps is None:
+        gaps = (" ", "") if _glued(prompt, answer) else ("", " ")
+    why = ""
+    for gap in gaps:
+        if gap and (prompt[-1].isspace() or answer[:1].isspace()):
+            continue
+        head, tail = subject.continuation(prompt, gap + answer)
+        own = [subject.encode(text, start=True) for text in (prompt, prompt.rstrip())]
+        if not subject.fits(len(own[1])):
+            context = subject.context
+            return f"left out: the prompt has more tokens than the model's context of {context}."
+        if subject.tokenizer.unk_token_id in (*own[0], *tail):
+            why = why or _UNKNOWN
+        elif len(tail) != 1 or head not in own:
+            why = why or _NOT_ONE
+        else:
+            return Reading(fact, tuple(head), tail[0], gap)
+    return why
+
+
+def _oddities(reading: Reading, subject: Subject) -> Iterator[str]:
+    """What of a row that can be scored the user may not have meant."""
+    prompt, answer = reading.fact.prompt, reading.fact.answer
+    if reading.gap:
+        yield _GAP
+    elif list(reading.prompt) != subject.encode(prompt, start=True):
+        yield _MOVED
+    elif prompt[-1].isspace() and answer[0].isspace():
+        single = subject.encode(prompt.rstrip() + answer, start=True)
+        if single != subject.encode(prompt + answer, start=True):
+            yield _DOUBLE
+    elif _glued(prompt, answer):
+        yield _GLUED
+
+
+def _glued(prompt: str, answer: str) -> bool:
+    """Whether two words meet without a space, in a script that has them (one with upper case)."""
+    return all(letter.lower() != letter.upper() for letter in (prompt[-1], answer[:1]))
+
+
 def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Examples:
-    """Tokenise one split. Rows whose answer is not one token are left out and noted.
+    """Tokenise one split. Rows that cannot be scored (see ``read``) are left out and noted.
 
     Distractors, where a row gives none, are drawn (seeded) from the other answers of its group.
+    Noted, too, are rows that are there twice, in this split or in one before it in ``SPLITS``.
 
     Raises:
         MansuError: no row of the forget or retain set can be used.
     """
-    usable, notes = _one_token(task.split(split), subject)
-    answers: dict[str, set[int]] = defaultdict(set)
-    for fact, answer in usable:
-        answers[fact.group].add(answer)
+    usable, notes = read(task.split(split), subject)
+    answers: dict[tuple[str, str], set[int]] = defaultdict(set)  # of answers joined alike
+    for r in usable:
+        answers[r.fact.group, r.gap].add(r.answer)
     rng = random.Random(seed)
-    kept, tokens, distractors, few = [], [], [], []
-    for fact, answer in usable:
-        wrong = [subject.encode(d) for d in fact.distractors]
-        given = list(dict.fromkeys(w[0] for w in wrong if len(w) == 1 and w[0] != answer))
-        pool = sorted(answers[fact.group] - {answer} - set(given))
+    kept: list[Reading] = []
+    distractors, few, replaced, surplus = [], [], [], []
+    for r in usable:
+        given = _distractors(r, subject)
+        pool = sorted(answers[r.fact.group, r.gap] - {r.answer} - set(given))
         missing = N_DISTRACTORS - len(given)
+        if len(given) < len(r.fact.distractors):
+            replaced.append(r.fact.row)
         if missing > len(pool):
-            few.append(fact.row)
+            few.append(r.fact.row)
             continue
+        if missing < 0:
+            surplus.append(r.fact.row)
         distractors.append(given[:N_DISTRACTORS] + rng.sample(pool, max(missing, 0)))
-        kept.append((fact, answer))
-        tokens.append(subject.encode(fact.prompt))
+        kept.append(r)
+    if replaced:
+        notes.append(
+            f"{_rows(replaced)} of {split} with distractors that were dropped: not one token that "
+            "the tokenizer knows, there twice, or the answer itself; where fewer than "
+            f"{N_DISTRACTORS} are left, others of the group's answers are taken."
+        )
+    if surplus:
+        notes.append(
+            f"{_rows(surplus)} of {split} with more than {N_DISTRACTORS} distractors: the first "
+            f"{N_DISTRACTORS} are taken."
+        )
     if few:
         notes.append(
             f"{_rows(few)} left out of {split}: fewer than {N_DISTRACTORS} one-token wrong "
             "answers; give distractors."
         )
     if not kept and split in NEEDED:
-        raise MansuError(f"The task {task.name!r} has no usable {split} row. {' '.join(notes)}")
-    padded, length = pad(tokens)
-    vocabulary = sorted({answer for _, answer in kept})
+        raise BadInputError(f"The task {task.name!r} has no usable {split} row. {' '.join(notes)}")
+    notes += _repeats(task, subject, split, kept)
+    padded, length = pad([r.prompt for r in kept])
+    vocabulary = sorted({r.answer for r in kept})
     candidates = torch.tensor(
-        [[v in answers[fact.group] for v in vocabulary] for fact, _ in kept], dtype=torch.bool
+        [[v in answers[r.fact.group, r.gap] for v in vocabulary] for r in kept], dtype=torch.bool
     ).reshape(len(kept), len(vocabulary))
+    named = any(r.fact.fact for r in kept)
     return Examples(
         tokens=padded,
         length=length,
-        answer=torch.tensor([a for _, a in kept], dtype=torch.long),
+        answer=torch.tensor([r.answer for r in kept], dtype=torch.long),
         distractors=torch.tensor(distractors, dtype=torch.long).reshape(-1, N_DISTRACTORS),
         candidates=candidates,
         vocabulary=torch.tensor(vocabulary, dtype=torch.long),
-        rows=tuple(f.row for f, _ in kept),
-        groups=tuple(f.group for f, _ in kept),
+        rows=tuple(r.fact.row for r in kept),
+        groups=tuple(r.fact.group for r in kept),
         notes=tuple(notes),
-        facts=(tuple(f.fact or f.answer for f, _ in kept) if any(f.fact for f, _ in kept) else ()),
+        facts=tuple(r.fact.fact or r.fact.answer for r in kept) if named else (),
     )
+
+
+def _distractors(reading: Reading, subject: Subject) -> list[int]:
+    """The row's own wrong answers: different tokens, joined to the prompt as its answer is."""
+    fact = reading.fact
+    read = [_read(fact, fact.prompt, d, subject, (reading.gap,)) for d in fact.distractors]
+    tokens = [r.answer for r in read if isinstance(r, Reading) and r.prompt == reading.prompt]
+    return [t for t in dict.fromkeys(tokens) if t != reading.answer]
+
+
+def _repeats(task: Task, subject: Subject, split: str, rows: Sequence[Reading]) -> Iterator[str]:
+    """Sentences on rows whose prompt and answer are those of an earlier row."""
+    for other in SPLITS[: SPLITS.index(split)]:
+        theirs = {(r.prompt, r.answer): r.fact.row for r in read(task.split(other), subject)[0]}
+        same = [(r.fact.row, theirs[k]) for r in rows if (k := (r.prompt, r.answer)) in theirs]
+        if same:
+            mine, others = zip(*same, strict=True)
+            yield f"{_rows(mine)} of {split} also in {other} ({_rows(others).lower()})."
+    seen: set[tuple[tuple[int, ...], int]] = set()
+    twice = []
+    for r in rows:
+        if (r.prompt, r.answer) in seen:
+            twice.append(r.fact.row)
+        seen.add((r.prompt, r.answer))
+    if twice:
+        yield f"{_rows(twice)} of {split} as an earlier line of it: counted twice."
 
 
 def text(task: Task, subject: Subject, *, positions: int = 32) -> tuple[Tensor, Tensor]:
     """The task's plain text as (tokens ``[N, T]``, length ``[N]``), cut at ``positions``."""
-    return pad([subject.encode(f.prompt)[:positions] for f in task.split("text")])
+    positions = min(positions, subject.context or positions)
+    return pad([subject.encode(f.prompt, start=True)[:positions] for f in task.split("text")])
 
 
 def pairs(
@@ -170,36 +302,35 @@ def pairs(
     Raises:
         MansuError: no row can be paired.
     """
-    usable, notes = _one_token(task.split(split), subject)
-    encoded = [(fact, answer, tuple(subject.encode(fact.prompt))) for fact, answer in usable]
-    buckets: dict[tuple[str, int], list[tuple[Fact, int, tuple[int, ...]]]] = defaultdict(list)
-    for item in encoded:
-        buckets[item[0].group, len(item[2])].append(item)
+    usable, notes = read(task.split(split), subject)
+    buckets: dict[tuple[str, int], list[Reading]] = defaultdict(list)
+    for r in usable:
+        buckets[r.fact.group, len(r.prompt)].append(r)
     rng = random.Random(seed)
-    found: list[tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = []
+    found: list[tuple[Reading, Reading]] = []
     unaligned, swapped = [], []
-    for fact, answer, clean in encoded:
-        partner = own = _own_corrupt(fact, answer, clean, subject)
+    for r in usable:
+        partner = own = _own_corrupt(r, subject)
         if own is None:
-            bucket = buckets[fact.group, len(clean)]
-            others = [o for o in bucket if o[1] != answer and o[2] != clean]
+            bucket = buckets[r.fact.group, len(r.prompt)]
+            others = [o for o in bucket if o.answer != r.answer and o.prompt != r.prompt]
             rng.shuffle(others)
-            best = max(
+            partner = max(
                 others,
-                key=lambda o: sum(a == b for a, b in zip(o[2], clean, strict=True)),
+                key=lambda o: sum(a == b for a, b in zip(o.prompt, r.prompt, strict=True)),
                 default=None,
             )
-            partner = None if best is None else (best[2], best[1])
         if partner is None:
-            unaligned.append(fact.row)
+            unaligned.append(r.fact.row)
         else:
-            found.append((clean, partner[0], answer, partner[1], fact.row))
-            if own is None and fact.corrupt_prompt is not None:
-                swapped.append(fact.row)
+            found.append((r, partner))
+            if own is None and r.fact.corrupt_prompt is not None:
+                swapped.append(r.fact.row)
     if swapped:
         notes.append(
             f"{_rows(swapped)} paired with another row of the task instead of the corrupt_prompt "
-            "given, which is not of the prompt's token length or has no one-token foil."
+            "given, which is not of the prompt's token length, is the prompt itself, or has no "
+            "one-token foil."
         )
     if unaligned:
         notes.append(
@@ -207,49 +338,37 @@ def pairs(
             "another answer; give corrupt_prompt."
         )
     if not found:
-        raise MansuError(
+        raise BadInputError(
             f"The task {task.name!r} has no clean–corrupt pair of equal token length. "
             f"{' '.join(notes)}"
         )
     if n is not None and n < len(found):
         found = [found[i] for i in sorted(rng.sample(range(len(found)), n))]
-    clean, length = pad([list(f[0]) for f in found])
-    corrupt, _ = pad([list(f[1]) for f in found])
+    clean, length = pad([r.prompt for r, _ in found])
+    corrupt, _ = pad([partner.prompt for _, partner in found])
     return Pairs(
         clean=clean,
         corrupt=corrupt,
         length=length,
-        answer=torch.tensor([f[2] for f in found]),
-        foil=torch.tensor([f[3] for f in found]),
-        rows=tuple(f[4] for f in found),
+        answer=torch.tensor([r.answer for r, _ in found]),
+        foil=torch.tensor([partner.answer for _, partner in found]),
+        rows=tuple(r.fact.row for r, _ in found),
         notes=tuple(notes),
     )
 
 
-def _own_corrupt(
-    fact: Fact, answer: int, clean: tuple[int, ...], subject: Subject
-) -> tuple[tuple[int, ...], int] | None:
+def _own_corrupt(reading: Reading, subject: Subject) -> Reading | None:
+    """The row's own corrupt prompt with its foil, where they can be used."""
+    fact = reading.fact
     if fact.corrupt_prompt is None:
         return None
-    corrupt = tuple(subject.encode(fact.corrupt_prompt))
-    foils = [fact.foil] if fact.foil else list(fact.distractors)
-    tokens = [t[0] for t in map(subject.encode, foils) if len(t) == 1 and t[0] != answer]
-    if len(corrupt) != len(clean) or not tokens:
-        return None
-    return corrupt, tokens[0]
-
-
-def _one_token(facts: Sequence[Fact], subject: Subject) -> tuple[list[tuple[Fact, int]], list[str]]:
-    """The facts whose answer is one token, with it, and a note on those left out."""
-    kept, long = [], []
-    for fact in facts:
-        answer = subject.encode(fact.answer)
-        if len(answer) == 1:
-            kept.append((fact, answer[0]))
-        else:
-            long.append(fact.row)
-    notes = [f"{_rows(long)} left out: the answer is not one token for this model."] if long else []
-    return kept, notes
+    for foil in [fact.foil] if fact.foil else fact.distractors:
+        r = _read(fact, fact.corrupt_prompt, foil, subject)
+        if isinstance(r, str) or r.answer == reading.answer or r.prompt == reading.prompt:
+            continue
+        if len(r.prompt) == len(reading.prompt):
+            return r
+    return None
 
 
 def _rows(rows: Sequence[int]) -> str:
