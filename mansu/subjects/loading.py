@@ -106,10 +106,10 @@ def _from_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[Any, A
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if torch.cuda.is_available():
         options["device_map"] = "auto"
-    model: Any
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
     )
+    model, info = loaded
     if info["missing_keys"]:  # they would be random
         raise BadInputError(
             f"The checkpoint of {name!r} lacks the weight {min(info['missing_keys'])!r} and "
