@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mansu import tasks
-from mansu.errors import MansuError
 from mansu.evidence.bounds import bound, bounds
 from mansu.measure.geometry import fisher, projectors
 from mansu.measure.scores import text_losses
@@ -159,13 +158,7 @@ def loss_of(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> 
         return float(facts + text_losses(subject, *text).sum()) / (len(retain) + len(text[0]))
 
 
-def test_a_weight_that_the_bridge_splits_is_refused() -> None:
-    subject, retain = family("gpt2"), retain_of(torch.tensor([1, 2]))
-    with pytest.raises(MansuError, match="is not run as one map"):
-        bounds(subject, Edit({}), retain, NO_TEXT, {})
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
