@@ -325,7 +325,7 @@ def test_what_runs_is_the_plain_model_or_is_refused(tiny: Subject, tmp_path: Pat
     model = _gpt2(scale_attn_weights=False)
     with pytest.raises(BadInputError, match="its model GPT2LMHeadModel: their logits differ by"):
         subjects.wrap("odd", model, tiny.tokenizer)
-    want, tokens = _gpt2(), torch.tensor([[5, 6, 7, 8], [9, 8, 0, 0]])
+    want, tokens = _gpt2().eval(), torch.tensor([[5, 6, 7, 8], [9, 8, 0, 0]])
     with torch.no_grad():
         plain = torch.stack([want(tokens[i, None, :n]).logits[0, -1] for i, n in enumerate((4, 2))])
         got = subjects.wrap("whole", _gpt2(), tiny.tokenizer).next_token_logits(
@@ -353,6 +353,7 @@ def test_a_head_that_scales_its_logits_is_caught(
 
 def test_a_row_beyond_a_sliding_window_is_compared(tiny: Subject) -> None:
     shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    shape["num_key_value_heads"] = 2
     config = MistralConfig(
         vocab_size=40, num_hidden_layers=1, sliding_window=20, max_position_embeddings=64, **shape
     )

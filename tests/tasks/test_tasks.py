@@ -310,10 +310,10 @@ def test_an_answer_s_tokens_are_those_of_the_joined_text() -> None:
     assert subject.prefix == (1,)
     assert len(subject.tokenizer(" red", add_special_tokens=False)["input_ids"]) == 2  # ▁ ▁red
     rows = tasks.examples(animals(" {}"), subject, "forget")
-    for i, fact in enumerate(animals(" {}").split("forget")):
-        whole = subject.tokenizer(fact.prompt + fact.answer)["input_ids"][:-1]  # type: ignore[index]
+    for i, asked in enumerate(animals(" {}").split("forget")):
+        whole = subject.tokenizer(asked.prompt + asked.answer)["input_ids"][:-1]  # type: ignore[index]
         assert [*rows.tokens[i, : rows.length[i]].tolist(), int(rows.answer[i])] == whole
-        assert subject.tokenizer.convert_ids_to_tokens(whole)[-1] == f"▁{fact.answer.strip()}"
+        assert subject.tokenizer.convert_ids_to_tokens(whole)[-1] == f"▁{asked.answer.strip()}"
     assert rows.notes == () and len(rows) == 5
     pairs = tasks.pairs(animals(" {}"), subject)
     assert set(pairs.clean[:, 0].tolist()) == {1} and pairs.notes == ()
