@@ -34,7 +34,7 @@ COMMANDS: Mapping[str, str] = {
 }
 
 
-class Cancelled(Exception):
+class Cancelled(BaseException):  # no "except Exception" may take it for a fault
     """Raised in the middle of the work by SIGTERM."""
 
 

@@ -41,6 +41,9 @@ from mansu.tasks.tokens import Pairs
 GROUPS = 8
 
 
+FEWEST_GROUPS = 4
+
+
 CHUNK = 8  # pairs that go through at once
 
 
@@ -56,7 +59,7 @@ class Divergences:
 
     Attributes:
         edited: of the edit in full precision; edited_nf4: after NF4, against the same base.
-        noise_floor: the unedited model, half the pairs against the other half.
+        noise_floor: the unedited model, half the pairs against the other half; None of too few.
         suppressor, ablation: of the controls.
         signal, signal_nf4, signal_suppressor, signal_ablation: the same with the unedited model's
             sensitivities, on the circuit's edges (signal CAD).
@@ -303,11 +306,14 @@ def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
-def noise_floor(scores: Tensor, *, resamples: int = 50, seed: int = 0) -> Interval:
+def noise_floor(scores: Tensor, *, resamples: int = 50, seed: int = 0) -> Interval | None:
     """CAD of the same model on one half of the groups against the other half, over random halves.
 
-    Halves hold fewer pairs than CAD itself uses, so the floor is, if anything, too high.
+    Halves hold fewer pairs than CAD itself uses, so the floor is, if anything, too high. None of
+    fewer than ``FEWEST_GROUPS``: there are not enough ways to halve them to tell noise.
     """
+    if len(scores) < FEWEST_GROUPS:
+        return None
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(resamples):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mansu.errors import DamagedError
-from mansu.evidence.cad import Divergences
+from mansu.evidence.cad import FEWEST_GROUPS, Divergences
 from mansu.files import read_json, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
@@ -381,8 +381,14 @@ def _erasure(divergences: Divergences | None) -> Property:
     if divergences is None:
         return _unknown("erasure", "CAD was not measured.")
     d = divergences
-    if d.noise_floor is None or d.signal is None or d.signal_suppressor is None:
-        return _unknown("erasure", "CAD's controls (noise floor, suppressor) were not measured.")
+    if d.noise_floor is None:
+        return _unknown(
+            "erasure",
+            f"CAD has no noise floor: the forget set has fewer than {FEWEST_GROUPS} clean–corrupt "
+            "pairs, too few to halve.",
+        )
+    if d.signal is None or d.signal_suppressor is None:
+        return _unknown("erasure", "CAD's control, the suppressor, was not measured.")
     # Signal CAD is what is judged, unless plain CAD is no more than noise.
     if d.edited.value > d.noise_floor.value:
         measure, value, threshold = "signal CAD", d.signal, d.signal_suppressor.value

@@ -146,7 +146,9 @@ def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Ten
         ablated = signals()
     assert cad.cad(base, ablated).value > cad.cad(base, suppressed).value > 0
     assert float(cad.cad(base, base).high) == 0
-    assert 0 < cad.noise_floor(base).value < 1
+    floor = cad.noise_floor(base)
+    assert floor is not None and 0 < floor.value < 1
+    assert cad.noise_floor(base[: cad.FEWEST_GROUPS - 1]) is None
 
 
 def test_interval_holds_the_value(base: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import runpy
 import shutil
@@ -16,6 +17,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from families import FAMILIES, family, wide
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -220,6 +222,22 @@ def test_rows_that_the_harness_would_cut_otherwise_are_named(
     assert len(notes) == 1 and "Lines 3 left out of the harness's forget" in notes[0]
     kept = [row["line"] for row in read(tmp_path / "out" / "forget.jsonl")]
     assert kept == [f.row for f in task.split("forget") if f.row != 3]
+
+
+def test_the_harness_is_told_of_a_bos(tiny: Subject, tiny_task: tasks.Task, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single="[BOS] $A", special_tokens=[("[BOS]", 2)]
+    )
+    subject = dataclasses.replace(tiny, tokenizer=tokenizer)
+    for one, word in ((subject, "True"), (tiny, "False")):
+        command = exports.harness_command(tiny_task, one, "model", "tasks")
+        assert f"pretrained=model,add_bos_token={word} " in command
+    assert exports.lm_eval(tiny_task, subject, tmp_path / "out") == ()
+    row = read(tmp_path / "out" / "forget.jsonl")[0]
+    ours = tasks.examples(tiny_task, subject, "forget")
+    harness = tokenizer(row["prompt"] + row["choices"][row["answer"]])["input_ids"]
+    assert harness == [*ours.tokens[0, : ours.length[0]].tolist(), int(ours.answer[0])]
 
 
 @pytest.mark.parametrize("format", [None, quant.Format(double_quant=True)], ids=["full", "nf4"])

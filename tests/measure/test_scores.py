@@ -14,8 +14,19 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from mansu import tasks
-from mansu.measure.scores import EVALUATED, Measurement, measure, measure_task, text_loss
+from mansu.errors import MansuError
+from mansu.measure.scores import (
+    EVALUATED,
+    Measurement,
+    Scores,
+    measure,
+    measure_task,
+    share_right,
+    text_loss,
+)
 from mansu.measure.statistics import McNemar, bootstrap, mcnemar
+from mansu.sets.continuation import log_probabilities
+from mansu.subjects.edit import Edit
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -84,6 +95,49 @@ def test_right_padding_changes_no_logits(name: str, length: int, pads: int, junk
         torch.testing.assert_close(
             subject.next_token_logits(padded, real), alone, atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("others", "share"),
+    [
+        ([0.0, -1.0, -2.0], 1),
+        ([1.0, -1.0, -2.0], 1 / 2),
+        ([1.0, 1.0, -2.0], 1 / 3),
+        ([1.0, 1.0, 1.0], 1 / 4),
+        ([1.0, 1.0, 2.0], 0),
+    ],
+)
+def test_ties_count_as_a_share(others: list[float], share: float) -> None:
+    found = share_right(torch.tensor([1.0]), torch.tensor([others]))
+    assert float(found) == pytest.approx(share)
+
+
+def test_a_model_with_equal_logits_is_at_chance(tiny: Subject, tiny_task: Task) -> None:
+    """Its embedding, which is its head, at zero: every answer is as probable as every other."""
+    name = "model.embed_tokens.weight"
+    nothing = {name: torch.zeros_like(tiny.parameters[name])}
+    rows = tasks.examples(tiny_task, tiny, "forget")
+    with Edit.between(tiny.parameters, nothing, "nothing").applied(tiny):
+        scores = measure(tiny, rows)
+    assert scores.accuracy == 0.25 and set(scores.correct) == {0.25}
+    again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
+    assert np.array_equal(again.correct, scores.correct)
+    right = measure(tiny, rows)
+    test = mcnemar(scores.correct, right.correct)  # a tie is not right
+    assert (test.first, test.second) == (0, int(right.correct.sum()))
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny: Subject, tiny_task: Task) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    broken = {name: torch.full_like(tiny.parameters[name], float("nan"))}
+    rows = tasks.examples(tiny_task, tiny, "forget").select([0, 1])
+    with Edit.between(tiny.parameters, broken, "broken").applied(tiny):
+        with pytest.raises(MansuError, match="logits are not finite"):
+            measure(tiny, rows)
+        with pytest.raises(MansuError, match="losses are not finite"):
+            text_loss(tiny, *tasks.text(tiny_task, tiny))
+        with pytest.raises(MansuError, match="logits are not finite"):
+            log_probabilities(tiny, ["The colour of boben is"], [" blue"])
 
 
 def test_batches_change_nothing(tiny: Subject, tiny_task: Task) -> None:

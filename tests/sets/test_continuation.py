@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, family
 from rouge_score.rouge_scorer import RougeScorer
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig
 
 from mansu import quant
 from mansu.errors import MansuError
@@ -14,7 +20,7 @@ from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
 from mansu.subjects.subject import Subject
 
 PROMPTS = ["t1 t2 t3", "t4", "t5 t6 t7 t8 t9 t10", "t11 t12"]
-TAILS = ["t20 t21", "t22 t23 t24", "t25", "t26 t27"]
+TAILS = [" t20 t21", " t22 t23 t24", " t25", " t26 t27"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -33,7 +39,7 @@ def test_log_probabilities_are_the_plain_model_s(name: str) -> None:
 def test_without_a_prompt_a_text_is_scored_from_its_second_token() -> None:
     subject = family("llama")
     alone = log_probabilities(subject, [""], ["t1 t2 t3 t4"])[0]
-    after = log_probabilities(subject, ["t1"], ["t2 t3 t4"])[0]
+    after = log_probabilities(subject, ["t1"], [" t2 t3 t4"])[0]
     np.testing.assert_allclose(alone, after, atol=1e-6)
 
 
@@ -51,6 +57,46 @@ def test_greedy_words_are_the_argmax_one_at_a_time_however_they_are_batched(name
                 break
             new.append(token)
         assert said == subject.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_greedy_is_greedy_whatever_the_generation_config_says() -> None:
+    subject = family("llama")
+    model: Any = subject.model
+    plain, kept = greedy(subject, PROMPTS, tokens=6), model.generation_config
+    said = subject.encode(plain[0])
+    try:
+        model.generation_config = GenerationConfig(
+            eos_token_id=kept.eos_token_id,
+            repetition_penalty=5.0,
+            do_sample=True,
+            temperature=9.0,
+            min_new_tokens=5,
+            suppress_tokens=said[:1],
+            no_repeat_ngram_size=1,
+        )
+        asked = model.generation_config
+        assert greedy(subject, PROMPTS, tokens=6) == plain
+        assert model.generation_config is asked
+    finally:
+        model.generation_config = kept
+
+
+def test_a_text_s_bos_is_that_of_its_tokenizer() -> None:
+    """With a BOS every token of a text is scored after it, and greedy words follow it."""
+    bare = family("llama")
+    tokenizer = copy.deepcopy(bare.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single="t3 $A", special_tokens=[("t3", 3)]
+    )
+    subject = replace(bare, tokenizer=tokenizer)
+    assert subject.prefix == (3,) and bare.prefix == ()
+    for prompt, tail in (("", " t1 t2 t4"), ("t1 t2", " t4")):
+        (found,) = log_probabilities(subject, [prompt], [tail])
+        (same,) = log_probabilities(bare, [f"t3 {prompt}"], [tail])
+        np.testing.assert_allclose(found, same, atol=1e-6)
+    assert greedy(subject, PROMPTS, tokens=5) == greedy(
+        bare, [f"t3 {p}" for p in PROMPTS], tokens=5
+    )
 
 
 def test_generating_leaves_the_model_bit_for_bit_and_sees_nf4() -> None:

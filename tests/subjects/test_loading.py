@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 import runpy
@@ -14,11 +15,17 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from families import FAMILIES, VOCABULARY, family
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -27,6 +34,7 @@ from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure_task
+from mansu.subjects.checks import plain_logits
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 
@@ -235,15 +243,127 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def _change(file: str, **values: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        known = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(known | values))
+
+    return change
+
+
+def _reweigh(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
+    def write(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return write
+
+
+class _Call:
+    """What a hostile pickle does when it is read."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("pickle-was-run"),)
+
+
+def _pickle(folder: Path) -> None:
+    torch.save({"a": _Call(), **load_file(folder / "model.safetensors")}, folder / "model.bin")
+    (folder / "model.safetensors").rename(folder / "model.bak")
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+BROKEN |= {
+    "a rotation that is none": _change(
+        "config.json", rope_parameters={"rope_theta": 1e4, "rope_type": "nonsense"}
+    ),
+    "a pickle": _pickle,
+    "quantised": _change("config.json", quantization_config={"quant_method": "bitsandbytes"}),
+    "a weight too many": _reweigh(lambda w: w.update({"model.layers.9.odd": torch.ones(2)})),
+    "a weight that is not finite": _reweigh(lambda w: w[DOWN][3, 4].fill_(float("inf"))),
+    "a tokenizer that is none": lambda f: (f / "tokenizer.json").write_text("[]"),
+}
+SENTENCES = {
+    "a rotation that is none": "nonsense",
+    "a pickle": "model.bin, a pickle, which can run any code",
+    "quantised": "is quantised already",
+    "a weight too many": "holds the weight 'model.layers.9.odd' and 0 more that a LlamaForCausalLM",
+    "a weight that is not finite": f"The weight '{DOWN}' of",
+    "a layer missing": "lacks the weight",
+}
+
+
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_checkpoint(kind: str, tmp_path: Path) -> None:
+def test_broken_checkpoint(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(TINY_FOLDER, folder)
     BROKEN[kind](folder)
     with pytest.raises(MansuError) as error:
         subjects.load(str(folder))
-    assert str(folder) in str(error.value)
+    assert str(folder) in str(error.value) and SENTENCES.get(kind, "") in str(error.value)
     assert "\n" not in str(error.value)
+    assert not Path("pickle-was-run").exists()
+
+
+def test_a_real_4bit_model_is_refused(real_nf4: Any, tiny: Subject) -> None:
+    with pytest.raises(BadInputError, match=r"quantised already.*\(model\.layers.*is uint8\)"):
+        subjects.wrap("nf4", copy.deepcopy(real_nf4), tiny.tokenizer)
+
+
+def _gpt2(**options: Any) -> Any:
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=180, n_embd=32, n_head=4, n_layer=2, n_positions=64, **options)
+    model = GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape)
+    return model
+
+
+def test_what_runs_is_the_plain_model_or_is_refused(tiny: Subject, tmp_path: Path) -> None:
+    """TransformerLens scales GPT-2's attention whatever the config says."""
+    model = _gpt2(scale_attn_weights=False)
+    with pytest.raises(BadInputError, match="its model GPT2LMHeadModel: their logits differ by"):
+        subjects.wrap("odd", model, tiny.tokenizer)
+    want, tokens = _gpt2().eval(), torch.tensor([[5, 6, 7, 8], [9, 8, 0, 0]])
+    with torch.no_grad():
+        plain = torch.stack([want(tokens[i, None, :n]).logits[0, -1] for i, n in enumerate((4, 2))])
+        got = subjects.wrap("whole", _gpt2(), tiny.tokenizer).next_token_logits(
+            tokens, torch.tensor([4, 2])
+        )
+    torch.testing.assert_close(got, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_that_scales_its_logits_is_caught(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Granite's does, and only the plain model knows of it."""
+    forward = LlamaForCausalLM.forward
+
+    def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits / 8
+        return out
+
+    model = AutoModelForCausalLM.from_pretrained(TINY_FOLDER, dtype=torch.float32)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", functools.wraps(forward)(scaled))
+    with pytest.raises(BadInputError, match="their logits differ by"):
+        subjects.wrap("scaled", model, tiny.tokenizer)
+
+
+def test_a_row_beyond_a_sliding_window_is_compared(tiny: Subject) -> None:
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    shape["num_key_value_heads"] = 2
+    config = MistralConfig(
+        vocab_size=40, num_hidden_layers=1, sliding_window=20, max_position_embeddings=64, **shape
+    )
+    assert [len(row) for row in plain_logits(MistralForCausalLM(config)).rows] == [12, 7, 1, 28]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_as_close_as_they_can_be(dtype: torch.dtype) -> None:
+    for name in FAMILIES:
+        family(name, dtype=dtype)
 
 
 def test_a_folder_loads_like_the_name(tiny: Subject, tmp_path: Path) -> None:

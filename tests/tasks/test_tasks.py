@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,15 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.normalizers import Prepend, Replace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mansu import tasks
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
+from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
@@ -53,7 +63,8 @@ def test_shipped_tasks_are_whole(name: str) -> None:
     }
 
 
-word = st.text(min_size=1).filter(str.strip)
+letters = st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("\t\n\r\x85")
+word = st.text(letters, min_size=1).filter(str.strip)
 facts = st.lists(
     st.builds(
         dict,
@@ -67,7 +78,7 @@ facts = st.lists(
         answer=word,
         split=st.sampled_from(["forget", "retain"]),
         group=word,
-        distractors=st.lists(st.text(), min_size=1, max_size=4),
+        distractors=st.lists(st.text(letters), min_size=1, max_size=4),
         corrupt_prompt=word,
         foil=word,
     )
@@ -125,6 +136,22 @@ def test_blank_lines_windows_breaks_and_a_byte_order_mark(tmp_path: Path) -> Non
             '{"prompt": "p", "answer": "a", "split": "forget", "corrupt_prompt": 1}',
             "corrupt_prompt",
         ),
+        (r'{"prompt": "p \ud83d q", "answer": "a", "split": "forget"}', r"'\ud83d' in"),
+        (r'{"prompt": "p", "answer": "a\u0000", "split": "forget"}', r"'\x00' in"),
+        (r'{"text": "\u001b[2J", "split": "text"}', r"'\x1b' in"),
+        (
+            r'{"prompt": "p", "answer": "a", "split": "forget", "distractors": ["\udc00"]}',
+            '"distractors"',
+        ),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "n": NaN}', "the number NaN"),
+        ('{"prompt": "p", "answer": "a", "split": "forget", "n": -Infinity}', "-Infinity"),
+        ('{"prompt": "p", "prompt": "q", "answer": "a", "split": "forget"}', "'prompt' twice"),
+        ('{"split": "forget", "n": {"a": 1, "a": 2}}', "'a' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"n": ' + "9" * 5000 + "}", "a number is too long"),
+        ('{"text": "' + "a" * 1_000_000 + '", "split": "text"}', "characters: give a line"),
+        ('\ufeff{"text": "a", "split": "text"}', "is not JSON"),
+        ('{"split": "' + "x" * 9999 + '"}', '"split"'),
     ],
 )
 def test_malformed_line_is_named_by_number(line: str, why: str) -> None:
@@ -133,7 +160,8 @@ def test_malformed_line_is_named_by_number(line: str, why: str) -> None:
         tasks.parse("\n".join([*good, line, *good]), "mine")
     assert str(error.value).startswith("Line 3 of the task ")
     assert why in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    str(error.value).encode()
 
 
 @pytest.mark.parametrize("missing", ["forget", "retain"])
@@ -196,7 +224,11 @@ def test_own_distractors_are_used_and_repeats_filled(tiny: Subject) -> None:
     rows = colours()
     rows[0]["distractors"] = [" forest", " cave", " river", " corn"]
     rows[1]["distractors"] = [" forest", " forest", " blue", "not one token"]
+    rows[2]["distractors"] = [" forest", " cave", " river"]
     got = tasks.examples(build(rows), tiny, "forget")
+    dropped, surplus = got.notes
+    assert dropped.startswith("Line 2 of forget with distractors that were dropped")
+    assert surplus.startswith("Line 1 of forget with more than 3 distractors")
     assert got.distractors[0].tolist() == [tiny.encode(w)[0] for w in ("forest", "cave", "river")]
     assert got.distractors[1, 0] == tiny.encode("forest")[0]
     assert len(set(got.distractors[1].tolist()) | {int(got.answer[1])}) == 4
@@ -210,7 +242,9 @@ def test_several_token_answers_are_left_out_with_their_lines(tiny: Subject) -> N
     ]
     got = tasks.examples(build(rows), tiny, "forget")
     assert len(got) == 10 and 6 not in got.rows
-    assert got.notes == ("Line 6 left out: the answer is not one token for this model.",)
+    assert got.notes == (
+        "Line 6 left out: the answer is not one token after its prompt for this model.",
+    )
     assert tasks.pairs(build(rows), tiny).notes == got.notes
 
 
@@ -223,6 +257,155 @@ def test_a_set_without_one_usable_row(tiny: Subject) -> None:
         tasks.examples(build(few), tiny, "forget")
     held = [*colours(), *(f | {"split": "holdout"} for f in long)]
     assert len(tasks.examples(build(held), tiny, "holdout")) == 0
+
+
+@cache
+def sentencepiece() -> Subject:
+    """A random Llama with a BOS and a tokenizer that puts "▁" before every text, as Mistral's."""
+    words = [*"▁abcdefghijklmnopqrstuvwxyz", "▁the", "▁is", "▁red", "▁blue", "▁green", "▁black"]
+    words += ["▁cat", "▁dog", "▁pig", "▁cow", "▁fox"]
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<s>", "</s>", *words])}
+    merges = []
+    for whole in [w for w in words if len(w) > 1]:
+        for end in range(2, len(whole) + 1):
+            vocabulary.setdefault(whole[:end], len(vocabulary))
+            merges.append((whole[: end - 1], whole[end - 1]))
+    model = Tokenizer(BPE(vocabulary, list(dict.fromkeys(merges)), unk_token="<unk>"))
+    model.normalizer = normalizers.Sequence([Prepend("▁"), Replace(" ", "▁")])  # type: ignore[assignment]
+    model.decoder = decoders.Sequence(  # type: ignore[assignment]
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    model.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), num_hidden_layers=1, max_position_embeddings=24, **size
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    with tempfile.TemporaryDirectory() as folder:  # where the bridge looks for a tokenizer's BOS
+        fast.save_pretrained(folder)
+        saved = AutoTokenizer.from_pretrained(folder)
+        return wrap("sentencepiece", LlamaForCausalLM(config), saved)
+
+
+ANIMALS = ("cat", "dog", "pig", "cow", "fox")
+
+
+def animals(answer: str, end: str = "") -> Task:
+    rows = [
+        fact(f"the {animal} is{end}", answer.format(colour), split)
+        for split in ("forget", "retain")
+        for animal, colour in zip(ANIMALS, ("red", "blue", "green", "black", "red"), strict=True)
+    ]
+    return tasks.parse("\n".join(map(json.dumps, rows)), "animals")
+
+
+def test_an_answer_s_tokens_are_those_of_the_joined_text() -> None:
+    """The tokenizer's own tokens of the whole text: its BOS, a space before each word, no EOS."""
+    subject = sentencepiece()
+    assert subject.prefix == (1,)
+    assert len(subject.tokenizer(" red", add_special_tokens=False)["input_ids"]) == 2  # ▁ ▁red
+    rows = tasks.examples(animals(" {}"), subject, "forget")
+    for i, asked in enumerate(animals(" {}").split("forget")):
+        whole = subject.tokenizer(asked.prompt + asked.answer)["input_ids"][:-1]  # type: ignore[index]
+        assert [*rows.tokens[i, : rows.length[i]].tolist(), int(rows.answer[i])] == whole
+        assert subject.tokenizer.convert_ids_to_tokens(whole)[-1] == f"▁{asked.answer.strip()}"
+    assert rows.notes == () and len(rows) == 5
+    pairs = tasks.pairs(animals(" {}"), subject)
+    assert set(pairs.clean[:, 0].tolist()) == {1} and pairs.notes == ()
+    lines = [fact("the cat is", " red"), fact("the dog is", " red", "retain")]
+    lines.append({"text": "the cat is red", "split": "text"})
+    tokens, length = tasks.text(tasks.parse("\n".join(map(json.dumps, lines)), "mine"), subject)
+    assert tokens.tolist() == [subject.encode("the cat is red", start=True)] and int(length) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "end", "note"),
+    [
+        ("{}", "", "read with a space between prompt and answer"),
+        ("{}", " ", "read with the space at the prompt's end as the answer's"),
+    ],
+)
+def test_a_space_that_is_elsewhere_is_noted(answer: str, end: str, note: str) -> None:
+    subject = sentencepiece()
+    right, other = (
+        tasks.examples(task, subject, "forget") for task in (animals(" {}"), animals(answer, end))
+    )
+    assert torch.equal(right.tokens, other.tokens) and torch.equal(right.answer, other.answer)
+    assert torch.equal(right.distractors, other.distractors)
+    assert len(other.notes) == 1 and other.notes[0].startswith(f"Lines 1, 2, 3, 4, 5 {note}")
+    assert tasks.pairs(animals(answer, end), subject).notes == other.notes
+
+
+def test_two_spaces_are_noted(default_subject: Subject) -> None:
+    rows = [
+        fact(f"The capital of {x} is{end}", y, split)
+        for split, end in (("forget", " "), ("retain", ""))
+        for x, y in CAPITALS.items()
+    ]
+    got = tasks.examples(build(rows, retain=False), default_subject, "forget")
+    assert got.notes[0].startswith("Lines 1, 2, 3, 4 with two spaces between prompt and answer")
+
+
+CAPITALS = {"France": " Paris", "Japan": " Tokyo", "Italy": " Rome", "Germany": " Berlin"}
+
+
+def test_words_that_the_tokenizer_does_not_know_are_left_out(tiny: Subject) -> None:
+    rows = [
+        *colours(),
+        fact("The colour of fegus is", " azure"),
+        fact("The colour of Atlantis is", " red"),
+        fact("The colour of fegus is", " red", distractors=[" azure", " blue", " green"]),
+    ]
+    got = tasks.examples(build(rows), tiny, "forget")
+    assert got.rows == (1, 2, 3, 4, 5, 8)
+    assert got.notes[0] == (
+        "Lines 6, 7 left out: the model's tokenizer does not know a word of the prompt or the "
+        "answer."
+    )
+    assert got.notes[1].startswith("Line 8 of forget with distractors that were dropped")
+    (unknown,) = tiny.encode("azure")
+    assert unknown == tiny.tokenizer.unk_token_id and unknown not in got.distractors
+    with pytest.raises(BadInputError, match=r"no usable forget row.*does not know a word"):
+        tasks.examples(build([fact(f"Atlantis {n}", " red") for n in NAMES]), tiny, "forget")
+
+
+def test_prompts_longer_than_the_context_are_left_out(tiny: Subject) -> None:
+    rows = colours()
+    rows[0]["prompt"] = "The dog sees the cat . " * 25 + rows[0]["prompt"]
+    for got in (tasks.examples(build(rows), tiny, "forget"), tasks.pairs(build(rows), tiny)):
+        assert 1 not in got.rows and got.notes == (
+            "Line 1 left out: the prompt has more tokens than the model's context of 128.",
+        )
+
+
+def test_a_token_beyond_the_embedding_is_refused(tiny: Subject) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_tokens(["ultramarine"])
+    subject = replace(tiny, tokenizer=tokenizer)
+    with pytest.raises(BadInputError, match="and the model knows 180 tokens"):
+        tasks.examples(build([*colours(), fact("The food is", " ultramarine")]), subject, "forget")
+
+
+def test_rows_that_are_there_twice_are_noted(tiny: Subject) -> None:
+    rows = [*colours(), colours()[1], fact("The colour of boben is", " red", "retain")]
+    task = build(rows)
+    assert tasks.examples(task, tiny, "forget").notes == (
+        "Line 6 of forget as an earlier line of it: counted twice.",
+    )
+    assert tasks.examples(task, tiny, "retain").notes == (
+        "Line 7 of retain also in forget (line 1).",
+    )
+    held = colours("The food of {} is")
+    rows = [*colours(), *(f | {"split": "holdout"} for f in [*colours()[2:4], *held])]
+    assert tasks.examples(build(rows), tiny, "holdout").notes == (
+        "Lines 6, 7 of holdout also in forget (lines 3, 4).",
+        "Lines 8, 9, 10, 11, 12 of holdout also in retain (lines 13, 14, 15, 16, 17).",
+    )
 
 
 def test_select(tiny: Subject, tiny_task: Task) -> None:
@@ -297,6 +480,7 @@ def test_own_corrupt_prompt_is_used(tiny: Subject) -> None:
         {"corrupt_prompt": "The colour of bodar is"},  # no foil
         {"corrupt_prompt": "The colour of bodar is", "foil": " dark blue"},
         {"corrupt_prompt": "The colour of bodar is", "foil": " red"},  # the answer itself
+        {"corrupt_prompt": "The colour of bofin is", "foil": " blue"},  # the prompt itself
     ],
 )
 def test_corrupt_prompt_that_cannot_be_used_is_swapped_and_noted(
