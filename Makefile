@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
-	$(BIN)/python -m mansu.launch
+	$(BIN)/mansu app
 
 test: install chromium
 	$(BIN)/ruff check .

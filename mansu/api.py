@@ -17,26 +17,28 @@ The numbers are those of ``mansu run`` with the same settings. Every value has `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from contextlib import ExitStack
-from math import floor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mansu import circuits, evidence, exports, methods, quant, subjects, tasks
 from mansu.circuits import Attribution, Circuit
 from mansu.errors import BadInputError, NotMeasuredError
-from mansu.evidence import Verdict, cad, controls
+from mansu.evidence import Thresholds, Verdict, cad, controls
 from mansu.evidence.cad import Divergences
-from mansu.evidence.verdict import Thresholds
-from mansu.job.pipeline import DEFAULTS, SUPPRESSED, _refuse_unknown, default_fraction
-from mansu.measure import Interval, Measurement, measure, measure_task
-from mansu.progress import OnStep, Step, silent
+from mansu.job.pipeline import refuse_unknown
+from mansu.job.session import SPARSE
+from mansu.job.settings import Settings
+from mansu.measure import Measurement, measure, measure_task
+from mansu.progress import OnStep, Step, part_of, silent
+from mansu.settings import configure
 from mansu.subjects import Edit, Subject
-from mansu.tasks import Pairs, Task
+from mansu.tasks import Task
+
+DEFAULTS = Settings()
+OF = "a run"  # whose settings they are, in messages
 
 
 def load(name: str = subjects.DEFAULT, *, dtype: str = "float32") -> Subject:
@@ -69,10 +71,10 @@ def attribute(
     subject: Subject,
     task: Task,
     *,
-    pairs: int = DEFAULTS["pairs"],
-    steps: int = DEFAULTS["steps"],
-    seed: int = DEFAULTS["seed"],
-    memory: int = DEFAULTS["memory"],
+    pairs: int = DEFAULTS.pairs,
+    steps: int = DEFAULTS.steps,
+    seed: int = DEFAULTS.seed,
+    memory: int = DEFAULTS.memory,
     on_step: OnStep = silent,
 ) -> Attribution:
     """How much each edge of the model carries the forget set, by EAP-IG (Hanna et al. 2024).
@@ -86,14 +88,16 @@ def attribute(
         MansuError: the model does not know the forget set (it is at chance), the task has no pair,
             or one pair alone does not fit into ``memory``.
     """
+    given = {"pairs": pairs, "steps": steps, "seed": seed, "memory": memory}
+    settings = configure(Settings, given, OF)
     rows = tasks.examples(task, subject, "forget", seed=seed)
-    _refuse_unknown(subject, Measurement({"forget": measure(subject, rows)}, None))
+    refuse_unknown(subject, Measurement({"forget": measure(subject, rows)}, None))
     return circuits.attribute(
         subject,
-        tasks.pairs(task, subject, n=pairs, seed=seed),
-        steps=steps,
-        memory=memory << 20,
-        progress=_counting("attribution", on_step),
+        tasks.pairs(task, subject, n=settings.pairs, seed=seed),
+        steps=settings.steps,
+        memory=settings.budget,
+        on_step=on_step,
     )
 
 
@@ -102,10 +106,10 @@ def find_circuit(
     task: Task,
     attribution: Attribution,
     *,
-    tau: float = DEFAULTS["tau"],
-    max_fraction: float | None = DEFAULTS["max_fraction"],
-    seed: int = DEFAULTS["seed"],
-    memory: int = DEFAULTS["memory"],
+    tau: float = DEFAULTS.tau,
+    max_fraction: float | None = DEFAULTS.max_fraction,
+    seed: int = DEFAULTS.seed,
+    memory: int = DEFAULTS.memory,
     on_step: OnStep = silent,
 ) -> Circuit:
     """The fewest edges that do the task alone, and the parameters behind them (``circuit.mask``).
@@ -121,20 +125,18 @@ def find_circuit(
         MansuError: an argument is out of range, the attribution is of another model, or nothing
             fits into ``max_fraction``.
     """
+    given = {"tau": tau, "max_fraction": max_fraction, "seed": seed, "memory": memory}
+    settings = configure(Settings, given, OF)
     circuit = circuits.minimal_circuit(
         subject,
         tasks.pairs(task, subject, n=attribution.n_pairs, seed=seed),
         attribution,
-        tau=tau,
-        memory=memory << 20,
-        progress=_counting("circuit", on_step),
+        tau=settings.tau,
+        memory=settings.budget,
+        on_step=on_step,
     )
-    mask = circuits.parameter_mask(
-        subject,
-        circuit,
-        attribution,
-        max_fraction=default_fraction(subject) if max_fraction is None else max_fraction,
-    )
+    most = settings.fraction(subject)
+    mask = circuits.parameter_mask(subject, circuit, attribution, max_fraction=most)
     return dataclasses.replace(circuit, mask=mask)
 
 
@@ -144,7 +146,7 @@ def unlearn(
     circuit: Circuit | None = None,
     *,
     method: str = "mansu",
-    seed: int = DEFAULTS["seed"],
+    seed: int = DEFAULTS.seed,
     on_step: OnStep = silent,
     **settings: Any,
 ) -> Edit:
@@ -178,7 +180,7 @@ def evaluate(
     edit: Edit | None = None,
     *,
     nf4: bool = False,
-    seed: int = DEFAULTS["seed"],
+    seed: int = DEFAULTS.seed,
 ) -> Measurement:
     """Accuracy, log-probability and margins of every split, and the loss on the task's plain text.
 
@@ -189,13 +191,7 @@ def evaluate(
     Raises:
         MansuError: the edit does not fit the subject, or no row of the task can be used with it.
     """
-    with ExitStack() as stack:
-        if edit is not None:
-            stack.enter_context(edit.applied(subject))
-        if nf4:
-            stack.enter_context(quant.quantized(subject))
-        found = measure_task(subject, task, seed=seed)
-    return Measurement.from_json(found.to_json())  # with as many digits as a run keeps
+    return _measured(subject, task, edit, nf4, seed)
 
 
 def judge(
@@ -204,8 +200,8 @@ def judge(
     edit: Edit,
     circuit: Circuit | None = None,
     *,
-    steps: int = DEFAULTS["steps"],
-    seed: int = DEFAULTS["seed"],
+    steps: int = DEFAULTS.steps,
+    seed: int = DEFAULTS.seed,
     on_step: OnStep = silent,
 ) -> Verdict:
     """Measure an edit in full precision and NF4, and its CAD, and judge the four properties.
@@ -218,19 +214,26 @@ def judge(
     Raises:
         MansuError: the edit does not fit the subject, or the circuit has no mask.
     """
-    asked = ((None, False), (None, True), (edit, False), (edit, True))
-    names = [("the edited" if e else "the unedited") + " model" + " in NF4" * q for e, q in asked]
-    measured = []
-    for i, ((change, nf4), name) in enumerate(zip(asked, names, strict=True)):
-        measured.append(evaluate(subject, task, change, nf4=nf4, seed=seed))
-        on_step(Step("quantize", i + 1, len(asked), part=f"measured {name}"))
-    base, base_nf4, edited, edited_nf4 = measured
+    configure(Settings, {"steps": steps, "seed": seed}, OF)
+
+    def telling(done: int, what: str) -> None:
+        on_step(Step("quantize", done, 4, part=what))
+
+    telling(0, "the unedited model")
+    base = _measured(subject, task, None, False, seed)
+    telling(1, "the unedited model in NF4")
+    unedited = quant.Dequantized.of(subject)
+    base_nf4 = _measured(subject, task, None, True, seed, unedited)
+    telling(2, "the edited model")
+    edited = _measured(subject, task, edit, False, seed)
+    telling(3, "the edited model in NF4")
+    cache = unedited if edit.fraction(subject) < SPARSE else None
+    edited_nf4 = _measured(subject, task, edit, True, seed, cache)
     divergences = None
     if circuit is not None:
         accuracy = edited.splits["forget"].accuracy
-        pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
         divergences = _divergences(
-            subject, task, edit, circuit, pairs, steps, seed, accuracy, on_step
+            subject, task, edit, circuit, accuracy, steps, seed, cache, on_step
         )
     return evidence.judge(
         base=base,
@@ -255,63 +258,57 @@ def export(subject: Subject, edit: Edit, folder: str | Path, *, nf4: bool = Fals
     (exports.nf4_checkpoint if nf4 else exports.checkpoint)(subject, edit, folder)
 
 
+def _measured(
+    subject: Subject,
+    task: Task,
+    edit: Edit | None,
+    nf4: bool,
+    seed: int,
+    cache: quant.Dequantized | None = None,
+) -> Measurement:
+    with ExitStack() as stack:
+        if edit is not None:
+            stack.enter_context(edit.applied(subject))
+        if nf4:
+            stack.enter_context(quant.quantized(subject, cache))
+        found = measure_task(subject, task, seed=seed)
+    return Measurement.from_json(found.to_json())  # with as many digits as a run keeps
+
+
 def _divergences(
     subject: Subject,
     task: Task,
     edit: Edit,
     circuit: Circuit,
-    pairs: Pairs,
+    accuracy: float,
     steps: int,
     seed: int,
-    accuracy: float,
+    nf4: quant.Dequantized | None,
     on_step: OnStep,
 ) -> Divergences:
-    """CAD of an edit and its controls: the circuit ablated, and a suppressor.
+    """CAD of an edit and its controls, the circuit ablated and a suppressor.
 
     Args:
-        accuracy: forget accuracy of the edit; the suppressor's is this, rounded down to a multiple
-            of ``SUPPRESSED``.
+        accuracy: the edit's forget accuracy, which the suppressor's is to be near.
     """
+
+    def telling(i: int, what: str) -> OnStep:
+        return part_of(on_step, "cad", i, 4, f"attribution of {what}")
+
     if circuit.mask is None:
         raise NotMeasuredError("This circuit has no parameter mask: mansu.find_circuit makes one.")
-    done = iter(range(5))
-
-    def counting(part: str) -> Callable[[int, int], None]:
-        i = next(done)
-        return lambda n, of: on_step(Step("cad", i * of + n, 5 * of, part=f"attribution of {part}"))
-
-    signals = cad.Signals(subject, pairs, steps=steps, progress=counting("the unedited model"))
-    with edit.applied(subject):
-        edited, signal = signals.both(counting("the edited model"))
-        with quant.quantized(subject):
-            edited_nf4, signal_nf4 = signals.both(counting("the edited model in NF4"))
-    with controls.ablation(subject, circuit.mask.tensors()).applied(subject):
-        ablated, signal_ablated = signals.both(counting("the ablated circuit"))
+    pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
+    signals = cad.Signals(subject, pairs, steps=steps, on_step=telling(0, "the unedited model"))
+    zeroed = controls.ablation(subject, circuit.mask.tensors())
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
-    percent = 100 * SUPPRESSED * floor(accuracy / SUPPRESSED + 1e-6)
-    suppressor = controls.suppressor(subject, forget, retain, accuracy=percent / 100)
-    with suppressor.applied(subject):
-        suppressed, signal_suppressed = signals.both(counting("the suppressor"))
-
-    def on_circuit(scores: Tensor) -> Interval:
-        return cad.cad(signals.base[:, circuit.edge_mask], scores[:, circuit.edge_mask])
-
-    rank, top = cad.overlap(signals.base.sum(0), edited.sum(0))
-    return Divergences(
-        edited=cad.cad(signals.base, edited),
-        edited_nf4=cad.cad(signals.base, edited_nf4),
-        noise_floor=cad.noise_floor(signals.base),
-        suppressor=cad.cad(signals.base, suppressed),
-        ablation=cad.cad(signals.base, ablated),
-        signal=on_circuit(signal),
-        signal_nf4=on_circuit(signal_nf4),
-        signal_suppressor=on_circuit(signal_suppressed),
-        signal_ablation=on_circuit(signal_ablated),
-        suppressor_accuracy=suppressor.meta["accuracy"],
-        rank_correlation=rank,
-        top_overlap=top,
+    share = controls.suppressed_percent(accuracy) / 100
+    hiding = controls.suppressor(subject, forget, retain, accuracy=share)
+    return cad.diverge(
+        signals,
+        edit,
+        circuit.edge_mask,
+        ablation=signals.of(zeroed, telling(1, "the ablated circuit")),
+        suppressor=signals.of(hiding, telling(2, "the suppressor")),
+        nf4=nf4,
+        on_step=telling(3, "the edited model"),
     )
-
-
-def _counting(stage: str, on_step: OnStep) -> Callable[[int, int], None]:
-    return lambda done, total: on_step(Step(stage, done, total))

@@ -6,14 +6,14 @@ as theirs may be anybody's in site-packages. This module starts Streamlit and ne
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 
 
 def app_folder() -> Path:
@@ -31,10 +31,10 @@ def open_app(arguments: Sequence[str] = ()) -> NoReturn:
         arguments: further ones for ``streamlit run``, e.g. ``["--server.port", "8600"]``.
 
     Raises:
-        MansuError: Streamlit is not installed.
+        BadInputError: Streamlit is not installed.
     """
-    if importlib.util.find_spec("streamlit") is None:
-        raise MansuError("The app needs Streamlit: run `pip install 'mansu[app]'`.")
+    if find_spec("streamlit") is None:
+        raise BadInputError("The app needs Streamlit: run `pip install 'mansu[app]'`.")
     folder = app_folder()
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     # Safe path: an app.py in the user's own folder is not our app.
@@ -46,7 +46,3 @@ def open_app(arguments: Sequence[str] = ()) -> NoReturn:
         [sys.executable, "-m", "streamlit", "run", script, *arguments],
         environment,
     )
-
-
-if __name__ == "__main__":
-    open_app(sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pkgutil
 import subprocess
 import sys
@@ -15,8 +14,10 @@ import torch
 
 import mansu
 from mansu import tasks
-from mansu.job import pipeline
+from mansu.job.pipeline import perform, whole
 from mansu.job.runs import Run
+from mansu.job.session import Session
+from mansu.job.settings import Settings
 from mansu.progress import Step
 
 PAIRS, STEPS, SEED = 16, 2, 1
@@ -47,9 +48,9 @@ def test_it_gives_what_a_run_gives(
     edit: mansu.Edit,
     tmp_path: Path,
 ) -> None:
-    settings = {**pipeline.DEFAULTS, "pairs": PAIRS, "steps": STEPS, "seed": SEED}
-    run = Run.create("tiny", tiny_task, settings, tmp_path / "run")
-    pipeline.whole_job(run, tiny, "mansu", lambda share, message: None, FAST)
+    settings = Settings(pairs=PAIRS, steps=STEPS, seed=SEED)
+    run = Run.create(tiny, tiny_task, settings, tmp_path / "run")
+    perform(Session(run, tiny), whole("mansu", FAST), "mansu")
     assert torch.equal(circuit.kept, run.circuit().kept)
     assert circuit.mask is not None and circuit.mask.size == run.mask().size
     same_edit(edit, run.edit("mansu"))
@@ -60,9 +61,7 @@ def test_it_gives_what_a_run_gives(
     verdict = mansu.judge(
         tiny, tiny_task, edit, circuit, steps=STEPS, seed=SEED, on_step=steps.append
     )
-    assert json.loads(json.dumps(verdict.to_json())) == json.loads(
-        (run.edit_folder("mansu") / "verdict.json").read_text()
-    )
+    assert verdict.to_json() == run.verdict("mansu").to_json()
     assert {step.stage for step in steps} == {"quantize", "cad"} and steps[-1].share == 1
 
 

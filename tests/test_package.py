@@ -106,8 +106,7 @@ def test_it_opens_the_app(installed: Installed) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (installed.home / "app.py").write_text("raise AssertionError('the user has an app.py, too')")
-    command = [str(installed.bin / "python"), "-m", "mansu.launch"]
-    command += ["--server.headless=true", f"--server.port={port}"]
+    command = [str(installed.bin / "mansu"), "app", "--headless", "--port", str(port)]
     with (installed.home / "server.log").open("w") as log:
         server = subprocess.Popen(
             command, cwd=installed.home, env=installed.environment, stdout=log, stderr=log
@@ -142,17 +141,6 @@ def test_it_opens_the_app(installed: Installed) -> None:
     installed.environment |= {"PYTHONPATH": folder.strip(), "PYTHONSAFEPATH": "1"}
     said = installed.run("python", "-c", code)
     assert str(installed.home) in said and "Attribution" in said
-
-
-def test_without_streamlit_the_app_is_one_sentence(installed: Installed) -> None:
-    code = (
-        "import sys; sys.modules['streamlit'] = None\n"
-        "import importlib.util; importlib.util.find_spec = lambda name: None\n"
-        "from mansu import launch, MansuError\n"
-        "try: launch.open_app()\n"
-        "except MansuError as error: print(error)"
-    )
-    assert "mansu[app]" in installed.run("python", "-c", code)
 
 
 def _pins() -> dict[str, str]:

@@ -183,7 +183,8 @@ def _about(path: Path) -> dict[str, Any]:
         else:
             right = isinstance(value, dict if name == "base" else str)
         if not right:
-            what = "a number from 0 to 1" if name in ("margin", "tolerance") else "text"
+            kinds = {"base": "an object", "margin": "a number from 0 to 1"}
+            what = kinds.get("margin" if name == "tolerance" else name, "text")
             raise BadInputError(f"{name} in {beside} is {value!r:.40}: give {what}.")
     return about
 

@@ -378,6 +378,6 @@ def test_the_command_on_a_card_makes_the_same_edit(run: Run, tmp_path: Path) -> 
 def test_the_app_is_refused_without_streamlit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mansu.cli.app.find_spec", lambda name: None)
+    monkeypatch.setattr("mansu.launch.find_spec", lambda name: None)
     assert cli.main(["app"]) == 2
     assert "pip install 'mansu[app]'" in capsys.readouterr().err
