@@ -16,8 +16,8 @@ from plotly.subplots import make_subplots
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Point
-from mansu.measure.scores import Measurement, Scores
-from mansu.measure.statistics import Interval, bootstrap
+from mansu.measure.scores import Measurement
+from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 
@@ -26,7 +26,6 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross
 SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
 CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
-SPLITS = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
 NOT_QUANTISED = ("embedding", "head", "norm", "bias")
 
 CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
@@ -47,19 +46,6 @@ CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
 """Fields of ``Divergences`` that are intervals, by which CAD they are, with their labels."""
 
 
-def sets(measurement: Measurement) -> dict[str, Scores]:
-    """A measurement by set: forget, paraphrase, each retain group, held-out."""
-    found: dict[str, Scores] = {}
-    for split, label in SPLITS.items():
-        scores = measurement.splits.get(split)
-        for group in dict.fromkeys(scores.groups) if scores is not None else ():
-            assert scores is not None
-            several = len(set(scores.groups)) > 1 or group != split
-            name = f"{label}: {group}" if several else label
-            found[name] = scores.group(group)
-    return found
-
-
 def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
     """Accuracy of each set under each model, with bootstrap intervals.
 
@@ -70,9 +56,9 @@ def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
     figure = go.Figure()
     labels: list[str] = []
     for name, measurement in series.items():
-        groups = sets(measurement)
+        groups = measurement.sets()
         labels = labels or list(groups)
-        intervals = [bootstrap(s.correct, clusters=s.clusters) for s in groups.values()]
+        intervals = [s.interval for s in groups.values()]
         figure.add_bar(
             name=name,
             orientation="h",

@@ -11,7 +11,7 @@ from app import charts, jobs, state, words
 from mansu.errors import MansuError, NotMeasuredError
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.job.runs import Run, listed
-from mansu.report import numbers
+from mansu.report import numbers, rows
 
 MARKS = {
     "passed": ":green[:material/check_circle:] passed",
@@ -50,16 +50,7 @@ def accuracy(run: Run, method: str, letter: str) -> None:
     alt = f"Accuracy by set before and after {name}, in full precision and NF4"
     st.plotly_chart(charts.accuracy_bars(series), alt=alt, key=f"accuracy {letter}")
     with st.expander("As a table"):
-        rows = [charts.sets(m) for m in series.values()]
-        st.table(
-            {
-                "Set": list(rows[0]),
-                **{
-                    label: [numbers.percent(s[group].accuracy) for group in rows[0]]
-                    for label, s in zip(series, rows, strict=True)
-                },
-            }
-        )
+        st.table(rows.accuracies(series).columns)
 
 
 def sizes(run: Run, method: str, letter: str) -> None:
@@ -127,10 +118,10 @@ def capitalised(text: str) -> str:
 def verdict_table(verdicts: dict[str, Verdict]) -> None:
     """A row a property, a column an edit."""
     titles = [capitalised(about.title) for about in ABOUT.values()]
-    rows: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
+    columns: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
     for label, verdict in verdicts.items():
-        rows[label] = [*map(mark, verdict.properties), MARKS[verdict.status]]
-    st.table(rows)
+        columns[label] = [*map(mark, verdict.properties), MARKS[verdict.status]]
+    st.table(columns)
 
 
 def properties(run: Run, method: str, letter: str) -> None:
@@ -194,14 +185,7 @@ def recovery(run: Run, chosen: Collection[str], running: bool) -> None:
         with st.expander("What each attack does"):
             st.markdown("\n".join(f"- **{t}**: {text}" for t, text in words.ATTACKS.values()))
     st.dataframe(
-        [
-            {"Model": name}
-            | {
-                labels[a]: numbers.between(found.accuracy(a)) if a in found.scores else "–"
-                for a in labels
-            }
-            for name, found in series.items()
-        ],
+        rows.attacked(series, labels).columns,
         hide_index=True,
         height="content",
         alt="Accuracy under each recovery attack with its 95 % interval",

@@ -6,7 +6,8 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, jobs, state, words
-from mansu.quant.survival import NF4Report, Survival, floor_across
+from mansu.quant.survival import NF4Report, Survival
+from mansu.report import rows
 from mansu.report.numbers import number, percent
 
 GROUPS = {
@@ -115,17 +116,9 @@ with state.show_errors():
     if run.has("formats", method):
         kept = run.formats(method)
         st.subheader("In other formats", help=words.help("formats"))
-        st.markdown(floor_across(kept))
-        st.table(
-            {
-                "Format": [f"`{name}`" for name in kept],
-                "Codes that change": [percent(k.share, 2) for k in kept.values()],
-                "Moved weights that keep their code": [
-                    f"{k.moved - k.changed:,}" for k in kept.values()
-                ],
-                "Blocks rescaled": [f"{k.rescaled:,}" for k in kept.values()],
-            }
-        )
+        shown = rows.formats(kept)
+        st.markdown(" ".join(shown.notes))
+        st.table(shown.columns)
     with st.expander("As a table"):
         parts = {GROUPS[g]: getattr(report, g) for g in GROUPS}
         parts |= {f"kind: {k}": s for k, s in report.kinds.items() if s.moved}

@@ -8,6 +8,7 @@ from app import charts, jobs, live, settings, state, words
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
+from mansu.report import rows
 from mansu.report.numbers import number, percent
 
 
@@ -73,8 +74,7 @@ def result(run: Run, method: str) -> None:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(steps), alt=alt, key="history")
     with st.expander("Settings it ran with"):
-        used = {name.replace("_", " "): str(v) for name, v in history["settings"].items()}
-        st.table({"Setting": list(used), "Value": list(used.values())})
+        st.table(rows.settings(history["settings"]).columns)
 
 
 run = state.begin(

@@ -1,47 +1,67 @@
-"""Write the README's results from ``experiments/results``, and its picture of the tradeoff.
+"""Write the results in README.md and docs/results.md, and the README's picture of the tradeoff.
 
 ::
 
-    mansu reproduce
+    python -m experiments.reproduce
     python scripts/readme.py
 
-What stands between the two markers is generated; ``tests/test_reproduce.py`` checks that it is
-what the results say.
+What stands between the markers of both files is generated from ``experiments/results``;
+``tests/experiments/test_results.py`` holds the files to it.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from app import charts, words
-from experiments import reproduce
-from mansu.files import read_json, replacing
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # experiments and app are beside the package, not in it
+
+from app import charts, words  # noqa: E402
+from experiments import tables  # noqa: E402
+from experiments.claims import separation  # noqa: E402
+from mansu.files import read_json, replacing  # noqa: E402
+
 RESULTS = ROOT / "experiments" / "results"
-PICTURE = "docs/tradeoff.svg"
+PICTURE = ROOT / "docs" / "tradeoff.svg"
 BEGIN, END = "<!-- results: begin (python scripts/readme.py) -->", "<!-- results: end -->"
 
+GENERATED: Mapping[str, Callable[..., str]] = {
+    "README.md": tables.summary,
+    "docs/results.md": tables.report,
+}
+"""File → what of the results it shows."""
 
-def with_results(readme: str) -> str:
-    """The README with the part between the markers made anew."""
-    head, rest = readme.split(BEGIN)
+
+def written(name: str) -> str:
+    """A file with the part between its markers made anew."""
+    head, rest = (ROOT / name).read_text(encoding="utf-8").split(BEGIN)
     _, tail = rest.split(END)
-    found = read_json(RESULTS / "reproduce.json")
-    text = reproduce.summary(found, reproduce.separation(RESULTS))
-    return f"{head}{BEGIN}\n\n{text}\n![Forgetting against permanence]({PICTURE})\n\n{END}{tail}"
+    text = GENERATED[name](read_json(RESULTS / "reproduce.json"), separation(RESULTS))
+    return f"{head}{BEGIN}\n\n{text}\n{END}{tail}"
+
+
+def picture(run: Mapping[str, Any]) -> None:
+    """Draw forgetting against permanence of one run's methods."""
+    edits = {words.title(name): points for name, points in tables.tradeoff(run).items()}
+    figure = charts.tradeoff(edits, run["task"]["tolerance"])
+    figure.update_layout(template="plotly_white", width=900)
+    with replacing(PICTURE) as temporary:
+        figure.write_image(temporary, format="svg")
 
 
 def main() -> None:
-    found = read_json(RESULTS / "reproduce.json")
-    run = next(r for r in found["runs"] if r["task"]["name"] == "chemical-symbols")
-    edits = {words.title(name): points for name, points in reproduce.tradeoff(run).items()}
-    figure = charts.tradeoff(edits, run["task"]["tolerance"])
-    figure.update_layout(template="plotly_white", width=900)
-    with replacing(ROOT / PICTURE) as temporary:
-        figure.write_image(temporary, format="svg")
-    with replacing(ROOT / "README.md") as temporary:
-        temporary.write_text(with_results((ROOT / "README.md").read_text()))
+    for name in GENERATED:
+        text = written(name)
+        with replacing(ROOT / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    runs = read_json(RESULTS / "reproduce.json")["runs"]
+    try:
+        picture(next(run for run in runs if run["task"]["name"] == "chemical-symbols"))
+    except RuntimeError as error:  # kaleido draws with a Chrome
+        sys.exit(f"The texts are written, the picture is not: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

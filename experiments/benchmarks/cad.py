@@ -33,7 +33,7 @@ from mansu.files import read_json, write_json
 from mansu.job.runs import Run
 from mansu.job.settings import default_fraction
 from mansu.measure.scores import measure
-from mansu.report.markdown import table
+from mansu.report.table import Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -166,7 +166,7 @@ def report(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         ]
         for name, by_task in found.items()
     ]
-    return table(["AUROC [95 %] (gap)", *next(iter(found.values()))], rows)
+    return Table(["AUROC [95 %] (gap)", *next(iter(found.values()))], rows).markdown()
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ from mansu.circuits.record import Record, accumulator, live_tokens, logits_with,
 from mansu.errors import MansuError
 from mansu.files import load_values, save_values
 from mansu.progress import OnStep, Step, silent
+from mansu.report.table import Shown, Table
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads
@@ -58,8 +59,8 @@ Method = Literal["eap-ig-inputs", "eap-ig-activations", "eap"]
 HOLES = 1.5  # what malloc keeps beside the tensors: growth was up to 1.37 of their bound (glibc)
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(Shown):
     """Scores of every edge, head slice and neuron of a subject on a task.
 
     Attributes:
@@ -88,6 +89,16 @@ class Attribution:
 
     TENSORS = SCORES
 
+    def table(self) -> Table:
+        """The ten edges of largest |score|."""
+        flat = self.scores.flatten()
+        order = flat.abs().topk(min(10, len(flat))).indices
+        caption = (
+            f"{self.method} with {self.steps} steps over {self.n_pairs} pairs on {self.subject}: "
+            f"{self.metric.replace('_', ' ')} {self.clean:.2f}, corrupt {self.corrupt:.2f}"
+        )
+        return self.layout.table(order, flat[order], caption)
+
     def save(self, folder: str | Path) -> None:
         """Write ``attribution.safetensors`` into ``folder``."""
         meta = {"layout": self.layout.meta(), "clean": self.clean, "corrupt": self.corrupt}
@@ -105,13 +116,6 @@ class Attribution:
         """
         tensors, meta = load_values(Path(folder) / "attribution.safetensors")
         return cls(layout=Graph(**meta.pop("layout")), **tensors, **meta)
-
-    def __repr__(self) -> str:
-        return (
-            f"Attribution({self.subject}: {self.layout.n_edges:,} edges, {self.method} in "
-            f"{self.steps} steps, {self.n_pairs} pairs, {self.metric} {self.clean:.3g} clean, "
-            f"{self.corrupt:.3g} corrupt)"
-        )
 
 
 def attribute(

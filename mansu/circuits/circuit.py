@@ -15,10 +15,12 @@ from mansu.circuits.graph import Graph
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
 from mansu.files import load_values, save_values
+from mansu.report.numbers import percent
+from mansu.report.table import Shown, Table
 
 
-@dataclass(frozen=True)
-class Circuit:
+@dataclass(frozen=True, repr=False)
+class Circuit(Shown):
     """A set of edges, and how well it alone does the task.
 
     Attributes:
@@ -53,13 +55,15 @@ class Circuit:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def __repr__(self) -> str:
-        measured = "" if self.faithfulness is None else f", faithfulness {self.faithfulness:.3f}"
-        mask = "" if self.mask is None else f", {self.mask.size:,} parameters in its mask"
-        return (
-            f"Circuit({self.subject}: {len(self):,} of {self.layout.n_edges:,} edges"
-            f"{measured}{mask})"
-        )
+    def table(self) -> Table:
+        """The ten edges of largest |score|."""
+        caption = f"{len(self):,} of {self.layout.n_edges:,} edges on {self.subject}, faithfulness "
+        caption += "not measured" if self.faithfulness is None else f"{self.faithfulness:.3f}"
+        if self.interval is not None:
+            caption += f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        if self.mask is not None:
+            caption += f"; mask {self.mask.size:,} parameters ({percent(self.mask.fraction, 2)})"
+        return self.layout.table(self.kept[:10], self.scores[:10], caption)
 
     @cached_property
     def edges(self) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mansu.report.table import Table
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads, family_of
 
@@ -157,6 +158,15 @@ class Graph:
             return f"m{layer}"
         kind, head = divmod(place - self.n_heads, self.n_kv_heads)
         return f"a{layer}.kv{head}<{'kv'[kind]}>"
+
+    def table(self, edges: Tensor, scores: Tensor, caption: str) -> Table:
+        """Edges (int64 ``[n]``, source · n_destinations + destination) with their scores."""
+        rows = []
+        for edge, score in zip(edges.tolist(), scores.tolist(), strict=True):
+            source, destination = divmod(edge, self.n_destinations)
+            names = self.source_name(source), self.destination_name(destination)
+            rows.append((*names, f"{score:+.3f}"))
+        return Table(("From", "To", "Score"), rows, caption, "<<>")
 
     def meta(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from mansu.circuits.metric import MEMORY, Metric, metric_values
 from mansu.circuits.patching import Patched
 from mansu.errors import MansuError
 from mansu.progress import OnStep, Step, silent
+from mansu.report.numbers import percent
+from mansu.report.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
@@ -209,8 +211,8 @@ def ablate(
     )
 
 
-@dataclass(frozen=True)
-class Trust:
+@dataclass(frozen=True, repr=False)
+class Trust(Shown):
     """How far a circuit can be trusted, in numbers.
 
     Attributes:
@@ -237,6 +239,29 @@ class Trust:
     def spare(self) -> tuple[str, ...]:
         """The nodes without which faithfulness falls by less than 0.001."""
         return tuple(name for name, loss in self.minimality.items() if loss < 0.001)
+
+    def table(self) -> Table:
+        """A row a number."""
+
+        def interval(value: Sequence[float] | None) -> str:
+            return "–" if value is None else "{:.3f} [{:.3f}, {:.3f}]".format(*value)
+
+        randomly = ", ".join(f"{x:.2f}" for x in self.metric_random_masks)
+        rows = [
+            ("overlap with the best edges of resampled pairs", interval(self.overlap)),
+            ("edges that are in more than 95 % of the resamples", percent(self.always, 0)),
+            (
+                f"faithfulness on {self.held_out_pairs} other pairs",
+                interval(self.held_out_faithfulness),
+            ),
+            ("incompleteness", f"{self.incompleteness:.3f}"),
+            ("nodes that could go", f"{len(self.spare)} of {len(self.minimality)}"),
+            ("metric", f"{self.metric:.2f}"),
+            ("metric with the mask at zero", f"{self.metric_masked:.2f}"),
+            ("metric with random masks at zero", randomly),
+        ]
+        caption = f"trust: overlap {self.overlap[0]:.2f}, incompleteness {self.incompleteness:.3f}"
+        return Table(("Trust", "Measured"), rows, caption, "<<")
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "minimality": dict(self.minimality)}

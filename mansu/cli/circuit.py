@@ -17,8 +17,4 @@ def circuit(options: argparse.Namespace) -> None:
 
     run = Run.open(options.folder)
     common.perform(run, [(None, CIRCUIT)])
-    found, mask = run.circuit(), run.mask()
-    print(
-        f"circuit: {len(found):,} of {found.layout.n_edges:,} edges, faithfulness "
-        f"{found.faithfulness:.1%}; mask: {mask.size:,} parameters ({mask.fraction:.3%})"
-    )
+    print(run.circuit())

@@ -9,6 +9,8 @@ from typing import Any
 from mansu import quant
 from mansu.measure.scores import Measurement, Scores, measure
 from mansu.progress import OnStep, Step, silent
+from mansu.report.numbers import amount, percent
+from mansu.report.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
@@ -41,8 +43,8 @@ class Point:
     forget_nf4: float
 
 
-@dataclass(frozen=True)
-class Strengths:
+@dataclass(frozen=True, repr=False)
+class Strengths(Shown):
     """An edit's points, the whole of it last.
 
     Attributes:
@@ -51,6 +53,22 @@ class Strengths:
 
     thinned: bool
     points: tuple[Point, ...]
+
+    def table(self) -> Table:
+        """A row a part: what is forgotten, whether it stays so in NF4, what is kept."""
+        rows = [
+            (
+                percent(p.strength, 0),
+                percent(p.forget),
+                percent(p.forget_nf4),
+                f"{p.permanence:+.2f}",
+                amount(p.retain_fall, "share"),
+            )
+            for p in self.points
+        ]
+        head = ("Strength", "Forget", "Forget in NF4", "Permanence, nats", "Retain fell")
+        caption = f"at {len(rows)} strengths, {'thinned' if self.thinned else 'scaled'}"
+        return Table(head, rows, caption)
 
     def to_json(self) -> dict[str, Any]:
         return {"thinned": self.thinned, "points": [asdict(point) for point in self.points]}

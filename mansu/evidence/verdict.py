@@ -193,7 +193,7 @@ class Verdict(Shown):
         """A row a property: status, value, threshold, margin; the evidence below."""
         passed = sum(p.status == "passed" for p in self.properties)
         return Table(
-            ("property", "status", "value [95 %]", "threshold", "margin", "certain"),
+            ("Property", "Status", "Value [95 %]", "Threshold", "Margin", "Certain"),
             [
                 (
                     p.title,

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCardData
 from mansu import __version__, methods, quant, tasks
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
-from mansu.report.markdown import table
+from mansu.report import rows
+from mansu.report.numbers import percent
 from mansu.subjects.subject import Subject
 
 
@@ -49,7 +50,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         f"An edit of `{subject.name}` by {by.title} (`{method}`), made and measured with "
         f"MANSU, a workbench for machine unlearning. {by.about} The task: "
         f"{task['description'] or task['title']} {edit.n_moved:,} of {subject.n_parameters:,} "
-        f"parameters were moved ({edit.fraction(subject):.3%}). These weights are "
+        f"parameters were moved ({percent(edit.fraction(subject), 3)}). These weights are "
         f"{stored.removeprefix('torch.')}.",
         "## Verdict\n\n" + _verdict_section(run, method),
         "## Accuracy\n\n" + _accuracy_section(run, method, format),
@@ -88,16 +89,10 @@ def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str
             measured[name] = run.read(kind, method)
     if "this edit" not in measured:
         return "**Not measured.**"
-    rows = []
-    for split, scores in measured["this edit"].splits.items():
-        for group in dict.fromkeys(scores.groups):
-            cells = [m.splits[split].group(group) for m in measured.values()]
-            label = split if group == split else f"{split}: {group}"
-            rows.append((label, str(len(cells[0].rows)), *(f"{c.accuracy:.1%}" for c in cells)))
     note = "4-way multiple choice over the answer's first token; chance is 25 %."
     if format is not None and format.double_quant:
         note += " NF4 was measured without double quantization, which these weights have."
-    return f"{table(('set', 'rows', *measured), rows)}\n\n{note}"
+    return f"{rows.accuracies(measured).markdown()}\n\n{note}"
 
 
 def _limits(format: quant.Format | None) -> str:

@@ -13,11 +13,17 @@ from torch import Tensor
 
 from mansu.errors import MansuError
 from mansu.files import read_json, write_json
+from mansu.measure.statistics import Interval, bootstrap
+from mansu.report.numbers import between
+from mansu.report.table import Shown, Table
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
 
 EVALUATED = ("forget", "retain", "holdout", "paraphrase")
+
+TITLES = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
+"""What a split is called, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ class Scores:
     def accuracy(self) -> float:
         """Mean of ``correct``; NaN of no rows (which ``measure_task`` has no split for)."""
         return float(self.correct.mean()) if len(self.correct) else float("nan")
+
+    @property
+    def interval(self) -> Interval:
+        """Accuracy with its bootstrap 95 % interval over facts."""
+        return bootstrap(self.correct, clusters=self.clusters)
 
     def group(self, name: str) -> Scores:
         """The rows of one group."""
@@ -97,8 +108,8 @@ class Scores:
         )
 
 
-@dataclass(frozen=True)
-class Measurement:
+@dataclass(frozen=True, repr=False)
+class Measurement(Shown):
     """Everything measured on one model: each split's scores and the loss on plain text.
 
     Attributes:
@@ -108,6 +119,26 @@ class Measurement:
 
     splits: Mapping[str, Scores]
     text_loss: float | None
+
+    def sets(self) -> dict[str, Scores]:
+        """Scores by set, as they are shown: forget, rephrasings, each retain group, held-out."""
+        found = {}
+        for split, title in TITLES.items():
+            if split in self.splits:
+                scores = self.splits[split]
+                for group in dict.fromkeys(scores.groups):
+                    found[title if group == split else f"{title}: {group}"] = scores.group(group)
+        return found
+
+    def table(self) -> Table:
+        """A row a set: accuracy with its interval, and the answers' log-probability."""
+        rows = [
+            (name, str(len(s.rows)), between(s.interval), f"{s.log_probability.mean():.2f}")
+            for name, s in self.sets().items()
+        ]
+        text = "" if self.text_loss is None else f"; loss on text {self.text_loss:.2f} nats"
+        caption = f"4-way accuracy on {sum(len(s.rows) for s in self.splits.values())} rows{text}"
+        return Table(("Set", "Rows", "Accuracy [95 %]", "Log-probability, nats"), rows, caption)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -132,11 +163,6 @@ class Measurement:
             MansuError: it is missing or damaged.
         """
         return cls.from_json(read_json(Path(path)))
-
-    def __repr__(self) -> str:
-        splits = (f"{n} {s.accuracy:.1%} of {len(s.rows)}" for n, s in self.splits.items())
-        text = "" if self.text_loss is None else f"; text loss {self.text_loss:.3f} nats"
-        return f"Measurement({', '.join(splits)}{text})"
 
 
 def share_right(own: Tensor, others: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Table:
     _repr_html_ = html
 
     def __repr__(self) -> str:
-        return f"<Table {self.caption!r}: {len(self.rows)} rows of {', '.join(self.head)}>"
+        return f"Table({self.caption!r}: {len(self.rows)} rows of {', '.join(self.head)})"
 
 
 class Shown(ABC):
@@ -119,4 +119,4 @@ class Shown(ABC):
         return self.table().html()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.table().caption}>"
+        return f"{type(self).__name__}({self.table().caption})"

@@ -13,6 +13,8 @@ from mansu import quant
 from mansu.errors import MansuError
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
+from mansu.report.numbers import measured
+from mansu.report.table import Table
 from mansu.sets import choices, hub, muse, tofu
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -198,19 +200,13 @@ def _first(reference: Mapping[str, Any], name: str) -> Rows:
     return {part: {k: np.array(v) for k, v in m.items()} for part, m in rows.items()}
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The metrics as text: a line a metric, a column a model, values with their intervals."""
+def table(result: Mapping[str, Any]) -> Table:
+    """A row a metric, a column a model: values with their intervals."""
     models = result["models"]
     first = next(iter(models.values()))["metrics"]
-    wide = max(map(len, first)) + 2
 
     def cell(value: Any) -> str:
-        if isinstance(value, list):
-            return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-        return f"{value:.3f}"
+        return measured(Interval(*value), "CAD") if isinstance(value, list) else f"{value:.3f}"
 
-    lines = ["metric".ljust(wide) + "".join(m.rjust(26) for m in models)]
-    for metric in first:
-        cells = [cell(m["metrics"][metric]).rjust(26) for m in models.values()]
-        lines.append(metric.ljust(wide) + "".join(cells))
-    return "\n".join(lines)
+    rows = [(m, *(cell(model["metrics"][m]) for model in models.values())) for m in first]
+    return Table(("Metric", *models), rows)

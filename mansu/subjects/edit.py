@@ -22,6 +22,7 @@ from torch.nn import Module
 
 from mansu.errors import MansuError
 from mansu.files import replacing
+from mansu.report.table import Shown, Table
 from mansu.subjects.subject import Subject
 
 VERSION = 1
@@ -31,8 +32,8 @@ VERSION = 1
 _applied: WeakKeyDictionary[Module, list[Edit]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True)
-class Edit:
+@dataclass(frozen=True, repr=False)
+class Edit(Shown):
     """New values for some entries of some parameters.
 
     Attributes:
@@ -88,13 +89,17 @@ class Edit:
             changes[name] = (moved if many else moved.nonzero().flatten(), new.masked_select(moved))
         return cls(changes, label, dict(meta or {}))
 
-    def __repr__(self) -> str:
-        return f"Edit({self.label}: {self.n_moved:,} parameters of {len(self.changes)} tensors)"
-
     @property
     def n_moved(self) -> int:
         """How many parameters take a new value."""
         return sum(len(values) for _, values in self.changes.values())
+
+    def table(self) -> Table:
+        """The ten parameters with most moves."""
+        moved = {name: len(values) for name, (_, values) in self.changes.items()}
+        most = sorted(moved, key=lambda name: -moved[name])[:10]
+        caption = f"{self.label or 'edit'}: {self.n_moved:,} weights moved in {len(moved)} tensors"
+        return Table(("Tensor", "Moved"), [(name, f"{moved[name]:,}") for name in most], caption)
 
     def fraction(self, subject: Subject) -> float:
         """``n_moved`` as a fraction of all the subject's parameters."""

@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
+from mansu.report.table import Shown, Table
 
 
-@dataclass(frozen=True)
-class Subject:
+@dataclass(frozen=True, repr=False)
+class Subject(Shown):
     """A loaded model, shared and read-only.
 
     Attributes:
@@ -39,10 +40,6 @@ class Subject:
     provenance: Mapping[str, Any]
     parameters: dict[str, Tensor] = field(repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
-
-    def __repr__(self) -> str:
-        kind = type(self.model).__name__
-        return f"Subject({self.name}: {kind}, {self.n_parameters:,} parameters)"
 
     @property
     def model(self) -> Module:
@@ -187,6 +184,13 @@ class Subject:
         logits = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def table(self) -> Table:
+        """What ``card`` says."""
+        card = self.card()
+        rows = [(key, f"{v:,}" if isinstance(v, int) else str(v)) for key, v in card.items()]
+        caption = f"{self.name}, {card['architecture']} of {self.n_parameters:,} parameters"
+        return Table(("Subject", self.name), rows[1:], caption, "<<")
 
     def card(self) -> dict[str, Any]:
         """What the user should know about this subject, as JSON values."""

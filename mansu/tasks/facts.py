@@ -23,6 +23,7 @@ from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, replacing, write_json
+from mansu.report.table import Shown, Table
 
 SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
 
@@ -56,8 +57,8 @@ class Fact:
     fact: str | None = None
 
 
-@dataclass(frozen=True)
-class Task:
+@dataclass(frozen=True, repr=False)
+class Task(Shown):
     """A forget set, what must be kept, and the margins of the verdict.
 
     Attributes:
@@ -81,6 +82,18 @@ class Task:
 
     def split(self, name: str) -> tuple[Fact, ...]:
         return tuple(f for f in self.facts if f.split == name)
+
+    def table(self) -> Table:
+        """A row a split and group: how many lines, and the first of them."""
+        sets: dict[tuple[str, str], list[Fact]] = {}
+        for fact in self.facts:
+            sets.setdefault((fact.split, fact.group), []).append(fact)
+        rows = [
+            (split, group, str(len(facts)), f"{facts[0].prompt}{facts[0].answer}"[:60])
+            for (split, group), facts in sets.items()
+        ]
+        caption = f"{self.title} ({self.name}), {len(self.facts)} lines"
+        return Table(("Split", "Group", "Lines", "The first"), rows, caption, "<<><")
 
     @property
     def digest(self) -> str:
@@ -127,10 +140,6 @@ class Task:
     def load(cls, path: str | Path) -> Task:
         """``mansu.load_task``."""
         return load(str(path))
-
-    def __repr__(self) -> str:
-        counts = (f"{len(self.split(s))} {s}" for s in SPLITS if self.split(s))
-        return f"Task({self.name}: {', '.join(counts)})"
 
 
 def shipped() -> tuple[str, ...]:

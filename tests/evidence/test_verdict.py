@@ -209,4 +209,4 @@ def test_it_is_shown_in_its_units() -> None:
     assert "0.200 [0.190, 0.210]" in text and "≥ 0.050" in text  # signal CAD
     unknown = str(verdict(divergences=None))
     assert "unknown: 3 of 4" in unknown and "CAD was not measured." in unknown
-    assert repr(verdict()) == "<Verdict: passed: 4 of 4 properties passed; all must>"
+    assert repr(verdict()) == "Verdict(passed: 4 of 4 properties passed; all must)"

@@ -28,6 +28,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
+from mansu.report.numbers import percent
 from mansu.subjects.edit import Edit
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
@@ -254,9 +255,9 @@ def test_the_card_carries_the_verdict(
     for p in verdict.properties:
         assert f"| {p.title} | {p.status} | " in card and p.evidence in card
     for is_nf4 in (False, True):
-        for split, scores in run.measurement("graddiff", nf4=is_nf4).splits.items():
-            line = next(x for x in card.splitlines() if x.startswith(f"| {split}: "))
-            assert f" {scores.group(scores.groups[0]).accuracy:.1%} |" in line
+        for title, scores in run.measurement("graddiff", nf4=is_nf4).sets().items():
+            line = next(x for x in card.splitlines() if x.startswith(f"| {title} | "))
+            assert f" {percent(scores.accuracy)} |" in line
     assert "no guarantee of safety" in card and "--set steps=3" in card
     assert ("without double quantization" in card) == bool(format)
     assert run.about["digest"] in card

@@ -1,0 +1,346 @@
+"""The paper's claims (arXiv 2605.15138), each held against the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.figures import Figures
+from mansu import methods, subjects
+from mansu.evidence.verdict import ABOUT, Name
+from mansu.files import read_json
+from mansu.measure.statistics import Interval
+from mansu.report.numbers import Unit, amount, between, measured, percent
+
+RATIOS = (47.0, 828.0)
+"""The paper's median bin width ÷ update of gradient unlearning."""
+
+RECOVERY = 0.05
+"""The paper's largest recovery of forget accuracy after NF4."""
+
+FEW = 0.01
+"""Share of codes that change, up to which nearly every weight keeps its own."""
+
+CIRCUIT = 0.01
+"""The paper's circuit is a fraction of a percent of the parameters; at 1 % it would not be."""
+
+REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
+
+BASELINES = tuple(name for name in methods.NAMES if name != "mansu")
+
+Runs = Sequence[Mapping[str, Any]]
+"""The runs of ``figures.results``."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and what we find.
+
+    Attributes:
+        claim: what the paper says. number: the one figure that decides it, short.
+        ours: our figures, a sentence, with intervals where there are.
+        status: ``reproduced``, ``not reproduced`` or ``cannot be tested here``.
+    """
+
+    claim: str
+    number: str
+    ours: str
+    status: str
+
+
+def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> tuple[Claim, ...]:
+    """The paper's claims, each held against the figures (``figures.results``).
+
+    Claims about numbers are judged on real subjects, claims about what holds by construction on
+    every subject.
+
+    Args:
+        auroc: the record of ``experiments/benchmarks/cad.py``, if there is one.
+    """
+    runs = found["runs"]
+    real = [run for run in runs if run["subject"] != subjects.TINY]
+    return (
+        *_gradient_claims(real),
+        *_mansu_claims(runs, real),
+        _formats(runs),
+        _bound(real),
+        _separation(auroc),
+        _relearning(real),
+        Claim(
+            "It holds on 8 B models, on WMDP and MUSE as published",
+            "–",
+            "needs the model hub and a GPU; the loaders and scores are there (`mansu score`)",
+            UNTESTED,
+        ),
+    )
+
+
+def separation(folder: Path) -> Mapping[str, Any] | None:
+    """The record of ``experiments/benchmarks/cad.py`` in this folder, if there is one."""
+    path = folder / "cad-auroc.json"
+    return read_json(path) if path.exists() else None
+
+
+def _of(runs: Runs, names: Sequence[str]) -> Iterator[tuple[str, Figures]]:
+    for run in runs:
+        for name in names:
+            if name in run["methods"]:
+                yield f"{name} on {run['task']['name']}", run["methods"][name]
+
+
+def _judged(holds: bool | None) -> str:
+    if holds is None:
+        return UNTESTED
+    return REPRODUCED if holds else NOT_REPRODUCED
+
+
+def _counted(claim: str, yes: Sequence[bool], of: str, ours: str, holds: bool | None) -> Claim:
+    """A claim that is decided by how many of some things hold; untested where there are none."""
+    number = f"{sum(yes)} of {len(yes)} {of}" if yes else "–"
+    return Claim(claim, number, ours, _judged(holds if yes else None))
+
+
+def _most(yes: Sequence[bool]) -> bool:
+    return 2 * sum(yes) > len(yes)
+
+
+def _forgot(figures: Figures) -> bool:
+    return figures["status"]["forgetting"] == "passed"
+
+
+def _above_zero(interval: Sequence[float] | None) -> bool:
+    return interval is not None and interval[1] > 0
+
+
+def _gradient_claims(runs: Runs) -> Iterator[Claim]:
+    """What the paper says of the methods that move every weight a little."""
+    rows = [(k, f) for k, f in _of(runs, BASELINES) if f["width over update"] is not None]
+    ratios = [f["width over update"] for _, f in rows]
+    inside = [RATIOS[0] <= r <= RATIOS[1] for r in ratios]
+    yield _counted(
+        f"The median update is {RATIOS[0]:.0f} to {RATIOS[1]:.0f} times smaller than its NF4 bin",
+        inside,
+        "edits",
+        f"{min(ratios):.0f} to {max(ratios):.0f} times over {len(ratios)} edits, {sum(inside)} of "
+        "them within the paper's range"
+        if ratios
+        else "no edit",
+        _most(inside),
+    )
+    shares = [f["codes changed"] for _, f in rows]
+    few = [share <= FEW for share in shares]
+    yield _counted(
+        "So nearly every weight keeps its NF4 code",
+        few,
+        "edits",
+        f"{percent(min(shares), 2)} to {percent(max(shares), 2)} of the moved weights change code, "
+        f"at most {percent(FEW, 0)} in {sum(few)} of {len(few)} edits"
+        if shares
+        else "no edit",
+        _most(few),
+    )
+    forgot = [(k, f) for k, f in rows if _forgot(f)]
+    back = [_above_zero(f["gap"]) for _, f in forgot]
+    yield _recovery(
+        f"What was forgotten comes back after NF4: accuracy recovers by up to {RECOVERY:+.2f}",
+        [(k, f["gap"]) for k, f in forgot],
+        "share",
+        any(back),
+    )
+    nats = [_above_zero(f["gap in nats"]) for _, f in forgot]
+    yield _recovery(
+        "The same in the answer's log-probability, which is finer than accuracy",
+        [(k, f["gap in nats"]) for k, f in forgot],
+        "nats",
+        _most(nats),
+    )
+    recovers = {k for (k, _), above in zip(forgot, nats, strict=True) if above}
+    both = [_forgot(f) and f["status"]["gap"] == "passed" and k not in recovers for k, f in rows]
+    named = [k for (k, _), yes in zip(rows, both, strict=True) if yes]
+    yield _counted(
+        "The sparsity–permanence tradeoff: no baseline both forgets and stays forgotten",
+        both,
+        "edits",
+        f"{len(named)} of {len(rows)} edits forget with no recovery in accuracy or log-probability"
+        + (f" ({', '.join(named)})" if named else ""),
+        not named,
+    )
+
+
+def _recovery(
+    claim: str, gaps: Sequence[tuple[str, Sequence[float]]], unit: Unit, holds: bool
+) -> Claim:
+    """What NF4 brings back, over the edits that forgot: name and gap with its interval each."""
+    if not gaps:
+        return Claim(claim, "–", "no edit forgot", UNTESTED)
+    name, most = max(gaps, key=lambda row: row[1][0])
+    back = sum(_above_zero(gap) for _, gap in gaps)
+    return Claim(
+        claim,
+        f"{amount(most[0], unit)} at most",
+        f"largest recovery {measured(Interval(*most), unit)} ({name}); above zero with its whole "
+        f"interval in {back} of {len(gaps)} edits that forgot",
+        _judged(holds),
+    )
+
+
+def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
+    rows = list(_of(runs, ["mansu"]))
+    four = [set(f["status"].values()) == {"passed"} for _, f in rows]
+    missed = [
+        f"{k}: {ABOUT[name].title} {state}"
+        for k, f in rows
+        for name, state in f["status"].items()
+        if state != "passed"
+    ]
+    yield _counted(
+        "MANSU has all four properties at once",
+        four,
+        "tasks",
+        f"on {sum(four)} of {len(rows)} tasks" + (f" ({'; '.join(missed)})" if missed else ""),
+        all(four),
+    )
+    shares = [f["codes changed"] for _, f in rows if f["codes changed"] is not None]
+    least = f"{percent(min(shares), 2)} at least" if shares else "nothing moved"
+    yield Claim(
+        "Every parameter that MANSU moves ends in another NF4 code",
+        least,
+        least,
+        _judged(min(shares) == 1 if shares else None),
+    )
+    masks = [run["circuit"]["mask"] for run in real]
+    yield Claim(
+        "The forget circuit is a fraction of a percent of the parameters",
+        f"{percent(max(masks), 3)} at most" if masks else "–",
+        f"{percent(min(masks), 3)} to {percent(max(masks), 3)} at faithfulness "
+        f"{min(run['circuit']['faithfulness'] for run in real):.2f} or more"
+        if masks
+        else "no circuit",
+        _judged(max(masks) < CIRCUIT if masks else None),
+    )
+    parts: tuple[tuple[str, str, Sequence[Name]], ...] = (
+        ("mansu_no_floor", "Without the floor the update does not outlive NF4", ["gap"]),
+        (
+            "mansu_no_circuit",
+            "Without the circuit the behaviour is not erased",
+            ["erasure", "forgetting"],
+        ),
+        ("mansu_no_projection", "Without the projection the retain set suffers", ["retention"]),
+        ("mansu_no_fisher", "Without the Fisher bound the retain set suffers", ["retention"]),
+    )
+    for name, what, properties in parts:
+        yield _ablation(runs, name, what, properties)
+    yield _rephrasings(runs)
+
+
+def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> Claim:
+    """A part is needed where one of its properties passes with it and does not without it."""
+    needed, told = [], []
+    for run in runs:
+        if name not in run["methods"] or "mansu" not in run["methods"]:
+            continue
+        with_it, without = run["methods"]["mansu"], run["methods"][name]
+        needed.append(
+            any(
+                with_it["status"][p] == "passed" and without["status"][p] != "passed"
+                for p in properties
+            )
+        )
+        for p in properties:
+            margins = (with_it["margin"][p], without["margin"][p])
+            shown = ("unknown" if m is None else amount(m, ABOUT[p].unit) for m in margins)
+            told.append(f"{run['task']['name']}: {ABOUT[p].title} {' → '.join(shown)}")
+    ours = "margin with → without; " + "; ".join(told) if told else "not measured"
+    return _counted(what, needed, "tasks", ours, _most(needed))
+
+
+def _rephrasings(runs: Runs) -> Claim:
+    """Accuracy on rephrasings that nothing trains on: the circuit's mask against a random one."""
+    told, lower = [], []
+    for run in runs:
+        if not {"mansu", "mansu_no_circuit"} <= run["methods"].keys():
+            continue
+        found = [run["methods"][m]["full"] for m in ("mansu", "mansu_no_circuit")]
+        if any("paraphrase" not in f for f in found):
+            continue
+        ours, random = (Interval(*f["paraphrase"]) for f in found)
+        lower.append(ours.high < random.low)
+        told.append(f"{run['task']['name']}: {between(ours)} with, {between(random)} without")
+    return _counted(
+        "Without the circuit forgetting does not reach rephrasings",
+        lower,
+        "tasks",
+        "accuracy; " + "; ".join(told) if told else "not measured",
+        _most(lower),
+    )
+
+
+def _formats(runs: Runs) -> Claim:
+    found = [f["formats"] for _, f in _of(runs, ["mansu"]) if f["formats"] is not None]
+    names = list(found[0]) if found else []
+    least = {name: min(shares[name] for shares in found) for name in names}
+    told = ", ".join(f"{name} {percent(share, 2)}" for name, share in least.items())
+    return Claim(
+        "MANSU's moves also change their codes in the other low-bit formats",
+        f"{percent(min(least.values()), 2)} at least" if least else "–",
+        f"the least share over {len(found)} tasks: {told}" if found else "not measured",
+        _judged(all(share == 1 for share in least.values()) if found else None),
+    )
+
+
+def _bound(runs: Runs) -> Claim:
+    found = [(k, f["bound"]) for k, f in _of(runs, ["mansu"]) if f["bound"] is not None]
+    told = "; ".join(
+        f"{k}: {b['restricted']:.3f} over the circuit, {b['everywhere']:.3f} over all weights, "
+        f"{b['measured']:+.3f} measured"
+        for k, b in found
+    )
+    holds = [b["measured"] <= b["restricted"] <= b["everywhere"] for _, b in found]
+    return _counted(
+        "The diagonal-Fisher bound over the circuit holds for the retain loss (Theorem 1)",
+        holds,
+        "tasks",
+        f"nats; {told}" if found else "not measured",
+        all(holds),
+    )
+
+
+def _relearning(runs: Runs) -> Claim:
+    """Held-out facts after relearning: MANSU's against those of the baselines that forgot."""
+    told, better = [], []
+    for run in runs:
+        ours = run["methods"].get("mansu")
+        others = [f for _, f in _of([run], BASELINES) if f["attacks"] and _forgot(f)]
+        if ours is None or not ours["attacks"] or not others:
+            continue
+        theirs = [f["attacks"]["relearning"][0] for f in others]
+        here = ours["attacks"]["relearning"][0]
+        better.append(here < min(theirs))
+        told.append(
+            f"{run['task']['name']}: {percent(here, 0)} after MANSU, {percent(min(theirs), 0)} to "
+            f"{percent(max(theirs), 0)} after the {len(theirs)} baselines that forgot"
+        )
+    return _counted(
+        "What MANSU erased is harder to relearn than what a baseline hid",
+        better,
+        "tasks",
+        "accuracy on facts not trained on; " + "; ".join(told) if told else "not measured",
+        all(better),
+    )
+
+
+def _separation(auroc: Mapping[str, Any] | None) -> Claim:
+    what = "CAD tells an erased circuit from a suppressed behaviour"
+    if auroc is None:
+        how = "run `python experiments/benchmarks/cad.py RUN…` first"
+        return Claim(what, "–", how, UNTESTED)
+    erased, judged = auroc["separation"]["erased"], "signal JS on the circuit"
+    names = list(auroc["tasks"])
+    told = [
+        f"{label}: AUROC " + ", ".join(f"{erased[name][t]['auroc']:.2f} ({t})" for t in names)
+        for label, name in (("plain CAD", "plain JS"), ("signal CAD", judged))
+    ]
+    least = min(erased[judged][t]["auroc"] for t in names)
+    return Claim(what, f"AUROC {least:.2f} at least", "; ".join(told), _judged(least > 0.9))

@@ -1,0 +1,139 @@
+"""The figures of a run: what the claims and tables need of it, as JSON values."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mansu import methods
+from mansu.evidence.verdict import kept_groups
+from mansu.job.runs import PACKAGES, Run
+from mansu.measure.scores import Measurement
+from mansu.measure.statistics import Interval
+
+NO_EDIT = "no edit"
+
+Figures = Mapping[str, Any]
+"""What one method did on one task: see ``figures``."""
+
+
+def _accuracies(measured: Measurement) -> dict[str, list[float]]:
+    """Accuracy with its interval: the forget set, paraphrases, and every group to be kept."""
+    found = {k: s for k, s in measured.splits.items() if k in ("forget", "paraphrase")}
+    found |= {f"keep {k}": s for k, s in kept_groups(measured).items()}
+    return {name: scores.interval.to_json() for name, scores in found.items()}
+
+
+def _attacked(run: Run, method: str | None) -> dict[str, list[float]]:
+    """Accuracy with its interval under each attack; of the unedited model without a method."""
+    attacks = run.attacks(method)
+    return {name: attacks.accuracy(name).to_json() for name in attacks.scores}
+
+
+def _json(value: Interval | None) -> list[float] | None:
+    return None if value is None else value.to_json()
+
+
+def figures(run: Run, method: str) -> Figures:
+    """Everything that the tables and claims need of one method (or ``no edit``) in one run."""
+    if method == NO_EDIT:
+        return {
+            "full": _accuracies(run.base(nf4=False)),
+            "nf4": _accuracies(run.base(nf4=True)),
+            "attacks": _attacked(run, None) if run.has("base_attacks") else None,
+        }
+    history, survival = run.history(method), run.survival(method).quantized
+    verdict, divergences = run.verdict(method), run.divergences(method)
+    return {
+        "full": _accuracies(run.measurement(method, nf4=False)),
+        "nf4": _accuracies(run.measurement(method, nf4=True)),
+        "status": {p.name: p.status for p in verdict.properties},
+        "certain": {p.name: p.certain for p in verdict.properties},
+        "margin": {p.name: p.margin for p in verdict.properties},
+        "fall": _json(verdict.forgetting.value),
+        "retain fall": _json(verdict.retention.value),
+        "retain fall in nats": max(
+            (d["fall in nats"] for d in verdict.retention.details.values()), default=None
+        ),
+        "gap": _json(verdict.gap.value),
+        "gap in nats": verdict.gap.details.get("gap in nats"),
+        "erasure": _json(verdict.erasure.value),
+        "control": verdict.erasure.threshold,
+        "cad": divergences.to_json(),
+        "moved": history["moved"],
+        "fraction": history["fraction"],
+        "width over update": survival.width_over_update,
+        "codes changed": survival.share,
+        "seconds": history["seconds"],
+        "peak memory": history.get("peak_memory"),
+        "settings": history["settings"],
+        "stopped": history["stopped"],
+        "attacks": _attacked(run, method) if run.has("attacks", method) else None,
+        "bound": asdict(run.bounds(method)) if run.has("bounds", method) else None,
+        "formats": (
+            {name: kept.share for name, kept in run.formats(method).items()}
+            if run.has("formats", method)
+            else None
+        ),
+        "strengths": run.strengths(method).to_json() if run.has("strengths", method) else None,
+    }
+
+
+def results(runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """The figures of every run with the manifest that repeats them, as JSON values."""
+    return {
+        "manifest": {
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "packages": {name: version(name) for name in PACKAGES},
+        },
+        "runs": [
+            {
+                "name": run.name,
+                "subject": run.subject,
+                "task": dict(run.about),
+                "settings": asdict(run.settings),
+                "circuit": _circuit(run),
+                "methods": {
+                    name: figures(run, name)
+                    for name in (NO_EDIT, *sorted(run.judged(), key=methods.ALL.index))
+                },
+            }
+            for run in runs
+        ],
+    }
+
+
+def _circuit(run: Run) -> dict[str, Any]:
+    circuit = run.circuit()
+    return {
+        "edges": len(circuit),
+        "of": circuit.layout.n_edges,
+        "faithfulness": circuit.faithfulness,
+        "interval": circuit.interval,
+        "mask": run.mask().fraction,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, with ``+`` where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,115 @@
+"""The claims follow from the figures, and turn with them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from experiments.claims import NOT_REPRODUCED, REPRODUCED, UNTESTED, Claim, claims
+from experiments.figures import NO_EDIT
+from mansu import subjects
+from mansu.evidence.verdict import ABOUT
+
+
+def _figures(**changes: Any) -> dict[str, Any]:
+    return {
+        "full": {"forget": [0.2, 0.1, 0.3]},
+        "nf4": {"forget": [0.2, 0.1, 0.3]},
+        "status": dict.fromkeys(ABOUT, "passed"),
+        "certain": dict.fromkeys(ABOUT, True),
+        "margin": dict.fromkeys(ABOUT, 0.1),
+        "gap": [0.0, 0.0, 0.0],
+        "gap in nats": [0.0, 0.0, 0.0],
+        "width over update": 100.0,
+        "codes changed": 0.01,
+        "attacks": None,
+        "strengths": None,
+        "bound": None,
+        "formats": None,
+        **changes,
+    }
+
+
+def _found(**made: dict[str, Any]) -> dict[str, Any]:
+    run = {
+        "subject": subjects.DEFAULT,
+        "task": {"name": "facts", "title": "Facts"},
+        "circuit": {"mask": 0.004, "faithfulness": 0.9},
+        "methods": {NO_EDIT: {}, **made},
+    }
+    return {"runs": [run]}
+
+
+def _status(found: dict[str, Any], start: str) -> str:
+    return _claim(found, start).status
+
+
+def _claim(found: dict[str, Any], start: str) -> Claim:
+    (claim,) = [c for c in claims(found) if c.claim.startswith(start)]
+    return claim
+
+
+@pytest.mark.parametrize(
+    ("start", "method", "change"),
+    [
+        ("The median update", "npo", {"width over update": 2000.0}),
+        ("So nearly every weight", "npo", {"codes changed": 0.5}),
+        ("Every parameter that MANSU", "mansu", {"codes changed": 0.99}),
+        ("MANSU has all four", "mansu", {"status": {"forgetting": "failed"}}),
+    ],
+)
+def test_a_claim_turns_with_the_figure_that_it_is_about(
+    start: str, method: str, change: dict[str, Any]
+) -> None:
+    found = _found(mansu=_figures(**{"codes changed": 1.0}), npo=_figures())
+    assert _status(found, start) == REPRODUCED
+    worse = copy.deepcopy(found)
+    figures = worse["runs"][0]["methods"][method]
+    for key, value in change.items():
+        figures[key] = figures[key] | value if isinstance(value, dict) else value
+    assert _status(worse, start) == NOT_REPRODUCED
+
+
+def test_recovery_is_claimed_only_with_its_whole_interval() -> None:
+    for gap, status in (
+        ([0.04, 0.01, 0.07], REPRODUCED),
+        ([0.04, -0.01, 0.09], NOT_REPRODUCED),
+    ):
+        found = _found(mansu=_figures(), npo=_figures(gap=gap))
+        assert _status(found, "What was forgotten comes back") == status
+    failed = dict.fromkeys(_figures()["status"], "failed")
+    nothing = _found(mansu=_figures(), npo=_figures(status=failed))
+    assert _status(nothing, "What was forgotten comes back") == UNTESTED
+
+
+def test_rephrasings_count_where_the_intervals_do_not_meet() -> None:
+    start = "Without the circuit forgetting does not reach"
+
+    def found(ours: list[float], random: list[float]) -> dict[str, Any]:
+        first, second = ({"forget": x, "paraphrase": x} for x in (ours, random))
+        return _found(mansu=_figures(full=first), mansu_no_circuit=_figures(full=second))
+
+    assert _status(found([0.1, 0.0, 0.2], [0.7, 0.6, 0.8]), start) == REPRODUCED
+    assert _status(found([0.5, 0.3, 0.7], [0.7, 0.6, 0.8]), start) == NOT_REPRODUCED
+    assert _status(_found(mansu=_figures()), start) == UNTESTED
+
+
+def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None:
+    failed = _figures()["status"] | {"gap": "failed"}
+    start = "Without the floor"
+    found = _found(mansu=_figures(), mansu_no_floor=_figures(status=failed))
+    assert _status(found, start) == REPRODUCED
+    for both in (_figures(), _figures(status=failed)):
+        found = _found(mansu=both, mansu_no_floor=both)
+        assert _status(found, start) == NOT_REPRODUCED
+    assert _status(_found(mansu=_figures()), start) == UNTESTED
+
+
+def test_the_short_form_is_the_figure_that_decides() -> None:
+    found = _found(mansu=_figures(**{"codes changed": 0.999}), npo=_figures())
+    assert _claim(found, "The median update").number == "1 of 1 edits"
+    assert _claim(found, "Every parameter that MANSU").number == "99.90 % at least"
+    assert _claim(found, "What was forgotten comes back").number == "+0.0 points at most"
+    assert _claim(found, "Without the floor").number == "–"
