@@ -341,8 +341,8 @@ def test_a_head_that_scales_its_logits_is_caught(
     forward = LlamaForCausalLM.forward
 
     def scaled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = forward(self, *args, **kwargs)
-        out.logits = out.logits / 8
+        out: Any = forward(self, *args, **kwargs)
+        out.logits /= 8
         return out
 
     model = AutoModelForCausalLM.from_pretrained(TINY_FOLDER, dtype=torch.float32)

@@ -279,7 +279,7 @@ def sentencepiece() -> Subject:
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     config = LlamaConfig(
         vocab_size=len(vocabulary), num_hidden_layers=1, max_position_embeddings=24, **size
     )
