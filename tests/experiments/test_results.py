@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,10 @@ def test_the_recorded_figures_are_keyed_by_the_verdict_s_fields() -> None:
 @pytest.mark.parametrize("path", sorted(readme.RESULTS.glob("*.json")), ids=lambda p: p.name)
 def test_every_recorded_result_is_readable(path: Path) -> None:
     assert read_json(path)
+
+
+def test_links_in_the_readme_lead_somewhere() -> None:
+    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert "docs/results.md" in links and "docs/tradeoff.svg" in links
+    assert not [link for link in links if not (readme.ROOT / link).exists()]

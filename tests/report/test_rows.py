@@ -57,7 +57,7 @@ def test_the_strongest_edge_stands_first(attribution: Attribution) -> None:
 
 def test_accuracies_are_by_set_and_model(base: Measurement) -> None:
     forget = base.splits["forget"]
-    worse = dataclasses.replace(forget, correct=forget.correct & (forget.answer > 10**6))
+    worse = dataclasses.replace(forget, correct=0 * forget.correct)
     edited = Measurement({"forget": worse}, None)
     table = rows.accuracies({"unedited": base, "edited": edited})
     assert table.columns["Set"] == list(base.sets())
