@@ -38,7 +38,7 @@ from torch import Tensor
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.mask import parameter_mask
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError, MansuError
 from mansu.files import replacing

@@ -161,6 +161,8 @@ def unlearn(
     Raises:
         MansuError: there is no such method or setting, or it needs a circuit.
     """
+    if circuit is not None:
+        circuit.refuse_other(subject)
     problem = methods.Problem(
         subject=subject,
         task=task,
@@ -298,6 +300,7 @@ def _divergences(
     if circuit.mask is None:
         raise NotMeasuredError("This circuit has no parameter mask: mansu.find_circuit makes one.")
     pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
+    circuit.refuse_other(subject, pairs)
     signals = cad.Signals(subject, pairs, steps=steps, on_step=telling(0, "the unedited model"))
     zeroed = controls.ablation(subject, circuit.mask.tensors())
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)

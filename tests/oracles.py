@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,9 @@ from mansu.circuits import gradients
 from mansu.circuits.graph import graph_of
 from mansu.circuits.metric import metric_values
 from mansu.circuits.record import Record, logits_with, record
+from mansu.measure.geometry import Mask
 from mansu.subjects.blocks import Block
+from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -117,3 +119,18 @@ def near_pairs(subject: Subject, pairs: Pairs, distance: float) -> Iterator[Pair
         )
     finally:
         weight.copy_(before)
+
+
+def bound(subject: Subject, edit: Edit, mask: Mask, fisher: Mapping[str, Tensor]) -> float:
+    """Theorem 1's quadratic bound on the retain loss, ½ Σ F_i δ_i² over the mask, in nats.
+
+    With the circuit's mask it is the restricted bound; with a mask of every weight the global one,
+    which is never smaller.
+    """
+    total = 0.0
+    for name, (where, delta) in edit.delta(subject).items():
+        if name in mask:
+            moved = torch.zeros(mask[name].numel())
+            moved[where.cpu()] = delta.cpu().float()
+            total += float((fisher[name] * moved[mask[name].flatten()].square()).sum()) / 2
+    return total

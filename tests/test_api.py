@@ -154,7 +154,9 @@ def test_mistakes_are_one_sentence(
     with pytest.raises(mansu.MansuError, match="no parameter mask"):
         mansu.judge(tiny, tiny_task, edit, circuit.top(5))
     with pytest.raises(mansu.MansuError, match="raise max_fraction"):
-        mansu.find_circuit(tiny, tiny_task, attribution, tau=0.1, max_fraction=1e-9)
+        mansu.find_circuit(tiny, tiny_task, attribution, tau=0.1, max_fraction=1e-9, seed=SEED)
+    with pytest.raises(mansu.MansuError, match="other clean–corrupt pairs"):
+        mansu.find_circuit(tiny, tiny_task, attribution, seed=SEED + 1)
     with pytest.raises(mansu.MansuError, match="dtype"):
         mansu.load("tiny", dtype="int8")
 

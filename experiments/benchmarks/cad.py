@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mansu import subjects, tasks
-from mansu.circuits.mask import parameter_mask
+from mansu.circuits.parameters import parameter_mask
 from mansu.evidence import cad, controls
 from mansu.files import read_json, write_json
 from mansu.job.runs import Run

@@ -3,8 +3,9 @@
 from mansu.circuits.attribution import Attribution, attribute, needs
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.graph import Graph, graph_of
-from mansu.circuits.mask import Mask, parameter_mask, random_mask
+from mansu.circuits.mask import Mask
 from mansu.circuits.metric import MEMORY, Metric, metric_values
+from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.patching import Patched, activation_patching
 from mansu.circuits.search import minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability

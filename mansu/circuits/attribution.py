@@ -45,7 +45,7 @@ from mansu.circuits.gradients import (
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
 from mansu.files import load_values, save_values
 from mansu.progress import OnStep, Step, silent
 from mansu.report.table import Shown, Table
@@ -69,7 +69,8 @@ class Attribution(Shown):
         queries, outputs: float32 ``[layers, heads]``, the same estimate for a head's query and for
             its output z; keys, values: ``[layers, kv heads]``; neurons: ``[layers, d_mlp]``.
         clean, corrupt: the metric, mean over the pairs, on clean and corrupt prompts.
-        method, steps, metric, n_pairs, subject: how the scores were made.
+        method, steps, metric, subject: how the scores were made.
+        fingerprint: of the subject's weights. n_pairs, pairs: how many, and their digest.
     """
 
     layout: Graph
@@ -86,8 +87,27 @@ class Attribution(Shown):
     metric: Metric
     n_pairs: int
     subject: str
+    fingerprint: str
+    pairs: str
 
     TENSORS = SCORES
+
+    def refuse_other(self, subject: Subject, pairs: Pairs | None = None) -> None:
+        """Refuse a subject, or pairs, that the scores are not of.
+
+        Raises:
+            MismatchError: which one it is.
+        """
+        if self.layout != graph_of(subject) or self.fingerprint != subject.fingerprint:
+            raise MismatchError(
+                f"The attribution is of {self.subject!r} with other weights than {subject.name!r} "
+                f"has now ({self.fingerprint}, not {subject.fingerprint}): attribute this subject."
+            )
+        if pairs is not None and pairs.digest != self.pairs:
+            raise MismatchError(
+                "The attribution was made with other clean–corrupt pairs: use the same task, "
+                "number of pairs and seed, or attribute again."
+            )
 
     def table(self) -> Table:
         """The ten edges of largest |score|."""
@@ -104,6 +124,7 @@ class Attribution(Shown):
         meta = {"layout": self.layout.meta(), "clean": self.clean, "corrupt": self.corrupt}
         meta |= {"method": self.method, "steps": self.steps, "metric": self.metric}
         meta |= {"n_pairs": self.n_pairs, "subject": self.subject}
+        meta |= {"fingerprint": self.fingerprint, "pairs": self.pairs}
         tensors = {name: getattr(self, name) for name in self.TENSORS}
         save_values(Path(folder) / "attribution.safetensors", tensors, meta)
 
@@ -198,6 +219,8 @@ def attribute(
         metric=metric,
         n_pairs=len(pairs),
         subject=subject.name,
+        fingerprint=subject.fingerprint,
+        pairs=pairs.digest,
     )
 
 

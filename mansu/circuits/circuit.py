@@ -14,9 +14,12 @@ from torch import Tensor
 from mansu.circuits.graph import Graph
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
+from mansu.errors import MismatchError
 from mansu.files import load_values, save_values
 from mansu.report.numbers import percent
 from mansu.report.table import Shown, Table
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,7 +36,8 @@ class Circuit(Shown):
         curve: float32 ``[points, 4]``: edges asked for, faithfulness of the best so many edges, and
             its interval.
         tau: the faithfulness asked for. clean, corrupt: mean metric of the runs it lies between.
-        metric, subject, n_pairs: how it was measured.
+        metric, subject: how it was measured. fingerprint: of the subject's weights.
+        n_pairs, pairs: how many it was measured on, and their digest.
         mask: the parameters behind it; None where they were not looked for.
     """
 
@@ -50,10 +54,29 @@ class Circuit(Shown):
     metric: Metric
     subject: str
     n_pairs: int
+    fingerprint: str
+    pairs: str
     mask: Mask | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.kept)
+
+    def refuse_other(self, subject: Subject, pairs: Pairs | None = None) -> None:
+        """Refuse a subject, or pairs, that the circuit is not of.
+
+        Raises:
+            MismatchError: which one it is.
+        """
+        if self.fingerprint != subject.fingerprint:
+            raise MismatchError(
+                f"The circuit is of {self.subject!r} with other weights than {subject.name!r} has "
+                f"now ({self.fingerprint}, not {subject.fingerprint}): find this subject's."
+            )
+        if pairs is not None and pairs.digest != self.pairs:
+            raise MismatchError(
+                "The circuit was found with other clean–corrupt pairs: use the same task and seed, "
+                "or find it again."
+            )
 
     def table(self) -> Table:
         """The ten edges of largest |score|."""
@@ -142,7 +165,7 @@ class Circuit(Shown):
     def save(self, folder: str | Path) -> None:
         """Write ``circuit.safetensors`` and, with a mask, ``mask.safetensors`` into ``folder``."""
         names = ("faithfulness", "interval", "tau", "clean", "corrupt")
-        names += ("metric", "subject", "n_pairs")
+        names += ("metric", "subject", "n_pairs", "fingerprint", "pairs")
         meta = {name: getattr(self, name) for name in names} | {"layout": self.layout.meta()}
         tensors = ("order", "order_scores", "kept", "curve")
         path = Path(folder) / "circuit.safetensors"

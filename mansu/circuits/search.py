@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit, as_mask, pruned
-from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.graph import graph_of
 from mansu.circuits.metric import MEMORY
 from mansu.circuits.patching import BATCH, Patched
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
 CURVE_POINTS = 12
-
-
 PRUNE_BLOCKS = 12
 
 
@@ -50,115 +48,125 @@ def minimal_circuit(
         memory: bytes to hold beside the weights.
 
     Raises:
-        MansuError: ``tau`` is out of range, the scores belong to another graph, or clean and
-            corrupt prompts have the same metric.
+        MansuError: ``tau`` is out of range, the scores are of other weights or other pairs, or
+            clean and corrupt prompts have the same metric.
     """
     if not 0 < tau <= 1:
-        raise MansuError(f"Faithfulness tau must lie in (0, 1], not {tau}.")
+        raise BadInputError(f"Faithfulness tau must lie in (0, 1], not {tau}.")
     graph = graph_of(subject)
-    if graph != attribution.layout:
-        raise MansuError(
-            f"The attribution is of {attribution.subject!r}, whose graph differs from that of "
-            f"{subject.name!r}: attribute this subject."
-        )
-    patched = Patched(subject, pairs, attribution.metric, memory)
+    attribution.refuse_other(subject, pairs)
     codes = graph.edges.flatten().nonzero()[:, 0]
     scores = attribution.scores.flatten()[codes]
     ranking = scores.abs().argsort(descending=True, stable=True)
     order, order_scores = codes[ranking], scores[ranking]
-
-    sizes = torch.logspace(0, torch.log10(torch.tensor(len(order))).item(), CURVE_POINTS)
-    measured: dict[int, Tensor] = {}  # size → metric of every pair
+    patched = Patched(subject, pairs, attribution.metric, memory)
     expected = CURVE_POINTS + 8 + prune * (PRUNE_BLOCKS + 5)
-    done = 0
-
-    def faithfulness(size: int) -> float:
-        return float(patched.faithfulness(measured[size][None])[0])
-
-    def measure(candidates: Sequence[Tensor]) -> Tensor:
-        nonlocal done
-        values = patched.values(torch.stack([as_mask(graph, kept) for kept in candidates]))
-        done += len(candidates)
-        on_step(Step("circuit", min(done, expected), expected))
-        return values
-
-    def measure_sizes(wanted: Sequence[int]) -> None:
-        fresh = [size for size in dict.fromkeys(wanted) if size not in measured]
-        for start in range(0, len(fresh), BATCH):
-            some = fresh[start : start + BATCH]
-            rows = measure([order[:size] for size in some])
-            measured.update(zip(some, rows, strict=True))
-
-    measure_sizes([min(len(order), max(1, round(s))) for s in sizes.tolist()])
-    reached = [size for size in sorted(measured) if faithfulness(size) >= tau]
-    high = reached[0] if reached else len(order)
-    low = max((size for size in measured if size < high), default=0)
-    while high - low > max(1, high // 100):
-        step = max(1, (high - low) // 4)
-        inner = [low + step, low + 2 * step, low + 3 * step]
-        measure_sizes([size for size in inner if size < high])
-        tried = sorted(size for size in measured if low < size <= high)
-        high = next((s for s in tried if faithfulness(s) >= tau), high)
-        low = max((s for s in measured if s < high), default=0)
-
-    kept, values = pruned(graph, order[:high]), measured[high]
+    search = _Search(patched, order, tau, expected, on_step)
+    size = search.crossing()
+    kept, values = pruned(graph, order[:size]), search.measured[size]
     for _ in range(prune):
-        kept, values = _drop_blocks(graph, patched, kept, values, tau, measure)
-    curve_sizes = sorted(measured)
-    stacked = torch.stack([measured[size] for size in curve_sizes])
-    curve = torch.cat(
-        [
-            torch.tensor(curve_sizes, dtype=torch.float32)[:, None],
-            patched.faithfulness(stacked)[:, None],
-            patched.intervals(stacked),
-        ],
-        1,
-    )
-    low_end, high_end = patched.intervals(values[None])[0].tolist()
+        kept, values = search.without_spare_blocks(kept, values)
+    low, high = patched.intervals(values[None])[0].tolist()
     on_step(Step("circuit", expected, expected))
     return Circuit(
         graph,
         order,
         order_scores,
         kept,
-        faithfulness=float(patched.faithfulness(values[None])[0]),
-        interval=(low_end, high_end),
-        curve=curve,
+        faithfulness=search.faithfulness(values),
+        interval=(low, high),
+        curve=search.curve(),
         tau=tau,
         clean=float(patched.clean.mean()),
         corrupt=float(patched.corrupt.mean()),
         metric=attribution.metric,
         subject=subject.name,
+        fingerprint=subject.fingerprint,
         n_pairs=len(pairs),
+        pairs=pairs.digest,
     )
 
 
-def _drop_blocks(
-    graph: Graph,
-    patched: Patched,
-    kept: Tensor,
-    values: Tensor,
-    tau: float,
-    measure: Callable[[Sequence[Tensor]], Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Drop as many blocks of edges as keep the circuit at ``tau``, the least needed first."""
-    blocks = [block for block in kept.chunk(PRUNE_BLOCKS) if len(block) < len(kept)]
-    if not blocks:
-        return kept, values
+class _Search:
+    """The best n edges for every n asked for, and what was measured of them.
 
-    def without(some: Sequence[int]) -> Tensor:
-        gone = torch.cat([blocks[i] for i in some])
-        return pruned(graph, kept[~torch.isin(kept, gone)])
+    Attributes:
+        order: int64 ``[n_edges]``, coded edges by falling |score|.
+        measured: n → the metric of every pair ``[N]`` with the best n edges.
+    """
 
-    alone = measure([without([i]) for i in range(len(blocks))])
-    by_need = patched.faithfulness(alone).argsort(descending=True).tolist()
-    best, best_values, low, high = kept, values, 0, len(blocks)
-    while high - low > 1:  # drop ``low`` blocks: faithful; ``high``: not, or all
-        middle = (low + high) // 2
-        candidate = without(by_need[:middle])
-        result = measure([candidate])[0] if len(candidate) else patched.corrupt
-        if float(patched.faithfulness(result[None])[0]) >= tau:
-            best, best_values, low = candidate, result, middle
-        else:
-            high = middle
-    return best, best_values
+    def __init__(
+        self, patched: Patched, order: Tensor, tau: float, expected: int, on_step: OnStep
+    ) -> None:
+        self.patched, self.graph, self.order, self.tau = patched, patched.graph, order, tau
+        self.expected, self.on_step, self.done = expected, on_step, 0
+        self.measured: dict[int, Tensor] = {}
+
+    def faithfulness(self, values: Tensor) -> float:
+        """Of the metrics ``[N]`` of one candidate."""
+        return float(self.patched.faithfulness(values[None])[0])
+
+    def measure(self, candidates: Sequence[Tensor]) -> Tensor:
+        """The metric of every pair with each candidate's edges, ``[candidates, N]``."""
+        masks = [as_mask(self.graph, kept) for kept in candidates]
+        values = self.patched.values(torch.stack(masks))
+        self.done += len(candidates)
+        self.on_step(Step("circuit", min(self.done, self.expected), self.expected))
+        return values
+
+    def measure_sizes(self, wanted: Sequence[int]) -> None:
+        fresh = [size for size in dict.fromkeys(wanted) if size not in self.measured]
+        for start in range(0, len(fresh), BATCH):
+            some = fresh[start : start + BATCH]
+            rows = self.measure([self.order[:size] for size in some])
+            self.measured.update(zip(some, rows, strict=True))
+
+    def faithful(self, size: int) -> bool:
+        return self.faithfulness(self.measured[size]) >= self.tau
+
+    def crossing(self) -> int:
+        """The smallest n found whose best edges are faithful, to 1 %; all where none is."""
+        n = len(self.order)
+        sizes = torch.logspace(0, torch.log10(torch.tensor(n)).item(), CURVE_POINTS)
+        self.measure_sizes([min(n, max(1, round(s))) for s in sizes.tolist()])
+        high = next((size for size in sorted(self.measured) if self.faithful(size)), n)
+        low = max((size for size in self.measured if size < high), default=0)
+        while high - low > max(1, high // 100):
+            step = max(1, (high - low) // 4)
+            inner = [low + step, low + 2 * step, low + 3 * step]
+            self.measure_sizes([size for size in inner if size < high])
+            tried = sorted(size for size in self.measured if low < size <= high)
+            high = next((size for size in tried if self.faithful(size)), high)
+            low = max((size for size in self.measured if size < high), default=0)
+        return high
+
+    def without_spare_blocks(self, kept: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop as many blocks of edges as keep the circuit at ``tau``, the least needed first."""
+        blocks = [block for block in kept.chunk(PRUNE_BLOCKS) if len(block) < len(kept)]
+        if not blocks:
+            return kept, values
+
+        def without(some: Sequence[int]) -> Tensor:
+            gone = torch.cat([blocks[i] for i in some])
+            return pruned(self.graph, kept[~torch.isin(kept, gone)])
+
+        alone = self.measure([without([i]) for i in range(len(blocks))])
+        by_need = self.patched.faithfulness(alone).argsort(descending=True).tolist()
+        best, best_values, low, high = kept, values, 0, len(blocks)
+        while high - low > 1:  # drop ``low`` blocks: faithful; ``high``: not, or all
+            middle = (low + high) // 2
+            candidate = without(by_need[:middle])
+            result = self.measure([candidate])[0] if len(candidate) else self.patched.corrupt
+            if self.faithfulness(result) >= self.tau:
+                best, best_values, low = candidate, result, middle
+            else:
+                high = middle
+        return best, best_values
+
+    def curve(self) -> Tensor:
+        """float32 ``[points, 4]``, see ``Circuit``."""
+        sizes = sorted(self.measured)
+        stacked = torch.stack([self.measured[size] for size in sizes])
+        shares = self.patched.faithfulness(stacked)[:, None]
+        first = torch.tensor(sizes, dtype=torch.float32)[:, None]
+        return torch.cat([first, shares, self.patched.intervals(stacked)], 1)

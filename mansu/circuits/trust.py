@@ -12,8 +12,9 @@ from torch import Tensor
 from mansu.circuits.attribution import attribute
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.graph import graph_of
-from mansu.circuits.mask import Mask, random_mask
+from mansu.circuits.mask import Mask
 from mansu.circuits.metric import MEMORY, Metric, metric_values
+from mansu.circuits.parameters import random_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import MansuError
 from mansu.progress import OnStep, Step, silent

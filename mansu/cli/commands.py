@@ -47,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MansuError as error:
         print(f"mansu: {error}", file=sys.stderr)
         return BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "mansu":
+            raise
+        print(
+            f"mansu: the package {error.name} is missing, which `mansu {given[0]}` needs: run "
+            "`pip install 'mansu[app,hub]'`.",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
     except (Cancelled, KeyboardInterrupt):
         print("mansu: cancelled; what was finished is kept.", file=sys.stderr)
         return CANCELLED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,46 +64,23 @@ def bounds(
     Raises:
         MansuError: the edit does not fit the subject.
     """
-    names, transposed = sorted(subject.quantized_names), transposed_names(subject)
-    deltas: dict[str, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
-    energy = 0.0
-    for name, (where, delta) in edit.delta(subject).items():
-        if name not in subject.quantized_names:
-            continue
-        shape = subject.parameters[name].shape
-        square = torch.zeros(shape.numel(), device=delta.device)
-        square[where.to(delta.device)] = delta.float().square()
-        inside = square.view(shape) * mask[name].to(square.device) if name in mask else None
-        square = square.view(shape)
-        inside = torch.zeros_like(square) if inside is None else inside
-        if name in transposed:  # to [outputs, inputs]
-            square, inside = square.T, inside.T
-        rows = square.any(1).nonzero()[:, 0]
-        columns = square.any(0).nonzero()[:, 0]
-        deltas[name] = rows, columns, square[rows][:, columns], inside[rows][:, columns]
-        energy += float(square.sum(dtype=torch.float64))
+    names, moves = sorted(subject.quantized_names), _moves(subject, edit, mask)
     restricted = everywhere = trace = before = 0.0
     examples = 0
     for flows, value, count in differentiated(subject, retain, text, names, batch):
         for name, (inputs, outputs) in flows.items():
             inputs, outputs = inputs.float(), outputs.float()
             trace += float(((outputs @ outputs.mT) * (inputs @ inputs.mT)).sum())
-            if name in deltas:
-                rows, columns, square, inside = deltas[name]
-                each = outputs[..., rows].mT @ inputs[..., columns]
-                importance = each.square_().sum(0)
-                restricted += float((importance * inside).sum(dtype=torch.float64)) / 2
-                everywhere += float((importance * square).sum(dtype=torch.float64)) / 2
+            if name in moves:
+                inside, everything = moves[name].weighed(inputs, outputs)
+                restricted += inside / 2
+                everywhere += everything / 2
         examples += count
         before += value
-    parts = [retain.select(range(i, min(i + 32, len(retain)))) for i in range(0, len(retain), 32)]
     with edit.applied(subject), torch.no_grad():
-        after = sum(float(answer_log_likelihood(subject, part).sum()) for part in parts)
-        after -= sum(
-            float(text_losses(subject, text[0][i : i + batch], text[1][i : i + batch]).sum())
-            for i in range(0, len(text[0]), batch)
-        )
+        after = _log_likelihood(subject, retain, text, batch)
     n, weights = max(examples, 1), sum(subject.parameters[name].numel() for name in names)
+    energy = sum(float(move.square.sum(dtype=torch.float64)) for move in moves.values())
     return Bounds(
         restricted=restricted / n,
         everywhere=everywhere / n,
@@ -115,16 +91,56 @@ def bounds(
     )
 
 
-def bound(subject: Subject, edit: Edit, mask: Mask, fisher: Mapping[str, Tensor]) -> float:
-    """Theorem 1's quadratic bound on the retain loss, ½ Σ F_i δ_i² over the mask, in nats.
+@dataclass(frozen=True)
+class _Move:
+    """What an edit does to one weight, as ``[outputs, inputs]``, at the lines that it touches.
 
-    With the circuit's mask it is the restricted bound; with a mask of every weight the global one,
-    which is never smaller.
+    Attributes:
+        rows, columns: int64, the lines. square: their δ². inside: those of the mask, else 0.
     """
-    total = 0.0
+
+    rows: Tensor
+    columns: Tensor
+    square: Tensor
+    inside: Tensor
+
+    def weighed(self, inputs: Tensor, outputs: Tensor) -> tuple[float, float]:
+        """Σ F δ² of a batch inside the mask and everywhere, from each example's gradient g xᵀ."""
+        each = outputs[..., self.rows].mT @ inputs[..., self.columns]
+        importance = each.square_().sum(0)
+        return (
+            float((importance * self.inside).sum(dtype=torch.float64)),
+            float((importance * self.square).sum(dtype=torch.float64)),
+        )
+
+
+def _moves(subject: Subject, edit: Edit, mask: Mask) -> dict[str, _Move]:
+    """The edit's moves of quantised weights, by name."""
+    transposed, moves = transposed_names(subject), {}
     for name, (where, delta) in edit.delta(subject).items():
-        if name in mask:
-            moved = torch.zeros(mask[name].numel())
-            moved[where.cpu()] = delta.cpu().float()
-            total += float((fisher[name] * moved[mask[name].flatten()].square()).sum()) / 2
-    return total
+        if name not in subject.quantized_names:
+            continue
+        shape = subject.parameters[name].shape
+        square = torch.zeros(shape.numel(), device=delta.device)
+        square[where.to(delta.device)] = delta.float().square()
+        square = square.view(shape)
+        chosen = mask[name].to(square.device) if name in mask else False
+        inside = square * chosen
+        if name in transposed:  # to [outputs, inputs]
+            square, inside = square.T, inside.T
+        rows, columns = (square.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        moves[name] = _Move(rows, columns, square[rows][:, columns], inside[rows][:, columns])
+    return moves
+
+
+def _log_likelihood(
+    subject: Subject, retain: Examples, text: tuple[Tensor, Tensor], batch: int
+) -> float:
+    """Summed over all facts' answers and all texts, nats."""
+    parts = [retain.select(range(i, min(i + 32, len(retain)))) for i in range(0, len(retain), 32)]
+    facts = sum(float(answer_log_likelihood(subject, part).sum()) for part in parts)
+    texts = sum(
+        float(text_losses(subject, text[0][i : i + batch], text[1][i : i + batch]).sum())
+        for i in range(0, len(text[0]), batch)
+    )
+    return facts - texts

@@ -20,7 +20,7 @@ from typing import Any
 
 from mansu import methods, quant, tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.mask import parameter_mask
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.circuits.trust import trust
 from mansu.errors import BadInputError, MismatchError

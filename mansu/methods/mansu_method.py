@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mansu.circuits.mask import random_mask
+from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import measure

@@ -156,6 +156,7 @@ class Method:
         with problem.subject.lock:  # nobody else's edit may be on meanwhile
             made = self.run(given, settings)
         meta = {"method": self.name, **made.settings, "seed": problem.seed}
+        meta |= {"subject": problem.subject.name, "fingerprint": problem.subject.fingerprint}
         edit = dataclasses.replace(made.edit, label=self.name, meta=meta)
         return dataclasses.replace(made, edit=edit, history=tuple(map(named, made.history)))
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
 from mansu.files import replacing
 from mansu.report.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -106,10 +106,21 @@ class Edit(Shown):
         return self.n_moved / subject.n_parameters
 
     def check(self, subject: Subject) -> None:
-        """Raise ``MansuError`` unless every change fits a parameter of this subject."""
+        """Refuse a subject that the edit was not made for.
+
+        Raises:
+            MismatchError: it was made on other weights, or changes what this subject has not.
+        """
+        made_on = self.meta.get("fingerprint", subject.fingerprint)
+        if made_on != subject.fingerprint:
+            raise MismatchError(
+                f"The edit {self.label!r} was made on other weights ({made_on}) than "
+                f"{subject.name!r} has ({subject.fingerprint}): apply it to the model it was made "
+                "for."
+            )
         for name, (where, _) in self.changes.items():
             if name not in subject.parameters:
-                raise MansuError(
+                raise MismatchError(
                     f"The edit {self.label!r} changes {name!r}, which {subject.name!r} does not "
                     "have: apply it to the model it was made for."
                 )
@@ -117,7 +128,7 @@ class Edit(Shown):
             is_mask = where.dtype == torch.bool
             ends = (0, size - 1) if is_mask else (int(where[0]), int(where[-1]))
             if ends[0] < 0 or ends[1] >= size or (is_mask and len(where) != size):
-                raise MansuError(
+                raise MismatchError(
                     f"The edit {self.label!r} does not fit {name!r} of {subject.name!r}, which has "
                     f"{size} entries: apply it to the model it was made for."
                 )

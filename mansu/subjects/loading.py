@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from mansu.errors import BadInputError, MansuError
 from mansu.subjects import shipped
@@ -72,6 +73,8 @@ def _load_folder(
                 first = f"{type(error).__name__}: {first}"
             raise BadInputError(_cannot_load(name, source, first)) from error
 
+
+disable_progress_bar()  # a bar a file says nothing that our own steps do not
 
 _LOADING = threading.RLock()
 """One model at a time: transformers patches its classes while it loads."""
@@ -190,6 +193,7 @@ def wrap(
     subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
     run_fused(subject)
     check_logits(subject, plain)
+    _ = subject.fingerprint  # now, while no edit is on
     return subject
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,6 +81,14 @@ class Pairs:
     foil: Tensor
     rows: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (16 hex digits) of all tokens: two equal ones are the same pairs."""
+        found = hashlib.sha256()
+        for tensor in (self.clean, self.corrupt, self.length, self.answer, self.foil):
+            found.update(f"{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.rows)

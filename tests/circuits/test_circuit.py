@@ -14,13 +14,14 @@ from mansu import subjects, tasks
 from mansu.circuits.attribution import Attribution, attribute
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.graph import Graph, graph_of
-from mansu.circuits.mask import Mask, parameter_mask
+from mansu.circuits.mask import Mask
 from mansu.circuits.metric import metric_values
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched, activation_patching
 from mansu.circuits.record import logits_with, record
 from mansu.circuits.search import minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -260,8 +261,10 @@ def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
     with pytest.raises(MansuError, match=r"tau must lie in \(0, 1\], not 1.5"):
         minimal_circuit(tiny, pairs, scores, tau=1.5)
     other = attribute(family("llama"), random_pairs(), steps=1)
-    with pytest.raises(MansuError, match="whose graph differs"):
+    with pytest.raises(MismatchError, match="is of 'llama' with other weights than 'tiny'"):
         minimal_circuit(tiny, pairs, other)
+    with pytest.raises(MismatchError, match="made with other clean–corrupt pairs"):
+        minimal_circuit(tiny, pairs.select(range(6)), scores)
     with pytest.raises(MansuError, match="at least two pairs"):
         stability(tiny, pairs.select([0]), 5)
 

@@ -14,7 +14,7 @@ from mansu import tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.gradients import differences, factors
 from mansu.circuits.graph import graph_of
-from mansu.circuits.mask import parameter_mask
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.evidence import cad, controls
 from mansu.measure.scores import measure

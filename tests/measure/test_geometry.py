@@ -7,10 +7,11 @@ import torch
 from families import VOCABULARY, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import bound
 from torch import Tensor
 
 from mansu import tasks
-from mansu.evidence.bounds import bound, bounds
+from mansu.evidence.bounds import bounds
 from mansu.measure.geometry import fisher, projectors
 from mansu.measure.scores import text_losses
 from mansu.subjects.edit import Edit

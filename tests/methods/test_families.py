@@ -8,13 +8,15 @@ from functools import cache
 import pytest
 import torch
 from families import FAMILIES, VOCABULARY, family, known_examples, random_pairs
+from oracles import bound
 from torch import Tensor
 
 from mansu.circuits.attribution import attribute
-from mansu.circuits.mask import Mask, parameter_mask, random_mask
+from mansu.circuits.mask import Mask
+from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.evidence import cad, controls
-from mansu.evidence.bounds import bound, bounds
+from mansu.evidence.bounds import bounds
 from mansu.measure.geometry import fisher, projectors
 from mansu.measure.scores import measure, text_losses
 from mansu.methods import NAMES, Problem, named

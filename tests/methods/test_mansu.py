@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mansu import tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.mask import parameter_mask, random_mask
+from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError
 from mansu.measure.scores import measure

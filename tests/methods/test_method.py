@@ -13,7 +13,7 @@ import torch
 
 from mansu import methods, tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.mask import parameter_mask
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError
 from mansu.methods import Problem, named, parse_settings

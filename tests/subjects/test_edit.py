@@ -9,7 +9,7 @@ from families import FAMILIES, family
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -231,3 +231,16 @@ def test_bad_edits_are_refused_in_a_sentence(subject: Subject, tmp_path) -> None
     save_file({"a": one}, tmp_path / "old", {"mansu.edit": '{"version": 0}'})
     with pytest.raises(MansuError, match="version 0"):
         Edit.load(tmp_path / "old")
+
+
+def test_an_edit_made_on_other_weights_is_refused(tiny: Subject) -> None:
+    name = next(iter(tiny.parameters))
+    change = {name: (torch.tensor([0]), torch.zeros(1))}
+    mine = Edit(change, "mine", {"fingerprint": tiny.fingerprint})
+    with mine.applied(tiny):
+        assert float(tiny.parameters[name].flatten()[0]) == 0
+    with (
+        pytest.raises(MismatchError, match="made on other weights"),
+        Edit(change, "other", {"fingerprint": "0" * 16}).applied(tiny),
+    ):
+        raise AssertionError("it was applied")
