@@ -21,7 +21,7 @@ import streamlit as st
 from mansu.errors import BadInputError
 from mansu.job.runs import Run
 from mansu.progress import Step
-from mansu.report.sentences import sentence
+from mansu.show.sentences import sentence
 
 
 def start(arguments: Sequence[str], run: Path) -> None:

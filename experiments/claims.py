@@ -12,7 +12,7 @@ from mansu import methods, subjects
 from mansu.evidence.verdict import ABOUT, Name
 from mansu.files import read_json
 from mansu.measure.statistics import Interval
-from mansu.report.numbers import Unit, amount, between, measured, percent
+from mansu.show.numbers import Unit, amount, between, measured, percent
 
 RATIOS = (47.0, 828.0)
 """The paper's median bin width ÷ update of gradient unlearning."""

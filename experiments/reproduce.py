@@ -33,7 +33,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.methods import ALL, NAMES
 from mansu.progress import OnStep, Step, silent
-from mansu.report.sentences import sentence
+from mansu.show.sentences import sentence
 
 CONFIG = Path(__file__).with_suffix(".toml")
 

@@ -46,7 +46,7 @@ from mansu.job.settings import Settings, default_fraction
 from mansu.measure.scores import Scores, measure
 from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.progress import OnStep, Step, silent
-from mansu.report.sentences import sentence
+from mansu.show.sentences import sentence
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples

@@ -11,8 +11,8 @@ from experiments.figures import NO_EDIT
 from mansu.evidence.strengths import Point, Strengths
 from mansu.evidence.verdict import ABOUT
 from mansu.measure.statistics import Interval
-from mansu.report.numbers import NOTHING, Unit, amount, between, mark, measured, number, percent
-from mansu.report.table import Table
+from mansu.show.numbers import NOTHING, Unit, amount, between, mark, measured, number, percent
+from mansu.show.table import Table
 
 
 def _measured(value: Sequence[float] | None, unit: Unit) -> str:

@@ -11,7 +11,8 @@ from app import charts, jobs, state, words
 from mansu.errors import MansuError, NotMeasuredError
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.job.runs import Run, listed
-from mansu.report import numbers, rows
+from mansu.report import rows
+from mansu.show import numbers
 
 MARKS = {
     "passed": ":green[:material/check_circle:] passed",

@@ -8,7 +8,7 @@ import streamlit as st
 from app import charts, jobs, state, words
 from mansu.quant.survival import NF4Report, Survival
 from mansu.report import rows
-from mansu.report.numbers import number, percent
+from mansu.show.numbers import number, percent
 
 GROUPS = {
     "all": "All parameters",

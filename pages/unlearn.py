@@ -9,7 +9,7 @@ from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
 from mansu.report import rows
-from mansu.report.numbers import number, percent
+from mansu.show.numbers import number, percent
 
 
 @st.fragment(run_every=2)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; a room may import those before it, and itself.
 ROOMS = (
     ("errors", "progress", "settings", "files"),
-    ("report.table", "report.numbers", "report.sentences"),
+    ("show",),
     ("subjects",),
     ("tasks",),
     ("quant",),

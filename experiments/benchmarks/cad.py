@@ -33,7 +33,7 @@ from mansu.files import read_json, write_json
 from mansu.job.runs import Run
 from mansu.job.settings import default_fraction
 from mansu.measure.scores import measure
-from mansu.report.table import Table
+from mansu.show.table import Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 

@@ -48,7 +48,7 @@ from mansu.circuits.record import Record, accumulator, live_tokens, logits_with,
 from mansu.errors import MansuError, MismatchError
 from mansu.files import load_values, save_values
 from mansu.progress import OnStep, Step, silent
-from mansu.report.table import Shown, Table
+from mansu.show.table import Shown, Table
 from mansu.subjects.blocks import Block
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads

@@ -16,8 +16,8 @@ from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
 from mansu.errors import MismatchError
 from mansu.files import load_values, save_values
-from mansu.report.numbers import percent
-from mansu.report.table import Shown, Table
+from mansu.show.numbers import percent
+from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.report.table import Table
+from mansu.show.table import Table
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads, family_of
 

@@ -18,8 +18,8 @@ from mansu.circuits.parameters import random_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import MansuError
 from mansu.progress import OnStep, Step, silent
-from mansu.report.numbers import percent
-from mansu.report.table import Shown, Table
+from mansu.show.numbers import percent
+from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs

@@ -250,7 +250,7 @@ class Job:
 
     def on_step(self, step: Step) -> None:
         """Keep a step and print it."""
-        from mansu.report.sentences import sentence
+        from mansu.show.sentences import sentence
 
         found = self.plan.share(step)
         self.share = self.share if found is None else max(self.share, found)

@@ -35,8 +35,8 @@ def score(options: argparse.Namespace) -> None:
     from mansu import subjects
     from mansu.files import read_json, write_json
     from mansu.job.runs import Run, folder
-    from mansu.report.sentences import sentence
     from mansu.sets import score as sets
+    from mansu.show.sentences import sentence
 
     if options.method and not options.run:
         raise BadInputError("--method needs --run: give the run folder that holds its edit.")

@@ -9,8 +9,8 @@ from typing import Any
 from mansu import quant
 from mansu.measure.scores import Measurement, Scores, measure
 from mansu.progress import OnStep, Step, silent
-from mansu.report.numbers import amount, percent
-from mansu.report.table import Shown, Table
+from mansu.show.numbers import amount, percent
+from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples

@@ -22,9 +22,9 @@ from mansu.evidence.cad import FEWEST_GROUPS, Divergences
 from mansu.files import read_json, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
-from mansu.report import numbers
-from mansu.report.numbers import Unit, percent
-from mansu.report.table import Shown, Table
+from mansu.show import numbers
+from mansu.show.numbers import Unit, percent
+from mansu.show.table import Shown, Table
 
 Status = Literal["passed", "failed", "unknown"]
 

@@ -14,7 +14,7 @@ from mansu import __version__, methods, quant, tasks
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.report import rows
-from mansu.report.numbers import percent
+from mansu.show.numbers import percent
 from mansu.subjects.subject import Subject
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from mansu.errors import MansuError
 from mansu.files import read_json, write_json
 from mansu.measure.statistics import Interval, bootstrap
-from mansu.report.numbers import between
-from mansu.report.table import Shown, Table
+from mansu.show.numbers import between
+from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text

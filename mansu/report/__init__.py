@@ -1,1 +1,1 @@
-"""Tables and sentences, made once for terminal, pages, cards and README."""
+"""Comparisons of what was measured, made once for terminal, pages, cards and README."""

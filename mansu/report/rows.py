@@ -15,9 +15,9 @@ from mansu.evidence.bounds import Bounds
 from mansu.evidence.verdict import ABOUT, Verdict
 from mansu.measure.scores import Measurement
 from mansu.quant.survival import Kept, floor_across
-from mansu.report import numbers
-from mansu.report.numbers import NOTHING, between, number, percent
-from mansu.report.table import Table
+from mansu.show import numbers
+from mansu.show.numbers import NOTHING, between, number, percent
+from mansu.show.table import Table
 
 
 def accuracies(measured: Mapping[str, Measurement], caption: str = "") -> Table:

@@ -13,9 +13,9 @@ from mansu import quant
 from mansu.errors import MansuError
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
-from mansu.report.numbers import measured
-from mansu.report.table import Table
 from mansu.sets import choices, hub, muse, tofu
+from mansu.show.numbers import measured
+from mansu.show.table import Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 

@@ -22,7 +22,7 @@ from torch.nn import Module
 
 from mansu.errors import MansuError, MismatchError
 from mansu.files import replacing
-from mansu.report.table import Shown, Table
+from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 
 VERSION = 1

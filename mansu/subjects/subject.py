@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
-from mansu.report.table import Shown, Table
+from mansu.show.table import Shown, Table
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,7 +23,7 @@ from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, replacing, write_json
-from mansu.report.table import Shown, Table
+from mansu.show.table import Shown, Table
 
 SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
 

@@ -22,7 +22,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step
-from mansu.report import numbers
+from mansu.show import numbers
 from mansu.subjects.subject import Subject
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"

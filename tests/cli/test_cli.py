@@ -28,7 +28,7 @@ from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
 from mansu.quant.formats import FORMATS
 from mansu.quant.swap import quantized
-from mansu.report.numbers import between
+from mansu.show.numbers import between
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 

@@ -28,7 +28,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
-from mansu.report.numbers import percent
+from mansu.show.numbers import percent
 from mansu.subjects.edit import Edit
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject

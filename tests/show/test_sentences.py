@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mansu.progress import Step
-from mansu.report.sentences import sentence
+from mansu.show.sentences import sentence
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mansu.measure.statistics import Interval
-from mansu.report.numbers import amount, between, mark, measured, number, percent
+from mansu.show.numbers import amount, between, mark, measured, number, percent
 
 
 @pytest.mark.parametrize(
