@@ -32,7 +32,9 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--subject", help=f"{DEFAULT_SUBJECT} (the default), tiny, a folder or a hub id"
     )
-    parser.add_argument("--task", help=f"a shipped task or a .jsonl file ({DEFAULT_TASK})")
+    parser.add_argument(
+        "--task", help=f"a shipped task or a .jsonl file (the subject's own, else {DEFAULT_TASK})"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
@@ -129,14 +131,17 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
     """
     from mansu import subjects, tasks
     from mansu.job.runs import Run
+    from mansu.subjects import shipped
 
     settings = given_settings(options)
     if options.folder is not None and Run.is_at(options.folder):
         run = Run.open(options.folder)
         _refuse_other(run, options, settings)
         return run, None
-    task = tasks.load(options.task or DEFAULT_TASK)
-    subject = subjects.load(options.subject or DEFAULT_SUBJECT)
+    name = options.subject or DEFAULT_SUBJECT
+    own = shipped.TABLE[name].task if name in shipped.TABLE else DEFAULT_TASK
+    task = tasks.load(options.task or own)
+    subject = subjects.load(name)
     made = Run.create(subject, task, Settings(**settings), options.folder, asked=asked)
     return made, subject
 
