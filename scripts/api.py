@@ -31,7 +31,8 @@ Written by `python scripts/api.py` from the docstrings: do not edit it here. Fir
 `import mansu`; then the rooms, in the order of the data.
 """
 ROOMS = ("subjects", "tasks", "quant", "circuits", "measure", "methods", "evidence", "sets", "job")
-ROOMS += ("show", "report", "exports", "errors", "progress", "settings", "files", "launch")
+ROOMS += ("show", "report", "exports", "errors", "interrupts", "progress", "settings", "files")
+ROOMS += ("launch",)
 
 
 def reference() -> str:

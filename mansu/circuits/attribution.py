@@ -59,7 +59,7 @@ Method = Literal["eap-ig-inputs", "eap-ig-activations", "eap"]
 HOLES = 1.5  # what malloc keeps beside the tensors: growth was up to 1.37 of their bound (glibc)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Attribution(Shown):
     """Scores of every edge, head slice and neuron of a subject on a task.
 

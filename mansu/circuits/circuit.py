@@ -22,7 +22,7 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Circuit(Shown):
     """A set of edges, and how well it alone does the task.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """The parameters behind a circuit: whole rows and columns of weight matrices.
 

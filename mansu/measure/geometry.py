@@ -49,7 +49,7 @@ class Projectors:
         if name not in self.spans:
             return update
         columns, basis = self.spans[name]
-        part = update[:, columns]
+        part, basis = update[:, columns], basis.to(update.dtype)
         result = update.clone()
         result[:, columns] = part - (part @ basis) @ basis.T
         return result

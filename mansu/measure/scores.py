@@ -26,7 +26,7 @@ TITLES = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "h
 """What a split is called, in the order in which they are shown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Per-example results of one split under one model (all arrays ``[N]``).
 
@@ -108,7 +108,7 @@ class Scores:
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Measurement(Shown):
     """Everything measured on one model: each split's scores and the loss on plain text.
 

@@ -248,9 +248,10 @@ class _Work:
         count = 0
         for name, (values, moved) in _within(self.settings.budget, self.weights, asked).items():
             weight = self.weights[name]
-            self.subject.parameters[name].data.view(-1)[weight.where] = values
+            parameter, in_nf4 = self.subject.parameters[name].data, self.nf4_weights.weights[name]
+            parameter.view(-1)[weight.where] = values.to(parameter)
             after_nf4 = torch.where(moved, values, weight.base_nf4)
-            self.nf4_weights.weights[name].view(-1)[weight.where] = after_nf4
+            in_nf4.view(-1)[weight.where] = after_nf4.to(in_nf4)
             count += int(moved.sum())
         return count
 
@@ -441,17 +442,17 @@ def _movable(
             continue
         flat = rows * matrix.shape[1] + columns
         where = indices.to(matrix.device)[movable]
-        base = matrix[movable]
+        base = matrix[movable].float()  # a half-precision model is edited in float32, too
         weights[name] = _Weight(
             where=where,
             rows=rows.unique(return_inverse=True)[1],
             columns=columns,
             shape=(len(rows.unique()), matrix.shape[1]),
             base=base,
-            points=_points(matrix, flat, others),
+            points=_points(matrix, flat, others).float(),
             width=bin_width(matrix)[movable].to(base),
             threshold=torch.rand(len(rows), generator=generator).to(base),
-            base_nf4=nf4_weights.weights[name].flatten()[where],
+            base_nf4=nf4_weights.weights[name].flatten()[where].float(),
             wish=torch.zeros_like(base),
             forget_moment=torch.zeros_like(base),
             retain_moment=torch.zeros_like(base),
@@ -512,7 +513,7 @@ def _take(subject: Subject, weights: Mapping[str, _Weight]) -> dict[str, Tensor]
     for name, weight in weights.items():
         gradient = subject.parameters[name].grad
         assert gradient is not None
-        taken[name] = gradient.view(-1)[weight.where]
+        taken[name] = gradient.view(-1)[weight.where].float()
         subject.parameters[name].grad = None
     return taken
 

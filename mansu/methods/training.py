@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
+from mansu.interrupts import put_back
 from mansu.measure.scores import text_losses
 from mansu.methods.method import Outcome, Problem
 from mansu.progress import Step
@@ -94,15 +95,19 @@ def scratch(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tensor
     with subject.lock:
         parameters = {n: subject.parameters[n] for n in names}
         before = {n: p.detach().clone() for n, p in parameters.items()}
+
+        def undo() -> None:
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+                parameter.data.copy_(before[name])
+
         try:
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
             yield before
         finally:
-            for name, parameter in parameters.items():
-                parameter.requires_grad_(False)
-                parameter.grad = None
-                parameter.data.copy_(before[name])
+            put_back(undo)
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,11 @@ def train(
     """
     subject, steps = problem.subject, settings.steps
     names = tuple(subject.parameters if names is None else names)
+    if any(subject.parameters[n].dtype == torch.float16 for n in names):
+        raise BadInputError(
+            f"{subject.name!r} is loaded in float16, where AdamW's second moments vanish and its "
+            "steps are wild: load it in float32 or bfloat16."
+        )
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
         optimiser = torch.optim.AdamW(

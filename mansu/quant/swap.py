@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mansu.errors import MansuError
+from mansu.interrupts import put_back
 from mansu.quant.codes import Quantized, dequantize, quantize
 from mansu.quant.formats import NF4, Format
 from mansu.subjects.edit import touched
@@ -90,11 +91,18 @@ def quantized(
         weights = dict(base.weights)
         undo: list[tuple[Tensor, Tensor | slice, Tensor]] = []
         swapped: list[tuple[Tensor, Tensor]] = []
+
+        def put_all_back() -> None:
+            for parameter, original in swapped:
+                parameter.data = original
+            for tensor, entries, old in reversed(undo):
+                tensor[entries] = old
+
         try:
             for name in edited.keys() & weights.keys():
                 weight = subject.parameters[name].data
                 if in_blocks(name, base.format, transposed):
-                    undo += _patch(weight, edited[name], weights[name], base.format)
+                    _patch(weight, edited[name], weights[name], base.format, undo)
                 else:
                     weights[name] = _round_trip(weight, base.format, name in transposed)
             for name, weight in weights.items():
@@ -103,10 +111,7 @@ def quantized(
                 parameter.data = weight
             yield subject
         finally:
-            for parameter, original in swapped:
-                parameter.data = original
-            for tensor, entries, old in reversed(undo):
-                tensor[entries] = old
+            put_back(put_all_back)
 
 
 def in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:
@@ -116,15 +121,18 @@ def in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:
 
 
 def _patch(
-    weight: Tensor, places: list[Tensor], cached: Tensor, format: Format
-) -> list[tuple[Tensor, Tensor | slice, Tensor]]:
-    """Requantise in the cache the blocks that hold ``places``; returns what undoes it."""
-    flat, target, undo = weight.reshape(-1), cached.view(-1), []
+    weight: Tensor,
+    places: list[Tensor],
+    cached: Tensor,
+    format: Format,
+    undo: list[tuple[Tensor, Tensor | slice, Tensor]],
+) -> None:
+    """Requantise in the cache the blocks that hold ``places``; ``undo`` gets what undoes it."""
+    flat, target = weight.reshape(-1), cached.view(-1)
     size = blocksize_of(weight, format)
     for entries in block_entries(places, len(flat), size):
         undo.append((target, entries, target[entries].clone()))
         target[entries] = dequantize(quantize_flat(flat[entries], size, format), flat.dtype)
-    return undo
 
 
 def blocksize_of(weight: Tensor, format: Format) -> int:

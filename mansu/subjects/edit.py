@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
-from mansu.errors import MansuError, MismatchError
+from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.files import replacing
+from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 
@@ -32,7 +33,7 @@ VERSION = 1
 _applied: WeakKeyDictionary[Module, list[Edit]] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Edit(Shown):
     """New values for some entries of some parameters.
 
@@ -45,7 +46,8 @@ class Edit(Shown):
         meta: JSON values that say how.
 
     Raises:
-        MansuError: indices and values of different lengths, or an index given twice.
+        MansuError: indices and values of different lengths, an index given twice, or a value that
+            is not finite.
     """
 
     changes: Mapping[str, tuple[Tensor, Tensor]]
@@ -54,6 +56,12 @@ class Edit(Shown):
 
     def __post_init__(self) -> None:
         changes = {name: _sorted(name, *change) for name, change in self.changes.items()}
+        for name, (_, values) in changes.items():
+            if not bool(torch.isfinite(values).all()):
+                raise BadInputError(
+                    f"The edit {self.label!r} gives {name!r} values that are not finite (NaN or "
+                    "infinite)."
+                )
         object.__setattr__(self, "changes", {n: c for n, c in changes.items() if len(c[1])})
 
     @classmethod
@@ -146,9 +154,16 @@ class Edit(Shown):
         self.check(subject)
         with subject.lock:
             stack = _applied.setdefault(subject.model, [])
-            stack.append(self)
+            depth = len(stack)
             kept: list[tuple[Tensor, Tensor, Tensor]] = []
+
+            def undo() -> None:
+                for parameter, where, old in reversed(kept):
+                    _write(parameter, where, old)
+                del stack[depth:]
+
             try:
+                stack.append(self)
                 for name, (where, values) in self.changes.items():
                     parameter = subject.parameters[name]
                     where = where.to(parameter.device)
@@ -156,9 +171,7 @@ class Edit(Shown):
                     _write(parameter, where, values)
                 yield subject
             finally:
-                for parameter, where, old in reversed(kept):
-                    _write(parameter, where, old)
-                stack.pop()
+                put_back(undo)
 
     def delta(self, subject: Subject) -> dict[str, tuple[Tensor, Tensor]]:
         """Parameter name → ``(where, new − current)``, from the subject's current values."""

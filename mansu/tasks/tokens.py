@@ -17,7 +17,7 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.facts import N_DISTRACTORS, NEEDED, SPLITS, Fact, Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examples:
     """One split, tokenised for one subject (N rows, T positions, right-padded).
 
@@ -64,7 +64,7 @@ class Examples:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Clean and corrupt prompts of equal token length, for attribution.
 

@@ -12,7 +12,7 @@ from families import family
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mansu import tasks
+from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
@@ -387,3 +387,21 @@ def test_random_moves_have_a_default_and_bounds(problem: Problem) -> None:
     for moves, says in ((0, "at least 1"), (problem.subject.n_parameters, "a number from 1 to")):
         with pytest.raises(BadInputError, match=says):
             named("random_moves")(problem, moves=moves)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_a_half_precision_model_is_edited_with_the_floor(
+    problem: Problem, dtype: torch.dtype
+) -> None:
+    half = subjects.load("tiny", dtype=dtype)
+    here = dataclasses.replace(problem, subject=half)
+    edit = mansu(here, steps=6).edit
+    assert edit.n_moved > 100
+    kept = report(half, edit).quantized
+    assert kept.changed == kept.moved == edit.n_moved
+
+
+def test_training_in_float16_is_refused(problem: Problem) -> None:
+    here = dataclasses.replace(problem, subject=subjects.load("tiny", dtype=torch.float16))
+    with pytest.raises(BadInputError, match="load it in float32 or bfloat16"):
+        named("ga")(here)

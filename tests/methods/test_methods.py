@@ -204,7 +204,8 @@ def test_every_baseline_edits_and_leaves_the_subject_alone(problem: Problem, nam
         (i, 3, "unlearn", name) for i in (1, 2, 3)
     ]
     assert settings.items() <= outcome.settings.items()
-    assert outcome.edit.meta == {"method": name, "seed": 0, **outcome.settings}
+    of = {"subject": "tiny", "fingerprint": problem.subject.fingerprint}
+    assert outcome.edit.meta == {"method": name, "seed": 0, **outcome.settings, **of}
     json.dumps([outcome.settings, [h.to_json() for h in outcome.history], outcome.stopped])
     with outcome.edit.applied(problem.subject), torch.no_grad():
         now = answer_log_probability(problem.subject, problem.forget)

@@ -244,3 +244,8 @@ def test_an_edit_made_on_other_weights_is_refused(tiny: Subject) -> None:
         Edit(change, "other", {"fingerprint": "0" * 16}).applied(tiny),
     ):
         raise AssertionError("it was applied")
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(MansuError, match="not finite"):
+        Edit({"w": (torch.tensor([1]), torch.tensor([float("nan")]))})
