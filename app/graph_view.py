@@ -60,7 +60,7 @@ def heat_map(attribution: Attribution) -> go.Figure:
         hovertemplate="layer %{y}, %{x}<br>score %{customdata:+.4f}<extra></extra>",
     )
     if scores.size <= 80:  # room for numbers
-        heat.update(texttemplate="%{customdata:+.2f}")
+        heat.update(text=np.char.mod("%+.2f", scores), texttemplate="%{text}")
     figure = go.Figure(heat)
     figure.update_layout(height=130 + max(17 * len(rows), 120), margin=_margin(), dragmode=False)
     figure.update_xaxes(title="head, or the MLP", showgrid=False, type="category")

@@ -124,8 +124,12 @@ def sidebar() -> Run | None:
         def label(name: str) -> str:
             # Streamlit tells options apart by their label, so the seconds are part of it.
             created = datetime.fromisoformat(runs[name].manifest["created"])
-            return f"{runs[name].about['title']} · {created:%d %b %H:%M:%S}"
+            run = runs[name]
+            return f"{run.about['title']} · {Path(run.subject).name} · {created:%d %b %H:%M:%S}"
 
+        asked = st.query_params.get("run")
+        if asked is not None and asked not in runs:  # a dead link: its numbers are not these
+            st.warning(f"There is no run “{asked}” here: another one is shown.")
         name = choose(
             "Run",
             list(runs),

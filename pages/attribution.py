@@ -230,7 +230,7 @@ def result(run: Run) -> None:
             st.info("This run has no attribution yet: go on with it, or start a new one.")
         return
     attribution = run.attribution()
-    graph, scores = attribution.layout, attribution.scores
+    graph = attribution.layout
     a, b, c, d = st.columns(4)
     a.metric(
         "Clean metric",
@@ -243,7 +243,7 @@ def result(run: Run) -> None:
         help="The same difference on the corrupt prompts, where the foil is right.",
     )
     c.metric("Edges", f"{graph.n_edges:,}", help="Node output → q, k, v, MLP or logits input.")
-    share = scores.abs().flatten().sort(descending=True).values[:100].sum() / scores.abs().sum()
+    share = attribution.concentration()
     d.metric(
         "Share of the top 100",
         f"{share:.0%}",

@@ -109,6 +109,11 @@ class Attribution(Shown):
                 "number of pairs and seed, or attribute again."
             )
 
+    def concentration(self, n: int = 100) -> float:
+        """Share of Σ |score| that the ``n`` strongest edges hold, 0 to 1."""
+        magnitudes = self.scores.abs().flatten()
+        return float(magnitudes.topk(min(n, len(magnitudes))).values.sum() / magnitudes.sum())
+
     def table(self) -> Table:
         """The ten edges of largest |score|."""
         flat = self.scores.flatten()
