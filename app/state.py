@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -25,9 +26,18 @@ def show_errors() -> Iterator[None]:
     try:
         yield
     except NotMeasuredError as error:
-        st.info(str(error), icon=":material/info:")
+        st.info(plain(str(error)), icon=":material/info:")
     except MansuError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def plain(text: str) -> str:
+    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
+    parts = text.split("`")
+    return "`".join(
+        part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
+        for i, part in enumerate(parts)
+    )
 
 
 def subject(name: str) -> subjects.Subject:
