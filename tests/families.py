@@ -99,18 +99,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="t0", pad_token="t0")
 
 
-@cache
-def family(name: str, n_layers: int = 2, dtype: torch.dtype = torch.float32) -> Subject:
-    """A random model of a family; weights large enough that no path is negligible."""
-    torch.manual_seed(7)
-    model = BUILDERS[name](n_layers)
+def shaken(model: Any) -> Any:
+    """The model, its norm scales and biases too not left at 0 or 1; no path is negligible."""
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
-        for parameter in model.parameters():  # norm scales and biases too are not left at 0 or 1
+        for parameter in model.parameters():
             spread = 0.3 if parameter.ndim > 1 else 0.2
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
-    model = model.to(dtype)
-    return wrap(name, model, tokenizer())
+    return model
+
+
+@cache
+def family(name: str, n_layers: int = 2, dtype: torch.dtype = torch.float32) -> Subject:
+    """A random model of a family."""
+    torch.manual_seed(7)
+    return wrap(name, shaken(BUILDERS[name](n_layers)).to(dtype), tokenizer())
 
 
 @cache

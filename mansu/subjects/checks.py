@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mansu.errors import BadInputError
-from mansu.subjects.subject import Subject
+from mansu.subjects.blocks import Block
+from mansu.subjects.subject import Subject, context_of
+from mansu.subjects.weights import running
 
 LENGTHS = (12, 7, 1)
 """Tokens of the rows that both models are given, besides one beyond a sliding window."""
@@ -51,6 +53,23 @@ def check_weights(name: str, model: Any) -> None:
             )
 
 
+def check_attention(subject: Subject) -> None:
+    """Refuse an attention whose writes are not the sum of its heads'.
+
+    A norm after the attention scales what the heads write and the bias by the same r, which depends
+    on all of them: the bias would change with the heads and belong to none.
+
+    Raises:
+        BadInputError: attention outputs have a bias and a norm after it.
+    """
+    if Block(subject, 0).has_post_norms and running(subject, 0, "o").bias is not None:
+        raise BadInputError(
+            f"The attention of {subject.name!r} adds a bias before its norm (attention_bias of its "
+            f"config), which no head of a {type(subject.model).__name__} accounts for: give a "
+            "model without that bias."
+        )
+
+
 def already_quantised(name: str) -> str:
     """The start of a sentence, without its full stop."""
     return (
@@ -65,7 +84,7 @@ def plain_logits(model: Any) -> Plain:
     embedding = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     config = model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or LONGEST_WINDOW * 2
+    longest = context_of(config) or LONGEST_WINDOW * 2
     lengths = [min(n, longest) for n in LENGTHS]
     window = getattr(config, "sliding_window", None) or 0
     if max(lengths) <= window <= min(LONGEST_WINDOW, longest - 8):
@@ -96,7 +115,8 @@ def check_logits(subject: Subject, plain: Plain) -> None:
         length = torch.tensor([len(plain.rows[i]) for i in rows])
         tokens = torch.nn.utils.rnn.pad_sequence([plain.rows[i] for i in rows], batch_first=True)
         want = plain.logits[list(rows)].float()
-        got = subject.next_token_logits(torch.nn.functional.pad(tokens, (0, 3)), length).float()
+        pads = min(3, (subject.context or 1 << 30) - tokens.shape[1])
+        got = subject.next_token_logits(torch.nn.functional.pad(tokens, (0, pads)), length).float()
         largest = float((got - want).abs().max())
         if not largest <= TOLERANCE[plain.logits.dtype] * float(want.abs().max()):
             raise BadInputError(

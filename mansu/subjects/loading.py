@@ -11,13 +11,19 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
@@ -25,12 +31,13 @@ from mansu.errors import BadInputError, MansuError
 from mansu.subjects import shipped
 from mansu.subjects.checks import (
     already_quantised,
+    check_attention,
     check_logits,
     check_weights,
     plain_logits,
 )
 from mansu.subjects.shipped import DEFAULT
-from mansu.subjects.subject import Subject
+from mansu.subjects.subject import ONE_WORD, Subject
 from mansu.subjects.weights import family_named, run_fused
 
 
@@ -68,10 +75,17 @@ def _load_folder(
         except MansuError:
             raise
         except Exception as error:  # a folder may hold anything, and fail in as many ways
-            first = next(iter(str(error).strip().splitlines()), "")[:200]
-            if not isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError)):
-                first = f"{type(error).__name__}: {first}"
-            raise BadInputError(_cannot_load(name, source, first)) from error
+            raise BadInputError(_cannot_load(name, source, _cause(error))) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what transformers or TransformerLens says, or what it hides."""
+    first = next(iter(str(error).strip().splitlines()), "")[:200]
+    kind = type(error).__name__
+    if not first:
+        return f"its config does not fit: {kind}"
+    told = isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError))
+    return first if told else f"{kind}: {first}"
 
 
 disable_progress_bar()  # a bar a file says nothing that our own steps do not
@@ -115,17 +129,21 @@ def _from_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[Any, A
     model, info = loaded
     if info["missing_keys"]:  # they would be random
         raise BadInputError(
-            f"The checkpoint of {name!r} lacks the weight {min(info['missing_keys'])!r} and "
-            f"{len(info['missing_keys']) - 1} more: give a whole checkpoint."
+            f"The checkpoint of {name!r} lacks the {_weights(info['missing_keys'])}: give a whole "
+            "checkpoint."
         )
     foreign = [key for key in sorted(info["unexpected_keys"]) if not _HARMLESS.search(key)]
     if foreign:  # the model would run without them
         raise BadInputError(
-            f"The checkpoint of {name!r} holds the weight {foreign[0]!r} and {len(foreign) - 1} "
-            f"more that a {type(model).__name__} has no place for: its config.json is that of "
-            "another model."
+            f"The checkpoint of {name!r} holds the {_weights(foreign)} that a "
+            f"{type(model).__name__} has no place for: its config.json is that of another model."
         )
     return model, tokenizer
+
+
+def _weights(names: Collection[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"weight {min(names)!r}{more}"
 
 
 def _cannot_load(name: str, source: str, why: str) -> str:
@@ -165,6 +183,10 @@ def wrap(
     architecture = type(model).__name__
     family_named(architecture, name)
     model.config.architectures = [architecture]  # which the bridge goes by
+    # A checkpoint may hold a head of its own although its config calls it tied.
+    model.config.tie_word_embeddings = (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
     model.eval().requires_grad_(False)
     parameters = dict(model.named_parameters())  # before the bridge renames them
     away = [n for n, p in parameters.items() if p.is_meta]
@@ -180,18 +202,21 @@ def wrap(
         bridge = TransformerBridge.boot_transformers(
             architecture,  # only a label here: a name that it knows would be looked up
             hf_model=model,
-            tokenizer=tokenizer,
+            # It would change ours, or look for it where it came from; nothing here uses its own.
+            tokenizer=PreTrainedTokenizerFast(tokenizer_object=ONE_WORD),
             dtype=model.dtype,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise MansuError(
-            f"TransformerLens does not know the architecture {architecture} of {name!r}."
+        bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    except Exception as error:  # its own assertions and errors of Python's among them
+        raise BadInputError(
+            f"TransformerLens cannot run {name!r}, a {architecture} ({_cause(error)}): give a "
+            "model with the usual options of its family."
         ) from error
-    bridge.enable_compatibility_mode(no_processing=True, disable_warnings=True)
     bridge.requires_grad_(False)
     _keep_dtype_in_rotation(bridge, model.dtype)
     subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
     run_fused(subject)
+    check_attention(subject)
     check_logits(subject, plain)
     _ = subject.fingerprint  # now, while no edit is on
     return subject

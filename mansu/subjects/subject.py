@@ -11,6 +11,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,33 @@ from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
 from mansu.show.table import Shown, Table
+
+ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
+"""One token whatever the text, and no special ones."""
+
+
+def context_of(config: Any) -> int | None:
+    """The longest row, in tokens, that a model was made for and that leaves others as they are.
+
+    Longrope (Phi-3) rotates a whole batch by other frequencies once one of its rows is longer than
+    the original context, so that is where it ends; ``dynamic`` does so beyond
+    ``max_position_embeddings``, as ``transformers.modeling_rope_utils`` has them.
+
+    Args:
+        config: a Hugging Face config of a text model.
+
+    Returns:
+        None if the config has none.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]  # or by layer type
+    limits = [
+        kind.get("original_max_position_embeddings")
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +130,7 @@ class Subject(Shown):
     @property
     def context(self) -> int | None:
         """The longest row that the model was made for, in tokens; None if its config has none."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return context_of(self.config)
 
     def fits(self, length: int) -> bool:
         """Whether the context holds a row of ``length`` tokens."""
@@ -110,9 +139,15 @@ class Subject(Shown):
     @cached_property
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer puts before every text: its BOS, or nothing."""
-        bare, whole = self.encode("a"), list(self.tokenizer("a")["input_ids"])
-        starts = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
-        return tuple(whole[: starts[0]]) if starts else ()
+        # Around no word of its own vocabulary: an unknown one may be the very token of the BOS.
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            whole = self.tokenizer.build_inputs_with_special_tokens([-1])  # type: ignore[operator]
+            return tuple(whole[: whole.index(-1)])
+        if fast.post_processor is None:
+            return ()
+        whole = fast.post_processor.process(ONE_WORD.encode("x"), None, True)
+        return tuple(whole.ids[: whole.special_tokens_mask.index(0)])
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Token ids of ``text`` without special tokens.

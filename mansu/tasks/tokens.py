@@ -168,7 +168,7 @@ def _read(
         if not subject.fits(len(own[1])):
             context = subject.context
             return f"left out: the prompt has more tokens than the model's context of {context}."
-        if subject.tokenizer.unk_token_id in (*own[0], *tail):
+        if subject.tokenizer.unk_token_id in (*own[0][len(subject.prefix) :], *tail):
             why = why or _UNKNOWN
         elif len(tail) != 1 or head not in own:
             why = why or _NOT_ONE

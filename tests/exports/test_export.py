@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from families import FAMILIES, family, wide
+from families import FAMILIES, GROUPED, family, shaken, tokenizer, wide
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mansu import cli, exports, quant, subjects, tasks
 from mansu.errors import MansuError
@@ -87,6 +94,24 @@ def test_generation_settings_and_chat_template_go_along(tiny: Subject, tmp_path:
     assert tokenizer.chat_template == "{{ messages }}"
     prompt = "The colour of boben is red"
     assert tokenizer(prompt, add_special_tokens=False)["input_ids"] == tiny.encode(prompt)
+
+
+def test_a_head_of_its_own_that_the_config_calls_tied_is_exported(tmp_path: Path) -> None:
+    """transformers loads such a checkpoint untied."""
+    torch.manual_seed(0)
+    shaken(LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **GROUPED))).save_pretrained(
+        tmp_path / "a"
+    )
+    tokenizer().save_pretrained(tmp_path / "a")
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert not written["tie_word_embeddings"]
+    written["tie_word_embeddings"] = True
+    (tmp_path / "a" / "config.json").write_text(json.dumps(written))
+    subject = subjects.load(str(tmp_path / "a"))
+    exports.checkpoint(subject, Edit({}), tmp_path / "b")
+    said = [reloaded(tmp_path / folder)(TOKENS).logits for folder in "ab"]
+    torch.testing.assert_close(*said, rtol=0, atol=0)
+    assert not AutoConfig.from_pretrained(tmp_path / "b").tie_word_embeddings
 
 
 def reloaded_tiny(tiny: Subject, folder: Path) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import random
@@ -14,24 +15,50 @@ import accelerate
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from families import FAMILIES, VOCABULARY, family
+from families import (
+    FAMILIES,
+    GROUPED,
+    PADDED,
+    SHAPE,
+    VOCABULARY,
+    WIDE_HEADS,
+    family,
+    random_pairs,
+    shaken,
+    tokenizer,
+)
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
+from mansu.circuits.graph import graph_of
+from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure_task
 from mansu.subjects.checks import plain_logits
@@ -281,15 +308,17 @@ BROKEN |= {
     "quantised": _change("config.json", quantization_config={"quant_method": "bitsandbytes"}),
     "a weight too many": _reweigh(lambda w: w.update({"model.layers.9.odd": torch.ones(2)})),
     "a weight that is not finite": _reweigh(lambda w: w[DOWN][3, 4].fill_(float("inf"))),
+    "a weight missing": _reweigh(lambda w: w.pop(DOWN)),
     "a tokenizer that is none": lambda f: (f / "tokenizer.json").write_text("[]"),
 }
 SENTENCES = {
     "a rotation that is none": "nonsense",
     "a pickle": "model.bin, a pickle, which can run any code",
     "quantised": "is quantised already",
-    "a weight too many": "holds the weight 'model.layers.9.odd' and 0 more that a LlamaForCausalLM",
+    "a weight too many": "holds the weight 'model.layers.9.odd' that a LlamaForCausalLM has",
     "a weight that is not finite": f"The weight '{DOWN}' of",
     "a layer missing": "lacks the weight",
+    "a weight missing": f"lacks the weight '{DOWN}': give a whole",
 }
 
 
@@ -393,3 +422,115 @@ def test_a_model_placed_by_a_device_map_attributes_alike(tiny: Subject) -> None:
     pairs = tasks.pairs(tasks.load("tiny-colours"), tiny, n=4)
     expected = attribute(tiny, pairs, steps=2).scores
     torch.testing.assert_close(attribute(subject, pairs, steps=2).scores, expected)
+
+
+SMALL: dict[str, Any] = {"num_hidden_layers": 2}
+
+
+def _llama() -> Any:
+    return LlamaForCausalLM(LlamaConfig(**SMALL, **GROUPED))
+
+
+BIASED: dict[str, Callable[[], Any]] = {
+    "OLMo-2": lambda: Olmo2ForCausalLM(Olmo2Config(attention_bias=True, **SMALL, **PADDED)),
+    "Gemma 2": lambda: Gemma2ForCausalLM(Gemma2Config(attention_bias=True, **SMALL, **WIDE_HEADS)),
+    "Gemma 3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(attention_bias=True, **SMALL, **WIDE_HEADS)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BIASED)
+def test_a_bias_that_no_head_writes_is_refused(kind: str) -> None:
+    with pytest.raises(BadInputError, match="'mine' adds a bias before its norm"):
+        subjects.wrap("mine", BIASED[kind](), tokenizer())
+
+
+def test_a_bias_without_a_norm_after_it_is_the_circuit_s() -> None:
+    model = LlamaForCausalLM(LlamaConfig(attention_bias=True, **SMALL, **GROUPED))
+    subject = subjects.wrap("mine", shaken(model), tokenizer())
+    patched = Patched(subject, random_pairs(), "logit_difference", 1 << 30)
+    whole = patched.values(graph_of(subject).edges[None])[0]
+    torch.testing.assert_close(whole, patched.clean, atol=1e-4, rtol=1e-4)
+
+
+def _longrope() -> Any:
+    factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 3.0, 4.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    return Phi3ForCausalLM(
+        Phi3Config(original_max_position_embeddings=10, rope_parameters=rope, **SMALL, **PADDED)
+    )
+
+
+def _dynamic() -> Any:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    shape: dict[str, Any] = SMALL | GROUPED | {"max_position_embeddings": 10}
+    return LlamaForCausalLM(LlamaConfig(rope_parameters=rope, **shape))
+
+
+@pytest.mark.parametrize("make", [_longrope, _dynamic])
+def test_a_row_that_would_turn_the_others_frequencies_is_left_out(
+    make: Callable[[], Any],
+) -> None:
+    subject = subjects.wrap("mine", shaken(make()), tokenizer())
+    assert subject.context == 10
+    tokens = torch.randint(1, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(0))
+
+    def third(columns: int) -> torch.Tensor:
+        return subject.next_token_logits(tokens[:, :columns], torch.tensor([columns, 8, 5]))[2]
+
+    alone = subject.next_token_logits(tokens[2:, :5], torch.tensor([5]))[0]
+    torch.testing.assert_close(third(10), alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(third(11), alone, atol=1e-2)  # what would happen
+
+    def row(split: str, start: int, n: int) -> str:
+        prompt = " ".join(f"t{1 + start + i}" for i in range(n))
+        wrong = [" t30", " t31", " t32"]
+        fact = {"prompt": prompt, "answer": f" t{40 + start}", "distractors": wrong}
+        return json.dumps(fact | {"split": split})
+
+    lines = [row(split, i, n) for split in ("forget", "retain") for i, n in enumerate((4, 11, 10))]
+    rows = tasks.examples(tasks.parse("\n".join(lines), "long"), subject, "forget")
+    assert rows.length.tolist() == [4, 10]
+    assert "more tokens than the model's context of 10" in rows.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"),
+    [("t0 $A", (0,)), ("t0 $A t3", (0,)), ("$A t3", ()), ("t3 t0 $A", (3, 0)), ("$A", ())],
+)
+def test_the_prefix_depends_on_no_word(template: str, prefix: tuple[int, ...]) -> None:
+    """Every word that is not t0 … t49 is t0 to this tokenizer."""
+    ours = tokenizer()
+    ours.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single=template, special_tokens=[("t0", 0), ("t3", 3)]
+    )
+    subject = dataclasses.replace(family("llama"), tokenizer=ours)
+    assert subject.prefix == prefix
+    assert subject.encode("t5 a", start=True) == [*prefix, 5, 0]
+
+
+def test_a_tokenizer_in_memory_is_taken_and_left_as_it_is() -> None:
+    """TransformerLens would look for one with a BOS where it was loaded from, and add tokens."""
+    ours = tokenizer()
+    ours.bos_token = "t1"
+    before = ours.backend_tokenizer.to_str()
+    subject = subjects.wrap("mine", _llama(), ours)
+    assert subject.tokenizer is ours and subject.tokenizer.eos_token is None
+    assert ours.backend_tokenizer.to_str() == before
+
+
+def test_a_config_that_transformer_lens_does_not_run_is_named() -> None:
+    """It stops at a Pythia without biases with an assertion that says nothing."""
+    config = GPTNeoXConfig(attention_bias=False, **SMALL, **SHAPE)
+    with pytest.raises(BadInputError, match=r"a GPTNeoXForCausalLM .its config .*AssertionError"):
+        subjects.wrap("mine", GPTNeoXForCausalLM(config), tokenizer())
+
+
+def test_what_transformer_lens_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("rotary_dim")
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", fail)
+    with pytest.raises(MansuError, match=r"cannot run 'mine', a LlamaForCausalLM .*rotary_dim"):
+        subjects.wrap("mine", _llama(), tokenizer())
