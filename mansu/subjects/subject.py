@@ -167,7 +167,12 @@ class Subject(Shown):
 
         @lru_cache(maxsize=1 << 16)  # every measurement of a task asks for the same texts
         def encoded(text: str) -> tuple[int, ...]:
-            ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            try:
+                ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+            except Exception as error:  # the tokenizers library raises bare ones
+                raise BadInputError(
+                    f"The tokenizer of {name!r} cannot read {text[:40]!r} ({error})."
+                ) from error
             if ids and max(ids) >= known:  # type: ignore[type-var]
                 raise BadInputError(
                     f"The tokenizer of {name!r} makes token {max(ids)} of {text[:40]!r}, and the "
