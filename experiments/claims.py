@@ -26,6 +26,9 @@ FEW = 0.01
 CIRCUIT = 0.01
 """The paper's circuit is a fraction of a percent of the parameters; at 1 % it would not be."""
 
+TOY = "the tiny subject is a toy, one of whose heads is a percent of it, and is left out"
+"""Why a claim about a real model's numbers is not judged where only the tiny one was run."""
+
 REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
 
 BASELINES = tuple(name for name in methods.NAMES if name != "mansu")
@@ -217,7 +220,7 @@ def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
         f"{percent(min(masks), 3)} to {percent(max(masks), 3)} at faithfulness "
         f"{min(run['circuit']['faithfulness'] for run in real):.2f} or more"
         if masks
-        else "no circuit",
+        else (TOY if runs else "no circuit"),
         _judged(max(masks) < CIRCUIT if masks else None),
     )
     parts: tuple[tuple[str, str, Sequence[Name]], ...] = (

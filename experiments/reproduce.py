@@ -13,6 +13,7 @@ folders give the figures (``reproduce.json``), the figures the claims and tables
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -180,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subject", help="only the experiments on this subject, e.g. tiny")
     parser.add_argument("--task", action="append", help="only the experiments on these tasks")
     parser.add_argument("--method", action="append", help="only these methods; by default all")
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
 
     def on_step(step: Step) -> None:
         print(sentence(step), file=sys.stderr, flush=True)
@@ -191,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             methods.named(name)
         runs = measure(options.folder, experiments, on_step, names)
-        found = results(runs, "python -m experiments.reproduce")
+        found = results(runs, shlex.join(["python", "-m", "experiments.reproduce", *given]))
         options.to.mkdir(parents=True, exist_ok=True)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))

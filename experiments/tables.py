@@ -148,8 +148,14 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
             f"{percent(run['circuit']['mask'], 3)} of the parameters.",
             "The four properties with their intervals:",
             intervals_table(run).markdown(),
-            "Recovery attacks: forget accuracy, on questions that the attacker did not have:",
-            attacks_table(run).markdown(),
+        ]
+        attacks = attacks_table(run)
+        if attacks.rows:
+            parts += [
+                "Recovery attacks: forget accuracy, on questions that the attacker did not have:",
+                attacks.markdown(),
+            ]
+        parts += [
             "Wall time and peak memory of the method itself:",
             costs_table(run).markdown(),
         ]

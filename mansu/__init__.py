@@ -1,7 +1,7 @@
 """MANSU: mechanistic machine unlearning that survives 4-bit quantization.
 
-Data flows one way, each step an immutable value that can be saved, loaded and shown:
-subject → task → attribution → circuit → edit → measurements → verdict. ::
+Data flows one way, each step an immutable value that can be shown, and each but the subject saved
+and loaded: subject → task → attribution → circuit → edit → measurements → verdict. ::
 
     import mansu
 

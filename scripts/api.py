@@ -140,21 +140,27 @@ def _prose(value: Any) -> str:
     for block in text.replace("``", "`").split("\n\n"):
         title, _, body = block.partition("\n")
         if re.fullmatch(r"(Attributes|Args|Returns|Raises|Yields):", title):
-            parts.append(f"*{title[:-1]}*\n{_items(dedent(body))}")
+            parts.append(f"*{title[:-1]}*\n{_items(dedent(body), title)}")
         elif not block.startswith("    "):
             parts.append(re.sub(r"(\w)?\s*::$", r"\1:" if block[-3:-2].isalnum() else "", block))
         elif parts and parts[-1].endswith("\n```"):  # the same piece of code goes on
-            parts[-1] = f"{parts[-1][:-4]}\n\n{dedent(block)}\n```"
+            code = parts[-1][:-4]
+            gap = "\n\n\n" if code.splitlines()[-1].startswith(" ") else "\n\n"  # as ruff formats
+            parts[-1] = f"{code}{gap}{dedent(block)}\n```"
         else:
             parts.append(f"```python\n{dedent(block)}\n```")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _items(body: str) -> str:
-    """``name: text`` entries, each going on in indented lines, as a list."""
+def _items(body: str, title: str) -> str:
+    """``name: text`` entries, each going on in indented lines, as a list.
+
+    What is returned or yielded may also be one entry without a name, which is not indented.
+    """
+    one = title in ("Returns:", "Yields:") and not re.match(r"[\w`, ]+: ", body)
     entries: list[str] = []
     for line in body.split("\n"):
-        if line.startswith(" ") and entries:
+        if entries and (one or line.startswith(" ")):
             entries[-1] += " " + line.strip()
         else:
             entries.append(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pkgutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 import mansu
 from mansu import tasks
+from mansu.errors import BadInputError
 from mansu.job.pipeline import perform, whole
 from mansu.job.runs import Run
 from mansu.job.session import Session
@@ -63,6 +66,7 @@ def test_it_gives_what_a_run_gives(
     )
     assert verdict.to_json() == run.verdict("mansu").to_json()
     assert {step.stage for step in steps} == {"quantize", "cad"} and steps[-1].share == 1
+    assert [s.done for s in steps if s.stage == "quantize"] == [0, 1, 2, 3, 4]
 
 
 def same_edit(first: mansu.Edit, second: mansu.Edit) -> None:
@@ -157,8 +161,75 @@ def test_mistakes_are_one_sentence(
         mansu.find_circuit(tiny, tiny_task, attribution, tau=0.1, max_fraction=1e-9, seed=SEED)
     with pytest.raises(mansu.MansuError, match="other clean–corrupt pairs"):
         mansu.find_circuit(tiny, tiny_task, attribution, seed=SEED + 1)
-    with pytest.raises(mansu.MansuError, match="dtype"):
-        mansu.load("tiny", dtype="int8")
+    for dtype in ("int8", "float64", "matmul"):
+        with pytest.raises(mansu.MansuError, match="none of float32, bfloat16, float16"):
+            mansu.load("tiny", dtype=dtype)
+    with pytest.raises(mansu.MansuError, match=r"give what mansu\.find_circuit"):
+        mansu.unlearn(tiny, tiny_task, circuit.top(5))
+    for call in (mansu.unlearn, mansu.evaluate):
+        with pytest.raises(mansu.MansuError, match="seed"):
+            call(tiny, tiny_task, seed=-1)
+
+
+def test_an_argument_of_another_kind_is_refused_by_name(
+    tiny: mansu.Subject,
+    tiny_task: mansu.Task,
+    attribution: mansu.Attribution,
+    circuit: mansu.Circuit,
+    edit: mansu.Edit,
+    tmp_path: Path,
+) -> None:
+    front: Any = mansu  # whose types a type checker would not let us break
+    wrong: list[tuple[Any, str]] = [
+        (lambda: front.load(3), r"load takes .*mansu\.load\('tiny'\), not 3"),
+        (lambda: front.load_task(None), "load_task takes .* not None"),
+        (lambda: front.attribute(tiny_task, tiny), r"mansu\.load gives as its subject, not what"),
+        (lambda: front.find_circuit(tiny, tiny_task, circuit), "attribution, not .*find_circuit"),
+        (lambda: front.unlearn(tiny, tiny_task, attribution), "circuit, not .*attribute gives"),
+        (lambda: front.unlearn(tiny, tiny_task, circuit=False), "mansu_no_circuit"),
+        (lambda: front.evaluate(tiny, tiny_task, circuit), "edit, not what mansu.find_circuit"),
+        (lambda: front.judge(tiny, tiny_task, circuit), "unlearn gives as its edit, not what"),
+        (lambda: front.judge(tiny, tiny_task, edit, attribution), "as its circuit, not what"),
+        (lambda: front.export(tiny, tiny_task, tmp_path / "new"), "as its edit, not what"),
+    ]
+    for call, sentence in wrong:
+        with pytest.raises(BadInputError, match=sentence):
+            call()
+
+
+def test_rows_that_cannot_be_used_are_told_of_once_a_call(
+    tiny: mansu.Subject, tiny_task: mansu.Task
+) -> None:
+    """A row of the forget set that the retain set has, too, and one whose answer is no token."""
+    first = next(f for f in tiny_task.facts if f.split == "forget")
+    last = max(f.row for f in tiny_task.facts)
+    wrong = {f.answer for f in tiny_task.facts if f.split == "forget"} - {first.answer}
+    more = (
+        replace(first, split="retain", row=last + 1, distractors=tuple(sorted(wrong))[:3]),
+        replace(first, answer=" red and blue and green", row=last + 2),
+    )
+    task = replace(tiny_task, facts=(*tiny_task.facts, *more))
+    both, unusable = f"Line {last + 1} of retain also in forget", f"Line {last + 2}"
+
+    def told(call: Callable[[], Any]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        mine = [w for w in caught if w.filename == __file__]
+        assert all(w.category is UserWarning for w in mine)
+        return [str(w.message) for w in mine]
+
+    def only(sentences: list[str], *starts: str) -> bool:
+        found = [s for s in sentences if s.startswith(starts)]
+        return len(sentences) == len(set(sentences)) == len(found) == len(starts)
+
+    edit = mansu.unlearn(tiny, tiny_task, method="graddiff", steps=1)
+    assert only(told(lambda: mansu.attribute(tiny, task, pairs=4, steps=1)), unusable)
+    unlearn = told(lambda: mansu.unlearn(tiny, task, method="graddiff", steps=1))
+    assert only(unlearn, both, unusable)
+    assert only(told(lambda: mansu.evaluate(tiny, task, edit)), both, unusable)
+    assert only(told(lambda: mansu.judge(tiny, task, edit)), both, unusable)
+    assert told(lambda: mansu.evaluate(tiny, tiny_task)) == []
 
 
 def test_a_model_that_does_not_know_the_task_is_refused(tiny: mansu.Subject) -> None:

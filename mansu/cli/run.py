@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
 
 from mansu.cli import common
 
@@ -27,4 +29,14 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         print(terminal.accuracies(here, name))
         print(terminal.sentences(name, here.verdict(name)))
-    print(f"open it: mansu app, then choose {here.name}")
+    print(f"open it: {_opening(here.path)}")
+
+
+def _opening(path: Path) -> str:
+    """The command that opens a run in the app, and which run is to be chosen there."""
+    from mansu.job.runs import folder
+
+    parent = path.resolve().parent
+    known = parent == folder().resolve()
+    command = "mansu app" if known else f"MANSU_RUNS={shlex.quote(str(parent))} mansu app"
+    return f'{command}, then choose "{path.name}"'

@@ -18,7 +18,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--set", required=True, help="wmdp, mmlu, tofu or muse")
     parser.add_argument(
-        "--subject", default=common.DEFAULT_SUBJECT, help="without --run (%(default)s)"
+        "--subject",
+        default=common.DEFAULT_SUBJECT,
+        help="without --run: %(default)s (the default), tiny, gemma-3-270m, a folder or a hub id",
     )
     parser.add_argument("--run", type=Path, help="a run folder, whose subject is scored")
     parser.add_argument("--method", help="score this method's edit of the run, too")

@@ -19,7 +19,7 @@ def lm_eval(
 ) -> tuple[str, ...]:
     """Write a task for EleutherAI's lm-evaluation-harness (0.4): a group with a task a split.
 
-    The same rows and wrong answers as ``evaluate.measure_task``. The harness compares the
+    The same rows and wrong answers as ``mansu.measure.measure_task``. The harness compares the
     log-probabilities of whole answers and ours the logits of their first token; every answer here
     is one token, so the two agree. Whole or absent.
 

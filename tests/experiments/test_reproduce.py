@@ -44,7 +44,14 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
         json.loads((run.path / "search-graddiff.json").read_text())["best"]["learning_rate"]
     )
     assert found["manifest"]["packages"]["torch"]
+    assert found["manifest"]["command"].startswith(
+        "python -m experiments.reproduce --subject tiny --method mansu --method graddiff --folder "
+    )
     text = tables.report(found)
+    assert "is a toy" in text and "Recovery attacks" in text
+    for figures in about["methods"].values():
+        figures["attacks"] = None
+    assert "Recovery attacks" not in tables.report(found)
     assert "| mansu |" in text and "Every parameter that MANSU moves" in text
 
 
