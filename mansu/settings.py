@@ -12,6 +12,7 @@ Command line, app, model card and search render the same fields::
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -83,8 +84,11 @@ class Setting:
             right = finite and whole and self._inside(value)
             value = self.kind(value) if right else value
         if not right:
+            limit = ""
+            if self.kind in (int, float) and isinstance(value, (int, float)):
+                limit = f", smaller than {LARGEST:.0e}" if abs(value) >= LARGEST else ""
             raise BadInputError(
-                f"The setting {self.name} of {of} is {value!r:.40}: give {self.range}."
+                f"The setting {self.name} of {of} is {_short(value)}: give {self.range}{limit}."
             )
         return value
 
@@ -92,6 +96,21 @@ class Setting:
         if self.low is not None and (value < self.low or (self.above and value == self.low)):
             return False
         return self.high is None or value <= self.high
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{value!r:.40}"
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"too long {'a number' if isinstance(value, int) else 'a value'}"
+
+
+def typed_in(text: str) -> Any:
+    """A value that somebody typed: JSON, else the text itself, which a setting's check refuses."""
+    try:  # a float takes any number of digits, and a check refuses what is so large
+        return json.loads(text, parse_int=lambda n: float(n) if len(n) > 20 else int(n))
+    except (ValueError, RecursionError):
+        return text
 
 
 def setting(

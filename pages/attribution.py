@@ -10,6 +10,7 @@ import streamlit as st
 from app import graph_view, jobs, state, subjects
 from mansu import methods, tasks
 from mansu.errors import MansuError
+from mansu.job.pipeline import check_usable
 from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.settings import configure, settings_of
@@ -129,9 +130,7 @@ def create(subject: str, task: tasks.Task, settings: Settings, asked: list[str])
         MansuError: the model cannot be loaded, or the task cannot be used with it.
     """
     model = state.subject(subject)
-    tasks.pairs(task, model, n=settings.pairs, seed=settings.seed)
-    for split in tasks.NEEDED:
-        tasks.examples(task, model, split, seed=settings.seed)
+    check_usable(task, model, settings)
     return Run.create(model, task, settings, asked=asked)
 
 

@@ -46,7 +46,7 @@ from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
 from mansu.errors import MansuError, MismatchError
-from mansu.files import load_values, save_values
+from mansu.files import load_values, reading, save_values, typed
 from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
 from mansu.subjects.blocks import Block
@@ -138,10 +138,23 @@ class Attribution(Shown):
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        tensors, meta = load_values(Path(folder) / "attribution.safetensors")
-        return cls(layout=Graph(**meta.pop("layout")), **tensors, **meta)
+        path = Path(folder) / "attribution.safetensors"
+        with reading(path):
+            tensors, meta = load_values(path)
+            found = typed(cls(layout=typed(Graph(**meta.pop("layout"))), **tensors, **meta))
+            layout, heads = found.layout, (found.layout.n_layers, found.layout.n_heads)
+            groups = (layout.n_layers, layout.n_kv_heads)
+            if (
+                found.scores.shape != (layout.n_sources, layout.n_destinations)
+                or {found.queries.shape, found.outputs.shape} != {heads}
+                or {found.keys.shape, found.values.shape} != {groups}
+                or found.neurons.shape[:1] != (layout.n_layers,)
+                or min(found.n_pairs, found.steps) < 1
+            ):
+                raise ValueError("its scores are of another shape than its layout")
+            return found
 
 
 def attribute(

@@ -15,7 +15,7 @@ from mansu.circuits.graph import Graph
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
 from mansu.errors import MismatchError
-from mansu.files import load_values, save_values
+from mansu.files import load_values, reading, save_values, typed
 from mansu.show.numbers import percent
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -178,14 +178,27 @@ class Circuit(Shown):
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        tensors, meta = load_values(Path(folder) / "circuit.safetensors")
-        layout = Graph(**meta.pop("layout"))
-        interval = meta.pop("interval")
         mask = Mask.load(folder) if (Path(folder) / "mask.safetensors").is_file() else None
-        interval = interval and tuple(interval)
-        return cls(layout=layout, interval=interval, mask=mask, **tensors, **meta)
+        path = Path(folder) / "circuit.safetensors"
+        with reading(path):
+            tensors, meta = load_values(path)
+            layout = typed(Graph(**meta.pop("layout")))
+            interval = meta.pop("interval")
+            interval = interval and tuple(interval)
+            found = cls(layout=layout, interval=interval, mask=mask, **tensors, **meta)
+            typed(found)
+            edges, most = (found.order, found.kept), layout.n_sources * layout.n_destinations
+            if (
+                any(e.ndim != 1 or e.dtype != torch.long for e in edges)
+                or any(len(e) and not 0 <= int(e.min()) <= int(e.max()) < most for e in edges)
+                or found.order_scores.shape != found.order.shape
+                or found.curve.shape[1:] != (4,)
+                or found.n_pairs < 1
+            ):
+                raise ValueError("its edges are none of its layout")
+            return found
 
 
 def as_mask(graph: Graph, kept: Tensor) -> Tensor:

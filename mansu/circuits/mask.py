@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mansu.files import load_values, save_values
+from mansu.files import load_values, reading, save_values, typed
 
 if TYPE_CHECKING:
     pass
@@ -81,12 +81,26 @@ class Mask:
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        tensors, meta = load_values(Path(folder) / "mask.safetensors")
-        shapes = {name: tuple(shape) for name, shape in meta.pop("shapes").items()}
-        kinds = {
-            kind: {k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}:")}
-            for kind in ("rows", "columns")
-        }
-        return cls(shapes=shapes, **kinds, **meta)
+        path = Path(folder) / "mask.safetensors"
+        with reading(path):
+            tensors, meta = load_values(path)
+            shapes = {name: tuple(shape) for name, shape in meta.pop("shapes").items()}
+            kinds = {
+                kind: {
+                    k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}:")
+                }
+                for kind in ("rows", "columns")
+            }
+            found = typed(cls(shapes=shapes, **kinds, **meta))
+            for axis, kind in enumerate(("rows", "columns")):
+                for name, index in kinds[kind].items():
+                    size = shapes[name][axis]
+                    if index.ndim != 1 or index.dtype != torch.long:
+                        raise ValueError(f"{kind} of {name} are no indices")
+                    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                        raise ValueError(f"{kind} of {name} lie outside its shape")
+            if found.total < 1:
+                raise ValueError(f"total is {found.total}")
+            return found

@@ -56,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return BAD_INPUT
+    except OSError as error:  # a disk that is full, a folder that may not be written, …
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if error.filename is not None:
+            what = f"{error.filename}: {error.strerror}; give another path, or mend this one."
+        print(f"mansu: {what}", file=sys.stderr)
+        return BAD_INPUT
     except (Cancelled, KeyboardInterrupt):
         print("mansu: cancelled; what was finished is kept.", file=sys.stderr)
         return CANCELLED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from mansu.cli.commands import Cancelled
 from mansu.errors import MismatchError
 from mansu.job.settings import Settings
 from mansu.progress import Step
-from mansu.settings import configure, settings_of
+from mansu.settings import configure, settings_of, typed_in
 
 if TYPE_CHECKING:
     from mansu.job.pipeline import Stage
@@ -104,16 +103,9 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
         BadInputError: one is no number or out of range.
     """
     texts = {name: getattr(options, name) for name in settings_of(Settings)}
-    values = {name: _number(text) for name, text in texts.items() if text is not None}
+    values = {name: typed_in(text) for name, text in texts.items() if text is not None}
     checked = configure(Settings, values, "a run")
     return {name: getattr(checked, name) for name in values}
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text  # which the setting's check refuses by name
 
 
 def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Subject | None]:
@@ -130,6 +122,7 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
         BadInputError: a bad setting, task or subject.
     """
     from mansu import subjects, tasks
+    from mansu.job.pipeline import check_usable
     from mansu.job.runs import Run
     from mansu.subjects import shipped
 
@@ -142,6 +135,7 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
     own = shipped.TABLE[name].task if name in shipped.TABLE else DEFAULT_TASK
     task = tasks.load(options.task or own)
     subject = subjects.load(name)
+    check_usable(task, subject, Settings(**settings))
     made = Run.create(subject, task, Settings(**settings), options.folder, asked=asked)
     return made, subject
 
@@ -157,8 +151,17 @@ def _refuse_other(run: Run, options: argparse.Namespace, settings: dict[str, Any
 
     if options.subject is not None and not _same(options.subject, run.subject):
         refuse("--subject", options.subject, run.subject)
-    if options.task is not None and tasks.load(options.task).digest != run.about["digest"]:
-        refuse("--task", options.task, run.about["name"])
+    if options.task is not None:
+        task, about = tasks.load(options.task), run.about
+        if task.name != about["name"] and task.digest != about["digest"]:
+            refuse("--task", options.task, about["name"])
+        names = ("digest", "margin", "tolerance")  # the digest is of the facts alone
+        for what in (name for name in names if getattr(task, name) != about[name]):
+            raise MismatchError(
+                f"The task {options.task} has changed since the run {run.path} was made: its "
+                f"{what} was {about[what]} and is {getattr(task, what)} now. Leave --task out to "
+                "go on with the task as it was, or give another --folder."
+            )
     for name, value in settings.items():
         had = getattr(run.settings, name)
         if value != had:

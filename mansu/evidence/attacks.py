@@ -114,11 +114,12 @@ class Attacks:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Attacks:
-        return cls(
-            {name: Scores.from_json(scores) for name, scores in value["scores"].items()},
-            tuple(Scores.from_json(scores) for scores in value["curve"]),
-            value["settings"],
-        )
+        """Read what ``to_json`` made; raises as ``Scores.from_json`` does."""
+        scores = {name: Scores.from_json(found) for name, found in value["scores"].items()}
+        if missing := {"none", "relearning"} - scores.keys():
+            raise KeyError(min(missing))
+        curve = tuple(Scores.from_json(found) for found in value["curve"])
+        return cls(scores, curve, dict(value["settings"]))
 
 
 def material(task: Task, subject: Subject, *, seed: int = 0) -> Material:

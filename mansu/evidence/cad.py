@@ -31,7 +31,7 @@ from mansu import quant
 from mansu.circuits.gradients import differences, factors
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import live_tokens
-from mansu.files import load_values, save_values
+from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.edit import Edit
@@ -117,10 +117,14 @@ class Scored:
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        tensors, about = load_values(path)
-        return cls(tensors["plain"], tensors["signal"], about)
+        with reading(path):
+            tensors, about = load_values(path)
+            plain, signal = tensors["plain"], tensors["signal"]
+            if plain.shape != signal.shape or plain.ndim != 3:
+                raise ValueError("its scores are of another shape")
+            return cls(plain, signal, about)
 
 
 class Signals:

@@ -98,6 +98,9 @@ def strengths(
         rows: the forget and the retain set.
         before, after: the unedited and the edited model, each in full precision and in NF4.
         nf4: the unedited weights in NF4, where they are at hand (as ``quantized`` takes them).
+
+    Raises:
+        MismatchError: ``before`` or ``after`` was measured on other rows.
     """
     thin = edit.fraction(subject) < SPARSE
     base = before[0].splits, before[1].splits
@@ -118,6 +121,9 @@ Both = tuple[Mapping[str, Scores], Mapping[str, Scores]]  # in full precision an
 
 
 def _point(strength: float, before: Both, after: Both) -> Point:
+    for one, other in zip(before, after, strict=True):
+        for split in ("forget", "retain"):
+            one[split].refuse_other(other[split])
     nats = [float(m["forget"].log_probability.mean()) for m in after]
     falls = (
         b["retain"].accuracy - a["retain"].accuracy for b, a in zip(before, after, strict=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from mansu.errors import DamagedError
 from mansu.evidence.cad import FEWEST_GROUPS, Divergences
-from mansu.files import read_json, write_json
+from mansu.files import read_json, reading, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.show import numbers
@@ -146,7 +146,7 @@ class Property:
                 or not isinstance(evidence, str)
             ):
                 raise ValueError("a value is not what it should be")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DamagedError(
                 f"The verdict's {name!r} is damaged or of an older MANSU ({error!r:.80}): judge "
                 "the edit again (mansu verdict)."
@@ -236,9 +236,10 @@ class Verdict(Shown):
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        return cls.from_json(read_json(Path(path)))
+        with reading(Path(path)):
+            return cls.from_json(read_json(Path(path)))
 
 
 def judge(
@@ -254,6 +255,9 @@ def judge(
 
     Args:
         divergences: CAD of the edit and of its controls; None if not measured.
+
+    Raises:
+        MismatchError: measurements that are compared are not of the same rows in the same order.
     """
     return Verdict(
         forgetting=_forgetting(base, edited, thresholds.margin),
@@ -313,6 +317,10 @@ def _retention(
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
             return _unknown("retention", "Retain accuracy in NF4 was not measured.")
+        if lacking := kept_groups(after).keys() - kept_groups(before).keys():
+            return _unknown(
+                "retention", f"Accuracy on {min(lacking)} was not measured before the edit."
+            )
         for name, old in kept_groups(before).items():
             new = kept_groups(after).get(name)
             if new is None:
@@ -404,6 +412,11 @@ def _erasure(divergences: Divergences | None) -> Property:
 
 
 def _paired(first: Scores, second: Scores, what: str) -> Interval:
-    """Bootstrap of first − second over the same rows, rephrasings of one fact together."""
+    """Bootstrap of first − second over the same rows, rephrasings of one fact together.
+
+    Raises:
+        MismatchError: they are not the same rows in the same order.
+    """
+    first.refuse_other(second)
     difference = getattr(first, what).astype(float) - getattr(second, what).astype(float)
     return bootstrap(difference, clusters=first.clusters)

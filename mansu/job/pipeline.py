@@ -31,6 +31,7 @@ from mansu.evidence.strengths import strengths
 from mansu.evidence.verdict import Thresholds, judge
 from mansu.job.runs import ARTEFACTS, Run, peak_memory
 from mansu.job.session import Session
+from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
@@ -152,6 +153,17 @@ def _base(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
 def _base_nf4(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
     with quant.quantized(session.subject, session.nf4):
         return _base(session, method, on_step)
+
+
+def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> None:
+    """Refuse a task that cannot be used with a subject, before a run folder is made.
+
+    Raises:
+        BadInputError: no row of a needed split can be used, or none can be paired.
+    """
+    tasks.pairs(task, subject, n=settings.pairs, seed=settings.seed)
+    for split in tasks.NEEDED:
+        tasks.examples(task, subject, split, seed=settings.seed)
 
 
 def refuse_unknown(subject: Subject, base: Measurement) -> None:
@@ -316,6 +328,7 @@ def _evenly(n: int, most: int) -> list[int]:
 def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     """What does not depend on the edit stays in the run for the next method: its controls."""
     run, subject = session.run, session.subject
+    run.circuit().refuse_other(subject, session.pairs)
 
     def telling(i: int, what: str) -> OnStep:
         return part_of(on_step, "cad", i, 4, f"attribution of {what}")

@@ -23,7 +23,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
 
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
@@ -51,7 +50,7 @@ from mansu.evidence.bounds import Bounds
 from mansu.evidence.cad import Divergences, Scored
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
-from mansu.files import new_folder, read_json, write_json
+from mansu.files import new_folder, read_json, reading, typed, write_json
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
@@ -85,10 +84,11 @@ class Codec:
     from_json: Callable[[Any], Any] | None = None
 
 
-def _json(
-    to_json: Callable[[Any], Any] = lambda value: value,
-    from_json: Callable[[Any], Any] = lambda value: value,
-) -> Codec:
+def _same(value: Any) -> Any:
+    return value
+
+
+def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any] = _same) -> Codec:
     return Codec(
         lambda path, value: write_json(path, to_json(value)),
         lambda path: from_json(read_json(path)),
@@ -99,7 +99,7 @@ def _json(
 
 def _value(cls: Any) -> Codec:
     """JSON of a class that has ``to_json`` and ``from_json``."""
-    return _json(lambda value: value.to_json(), cls.from_json)
+    return _json(lambda value: value.to_json(), lambda value: typed(cls.from_json(value)))
 
 
 def _named(cls: Any) -> Codec:
@@ -130,19 +130,59 @@ class Artefact:
     of_edit: bool = False
 
 
+def _measured(value: Any) -> Measurement:
+    found = typed(Measurement.from_json(value))
+    for split in tasks.NEEDED:  # a run has rows of each
+        _ = found.splits[split]
+    return found
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("it is no object")
+    return value
+
+
+def _timings(value: Any) -> dict[str, float]:
+    if not all(type(seconds) in (int, float) for seconds in _object(value).values()):
+        raise TypeError("a time is no number")
+    return value
+
+
+@dataclass(frozen=True)
+class _History:
+    """What ``history.json`` holds (``pipeline.unlearning``), for its types."""
+
+    steps: list[Any]
+    stopped: str
+    settings: dict[str, Any]
+    given: dict[str, Any]
+    seconds: float
+    peak_memory: float
+    moved: int
+    fraction: float
+
+
+def _history(value: Any) -> dict[str, Any]:
+    for step in typed(_History(**value)).steps:
+        typed(Step.from_json(step))
+    return value
+
+
+_MEASUREMENT = _json(lambda value: value.to_json(), _measured)
 _FORMATS = _json(
     lambda kept: {name: asdict(each) for name, each in kept.items()},
-    lambda value: {name: Kept(**each) for name, each in value.items()},
+    lambda value: {name: typed(Kept(**each)) for name, each in value.items()},
 )
-_BOUNDS = _json(asdict, lambda value: Bounds(**value))
+_BOUNDS = _json(asdict, lambda value: typed(Bounds(**value)))
 
 ARTEFACTS: Mapping[str, Artefact] = {
     "base": Artefact(
-        "base.json", _value(Measurement), "measurement of the unedited model", "attribute --folder"
+        "base.json", _MEASUREMENT, "measurement of the unedited model", "attribute --folder"
     ),
     "base_nf4": Artefact(
         "base-nf4.json",
-        _value(Measurement),
+        _MEASUREMENT,
         "measurement of the unedited model in NF4",
         "quantize",
     ),
@@ -157,13 +197,15 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "base_attacks": Artefact(
         "attacks-base.json", _value(Attacks), "attacks on the unedited model", "attack"
     ),
-    "search": Artefact("search-{}.json", _json(), "search of settings", "run"),
-    "scores": Artefact("scores/{}.json", _json(), "scores of a public set", "score --run"),
-    "timings": Artefact("timings.json", _json(), "timings", "run --folder"),
+    "search": Artefact("search-{}.json", _json(_same, _object), "search of settings", "run"),
+    "scores": Artefact(
+        "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run"
+    ),
+    "timings": Artefact("timings.json", _json(_same, _timings), "timings", "run --folder"),
     "edit": Artefact("edit.safetensors", _whole(Edit), "edit", "unlearn", True),
-    "history": Artefact("history.json", _json(), "history", "unlearn", True),
-    "full": Artefact("full.json", _value(Measurement), "measurement", "quantize", True),
-    "nf4": Artefact("nf4.json", _value(Measurement), "measurement in NF4", "quantize", True),
+    "history": Artefact("history.json", _json(_same, _history), "history", "unlearn", True),
+    "full": Artefact("full.json", _MEASUREMENT, "measurement", "quantize", True),
+    "nf4": Artefact("nf4.json", _MEASUREMENT, "measurement in NF4", "quantize", True),
     "survival": Artefact("survival.json", _value(NF4Report), "NF4 report", "quantize", True),
     "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
     "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
@@ -195,6 +237,47 @@ class Status:
     started: float = 0.0
     updated: float = 0.0
     error: str = ""
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a manifest says of its task, for the types."""
+
+    name: str
+    title: str
+    description: str
+    provenance: str
+    margin: float
+    tolerance: float
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest must hold, for the types; it may hold more."""
+
+    version: int
+    created: str
+    subject: str
+    fingerprint: str
+    task: dict[str, Any]
+    settings: dict[str, Any]
+    asked: list[str]
+    python: str
+    packages: dict[str, str]
+    threads: int
+
+
+def _check_manifest(manifest: Any) -> None:
+    """Raises KeyError, TypeError or ValueError where a manifest is not one."""
+    manifest = typed(_Manifest(**{f.name: manifest[f.name] for f in fields(_Manifest)}))
+    datetime.fromisoformat(manifest.created)
+    about = typed(_About(**manifest.task))
+    if not (0 <= about.margin <= 1 and 0 <= about.tolerance <= 1):
+        raise ValueError("margin or tolerance is not between 0 and 1")
+    if not all(isinstance(method, str) for method in manifest.asked):
+        raise TypeError("asked is no list of methods")
+    configure(Settings, manifest.settings, "a run")
 
 
 @dataclass(frozen=True)
@@ -271,13 +354,13 @@ class Run:
         if not cls.is_at(path):
             raise BadInputError(f"{path} is not a run folder: it has no manifest.json.")
         try:
-            manifest = read_json(path / "manifest.json")
-            found = manifest["version"]
-            if found == VERSION:
-                run = cls(path, manifest)
-                _ = run.subject, run.settings, run.fingerprint, run.asked, run.about
-                return run
-        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+            with reading(path / "manifest.json"):
+                manifest = read_json(path / "manifest.json")
+                found = manifest["version"]
+                if found == VERSION:
+                    _check_manifest(manifest)
+                    return cls(path, manifest)
+        except MansuError as error:
             raise DamagedError(
                 f"The manifest of the run folder {path} is damaged ({error}): start a new run."
             ) from error
@@ -325,11 +408,19 @@ class Run:
         """The facts, as they were when the run was made.
 
         Raises:
+            DamagedError: task.jsonl is missing or is no task.
             MismatchError: task.jsonl was changed since.
         """
         about = {k: v for k, v in self.about.items() if k not in ("name", "digest")}
-        text = (self.path / "task.jsonl").read_text(encoding="utf-8")
-        task = tasks.parse(text, self.about["name"], **about)
+        path = self.path / "task.jsonl"
+        if not path.is_file():
+            raise DamagedError(
+                f"There is no task.jsonl in the run folder {self.path}, the facts that it is "
+                "about: put it back, or start a new run."
+            )
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+            task = tasks.parse(text, self.about["name"], **about)
         if task.digest != self.about["digest"]:
             raise MismatchError(
                 f"{self.path / 'task.jsonl'} is not the task that the run {self.name} was made "
@@ -409,20 +500,18 @@ class Run:
         if not path.is_file():
             whose = f" by {method}" if about.of_edit else ""
             option = f" --method {method}" if about.of_edit else ""
+            if about.made_by == "unlearn" and self.has("edit", method):
+                option += " --again"  # it is made with the edit, which is there
             raise NotMeasuredError(
                 f"The run {self.name} has no {about.title}{whose} yet: run "
                 f"`mansu {about.made_by} {self.path}{option}`."
             )
-        try:
+        with reading(path):
             if not about.of_edit or about.codec.from_json is None:
                 return about.codec.read(path)
             data = read_json(path)
             bound = data.pop(BOUND, None)
             value = about.codec.from_json(data)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise _damaged(path, error) from error
-        except (SafetensorError, RecursionError) as error:
-            raise _damaged(path, error) from error
         if bound != self.digest(method):
             raise MismatchError(
                 f"{path} was measured on another edit than {self.file('edit', method)}: make both "
@@ -538,12 +627,10 @@ class Run:
         path = self.path / "status.json"
         if not path.is_file():
             return Status()
-        try:
+        with reading(path):
             value = read_json(path)
             step = value.pop("step")
-            return Status(**value, step=None if step is None else Step.from_json(step))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise _damaged(path, error) from error
+            return typed(Status(**value, step=None if step is None else Step.from_json(step)))
 
     def set_status(
         self,
@@ -585,10 +672,10 @@ class Run:
         for line in text.splitlines():
             try:
                 value = json.loads(line)
-                when = value.pop("time")
+                when = float(value.pop("time"))
                 if when >= since:
-                    found.append((when, Step.from_json(value)))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                    found.append((when, typed(Step.from_json(value))))
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 continue  # a line that is being written, or was cut off
         return found
 
@@ -606,11 +693,6 @@ def _plain(step: Step) -> dict[str, Any]:
     """A step as strict JSON, without the values that are not finite."""
     values = {name: value for name, value in step.values.items() if isfinite(value)}
     return {**step.to_json(), "values": values}
-
-
-def _damaged(path: Path, error: Exception) -> DamagedError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return DamagedError(f"{path} is damaged or of another version ({why:.200}): make it again.")
 
 
 def _digest(path: Path) -> str:
@@ -646,6 +728,6 @@ def _found() -> tuple[list[Run], list[str]]:
     for manifest in sorted(folder().glob("*/manifest.json"), reverse=True):
         try:
             runs.append(Run.open(manifest.parent))
-        except MansuError as error:
+        except (MansuError, OSError) as error:
             refused.append(str(error))
     return runs, refused

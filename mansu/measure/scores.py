@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mansu.errors import MansuError
-from mansu.files import read_json, write_json
+from mansu.errors import MansuError, MismatchError
+from mansu.files import read_json, reading, typed, write_json
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
@@ -67,6 +67,19 @@ class Scores:
         """Accuracy with its bootstrap 95 % interval over facts."""
         return bootstrap(self.correct, clusters=self.clusters)
 
+    def refuse_other(self, other: Scores) -> None:
+        """Refuse scores of other rows, which cannot be compared with these row by row.
+
+        Raises:
+            MismatchError: they are of other rows, or in another order.
+        """
+        if self.rows != other.rows:
+            raise MismatchError(
+                f"Two measurements that are compared are of other rows, or of the same ones in "
+                f"another order ({len(self.rows)} rows and {len(other.rows)}): measure both anew, "
+                "on the same task."
+            )
+
     def group(self, name: str) -> Scores:
         """The rows of one group."""
         keep = np.array([g == name for g in self.groups])
@@ -96,16 +109,47 @@ class Scores:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Scores:
-        return cls(
-            np.array(value["correct"], dtype=float),
-            np.array(value["top1"], dtype=bool),
-            np.array(value["log_probability"], dtype=float),
-            np.array(value["margin"], dtype=float),
-            np.array(value["answer"], dtype=int),
-            tuple(value["groups"]),
-            tuple(value["rows"]),
-            tuple(value.get("facts", ())),
+        """Read what ``to_json`` made.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing, of another type or length, not
+                finite, or not what it may be; for ``reading`` to say of which file.
+        """
+
+        def numbers(name: str, kind: type) -> np.ndarray:
+            found = value[name]
+            kinds = {int} if kind is int else {int, float}
+            if not isinstance(found, list) or not {type(x) for x in found} <= kinds:
+                raise TypeError(f"{name} is no list of numbers")
+            array = np.array(found, dtype=kind)
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} is not finite")
+            return array
+
+        def texts(name: str) -> tuple[str, ...]:
+            found = tuple(value[name])
+            if not all(isinstance(x, str) for x in found):
+                raise TypeError(f"{name} is no list of texts")
+            return found
+
+        correct, top1 = numbers("correct", float), numbers("top1", int)
+        for name, shares in (("correct", correct), ("top1", top1)):
+            if ((shares < 0) | (shares > 1)).any():
+                raise ValueError(f"a value of {name} is not between 0 and 1")
+        scores = cls(
+            correct,
+            top1.astype(bool),
+            numbers("log_probability", float),
+            numbers("margin", float),
+            numbers("answer", int),
+            texts("groups"),
+            tuple(numbers("rows", int).tolist()),
+            texts("facts") if "facts" in value else (),
         )
+        arrays = [len(found) for name, found in scores.__dict__.items() if name != "facts"]
+        if {*arrays, len(scores.facts) or arrays[0]} != {arrays[0]}:
+            raise ValueError("its lists are of different lengths")
+        return scores
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -148,8 +192,9 @@ class Measurement(Shown):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Measurement:
+        """Read what ``to_json`` made; raises as ``Scores.from_json`` does."""
         splits = {name: Scores.from_json(scores) for name, scores in value["splits"].items()}
-        return cls(splits, value["text_loss"])
+        return typed(cls(splits, value["text_loss"]))
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
@@ -160,9 +205,10 @@ class Measurement(Shown):
         """Read what ``save`` wrote.
 
         Raises:
-            MansuError: it is missing or damaged.
+            NotMeasuredError: there is no such file. DamagedError: it is damaged.
         """
-        return cls.from_json(read_json(Path(path)))
+        with reading(Path(path)):
+            return cls.from_json(read_json(Path(path)))
 
 
 def share_right(own: Tensor, others: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mansu.errors import BadInputError
 from mansu.progress import OnStep, Step, silent
-from mansu.settings import Setting, configure, settings_of
+from mansu.settings import Setting, configure, settings_of, typed_in
 
 if TYPE_CHECKING:  # titles and settings are read where torch is not needed
     from torch import Tensor
@@ -174,12 +174,13 @@ def parse_settings(method: Method, items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals:
-            raise BadInputError(f"--set {item!r} has no value: write NAME=VALUE, e.g. rate=0.03.")
-        try:
-            values[name] = json.loads(value)
-        except json.JSONDecodeError as error:
             raise BadInputError(
-                f"--set {item!r}: {value!r} is no number, true, false or null."
-            ) from error
+                f"--set {item!r:.60} has no value: write NAME=VALUE, e.g. rate=0.03."
+            )
+        values[name] = typed_in(value)
+        if values[name] == value:  # it is no JSON
+            raise BadInputError(
+                f"--set {item!r:.60}: {value!r:.40} is no number, true, false or null."
+            )
     settings = method.configure(values)
     return {name: getattr(settings, name) for name in values}

@@ -157,16 +157,20 @@ def load(name: str) -> Task:
         MansuError: neither exists, or a line is malformed (the message has its number).
     """
     path = FOLDER / f"{name}.jsonl"
-    if path.exists():
+    if name in shipped():
         return parse(path.read_text(encoding="utf-8"), name, **_about(path))
-    if Path(name).suffix == ".jsonl" and Path(name).is_file():
-        try:
+    try:
+        if Path(name).suffix == ".jsonl" and Path(name).is_file():
             content = Path(name).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise BadInputError(
-                f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
-            ) from error
-        return parse(content, Path(name).stem, **_about(Path(name)))
+            return parse(content, Path(name).stem, **_about(Path(name)))
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise BadInputError(
+            f"The task file {name!r:.100} cannot be read ({error.strerror}): give another one."
+        ) from error
     raise BadInputError(
         f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
     )

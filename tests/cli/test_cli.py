@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,8 @@ def test_controls_and_ablations_run_like_any_method(
         (["run", *TINY, "--method", "magic"], "Unknown method 'magic'"),
         (["run", *TINY, "--set", "speed=9"], "is no setting of mansu"),
         (["run", *TINY, "--set", "rate=fast"], "is no number"),
+        (["run", *TINY, "--set", f"rate={'[' * 100_000}"], "is no number"),
+        (["run", *TINY, "--set", f"rate={'1' * 5000}"], "give a number"),
         (["circuit", "nowhere"], "is not a run folder"),
     ],
 )
@@ -301,6 +304,9 @@ def test_every_command_has_a_module_and_says_what_it_takes(
         ("--max-fraction", "0", "a number above 0 and at most 1"),
         ("--seed", "-1", "a whole number of at least 0"),
         ("--memory", "1e400", "inf: give a whole number"),
+        ("--steps", "1" + "0" * 18, "at least 1, smaller than 9e+15"),
+        ("--pairs", "1" * 5000, "at least 1, smaller than 9e+15"),
+        ("--pairs", "[" * 100_000, "a whole number of at least 1"),
     ],
 )
 def test_a_number_out_of_range_is_one_sentence(
@@ -335,6 +341,66 @@ def test_a_run_is_not_answered_for_another_subject_task_or_setting(
     command = ["unlearn", str(run.path), "--method", "graddiff", "--set", "learning_rate=0.9"]
     assert cli.main(command) == 2
     assert "--again" in capsys.readouterr().err
+
+
+def test_a_task_that_changed_since_the_run_was_made_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    path = tmp_path / "tiny-colours.jsonl"
+    task = tasks.load("tiny-colours")
+    here = ["run", "--folder", str(copy.path), "--method", "graddiff", "--task", str(path)]
+    for changed, sentence in (
+        ({"margin": 0.0}, "its margin was 0.6 and is 0.0 now"),
+        ({"tolerance": 1.0}, "its tolerance was 0.05 and is 1.0 now"),
+        ({"facts": task.facts[1:]}, "its digest was "),
+    ):
+        replace(task, **changed).save(path)
+        assert cli.main(here) == 2
+        found = capsys.readouterr().err
+        assert (
+            sentence in found and "has changed since the run" in found and "Leave --task" in found
+        )
+    task.save(path)
+    assert cli.main(here) == 0
+
+
+def test_a_task_that_cannot_be_used_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = tmp_path / "words.jsonl", tmp_path / "run"
+    rows = [
+        {"prompt": f"Zyx {i}", "answer": " qwv", "split": split}
+        for i in range(4)
+        for split in ("forget", "retain")
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    what = ["--subject", "tiny", "--task", str(path), "--folder", str(folder)]
+    for command in ("run", "attribute"):
+        assert cli.main([command, *what]) == 2
+        assert "mansu: " in capsys.readouterr().err and not folder.exists()
+
+
+def test_a_history_that_is_gone_names_the_command_that_makes_it(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    copy.file("history", "graddiff").unlink()
+    assert cli.main(["run", "--folder", str(copy.path), "--method", "graddiff"]) == 2
+    said = capsys.readouterr().err.split("`")[1]
+    assert said.endswith("--again")
+    assert cli.main([*shlex.split(said)[1:], "--set", "steps=3"]) == 0
+    assert copy.history("graddiff")["settings"]["steps"] == 3
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("precious")
+    assert cli.main(["attribute", *TINY, "--folder", str(tmp_path / place)]) == 2
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert len(lines) == 1 and place.removesuffix("/run") in lines[0]
 
 
 def test_again_makes_the_edit_and_all_that_follows_anew(run: Run, tmp_path: Path) -> None:

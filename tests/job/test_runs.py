@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mansu import tasks
-from mansu.errors import BadInputError, DamagedError, MismatchError, NotMeasuredError
-from mansu.job.pipeline import CIRCUIT, MEASURE, perform, unlearning
+from mansu.errors import (
+    BadInputError,
+    DamagedError,
+    MansuError,
+    MismatchError,
+    NotMeasuredError,
+)
+from mansu.job.pipeline import (
+    CIRCUIT,
+    JUDGE,
+    MEASURE,
+    RECOVERY,
+    STRENGTHS,
+    TRUST,
+    perform,
+    unlearning,
+)
 from mansu.job.runs import ARTEFACTS, Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.job.settings import Settings
@@ -108,6 +124,132 @@ def test_a_result_of_another_edit_is_refused_by_name(run: Run, kind: str) -> Non
         run.read(kind, "ga")
 
 
+@pytest.fixture(scope="module")
+def finished(original: Run, tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that holds every kind of file, of one method."""
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    run = Run.open(shutil.copytree(original.path, path))
+    run.discard("graddiff")
+    perform(Session(run, tiny), [TRUST, *JUDGE, *RECOVERY, STRENGTHS], "ga")
+    run.record(Step("strengths", 1, 1), 1.0)
+    return run
+
+
+def read_all(run: Run) -> None:
+    """Everything that commands and pages read of a run, and show."""
+    run = Run.open(run.path)
+    run.task(), run.status(), run.events(), run.timings(), run.judged()
+    for kind in ARTEFACTS.keys() - {"search", "scores", "suppressor"}:
+        str(run.read(kind, "ga" if ARTEFACTS[kind].of_edit else None))
+    for path in run.path.glob("suppressor-*"):
+        run.read("suppressor", part=path.stem.removeprefix("suppressor-"))
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "not UTF-8": lambda content: b"\xff\xfe" + content,
+    "a list": lambda _: b"[]",
+    "null": lambda _: b"null",
+    "an object of something else": lambda _: b'{"a": null}',
+    "a number of 5000 digits": lambda _: b'{"a": ' + b"9" * 5000 + b"}",
+    "deep": lambda _: b"[" * 100_000,
+    "not finite": lambda content: re.sub(rb"-?\d+\.\d+", b"NaN", content, count=1),
+    "infinite": lambda content: re.sub(rb"-?\d+\.\d+", b"1e999", content, count=1),
+    "large numbers": lambda content: re.sub(rb"\b\d+\b", b"9" * 400, content, count=3),
+    "texts for numbers": lambda content: re.sub(rb"(?<=[ \[])\d+(?=[,\n])", b'"x"', content),
+    "nulls for numbers": lambda content: re.sub(rb"(?<=[ \[])\d[\d.]*(?=[,\n])", b"null", content),
+    "nulls for texts": lambda content: re.sub(rb': "[^"]*"', b": null", content),
+    "lists for objects": lambda content: re.sub(rb"(?<=: )\{[^{}]*\}", b"[1]", content),
+}
+REPLACED = list(DAMAGES)[:8]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_is_wrong_with_a_file_is_one_sentence(
+    finished: Run, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all(finished)
+    run = Run.open(shutil.copytree(finished.path, tmp_path / "run"))
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    for path in sorted(p for p in run.path.rglob("*") if p.is_file() and p.suffix != ".log"):
+        content = path.read_bytes()
+        spoilt = DAMAGES[damage](content)
+        if spoilt == content:
+            continue
+        path.write_bytes(spoilt)
+        try:
+            read_all(run)
+        except MansuError as error:
+            assert "\n" not in str(error)
+        else:
+            harmless = damage not in REPLACED or path.name == "events.jsonl"
+            assert harmless, f"{path} that is {damage} was read"
+        assert all(str(one.manifest["created"]) for one in listed())
+        path.write_bytes(content)
+    read_all(run)
+
+
+def test_a_file_that_is_missing_or_a_folder_is_one_sentence(finished: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(finished.path, tmp_path / "run"))
+    (run.path / "task.jsonl").unlink()
+    with pytest.raises(DamagedError, match=r"no task\.jsonl in the run folder .*: put it back"):
+        run.task()
+    run.file("history", "ga").unlink()
+    with pytest.raises(NotMeasuredError, match=r"`mansu unlearn .* --method ga --again`"):
+        run.history("ga")
+    run.file("mask").unlink()
+    run.file("mask").mkdir()
+    with pytest.raises(MansuError):
+        run.mask()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"asked": 5},
+        {"asked": "mansu"},
+        {"asked": [1]},
+        {"created": "yesterday"},
+        {"created": 7},
+        {"settings": {"pairs": "x"}},
+        {"packages": []},
+        {"subject": None},
+        {"task": {}},
+        {"task": {"extra": 1}},
+        {"task": {"margin": "a lot"}},
+        {"task": {"margin": 7}},
+        {"task": {"title": None}},
+    ],
+)
+def test_a_manifest_of_other_types_is_damaged_and_does_not_hide_the_other_runs(
+    run: Run, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run.path, run.path.parent / "good")
+    if about := changes.get("task"):
+        changes = {"task": {**run.about, **about}}
+    rewritten(run.manifest_file, **changes)
+    with pytest.raises(DamagedError, match="manifest of the run folder"):
+        Run.open(run.path)
+    monkeypatch.setenv("MANSU_RUNS", str(run.path.parent))
+    assert [found.name for found in listed()] == ["good"] and len(unreadable()) == 1
+
+
+def test_measurements_of_other_rows_are_not_compared(
+    finished: Run, tiny: Subject, tmp_path: Path
+) -> None:
+    run = Run.open(shutil.copytree(finished.path, tmp_path / "run"))
+    run.file("strengths", "ga").unlink()
+    path = run.file("base")
+    saved = json.loads(path.read_text())
+    for spoil in (lambda found: found[::-1], lambda found: found[1:]):
+        forget = {name: spoil(found) for name, found in saved["splits"]["forget"].items()}
+        rewritten(path, splits={**saved["splits"], "forget": forget})
+        for stage in (JUDGE[1], STRENGTHS):
+            with pytest.raises(MismatchError, match="of other rows, or of the same ones in anot"):
+                perform(Session(run, tiny), [stage], "ga")
+
+
 def test_an_edit_that_was_exchanged_refuses_all_that_was_measured(run: Run, tiny: Subject) -> None:
     shutil.copyfile(run.file("edit", "graddiff"), run.file("edit", "ga"))
     with pytest.raises(MismatchError, match=r"full.json was measured on another edit"):
@@ -130,8 +272,9 @@ def test_an_edit_comes_with_its_history_or_not_at_all(
     with pytest.raises(TypeError):  # the history cannot be written
         run.save({"edit": edit, "history": {"settings": object()}}, "npo")
     assert not run.has("edit", "npo") and not list(run.path.rglob("*.part"))
-    run.save({"edit": edit, "history": {"settings": {}}}, "npo")
-    assert run.history("npo") == {"settings": {}}
+    history = run.history("ga")
+    run.save({"edit": edit, "history": history}, "npo")
+    assert run.history("npo") == history
 
 
 def test_steps_are_kept_and_a_line_cut_off_is_passed_over(run: Run) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from mansu import tasks
-from mansu.errors import MansuError
+from mansu.errors import DamagedError, MansuError
 from mansu.measure.scores import (
     EVALUATED,
     Measurement,
@@ -30,6 +32,7 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
+from mansu.tasks.tokens import examples
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +281,39 @@ def test_mcnemar_without_discordant_rows_sees_no_difference() -> None:
     assert mcnemar(np.ones(900), np.zeros(900)).p == 2.0**-899
     with pytest.raises(ValueError, match="paired"):
         mcnemar(same, same[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("correct", lambda found: [7, *found[1:]]),
+        ("correct", lambda found: [-5, *found[1:]]),
+        ("correct", lambda found: [float("nan"), *found[1:]]),
+        ("correct", lambda found: found[1:]),
+        ("correct", lambda found: [True, *found[1:]]),
+        ("top1", lambda found: [2, *found[1:]]),
+        ("top1", lambda found: [0.5, *found[1:]]),
+        ("margin", lambda found: [float("inf"), *found[1:]]),
+        ("log_probability", lambda found: ["-1", *found[1:]]),
+        ("log_probability", lambda found: [found]),
+        ("answer", lambda found: [1.5, *found[1:]]),
+        ("answer", lambda found: [10**400, *found[1:]]),
+        ("rows", lambda found: [None, *found[1:]]),
+        ("rows", lambda found: "rows"),
+        ("groups", lambda found: [1, *found[1:]]),
+        ("facts", lambda found: ["a fact too few"]),
+    ],
+)
+def test_a_measurement_that_holds_what_it_cannot_is_damaged(
+    name: str, spoil: Callable[[Any], Any], tiny: Subject, tiny_task: Task, tmp_path: Path
+) -> None:
+    rows = examples(tiny_task, tiny, "forget").select(range(6))
+    measured = Measurement({"forget": measure(tiny, rows)}, 1.5)
+    path = tmp_path / "found.json"
+    measured.save(path)
+    assert Measurement.load(path).to_json() == measured.to_json()
+    saved = measured.to_json()
+    saved["splits"]["forget"][name] = spoil(saved["splits"]["forget"].get(name))
+    path.write_text(json.dumps(saved))
+    with pytest.raises(DamagedError, match=r"found\.json is damaged"):
+        Measurement.load(path)
