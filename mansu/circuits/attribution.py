@@ -151,9 +151,10 @@ class Attribution(Shown):
                 or {found.queries.shape, found.outputs.shape} != {heads}
                 or {found.keys.shape, found.values.shape} != {groups}
                 or found.neurons.shape[:1] != (layout.n_layers,)
-                or min(found.n_pairs, found.steps) < 1
             ):
                 raise ValueError("its scores are of another shape than its layout")
+            if min(found.n_pairs, found.steps) < 1:
+                raise ValueError("it has no pairs or no steps")
             return found
 
 

@@ -191,13 +191,16 @@ class Circuit(Shown):
             typed(found)
             edges, most = (found.order, found.kept), layout.n_sources * layout.n_destinations
             if (
-                any(e.ndim != 1 or e.dtype != torch.long for e in edges)
+                len(found.order) < layout.n_destinations  # before anything of its size is made
+                or len(found.order) != layout.n_edges
+                or any(e.ndim != 1 or e.dtype != torch.long for e in edges)
                 or any(len(e) and not 0 <= int(e.min()) <= int(e.max()) < most for e in edges)
                 or found.order_scores.shape != found.order.shape
                 or found.curve.shape[1:] != (4,)
-                or found.n_pairs < 1
             ):
-                raise ValueError("its edges are none of its layout")
+                raise ValueError("its edges are not those of its layout")
+            if found.n_pairs < 1:
+                raise ValueError("it has no pairs")
             return found
 
 

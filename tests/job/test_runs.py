@@ -138,7 +138,7 @@ def finished(original: Run, tiny: Subject, tmp_path_factory: pytest.TempPathFact
 def read_all(run: Run) -> None:
     """Everything that commands and pages read of a run, and show."""
     run = Run.open(run.path)
-    run.task(), run.status(), run.events(), run.timings(), run.judged()
+    _ = run.task(), run.status(), run.events(), run.timings(), run.judged()
     for kind in ARTEFACTS.keys() - {"search", "scores", "suppressor"}:
         str(run.read(kind, "ga" if ARTEFACTS[kind].of_edit else None))
     for path in run.path.glob("suppressor-*"):
