@@ -15,13 +15,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
-from mansu.errors import BadInputError, MansuError, MismatchError
-from mansu.files import replacing
+from mansu.errors import BadInputError, DamagedError, MansuError, MismatchError
+from mansu.files import reading, replacing
 from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -226,15 +226,16 @@ class Edit(Shown):
         """Read an edit that ``save`` wrote.
 
         Raises:
-            MansuError: no such file, not an edit, or one of another version.
+            NotMeasuredError: no such file.
+        DamagedError: it is not an edit, damaged, or one of another version.
         """
-        try:
+        with reading(Path(path)):
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("mansu.edit", "null"))
                 if header is None:
-                    raise MansuError(f"{path} is a safetensors file but holds no MANSU edit.")
+                    raise DamagedError(f"{path} is a safetensors file but holds no MANSU edit.")
                 if header["version"] != VERSION:
-                    raise MansuError(
+                    raise DamagedError(
                         f"{path} is an edit of version {header['version']}, and this MANSU reads "
                         f"version {VERSION}: make it again."
                     )
@@ -244,9 +245,7 @@ class Edit(Shown):
                     n: (file.get_tensor(f"{n}/where"), file.get_tensor(f"{n}/values"))
                     for n in names
                 }
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise MansuError(f"Cannot read an edit from {path}: {error}") from error
-        return cls(changes, header["label"], header["meta"])
+            return cls(changes, str(header["label"]), dict(header["meta"]))
 
 
 def touched(subject: Subject) -> dict[str, list[Tensor]]:

@@ -9,7 +9,7 @@ from families import FAMILIES, family
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mansu.errors import MansuError, MismatchError
+from mansu.errors import DamagedError, MansuError, MismatchError, NotMeasuredError
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -220,10 +220,10 @@ def test_bad_edits_are_refused_in_a_sentence(subject: Subject, tmp_path) -> None
         Edit.between(subject.parameters, {Q: torch.ones(2, 2)})
     with pytest.raises(MansuError, match="does not exist"):
         Edit.between(subject.parameters, {"nowhere": one})
-    with pytest.raises(MansuError, match="Cannot read"):
+    with pytest.raises(NotMeasuredError, match="There is no none"):
         Edit.load(tmp_path / "none")
     (tmp_path / "text").write_text("not safetensors")
-    with pytest.raises(MansuError, match="Cannot read"):
+    with pytest.raises(DamagedError, match="text is damaged or was not written by MANSU"):
         Edit.load(tmp_path / "text")
     save_file({"a": one}, tmp_path / "other")
     with pytest.raises(MansuError, match="no MANSU edit"):
@@ -231,6 +231,10 @@ def test_bad_edits_are_refused_in_a_sentence(subject: Subject, tmp_path) -> None
     save_file({"a": one}, tmp_path / "old", {"mansu.edit": '{"version": 0}'})
     with pytest.raises(MansuError, match="version 0"):
         Edit.load(tmp_path / "old")
+    for i, header in enumerate(("[]", '"x"', '{"version": 1}', '{"version": 1, "label": 3}')):
+        save_file({"a": one}, tmp_path / f"{i}", {"mansu.edit": header})
+        with pytest.raises(DamagedError):
+            Edit.load(tmp_path / f"{i}")
 
 
 def test_an_edit_made_on_other_weights_is_refused(tiny: Subject) -> None:
