@@ -29,7 +29,8 @@ from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import Scored
 from mansu.evidence.strengths import strengths
 from mansu.evidence.verdict import Thresholds, judge
-from mansu.job.runs import ARTEFACTS, Run, peak_memory
+from mansu.job.artefacts import ARTEFACTS
+from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement, measure_task

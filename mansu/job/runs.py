@@ -1,6 +1,6 @@
 """A run folder: everything measured about one subject and one task, saved as it is made.
 
-``Run`` alone names, writes, reads and discards its files; ``ARTEFACTS`` is their list, beside
+``Run`` alone names, writes, reads and discards its files; ``artefacts`` lists them, beside
 
 manifest.json   what was asked, of which weights, with which versions; enough to repeat it
 task.jsonl      the facts
@@ -22,8 +22,8 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -47,10 +47,12 @@ from mansu.errors import (
 )
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
-from mansu.evidence.cad import Divergences, Scored
+from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
 from mansu.files import new_folder, read_json, reading, typed, write_json
+from mansu.job.artefacts import ARTEFACTS
+from mansu.job.manifest import check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
@@ -60,8 +62,6 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
 VERSION = 2
-
-
 PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 
 
@@ -72,150 +72,6 @@ def folder() -> Path:
 
 BOUND = "digest of the edit"
 """In every JSON file that was measured on an edit: which one."""
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How a value is written to a path and read from it; ``of_edit``: it is JSON that is bound."""
-
-    write: Callable[[Path, Any], None]
-    read: Callable[[Path], Any]
-    to_json: Callable[[Any], Any] | None = None
-    from_json: Callable[[Any], Any] | None = None
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any] = _same) -> Codec:
-    return Codec(
-        lambda path, value: write_json(path, to_json(value)),
-        lambda path: from_json(read_json(path)),
-        to_json,
-        from_json,
-    )
-
-
-def _value(cls: Any) -> Codec:
-    """JSON of a class that has ``to_json`` and ``from_json``."""
-    return _json(lambda value: value.to_json(), lambda value: typed(cls.from_json(value)))
-
-
-def _named(cls: Any) -> Codec:
-    """A class that gives its file a name of its own in a folder."""
-    return Codec(lambda path, value: value.save(path.parent), lambda path: cls.load(path.parent))
-
-
-def _whole(cls: Any) -> Codec:
-    """A class that writes and reads a path."""
-    return Codec(lambda path, value: value.save(path), cls.load)
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """A kind of file that a run holds.
-
-    Attributes:
-        file: its name; ``{}`` stands for which of several.
-        title: what it is, for people.
-        made_by: the command that makes it.
-        of_edit: there is one a method, under ``edits/<method>/``.
-    """
-
-    file: str
-    codec: Codec
-    title: str
-    made_by: str
-    of_edit: bool = False
-
-
-def _measured(value: Any) -> Measurement:
-    found = typed(Measurement.from_json(value))
-    for split in tasks.NEEDED:  # a run has rows of each
-        _ = found.splits[split]
-    return found
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("it is no object")
-    return value
-
-
-def _timings(value: Any) -> dict[str, float]:
-    if not all(type(seconds) in (int, float) for seconds in _object(value).values()):
-        raise TypeError("a time is no number")
-    return value
-
-
-@dataclass(frozen=True)
-class _History:
-    """What ``history.json`` holds (``pipeline.unlearning``), for its types."""
-
-    steps: list[Any]
-    stopped: str
-    settings: dict[str, Any]
-    given: dict[str, Any]
-    seconds: float
-    peak_memory: float
-    moved: int
-    fraction: float
-
-
-def _history(value: Any) -> dict[str, Any]:
-    for step in typed(_History(**value)).steps:
-        typed(Step.from_json(step))
-    return value
-
-
-_MEASUREMENT = _json(lambda value: value.to_json(), _measured)
-_FORMATS = _json(
-    lambda kept: {name: asdict(each) for name, each in kept.items()},
-    lambda value: {name: typed(Kept(**each)) for name, each in value.items()},
-)
-_BOUNDS = _json(asdict, lambda value: typed(Bounds(**value)))
-
-ARTEFACTS: Mapping[str, Artefact] = {
-    "base": Artefact(
-        "base.json", _MEASUREMENT, "measurement of the unedited model", "attribute --folder"
-    ),
-    "base_nf4": Artefact(
-        "base-nf4.json",
-        _MEASUREMENT,
-        "measurement of the unedited model in NF4",
-        "quantize",
-    ),
-    "attribution": Artefact(
-        "attribution.safetensors", _named(Attribution), "attribution", "attribute --folder"
-    ),
-    "circuit": Artefact("circuit.safetensors", _named(Circuit), "circuit", "circuit"),
-    "mask": Artefact("mask.safetensors", _named(Mask), "parameter mask", "circuit"),
-    "trust": Artefact("trust.json", _value(Trust), "measurement of trust", "trust"),
-    "ablation": Artefact("ablation.safetensors", _whole(Scored), "ablated circuit", "verdict"),
-    "suppressor": Artefact("suppressor-{}.safetensors", _whole(Scored), "suppressor", "verdict"),
-    "base_attacks": Artefact(
-        "attacks-base.json", _value(Attacks), "attacks on the unedited model", "attack"
-    ),
-    "search": Artefact("search-{}.json", _json(_same, _object), "search of settings", "run"),
-    "scores": Artefact(
-        "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run"
-    ),
-    "timings": Artefact("timings.json", _json(_same, _timings), "timings", "run --folder"),
-    "edit": Artefact("edit.safetensors", _whole(Edit), "edit", "unlearn", True),
-    "history": Artefact("history.json", _json(_same, _history), "history", "unlearn", True),
-    "full": Artefact("full.json", _MEASUREMENT, "measurement", "quantize", True),
-    "nf4": Artefact("nf4.json", _MEASUREMENT, "measurement in NF4", "quantize", True),
-    "survival": Artefact("survival.json", _value(NF4Report), "NF4 report", "quantize", True),
-    "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
-    "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
-    "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
-    "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
-    "attacks": Artefact("attacks.json", _value(Attacks), "recovery attacks", "attack", True),
-    "strengths": Artefact(
-        "strengths.json", _value(Strengths), "measurement by strength", "strengths", True
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -237,47 +93,6 @@ class Status:
     started: float = 0.0
     updated: float = 0.0
     error: str = ""
-
-
-@dataclass(frozen=True)
-class _About:
-    """What a manifest says of its task, for the types."""
-
-    name: str
-    title: str
-    description: str
-    provenance: str
-    margin: float
-    tolerance: float
-    digest: str
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """What a manifest must hold, for the types; it may hold more."""
-
-    version: int
-    created: str
-    subject: str
-    fingerprint: str
-    task: dict[str, Any]
-    settings: dict[str, Any]
-    asked: list[str]
-    python: str
-    packages: dict[str, str]
-    threads: int
-
-
-def _check_manifest(manifest: Any) -> None:
-    """Raises KeyError, TypeError or ValueError where a manifest is not one."""
-    manifest = typed(_Manifest(**{f.name: manifest[f.name] for f in fields(_Manifest)}))
-    datetime.fromisoformat(manifest.created)
-    about = typed(_About(**manifest.task))
-    if not (0 <= about.margin <= 1 and 0 <= about.tolerance <= 1):
-        raise ValueError("margin or tolerance is not between 0 and 1")
-    if not all(isinstance(method, str) for method in manifest.asked):
-        raise TypeError("asked is no list of methods")
-    configure(Settings, manifest.settings, "a run")
 
 
 @dataclass(frozen=True)
@@ -358,7 +173,7 @@ class Run:
                 manifest = read_json(path / "manifest.json")
                 found = manifest["version"]
                 if found == VERSION:
-                    _check_manifest(manifest)
+                    check_manifest(manifest)
                     return cls(path, manifest)
         except MansuError as error:
             raise DamagedError(

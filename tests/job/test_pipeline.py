@@ -11,8 +11,9 @@ from mansu import tasks
 from mansu.errors import MismatchError, NotMeasuredError
 from mansu.evidence import cad, controls
 from mansu.job import pipeline
+from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
-from mansu.job.runs import ARTEFACTS, Run
+from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step

@@ -19,6 +19,7 @@ from mansu.errors import (
     MismatchError,
     NotMeasuredError,
 )
+from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import (
     CIRCUIT,
     JUDGE,
@@ -29,7 +30,7 @@ from mansu.job.pipeline import (
     perform,
     unlearning,
 )
-from mansu.job.runs import ARTEFACTS, Run, listed, unreadable
+from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step

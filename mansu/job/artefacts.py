@@ -1,0 +1,168 @@
+"""Every kind of file that a run holds: its name, how it is written and read, what makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mansu import tasks
+from mansu.circuits.attribution import Attribution
+from mansu.circuits.circuit import Circuit
+from mansu.circuits.mask import Mask
+from mansu.circuits.trust import Trust
+from mansu.evidence.attacks import Attacks
+from mansu.evidence.bounds import Bounds
+from mansu.evidence.cad import Divergences, Scored
+from mansu.evidence.strengths import Strengths
+from mansu.evidence.verdict import Verdict
+from mansu.files import read_json, typed, write_json
+from mansu.measure.scores import Measurement
+from mansu.progress import Step
+from mansu.quant.survival import Kept, NF4Report
+from mansu.subjects.edit import Edit
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a value is written to a path and read from it; ``of_edit``: it is JSON that is bound."""
+
+    write: Callable[[Path, Any], None]
+    read: Callable[[Path], Any]
+    to_json: Callable[[Any], Any] | None = None
+    from_json: Callable[[Any], Any] | None = None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any] = _same) -> Codec:
+    return Codec(
+        lambda path, value: write_json(path, to_json(value)),
+        lambda path: from_json(read_json(path)),
+        to_json,
+        from_json,
+    )
+
+
+def _value(cls: Any) -> Codec:
+    """JSON of a class that has ``to_json`` and ``from_json``."""
+    return _json(lambda value: value.to_json(), lambda value: typed(cls.from_json(value)))
+
+
+def _named(cls: Any) -> Codec:
+    """A class that gives its file a name of its own in a folder."""
+    return Codec(lambda path, value: value.save(path.parent), lambda path: cls.load(path.parent))
+
+
+def _whole(cls: Any) -> Codec:
+    """A class that writes and reads a path."""
+    return Codec(lambda path, value: value.save(path), cls.load)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A kind of file that a run holds.
+
+    Attributes:
+        file: its name; ``{}`` stands for which of several.
+        title: what it is, for people.
+        made_by: the command that makes it.
+        of_edit: there is one a method, under ``edits/<method>/``.
+    """
+
+    file: str
+    codec: Codec
+    title: str
+    made_by: str
+    of_edit: bool = False
+
+
+def _measured(value: Any) -> Measurement:
+    found = typed(Measurement.from_json(value))
+    for split in tasks.NEEDED:  # a run has rows of each
+        _ = found.splits[split]
+    return found
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("it is no object")
+    return value
+
+
+def _timings(value: Any) -> dict[str, float]:
+    if not all(type(seconds) in (int, float) for seconds in _object(value).values()):
+        raise TypeError("a time is no number")
+    return value
+
+
+@dataclass(frozen=True)
+class _History:
+    """What ``history.json`` holds (``pipeline.unlearning``), for its types."""
+
+    steps: list[Any]
+    stopped: str
+    settings: dict[str, Any]
+    given: dict[str, Any]
+    seconds: float
+    peak_memory: float
+    moved: int
+    fraction: float
+
+
+def _history(value: Any) -> dict[str, Any]:
+    for step in typed(_History(**value)).steps:
+        typed(Step.from_json(step))
+    return value
+
+
+_MEASUREMENT = _json(lambda value: value.to_json(), _measured)
+_FORMATS = _json(
+    lambda kept: {name: asdict(each) for name, each in kept.items()},
+    lambda value: {name: typed(Kept(**each)) for name, each in value.items()},
+)
+_BOUNDS = _json(asdict, lambda value: typed(Bounds(**value)))
+
+ARTEFACTS: Mapping[str, Artefact] = {
+    "base": Artefact(
+        "base.json", _MEASUREMENT, "measurement of the unedited model", "attribute --folder"
+    ),
+    "base_nf4": Artefact(
+        "base-nf4.json",
+        _MEASUREMENT,
+        "measurement of the unedited model in NF4",
+        "quantize",
+    ),
+    "attribution": Artefact(
+        "attribution.safetensors", _named(Attribution), "attribution", "attribute --folder"
+    ),
+    "circuit": Artefact("circuit.safetensors", _named(Circuit), "circuit", "circuit"),
+    "mask": Artefact("mask.safetensors", _named(Mask), "parameter mask", "circuit"),
+    "trust": Artefact("trust.json", _value(Trust), "measurement of trust", "trust"),
+    "ablation": Artefact("ablation.safetensors", _whole(Scored), "ablated circuit", "verdict"),
+    "suppressor": Artefact("suppressor-{}.safetensors", _whole(Scored), "suppressor", "verdict"),
+    "base_attacks": Artefact(
+        "attacks-base.json", _value(Attacks), "attacks on the unedited model", "attack"
+    ),
+    "search": Artefact("search-{}.json", _json(_same, _object), "search of settings", "run"),
+    "scores": Artefact(
+        "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run"
+    ),
+    "timings": Artefact("timings.json", _json(_same, _timings), "timings", "run --folder"),
+    "edit": Artefact("edit.safetensors", _whole(Edit), "edit", "unlearn", True),
+    "history": Artefact("history.json", _json(_same, _history), "history", "unlearn", True),
+    "full": Artefact("full.json", _MEASUREMENT, "measurement", "quantize", True),
+    "nf4": Artefact("nf4.json", _MEASUREMENT, "measurement in NF4", "quantize", True),
+    "survival": Artefact("survival.json", _value(NF4Report), "NF4 report", "quantize", True),
+    "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
+    "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
+    "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
+    "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
+    "attacks": Artefact("attacks.json", _value(Attacks), "recovery attacks", "attack", True),
+    "strengths": Artefact(
+        "strengths.json", _value(Strengths), "measurement by strength", "strengths", True
+    ),
+}
