@@ -59,8 +59,10 @@ def heat_map(attribution: Attribution) -> go.Figure:
         customdata=scores,
         hovertemplate="layer %{y}, %{x}<br>score %{customdata:+.4f}<extra></extra>",
     )
-    if scores.size <= 80:  # room for numbers
-        heat.update(text=np.char.mod("%+.2f", scores), texttemplate="%{text}")
+    if scores.size <= 80:  # room for numbers; on the faintest shades they could not be read
+        strong = np.abs(scores) > 0.05 * np.abs(scores).max()
+        numbers = np.where(strong, np.char.mod("%+.2f", scores), "")
+        heat.update(text=numbers, texttemplate="%{text}")
     figure = go.Figure(heat)
     figure.update_layout(height=130 + max(17 * len(rows), 120), margin=_margin(), dragmode=False)
     figure.update_xaxes(title="head, or the MLP", showgrid=False, type="category")
