@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from mansu import quant, subjects
 from mansu.errors import MansuError
 from mansu.files import new_folder
+from mansu.subjects.alone import alone
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -26,7 +27,7 @@ def checkpoint(subject: Subject, edit: Edit, folder: str | Path) -> None:
     Raises:
         MansuError: the folder is not empty, or the edit does not fit the subject.
     """
-    with new_folder(Path(folder)) as new, edit.applied(subject):
+    with new_folder(Path(folder)) as new, edit.applied(subject), alone():
         model: Any = subject.model
         with torch.device("meta"):  # a skeleton: its weights are the subject's own
             plain = type(model)(copy.deepcopy(model.config))
@@ -69,8 +70,9 @@ def nf4_checkpoint(
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=format.double_quant,
         )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            plain, quantization_config=options, dtype=dtype
-        )
-        model.save_pretrained(new)
-        subject.tokenizer.save_pretrained(new)
+        with alone():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                plain, quantization_config=options, dtype=dtype
+            )
+            model.save_pretrained(new)
+            subject.tokenizer.save_pretrained(new)

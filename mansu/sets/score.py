@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mansu import quant
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
 from mansu.sets import choices, hub, muse, tofu
@@ -60,6 +60,7 @@ def score(
     """
     if name not in SETS:
         raise MansuError(f"Unknown set {name!r}: use one of {', '.join(SETS)}.")
+    known = None if reference is None else _first(reference, name)  # refused before any work
     measure = {"tofu": _tofu, "muse": _muse}.get(name)
     limit: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
     once = measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
@@ -75,7 +76,7 @@ def score(
                 if quantised:
                     stack.enter_context(quant.quantized(subject))
                 rows = once()
-            metrics = _metrics(name, rows, None if reference is None else _first(reference, name))
+            metrics = _metrics(name, rows, known)
             models[label] = {
                 "metrics": {
                     k: m.to_json() if isinstance(m, Interval) else m for k, m in metrics.items()
@@ -190,14 +191,19 @@ def _muse_metrics(rows: Rows, reference: Rows | None) -> dict[str, Interval | fl
 
 
 def _first(reference: Mapping[str, Any], name: str) -> Rows:
-    models = reference.get("models")
-    if reference.get("set") != name or not isinstance(models, dict) or not models:
-        raise MansuError(
-            f"The reference is no result of `mansu score --set {name}`: score a model that never "
-            "saw the forget set, and give the file that this wrote."
-        )
-    rows = next(iter(models.values()))["rows"]
-    return {part: {k: np.array(v) for k, v in m.items()} for part, m in rows.items()}
+    try:
+        if reference["set"] == name:
+            rows = next(iter(reference["models"].values()))["rows"]
+            return {
+                part: {k: np.array(v, dtype=float) for k, v in m.items()}
+                for part, m in rows.items()
+            }
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration):
+        pass  # a file of another shape is another file
+    raise BadInputError(
+        f"The reference is no result of `mansu score --set {name}`: score a model that never "
+        "saw the forget set, and give the file that this wrote."
+    )
 
 
 def table(result: Mapping[str, Any]) -> Table:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils.logging import disable_progress_bar
 
 from mansu.errors import BadInputError, MansuError
 from mansu.subjects import shipped
+from mansu.subjects.alone import alone
 from mansu.subjects.checks import (
     already_quantised,
     check_attention,
@@ -69,7 +68,7 @@ def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
 def _load_folder(
     name: str, source: str, provenance: Mapping[str, Any], dtype: torch.dtype
 ) -> Subject:
-    with _LOADING:
+    with alone():
         try:
             return wrap(name, *_from_pretrained(name, source, dtype), provenance)
         except MansuError:
@@ -87,11 +86,6 @@ def _cause(error: Exception) -> str:
     told = isinstance(error, (OSError, ValueError, RuntimeError, SafetensorError))
     return first if told else f"{kind}: {first}"
 
-
-disable_progress_bar()  # a bar a file says nothing that our own steps do not
-
-_LOADING = threading.RLock()
-"""One model at a time: transformers patches its classes while it loads."""
 
 _HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
 """Buffers that old checkpoints hold and models compute."""

@@ -383,17 +383,20 @@ def _convert(gguf: Path, architecture: str, folder: Path) -> None:
     import torch
     import transformers
 
-    source: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    config = source.config
-    if hasattr(config, "quantization_config"):  # it would say that the floats are quantised
-        del config.quantization_config
-    model = getattr(transformers, architecture)(config)
-    model.load_state_dict(source.state_dict())
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    from mansu.subjects.alone import alone
+
+    with alone():
+        source: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        config = source.config
+        if hasattr(config, "quantization_config"):  # it would say that the floats are quantised
+            del config.quantization_config
+        model = getattr(transformers, architecture)(config)
+        model.load_state_dict(source.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _write_terms(shipped: Shipped, folder: Path) -> None:

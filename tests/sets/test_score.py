@@ -128,6 +128,8 @@ def test_the_command_scores_a_run_s_edit_and_saves_what_it_prints(
         (["rows.jsonl", "--set", "wmdp"], "lacks the column 'choices'"),
         (["rows.jsonl", "--set", "tofu", "--method", "mansu"], "--method needs --run"),
         (["rows.jsonl", "--set", "tofu", "--reference", "other.json"], "is no result of"),
+        (["rows.jsonl", "--set", "tofu", "--reference", "list.json"], "is no result of"),
+        (["rows.jsonl", "--set", "tofu", "--reference", "odd.json"], "is no result of"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -140,6 +142,8 @@ def test_bad_input_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     lines(tmp_path / "rows.jsonl", [{"question": "The colour of boben is", "answer": "blue"}])
     (tmp_path / "other.json").write_text('{"set": "muse", "models": {}}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "odd.json").write_text('{"set": "tofu", "models": {"a": {"rows": 3}}}')
     assert cli.main(["score", *arguments, "--subject", "tiny"]) == 2
     shown = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
     assert len(shown) == 1 and sentence in shown[0]

@@ -54,6 +54,7 @@ from transformers import (
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.utils import logging
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
@@ -61,6 +62,7 @@ from mansu.circuits.graph import graph_of
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure_task
+from mansu.subjects.alone import alone
 from mansu.subjects.checks import plain_logits
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
@@ -534,3 +536,10 @@ def test_what_transformer_lens_says_is_passed_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(TransformerBridge, "boot_transformers", fail)
     with pytest.raises(MansuError, match=r"cannot run 'mine', a LlamaForCausalLM .*rotary_dim"):
         subjects.wrap("mine", _llama(), tokenizer())
+
+
+def test_bars_of_transformers_are_off_only_while_it_loads() -> None:
+    assert logging.is_progress_bar_enabled()
+    with alone(), alone():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled()
