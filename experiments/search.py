@@ -38,8 +38,7 @@ from torch import Tensor
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.parameters import parameter_mask
-from mansu.circuits.search import minimal_circuit
+from mansu.circuits.search import find_circuit
 from mansu.errors import BadInputError, MansuError
 from mansu.files import replacing
 from mansu.job.settings import Settings, default_fraction
@@ -251,9 +250,9 @@ def _mask(problem: Problem) -> Mapping[str, Tensor]:
         [i for i, row in enumerate(every.rows) if row in known][: Settings().pairs]
     )
     found = attribute(subject, pairs)
-    circuit = minimal_circuit(subject, pairs, found)
-    fraction = default_fraction(subject)
-    return parameter_mask(subject, circuit, found, max_fraction=fraction).tensors()
+    circuit = find_circuit(subject, pairs, found, max_fraction=default_fraction(subject))
+    assert circuit.mask is not None
+    return circuit.mask.tensors()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

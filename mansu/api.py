@@ -17,7 +17,6 @@ Nothing is cached between calls: to compare many methods, a run folder is quicke
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -148,17 +147,15 @@ def find_circuit(
         attribution=(attribution, Attribution),
     )
     settings = configure(Settings, given, OF)
-    circuit = circuits.minimal_circuit(
+    return circuits.find_circuit(
         subject,
         tasks.pairs(task, subject, n=attribution.n_pairs, seed=settings.seed),
         attribution,
+        max_fraction=settings.fraction(subject),
         tau=settings.tau,
         memory=settings.budget,
         on_step=on_step,
     )
-    most = settings.fraction(subject)
-    mask = circuits.parameter_mask(subject, circuit, attribution, max_fraction=most)
-    return dataclasses.replace(circuit, mask=mask)
 
 
 def unlearn(

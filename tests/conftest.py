@@ -6,9 +6,13 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from mansu import subjects, tasks
+from mansu.methods import Problem
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,20 @@ def tiny_task() -> tasks.Task:
 def default_subject() -> subjects.Subject:
     """SmolLM2-135M-Instruct: takes seconds, so use it only where the real model matters."""
     return subjects.load(subjects.DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def problem(tiny: subjects.Subject, tiny_task: tasks.Task) -> Problem:
+    forget, retain = (tasks.examples(tiny_task, tiny, s) for s in ("forget", "retain"))
+    return Problem(tiny, tiny_task, forget, retain, tasks.text(tiny_task, tiny))
+
+
+@pytest.fixture
+def untouched(tiny: subjects.Subject) -> Iterator[None]:
+    """Fails the test unless it leaves the weights bit for bit as they were."""
+    before = {n: p.clone() for n, p in tiny.parameters.items()}
+    yield
+    for name, parameter in tiny.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
+        assert not parameter.requires_grad, name
+        assert parameter.grad is None, name

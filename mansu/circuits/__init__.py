@@ -7,7 +7,7 @@ from mansu.circuits.mask import Mask
 from mansu.circuits.metric import MEMORY, Metric, metric_values
 from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.patching import Patched, activation_patching
-from mansu.circuits.search import minimal_circuit
+from mansu.circuits.search import find_circuit, minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "activation_patching",
     "attribute",
     "criteria",
+    "find_circuit",
     "graph_of",
     "metric_values",
     "minimal_circuit",

@@ -42,10 +42,10 @@ from mansu.circuits.gradients import (
     d_mlp,
     moved_by,
 )
-from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.graph import Graph, Sourced, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
-from mansu.errors import MansuError, MismatchError
+from mansu.errors import MansuError
 from mansu.files import load_values, reading, save_values, typed
 from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
@@ -60,7 +60,7 @@ HOLES = 1.5  # what malloc keeps beside the tensors: growth was up to 1.37 of th
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Attribution(Shown):
+class Attribution(Shown, Sourced):
     """Scores of every edge, head slice and neuron of a subject on a task.
 
     Attributes:
@@ -91,23 +91,6 @@ class Attribution(Shown):
     pairs: str
 
     TENSORS = SCORES
-
-    def refuse_other(self, subject: Subject, pairs: Pairs | None = None) -> None:
-        """Refuse a subject, or pairs, that the scores are not of.
-
-        Raises:
-            MismatchError: which one it is.
-        """
-        if self.layout != graph_of(subject) or self.fingerprint != subject.fingerprint:
-            raise MismatchError(
-                f"The attribution is of {self.subject!r} with other weights than {subject.name!r} "
-                f"has now ({self.fingerprint}, not {subject.fingerprint}): attribute this subject."
-            )
-        if pairs is not None and pairs.digest != self.pairs:
-            raise MismatchError(
-                "The attribution was made with other clean–corrupt pairs: use the same task, "
-                "number of pairs and seed, or attribute again."
-            )
 
     def concentration(self, n: int = 100) -> float:
         """Share of Σ |score| that the ``n`` strongest edges hold, 0 to 1."""

@@ -11,19 +11,16 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from mansu.circuits.graph import Graph
+from mansu.circuits.graph import Graph, Sourced
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
-from mansu.errors import MismatchError
 from mansu.files import load_values, reading, save_values, typed
 from mansu.show.numbers import percent
 from mansu.show.table import Shown, Table
-from mansu.subjects.subject import Subject
-from mansu.tasks.tokens import Pairs
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Circuit(Shown):
+class Circuit(Shown, Sourced):
     """A set of edges, and how well it alone does the task.
 
     Attributes:
@@ -60,23 +57,6 @@ class Circuit(Shown):
 
     def __len__(self) -> int:
         return len(self.kept)
-
-    def refuse_other(self, subject: Subject, pairs: Pairs | None = None) -> None:
-        """Refuse a subject, or pairs, that the circuit is not of.
-
-        Raises:
-            MismatchError: which one it is.
-        """
-        if self.fingerprint != subject.fingerprint:
-            raise MismatchError(
-                f"The circuit is of {self.subject!r} with other weights than {subject.name!r} has "
-                f"now ({self.fingerprint}, not {subject.fingerprint}): find this subject's."
-            )
-        if pairs is not None and pairs.digest != self.pairs:
-            raise MismatchError(
-                "The circuit was found with other clean–corrupt pairs: use the same task and seed, "
-                "or find it again."
-            )
 
     def table(self) -> Table:
         """The ten edges of largest |score|."""

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mansu.errors import MismatchError
 from mansu.show.table import Table
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads, family_of
+from mansu.tasks.tokens import Pairs
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,38 @@ class Graph:
             "n_kv_heads": self.n_kv_heads,
             "parallel": self.parallel,
         }
+
+
+class Sourced:
+    """What was measured on one subject's weights and some pairs, and is of no others.
+
+    Attributes:
+        layout: the subject's graph. subject, fingerprint: its name, and that of its weights.
+        pairs: the pairs' digest.
+    """
+
+    layout: Graph
+    subject: str
+    fingerprint: str
+    pairs: str
+
+    def refuse_other(self, subject: Subject, pairs: Pairs | None = None) -> None:
+        """Refuse a subject, or pairs, that this is not of.
+
+        Raises:
+            MismatchError: which one it is.
+        """
+        what = type(self).__name__.lower()
+        if self.layout != graph_of(subject) or self.fingerprint != subject.fingerprint:
+            raise MismatchError(
+                f"The {what} is of {self.subject!r} with other weights than {subject.name!r} has "
+                f"now ({self.fingerprint}, not {subject.fingerprint}): make it of this subject."
+            )
+        if pairs is not None and pairs.digest != self.pairs:
+            raise MismatchError(
+                f"The {what} was made with other clean–corrupt pairs: use the same task, number of "
+                "pairs and seed, or make it again."
+            )
 
 
 def graph_of(subject: Subject) -> Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit, as_mask, pruned
 from mansu.circuits.graph import graph_of
 from mansu.circuits.metric import MEMORY
+from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import BATCH, Patched
 from mansu.errors import BadInputError
 from mansu.progress import OnStep, Step, silent
@@ -19,6 +21,29 @@ from mansu.tasks.tokens import Pairs
 
 CURVE_POINTS = 12
 PRUNE_BLOCKS = 12
+
+
+def find_circuit(
+    subject: Subject,
+    pairs: Pairs,
+    attribution: Attribution,
+    *,
+    max_fraction: float,
+    tau: float = 0.85,
+    memory: int = MEMORY,
+    on_step: OnStep = silent,
+) -> Circuit:
+    """``minimal_circuit`` with the parameters behind it (``parameter_mask``) as its ``mask``.
+
+    Args:
+        max_fraction: the mask's largest share of all parameters; the others as there.
+
+    Raises:
+        MansuError: as ``minimal_circuit`` and ``parameter_mask``.
+    """
+    circuit = minimal_circuit(subject, pairs, attribution, tau=tau, memory=memory, on_step=on_step)
+    mask = parameter_mask(subject, circuit, attribution, max_fraction=max_fraction)
+    return replace(circuit, mask=mask)
 
 
 def minimal_circuit(

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mansu.subjects.subject import Subject
 
 DEFAULT_SUBJECT = "smollm2-135m-instruct"
-
-
 DEFAULT_TASK = "chemical-symbols"
 
 

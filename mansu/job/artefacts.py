@@ -26,7 +26,7 @@ from mansu.subjects.edit import Edit
 
 @dataclass(frozen=True)
 class Codec:
-    """How a value is written to a path and read from it; ``of_edit``: it is JSON that is bound."""
+    """How a value is written to a path and read from it; JSON has its two halves, too."""
 
     write: Callable[[Path, Any], None]
     read: Callable[[Path], Any]

@@ -20,8 +20,7 @@ from typing import Any
 
 from mansu import methods, quant, tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.parameters import parameter_mask
-from mansu.circuits.search import minimal_circuit
+from mansu.circuits.search import find_circuit
 from mansu.circuits.trust import trust
 from mansu.errors import BadInputError, MismatchError
 from mansu.evidence import attacks, cad, controls
@@ -49,7 +48,7 @@ class Stage:
 
     Attributes:
         name: of its steps, and in ``timings.json``.
-        needs, makes: kinds of ``runs.ARTEFACTS``.
+        needs, makes: kinds of ``ARTEFACTS``.
         weight: how long it takes, against the others.
         make: the work.
         always: done again even where its result is there.
@@ -195,17 +194,16 @@ def _attribution(session: Session, method: str, on_step: OnStep) -> Sequence[Any
 
 def _circuit(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     subject, settings = session.subject, session.settings
-    attribution = session.run.attribution()
-    circuit = minimal_circuit(
+    found = find_circuit(
         subject,
         session.pairs,
-        attribution,
+        session.run.attribution(),
+        max_fraction=settings.fraction(subject),
         tau=settings.tau,
         memory=settings.budget,
         on_step=on_step,
     )
-    most = settings.fraction(subject)
-    return circuit, parameter_mask(subject, circuit, attribution, max_fraction=most)
+    return replace(found, mask=None), found.mask  # each is a file of its own
 
 
 def _trust(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -42,13 +41,7 @@ def found(tiny: Subject, tiny_task: Task, hidden: Edit) -> Attacks:
         return attacks.attack(tiny, tiny_task)
 
 
-@pytest.fixture(autouse=True)
-def untouched(tiny: Subject) -> Iterator[None]:
-    """Whatever a test does, the subject is bit for bit what it was."""
-    before = {name: p.clone() for name, p in tiny.parameters.items()}
-    yield
-    assert all(torch.equal(p, before[name]) for name, p in tiny.parameters.items())
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.parameters.values())
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 def test_the_halves_share_no_answer(tiny: Subject, tiny_task: Task, have: Material) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from experiments import search as searching
 from mansu import tasks
@@ -20,21 +18,6 @@ from mansu.progress import Step
 from mansu.subjects.subject import Subject
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def problem(tiny: Subject, tiny_task: tasks.Task) -> Problem:
-    forget, retain = (tasks.examples(tiny_task, tiny, s) for s in ("forget", "retain"))
-    return Problem(tiny, tiny_task, forget, retain, tasks.text(tiny_task, tiny))
-
-
-@pytest.fixture
-def untouched(tiny: Subject) -> Iterator[None]:
-    """Fails the test unless it leaves the weights bit for bit as they were."""
-    before = {n: p.clone() for n, p in tiny.parameters.items()}
-    yield
-    for name, parameter in tiny.parameters.items():
-        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
 
 
 def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:

@@ -37,23 +37,6 @@ class CancelledError(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def problem(tiny: Subject, tiny_task: tasks.Task) -> Problem:
-    forget, retain = (tasks.examples(tiny_task, tiny, s) for s in ("forget", "retain"))
-    return Problem(tiny, tiny_task, forget, retain, tasks.text(tiny_task, tiny))
-
-
-@pytest.fixture
-def untouched(tiny: Subject) -> Iterator[None]:
-    """Fails the test unless it leaves the weights bit for bit as they were."""
-    before = {n: p.clone() for n, p in tiny.parameters.items()}
-    yield
-    for name, parameter in tiny.parameters.items():
-        assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
-        assert not parameter.requires_grad, name
-        assert parameter.grad is None, name
-
-
 def dense(problem: Problem, edit: Any) -> dict[str, Tensor]:
     """The edit's change as whole tensors (zero where nothing moved)."""
     before = {n: p.clone() for n, p in problem.subject.parameters.items()}
