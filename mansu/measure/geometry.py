@@ -9,16 +9,17 @@ log-likelihood (elastic weight consolidation, Kirkpatrick et al. 2017), whose bo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn.functional import cross_entropy
 
-from mansu.measure.scores import text_losses
+from mansu.measure.scores import pack_losses
+from mansu.subjects.flows import watched
+from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import parts, transposed_names
+from mansu.subjects.weights import transposed_names
 from mansu.tasks.tokens import Examples
 
 ENERGY = 0.9
@@ -41,16 +42,23 @@ class Projectors:
     spans: Mapping[str, tuple[Tensor, Tensor]]
     energy: float
 
-    def __call__(self, name: str, update: Tensor) -> Tensor:
+    def __call__(self, name: str, update: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The part of an update ``[outputs, inputs]`` that the retain inputs do not see.
 
         W + update acts on the retain span as W does. A weight without a span is left alone.
+
+        Args:
+            inputs: int64, of which inputs, some that the mask reads, the update has columns; it is
+                0 at others, and what the projection puts there is left out.
         """
         if name not in self.spans:
             return update
         columns, basis = self.spans[name]
-        part, basis = update[:, columns], basis.to(update.dtype)
-        result = update.clone()
+        basis = basis.to(update)
+        if inputs is not None:
+            basis = basis[torch.searchsorted(columns, inputs.to(columns.device))]
+            return update - (update @ basis) @ basis.T
+        part, result = update[:, columns], update.clone()
         result[:, columns] = part - (part @ basis) @ basis.T
         return result
 
@@ -72,18 +80,18 @@ def projectors(
     """
     columns = {name: _columns(chosen, name, subject) for name, chosen in mask.items()}
     moments = {n: torch.zeros(len(c), len(c), dtype=torch.float64) for n, c in columns.items()}
-
-    def add(name: str, inputs: Tensor, real: Tensor) -> None:
-        rows = inputs[real][:, columns[name].to(inputs.device)].double().cpu()
-        moments[name] += rows.T @ rows
-
     with torch.no_grad():
         for tokens, length in ((retain.tokens, retain.length), text):
-            if not len(tokens):
-                continue
-            real = torch.arange(tokens.shape[1])[None] < length[:, None]
-            with _inputs(subject, mask, lambda n, x, real=real: add(n, x, real.to(x.device))):
-                subject.next_token_logits(tokens, length)
+            for pack in subject.packs(tokens, length) if len(tokens) else ():
+                # A token that rows share counts once for each.
+                times = pack.at[pack.real].bincount(minlength=len(pack)).double()
+
+                def add(name: str, inputs: Tensor, times: Tensor = times) -> None:
+                    rows = inputs[0][:, columns[name].to(inputs.device)].double().cpu()
+                    moments[name] += (rows * times[:, None]).T @ rows
+
+                with watched(subject, mask, add):
+                    subject.hidden(pack)
     dtype = next(iter(subject.parameters.values())).dtype
     spans = {}
     for name, moment in moments.items():
@@ -96,38 +104,57 @@ def projectors(
 
 
 def fisher(
-    subject: Subject,
-    retain: Examples,
-    text: tuple[Tensor, Tensor],
-    mask: Mask,
-    *,
-    batch: int = 32,
+    subject: Subject, retain: Examples, text: tuple[Tensor, Tensor], mask: Mask
 ) -> dict[str, Tensor]:
     """The diagonal (empirical) Fisher of the retain log-likelihood, on the mask.
 
     F_i = mean over examples of (∂ log p(example) / ∂ w_i)², an example being a retain fact's
     answer or a text's tokens. Per-example gradients are never stored whole: for a linear map they
-    are Σ_positions g xᵀ, squared and summed a batch at a time.
+    are Σ_positions g xᵀ, squared and summed a few at a time.
 
     Returns:
         name → ``[n]`` at the mask's entries, in the order of ``mask[name].flatten().nonzero()``.
     """
     total = {name: torch.zeros(int(chosen.sum())) for name, chosen in mask.items()}
     transposed = transposed_names(subject)
-    where = {name: chosen.nonzero(as_tuple=True) for name, chosen in mask.items()}
+    places: dict[str, _Places] = {}
+    for name, chosen in mask.items():
+        rows, columns = chosen.nonzero(as_tuple=True)
+        if name in transposed:
+            rows, columns = columns, rows
+        # Only the rows and columns that the mask touches: it is a fraction of a percent.
+        places[name] = rows.unique(return_inverse=True), columns.unique(return_inverse=True)
+
+    def add(name: str, inputs: Tensor, gradients: Tensor) -> None:
+        (r, row_of), (c, column_of) = places[name]
+        squares = summed_squares(gradients[..., r].float(), inputs[..., c].float())
+        total[name] += squares[row_of, column_of].cpu()
+
     examples = 0
-    for flows, _, count in differentiated(subject, retain, text, mask, batch):
-        for name, (rows, columns) in where.items():
-            inputs, outputs = flows[name]
-            if name in transposed:
-                rows, columns = columns, rows
-            # Only the rows and columns that the mask touches: it is a fraction of a percent.
-            r, row_of = rows.unique(return_inverse=True)
-            c, column_of = columns.unique(return_inverse=True)
-            each = torch.einsum("bpo,bpi->boi", outputs[..., r].float(), inputs[..., c].float())
-            total[name] += each.square().sum(0)[row_of, column_of].cpu()
+    for _, count in differentiated(subject, retain, text, mask, add):
         examples += count
     return {name: value / max(examples, 1) for name, value in total.items()}
+
+
+_Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(lines, which of them each entry is in) of the outputs and of the inputs."""
+
+AT_ONCE = 1 << 26
+"""Entries of per-example gradients that are held at once."""
+
+
+def summed_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
+    """Σ_examples (Σ_positions g xᵀ)², ``[outputs, inputs]``.
+
+    Args:
+        gradients: ``[B, P, outputs]``. inputs: ``[B, P, inputs]``.
+    """
+    shape = gradients.shape[2], inputs.shape[2]
+    total = inputs.new_zeros(shape)
+    some = max(1, AT_ONCE // max(1, shape[0] * shape[1]))
+    for g, x in zip(gradients.split(some), inputs.split(some), strict=True):
+        total += (g.mT @ x).square_().sum(0)
+    return total
 
 
 def differentiated(
@@ -135,32 +162,42 @@ def differentiated(
     retain: Examples,
     text: tuple[Tensor, Tensor],
     names: Iterable[str],
-    batch: int,
-) -> Iterator[tuple[dict[str, tuple[Tensor, Tensor]], float, int]]:
-    """Batches of retain facts, then of texts, each differentiated.
+    see: Callable[[str, Tensor, Tensor], None],
+) -> Iterator[tuple[float, int]]:
+    """Packs of retain facts, then of texts, each differentiated.
+
+    Args:
+        see: called for each weight's map with its name, its inputs ``[B, positions, in]`` and the
+            gradients of the log-likelihood for its outputs ``[B, positions, out]``, 0 at padding.
 
     Yields:
-        For each weight's map its inputs ``[B, positions, in]`` and the gradients of the
-        log-likelihood for its outputs ``[B, positions, out]``; the summed log-likelihood, nats; B.
+        The summed log-likelihood, nats; B.
     """
     names = tuple(names)
 
-    def losses() -> Iterator[tuple[Callable[[], Tensor], int]]:
-        for start in range(0, len(retain), batch):
-            some = retain.select(range(start, min(start + batch, len(retain))))
-            yield (lambda some=some: answer_log_likelihood(subject, some).sum()), len(some)
-        tokens, length = text
-        for start in range(0, len(tokens), batch):
-            part = tokens[start : start + batch], length[start : start + batch]
-            yield (lambda part=part: -text_losses(subject, *part).sum()), len(part[0])
+    def likelihood(pack: Pack, answers: Tensor | None) -> Tensor:
+        hidden = subject.hidden(pack)
+        if answers is None:
+            return -pack_losses(subject, pack, hidden).sum()
+        logits = subject.head(hidden[pack.last.to(hidden.device)]).float()
+        return -cross_entropy(logits, answers[pack.rows].to(logits.device), reduction="sum")
 
-    for loss, count in losses():
-        seen: dict[str, Tensor] = {}
-        gradients: dict[str, list[_Rows]] = {n: [] for n in names}
-        with _inputs(subject, names, seen.__setitem__, _kept_in(gradients)):
-            value = loss()
-            value.backward()
-        yield {n: (seen[n].detach(), _joined(gradients[n])) for n in names}, value.item(), count
+    for tokens, length, answers in ((retain.tokens, retain.length, retain.answer), (*text, None)):
+        if not len(tokens):
+            continue
+        # Side by side, each token an example's own: what two share would have one gradient.
+        alone = torch.ones_like(tokens, dtype=torch.bool)
+        for pack in subject.packs(tokens, length, alone=alone):
+
+            def told(name: str, inputs: Tensor, gradients: Tensor, pack: Pack = pack) -> None:
+                at = torch.where(pack.real, pack.at, 0).to(inputs.device)
+                real = pack.real.to(inputs.device)[..., None]
+                see(name, inputs[0][at] * real, gradients[0][at] * real)
+
+            with watched(subject, names, see_gradient=told):
+                value = likelihood(pack, answers)
+                value.backward()
+            yield value.item(), len(pack.rows)
 
 
 def answer_log_likelihood(subject: Subject, rows: Examples) -> Tensor:
@@ -174,61 +211,3 @@ def _columns(chosen: Tensor, name: str, subject: Subject) -> Tensor:
     """The inputs that the mask reads, in the order of the module's input."""
     chosen = chosen.T if name in transposed_names(subject) else chosen
     return chosen.any(0).nonzero().flatten()
-
-
-_Rows = tuple[Tensor | None, Tensor]
-"""Outputs of a linear map, int64 ``[n]`` or None for all, and their gradients ``[B, p, n]``."""
-
-
-def _kept_in(gradients: Mapping[str, list[_Rows]]) -> Callable[[str, _Rows], None]:
-    """A function that puts each name's gradients into its list."""
-    return lambda name, part: gradients[name].append(part)
-
-
-def _joined(parts: list[_Rows]) -> Tensor:
-    """Gradients ``[B, p, outputs]`` of a map that is run in parts."""
-    if len(parts) == 1:
-        return parts[0][1]
-    gradients = [gradient for _, gradient in parts]
-    outputs = torch.cat([rows for rows, _ in parts if rows is not None])
-    return torch.cat(gradients, -1)[..., outputs.argsort().to(gradients[0].device)]
-
-
-@contextmanager
-def _inputs(
-    subject: Subject,
-    names: Iterable[str],
-    see: Callable[[str, Tensor], None],
-    see_gradient: Callable[[str, _Rows], None] | None = None,
-) -> Iterator[None]:
-    """Watch what enters some linear maps, and the gradients at what leaves them.
-
-    Args:
-        see: called with a weight's name and its inputs, once a run.
-        see_gradient: called with its name and some outputs' gradients; several times where it is
-            run in parts.
-    """
-    handles = []
-
-    def watch(name: str, module: Module, rows: Tensor | None, first: bool) -> None:
-        def forward(_module: Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if first:  # all parts of a map have the same inputs
-                see(name, inputs[0])
-            report = see_gradient
-            if report is None:
-                return None
-            if not output.requires_grad:  # the weights need no gradient: start a graph here
-                output = output.detach().requires_grad_(True)
-            output.register_hook(lambda gradient: report(name, (rows, gradient.detach())))
-            return output
-
-        handles.append(module.register_forward_hook(forward))
-
-    for name in names:
-        for i, (module, rows) in enumerate(parts(subject, name)):
-            watch(name, module, rows, i == 0)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
 
 from mansu.errors import MansuError, MismatchError
 from mansu.files import read_json, reading, typed, write_json
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
+from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
@@ -241,34 +243,72 @@ def finite(values: Tensor, what: str) -> Tensor:
 
 
 @torch.no_grad()
-def measure(subject: Subject, rows: Examples, *, batch: int = 256) -> Scores:
+def measure(subject: Subject, rows: Examples) -> Scores:
     """Score every row of one split on the subject as it now is.
 
     Raises:
         MansuError: logits that are not finite.
     """
-    logits = torch.cat(
-        [
-            subject.next_token_logits(rows.tokens[i : i + batch], rows.length[i : i + batch])
-            .float()
-            .cpu()
-            for i in range(0, len(rows), batch)
-        ]
-    )
-    finite(logits, "logits")
-    own = logits.gather(1, rows.answer[:, None])[:, 0]
-    others = logits.gather(1, rows.distractors)
-    margin = own - others.max(1).values
+    return measure_sets(subject, [rows])[0]
+
+
+@torch.no_grad()
+def measure_sets(subject: Subject, sets: Sequence[Examples]) -> list[Scores]:
+    """``measure`` of several splits whose rows run together, so that they share beginnings.
+
+    Raises:
+        MansuError: logits that are not finite.
+    """
+    tokens, length = _together(sets)
+    answers = torch.cat([rows.answer for rows in sets])
+    choices = torch.cat([answers[:, None], torch.cat([rows.distractors for rows in sets])], 1)
+    found = []
+    for pack in subject.packs(tokens, length):
+        logits = subject.head(subject.hidden(pack)[pack.last.to(subject.device)]).float().cpu()
+        chosen = finite(logits, "logits").gather(1, choices[pack.rows])
+        top = (logits.argmax(1) == answers[pack.rows]).float()
+        found.append((pack.rows, chosen, logits.logsumexp(1), top))
+    order, chosen, total, top = (torch.cat(parts) for parts in zip(*found, strict=True))
+    place = order.argsort()
+    sizes = [len(rows) for rows in sets]
+    parts = (values[place].split(sizes) for values in (chosen, total, top))
+    return [_scores(rows, *values) for rows, *values in zip(sets, *parts, strict=True)]
+
+
+def _scores(rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Scores:
+    """From the logits of answer and distractors ``[N, 4]`` and the log-sum of all ``[N]``."""
+    own, others = chosen[:, 0], chosen[:, 1:]
     return Scores(
         correct=share_right(own, others).numpy().astype(float),
-        top1=(logits.argmax(1) == rows.answer).numpy(),
-        log_probability=(own - logits.logsumexp(1)).numpy(),
-        margin=margin.numpy(),
+        top1=top.bool().numpy(),
+        log_probability=(own - total).numpy(),
+        margin=(own - others.max(1).values).numpy(),
         answer=rows.answer.numpy(),
         groups=rows.groups,
         rows=rows.rows,
         facts=rows.facts,
     )
+
+
+def _together(sets: Sequence[Examples]) -> tuple[Tensor, Tensor]:
+    """Tokens ``[N, P]`` and lengths ``[N]`` of all rows."""
+    width = max(rows.tokens.shape[1] for rows in sets)
+    tokens = torch.cat([pad(r.tokens, (0, width - r.tokens.shape[1])) for r in sets])
+    return tokens, torch.cat([rows.length for rows in sets])
+
+
+@torch.no_grad()
+def right(subject: Subject, *sets: Examples) -> tuple[Tensor, ...]:
+    """``Scores.correct`` of some sets, float32 ``[N]`` each, and no more: for a check on the way.
+
+    All rows run together, and the head gives the logits of the choices only.
+    """
+    tokens, length = _together(sets)
+    choices = torch.cat([torch.cat([r.answer[:, None], r.distractors], 1) for r in sets])
+    vocabulary, place = choices.unique(return_inverse=True)
+    logits = subject.next_token_logits(tokens, length, vocabulary).float().cpu()
+    logits = finite(logits, "logits").gather(1, place)
+    return share_right(logits[:, 0], logits[:, 1:]).split([len(rows) for rows in sets])
 
 
 @torch.no_grad()
@@ -278,24 +318,42 @@ def text_loss(subject: Subject, tokens: Tensor, length: Tensor) -> float:
 
 
 def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
-    """Cross-entropy of every real next token, flat (differentiable).
+    """Cross-entropy of every real next token, flat, in no order (differentiable).
 
     Raises:
         MansuError: one is not finite, where no gradient is asked for (training stops by itself).
     """
-    tokens, length = tokens.to(subject.device), length.to(subject.device)
-    decoder = subject.model.get_decoder()  # type: ignore[operator]
-    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-    real = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < length[:, None]
-    logits = subject.head(hidden[real]).float()
-    losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][real], reduction="none")
+    found = [pack_losses(subject, p, subject.hidden(p)) for p in subject.packs(tokens, length)]
+    losses = torch.cat(found)
     return losses if losses.requires_grad else finite(losses, "losses")
+
+
+def pack_losses(subject: Subject, pack: Pack, hidden: Tensor) -> Tensor:
+    """``text_losses`` of the rows of a pack, from its final hidden states ``[T, d]``."""
+    followed = pack.real[:, 1:]
+    logits = subject.head(hidden[pack.at[:, :-1][followed].to(hidden.device)]).float()
+    following = pack.tokens[pack.at[:, 1:][followed]].to(logits.device)
+    return cross_entropy(logits, following, reduction="none")
+
+
+def following_losses(subject: Subject, states: Tensor, tokens: Tensor, length: Tensor) -> Tensor:
+    """``text_losses`` of rows, from the final hidden states of all their tokens.
+
+    Args:
+        states: ``[Σ length, d]``, as ``Subject.states`` gives them.
+    """
+    real = torch.arange(tokens.shape[1]) < length[:, None]
+    ends = (torch.arange(1, tokens.shape[1] + 1) == length[:, None])[real]  # no token follows
+    logits = subject.head(states[~ends.to(states.device)]).float()
+    following = tokens[:, 1:][real[:, 1:]].to(logits.device)
+    return cross_entropy(logits, following, reduction="none")
 
 
 def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:
     """Measure every split of the task on the subject as it now is."""
     rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
-    splits = {split: measure(subject, usable) for split, usable in rows.items() if len(usable)}
+    rows = {split: usable for split, usable in rows.items() if len(usable)}
+    splits = dict(zip(rows, measure_sets(subject, list(rows.values())), strict=True))
     tokens, length = text(task, subject)
     has_text = bool((length > 1).any())
     return Measurement(splits, text_loss(subject, tokens, length) if has_text else None)

@@ -228,7 +228,7 @@ def scores(
         rows = examples(task, subject, "holdout")
         if len(rows) < len(questions):
             raise MansuError(f"{subject.name!r} has no one-token letters: use the cloze form.")
-        measured = measure(subject, rows, batch=16)
+        measured = measure(subject, rows)
         log_probability = measured.log_probability.astype(float)
         return {"accuracy": measured.correct, "log_probability": log_probability}
     prompts = [cloze_prompt(q, shots) for q in questions for _ in LETTERS]

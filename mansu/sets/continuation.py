@@ -46,18 +46,17 @@ def log_probabilities(
             raise BadInputError(f"The text {text[:40]!r} has no token to score: give a longer one.")
         check_fits(subject, len(row), text)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # little padding
-    decoder = subject.model.get_decoder()  # type: ignore[operator]
+    order = sorted(range(len(rows)), key=lambda i: rows[i])  # those that begin alike together
     for first in range(0, len(order), batch):
         some = order[first : first + batch]
         tokens, length = pad([rows[i] for i in some])
-        tokens, length = tokens.to(subject.device), length.to(subject.device)
-        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-        place = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
-        begin = torch.tensor([starts[i] for i in some], device=tokens.device)[:, None]
-        scored = (place >= begin) & (place < length[:, None])
-        logits = finite(subject.head(hidden[scored]).double(), "logits")
-        wanted = tokens[:, 1:][scored][:, None]
+        place, begin = torch.arange(tokens.shape[1])[None], torch.tensor([starts[i] for i in some])
+        real = place < length[:, None]
+        scored = (place >= begin[:, None]) & real
+        before = (scored.roll(-1, 1) & real)[real]  # the places whose next token is scored
+        hidden = subject.states(tokens, length)[before.to(subject.device)]
+        logits = finite(subject.head(hidden).double(), "logits")
+        wanted = tokens[scored][:, None].to(logits.device)
         flat = logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)
         for i, part in zip(some, flat.cpu().split(scored.sum(1).tolist()), strict=True):
             found[i] = part.numpy()
@@ -85,7 +84,7 @@ def greedy(
     rows = [subject.encode(p, start=True) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         check_fits(subject, len(row) + tokens, prompt)
-    model: Any = subject.model
+    model: Any = subject.plain
     end = model.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])
     plain = GenerationConfig(
@@ -117,7 +116,7 @@ def greedy(
 @contextmanager
 def _only(subject: Subject, config: GenerationConfig) -> Iterator[None]:
     """``generate`` fills what its config leaves open from the model's own: let that be this."""
-    model: Any = subject.model
+    model: Any = subject.plain
     with subject.lock:
         kept, model.generation_config = model.generation_config, config
         try:

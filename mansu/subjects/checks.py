@@ -99,7 +99,7 @@ def plain_logits(model: Any) -> Plain:
 
 @torch.no_grad()
 def check_logits(subject: Subject, plain: Plain) -> None:
-    """Refuse a subject that does not say what the plain model said, padded batches included.
+    """Refuse a subject that does not say what the plain model said, with hooks and without.
 
     Raises:
         BadInputError: its logits differ, or are not finite.
@@ -116,8 +116,11 @@ def check_logits(subject: Subject, plain: Plain) -> None:
         tokens = torch.nn.utils.rnn.pad_sequence([plain.rows[i] for i in rows], batch_first=True)
         want = plain.logits[list(rows)].float()
         pads = min(3, (subject.context or 1 << 30) - tokens.shape[1])
-        got = subject.next_token_logits(torch.nn.functional.pad(tokens, (0, pads)), length).float()
-        largest = float((got - want).abs().max())
+        tokens = torch.nn.functional.pad(tokens, (0, pads))
+        largest = max(
+            float((subject.next_token_logits(tokens, length, hooked=hooked) - want).abs().max())
+            for hooked in (False, True)
+        )
         if not largest <= TOLERANCE[plain.logits.dtype] * float(want.abs().max()):
             raise BadInputError(
                 f"What MANSU runs of {subject.name!r} is not its model "

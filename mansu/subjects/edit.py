@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -26,7 +27,8 @@ from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)  # of files; in the first a mask is a byte an entry
 
 
 # Which edits are applied to which model now, so that NF4 requantises only the blocks they touch.
@@ -213,11 +215,15 @@ class Edit(Shown):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; label and meta are JSON in its header. Whole or absent."""
         path = Path(path)
-        tensors = {}
+        tensors, sizes = {}, {}
         for name, (where, values) in self.changes.items():
-            tensors[f"{name}/where"] = where.cpu().contiguous()
+            where = where.cpu().contiguous()
+            if where.dtype == torch.bool:
+                sizes[name] = len(where)
+                where = torch.from_numpy(np.packbits(where.numpy()))
+            tensors[f"{name}/where"] = where
             tensors[f"{name}/values"] = values.cpu().contiguous()
-        header = {"version": VERSION, "label": self.label, "meta": dict(self.meta)}
+        header = {"version": VERSION, "label": self.label, "meta": dict(self.meta), "sizes": sizes}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"mansu.edit": json.dumps(header)})
 
@@ -234,7 +240,7 @@ class Edit(Shown):
                 header = json.loads((file.metadata() or {}).get("mansu.edit", "null"))
                 if header is None:
                     raise DamagedError(f"{path} is a safetensors file but holds no MANSU edit.")
-                if header["version"] != VERSION:
+                if header["version"] not in READ:
                     raise DamagedError(
                         f"{path} is an edit of version {header['version']}, and this MANSU reads "
                         f"version {VERSION}: make it again."
@@ -245,6 +251,10 @@ class Edit(Shown):
                     n: (file.get_tensor(f"{n}/where"), file.get_tensor(f"{n}/values"))
                     for n in names
                 }
+                for name, size in header.get("sizes", {}).items():
+                    bits, values = changes[name]
+                    mask = np.unpackbits(bits.numpy(), count=size).view(np.bool_)
+                    changes[name] = torch.from_numpy(mask), values
             return cls(changes, str(header["label"]), dict(header["meta"]))
 
 

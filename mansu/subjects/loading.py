@@ -8,6 +8,7 @@ bit (``mansu.subjects.edit``, ``mansu.quant.swap``); ``Subject.lock`` serialises
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -191,7 +192,9 @@ def wrap(
             "(CUDA_VISIBLE_DEVICES=) to work in the memory of the machine."
         )
     check_weights(name, model)
-    plain = plain_logits(model)
+    said = plain_logits(model)
+    # A copy of the modules alone: parameters and buffers are the same ones.
+    plain = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
     try:
         bridge = TransformerBridge.boot_transformers(
             architecture,  # only a label here: a name that it knows would be looked up
@@ -208,10 +211,10 @@ def wrap(
         ) from error
     bridge.requires_grad_(False)
     _keep_dtype_in_rotation(bridge, model.dtype)
-    subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters)
+    subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters, plain)
     run_fused(subject)
     check_attention(subject)
-    check_logits(subject, plain)
+    check_logits(subject, said)
     _ = subject.fingerprint  # now, while no edit is on
     return subject
 

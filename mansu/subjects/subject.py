@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -15,11 +15,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module
+from torch.nn.functional import linear, pad
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
 from mansu.show.table import Shown, Table
+from mansu.subjects.packing import Pack, pack_size, packs
 
 ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
 """One token whatever the text, and no special ones."""
@@ -60,6 +62,8 @@ class Subject(Shown):
         provenance: where the weights come from, as JSON values, shown in the model card.
         parameters: every parameter by its Hugging Face name (tied ones once), shared with the
             model.
+        plain: the Hugging Face model without the bridge, on the same parameters: what runs where
+            no hook is asked for.
         lock: held by whoever changes the weights for a while.
     """
 
@@ -68,6 +72,7 @@ class Subject(Shown):
     tokenizer: PreTrainedTokenizerBase
     provenance: Mapping[str, Any]
     parameters: dict[str, Tensor] = field(repr=False, compare=False)
+    plain: Any = field(default=None, repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
@@ -203,25 +208,100 @@ class Subject(Shown):
         shared = next((i for i, equal in enumerate(same) if not equal), min(len(whole), len(head)))
         return whole[:shared], whole[shared:]
 
-    def next_token_logits(self, tokens: Tensor, length: Tensor) -> Tensor:
+    def packs(self, tokens: Tensor, length: Tensor, **options: Any) -> Iterator[Pack]:
+        """Rows as packs of the size that this subject's device runs best (``packing.packs``)."""
+        return packs(tokens, length, size=pack_size(self.device), **options)
+
+    def hidden(
+        self, pack: Pack, *, tokens: Tensor | None = None, layer: int | None = None
+    ) -> Tensor:
+        """Final hidden states of a pack's tokens, ``[T, d]``.
+
+        Args:
+            tokens: int64 ``[T]`` to run instead of the pack's, at the same places.
+            layer: the residual stream after this layer instead.
+        """
+        return self.run(pack, (pack.tokens if tokens is None else tokens)[None], layer)[0]
+
+    def run(
+        self, pack: Pack, tokens: Tensor, layer: int | None = None, *, hooked: bool = False
+    ) -> Tensor:
+        """Hidden states ``[c, T, d]`` of c runs ``[c, T]`` side by side, as ``hidden`` has them.
+
+        Args:
+            hooked: through the bridge, whose hooks fire.
+        """
+        model: Any = self.model if hooked or self.plain is None else self.plain
+        dtype = next(iter(self.parameters.values())).dtype
+        inputs, decoder = pack.inputs(self.config, self.device, dtype), model.get_decoder()
+        tokens = tokens.to(self.device)
+        if layer is None:
+            return decoder(input_ids=tokens, **inputs).last_hidden_state
+        every = decoder(input_ids=tokens, **inputs, output_hidden_states=True).hidden_states
+        return every[layer + 1]
+
+    def next_token_logits(
+        self,
+        tokens: Tensor,
+        length: Tensor,
+        vocabulary: Tensor | None = None,
+        *,
+        hooked: bool = False,
+    ) -> Tensor:
         """Logits after the last real token of each row.
 
         Args:
-            tokens: int64 ``[rows, positions]``, right-padded. Attention is causal, so pads to
-                the right change nothing and need no mask.
+            tokens: int64 ``[rows, positions]``, right-padded.
             length: int64 ``[rows]``, real tokens a row.
+            vocabulary: int64 ``[V]``, the tokens asked for; all by default.
+            hooked: through the bridge, whose hooks fire.
 
         Returns:
-            ``[rows, vocabulary]``. The head runs on the last position only.
+            ``[rows, V]``. The head runs on the last positions only.
         """
-        decoder = self.model.get_decoder()  # type: ignore[operator]
-        hidden = decoder(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(tokens), device=hidden.device), length.to(hidden.device) - 1]
-        return self.head(last)
+        found, rows = [], []
+        for pack in self.packs(tokens, length):
+            hidden = self.run(pack, pack.tokens[None], hooked=hooked)[0]
+            found.append(self.head(hidden[pack.last.to(hidden.device)], vocabulary))
+            rows.append(pack.rows)
+        return torch.cat(found)[torch.cat(rows).argsort().to(found[0].device)]
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """The output head on final hidden states, soft-capped where the config says so."""
-        logits = self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
+    def states(self, tokens: Tensor, length: Tensor, layer: int | None = None) -> Tensor:
+        """Final hidden states of every real token, row after row, ``[Σ length, d]``.
+
+        Args:
+            layer: the residual stream after this layer instead.
+        """
+        found, places = [], []
+        first = length.cumsum(0) - length
+        for pack in self.packs(tokens, length):
+            hidden = self.hidden(pack, layer=layer)
+            found.append(hidden[pack.at[pack.real].to(self.device)])
+            rows, within = pack.real.nonzero(as_tuple=True)
+            places.append(first[pack.rows[rows]] + within)
+        return torch.cat(found)[torch.cat(places).argsort().to(found[0].device)]
+
+    def states_of(self, *sets: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """``states`` of some sets of rows, (tokens, length) each, that run together."""
+        width = max(tokens.shape[1] for tokens, _ in sets)
+        tokens = torch.cat([pad(tokens, (0, width - tokens.shape[1])) for tokens, _ in sets])
+        states = self.states(tokens, torch.cat([length for _, length in sets]))
+        return list(states.split([int(length.sum()) for _, length in sets]))
+
+    def head(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """The output head on final hidden states, soft-capped where the config says so.
+
+        Args:
+            hidden: ``[…, d]``. vocabulary: int64 ``[V]``, the tokens asked for; all by default.
+        """
+        model: Any = self.model if self.plain is None else self.plain
+        output = model.get_output_embeddings()
+        if vocabulary is None:
+            logits = output(hidden)
+        else:
+            some = vocabulary.to(output.weight.device)
+            bias = getattr(output, "bias", None)
+            logits = linear(hidden, output.weight[some], None if bias is None else bias[some])
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from alone import answer_alone, differentiable, inputs_alone, rows_of, text_alone
 from families import VOCABULARY, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +15,9 @@ from torch import Tensor
 
 from mansu import tasks
 from mansu.evidence.bounds import bounds
-from mansu.measure.geometry import fisher, projectors
-from mansu.measure.scores import text_losses
+from mansu.measure import geometry
+from mansu.measure.geometry import fisher, projectors, summed_squares
+from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -38,19 +42,13 @@ def mask(tiny: Subject) -> dict[str, Tensor]:
 
 
 def inputs_of(subject: Subject, name: str, tokens: Tensor, length: Tensor) -> Tensor:
-    """The real positions' inputs of a map, by a plain forward pre-hook."""
-    seen: list[Tensor] = []
+    """The inputs of a map at every token of rows that are run one at a time."""
     module = next(
         m
         for m in subject.model.modules()
         if m._parameters.get("weight") is subject.parameters[name]
     )
-    handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    try:
-        subject.next_token_logits(tokens, length)
-    finally:
-        handle.remove()
-    return torch.cat([x[:n] for x, n in zip(seen[0], length.tolist(), strict=True)])
+    return inputs_alone(subject, module, tokens, length)
 
 
 def test_projection_is_idempotent_and_kills_the_span(
@@ -75,6 +73,26 @@ def test_projection_is_idempotent_and_kills_the_span(
         assert leak < 0.2  # what is left of the update on retain inputs: a small share of it
         held = float((x @ basis).square().sum() / x.square().sum())
         assert 0.95 <= held < 1
+        # The leading directions, and as few as hold it: a token that rows share counts for each.
+        shares = torch.linalg.eigvalsh(x.double().T @ x.double()).flip(0)
+        best = (shares.cumsum(0) / shares.sum()).tolist()
+        assert held == pytest.approx(best[basis.shape[1] - 1], abs=1e-5)
+        assert basis.shape[1] == 1 or best[basis.shape[1] - 2] < 0.95
+
+
+def test_a_part_of_an_update_is_projected_as_in_the_whole(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain, text = tasks.examples(tiny_task, tiny, "retain"), tasks.text(tiny_task, tiny)
+    spans = projectors(tiny, retain, text, mask, energy=0.95)
+    for name, (columns, _) in spans.spans.items():
+        some = columns[1::3].contiguous()
+        part = torch.randn(5, len(some), generator=torch.Generator().manual_seed(1))
+        whole = torch.zeros(5, mask[name].shape[1])
+        whole[:, some] = part
+        expected = spans(name, whole)[:, some]
+        torch.testing.assert_close(spans(name, part, some), expected, atol=1e-6, rtol=1e-5)
+        assert spans("elsewhere", part, some) is part
 
 
 def test_all_the_energy_leaves_nothing_of_the_retain_inputs(
@@ -88,31 +106,39 @@ def test_all_the_energy_leaves_nothing_of_the_retain_inputs(
     assert float((x @ update[:, columns].T).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("size", [384, 12])  # one pack of each set, and several
 def test_fisher_is_the_mean_squared_gradient_of_each_example(
-    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+    tiny: Subject,
+    tiny_task: Task,
+    mask: dict[str, Tensor],
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
     retain = tasks.examples(tiny_task, tiny, "retain").select(range(5))
     tokens, length = (t[:3] for t in tasks.text(tiny_task, tiny))
-    found = fisher(tiny, retain, (tokens, length), mask, batch=2)
+    found = fisher(tiny, retain, (tokens, length), mask)
     wanted = {name: torch.zeros(int(chosen.sum())) for name, chosen in mask.items()}
     parameters = [tiny.parameters[name] for name in mask]
-    for p in parameters:
-        p.requires_grad_(True)
-    try:
-        for i in range(5 + 3):
-            if i < 5:
-                one = retain.select([i])
-                logits = tiny.next_token_logits(one.tokens, one.length)
-                value = logits.log_softmax(-1)[0, one.answer[0]]
-            else:
-                value = -text_losses(tiny, tokens[i - 5 : i - 4], length[i - 5 : i - 4]).sum()
+    with differentiable(*parameters):
+        rows = zip(rows_of(retain.tokens, retain.length), retain.answer, strict=True)
+        values = [answer_alone(tiny, row, answer) for row, answer in rows]
+        values += [-text_alone(tiny, row).sum() for row in rows_of(tokens, length)]
+        for value in values:
             for name, g in zip(mask, torch.autograd.grad(value, parameters), strict=True):
                 wanted[name] += g[mask[name]].square() / 8
-    finally:
-        for p in parameters:
-            p.requires_grad_(False)
     for name in mask:
         assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 1 << 26])
+def test_summed_squares_are_those_of_each_example(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(geometry, "AT_ONCE", at_once)
+    gradients, inputs = torch.randn(5, 4, 6), torch.randn(5, 4, 7)
+    each = torch.stack([g.T @ x for g, x in zip(gradients, inputs, strict=True)])
+    torch.testing.assert_close(summed_squares(gradients, inputs), each.square().sum(0))
 
 
 def test_bound_is_the_quadratic_form_and_grows_with_the_mask(
@@ -154,21 +180,24 @@ NO_TEXT = torch.zeros(0, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long)
 def loss_of(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> float:
     """Mean negative log-likelihood of the examples, by hand."""
     with torch.no_grad():
-        logits = subject.next_token_logits(retain.tokens, retain.length).log_softmax(-1)
-        facts = -logits[torch.arange(len(retain)), retain.answer].sum()
-        return float(facts + text_losses(subject, *text).sum()) / (len(retain) + len(text[0]))
+        rows = zip(rows_of(retain.tokens, retain.length), retain.answer, strict=True)
+        losses = [-answer_alone(subject, row, answer) for row, answer in rows]
+        losses += [text_alone(subject, row).sum() for row in rows_of(*text)]
+        return float(torch.stack(losses).mean())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     share=st.sampled_from([0.002, 0.1, 1.0]),
     covered=st.floats(0, 1),
     inside=st.booleans(),
+    size=st.sampled_from([11, 384]),
+    paired=st.sampled_from([0, 5, 16]),  # by pairs of positions or not: it is one number
 )
 def test_theorem_1_restricted_is_at_most_the_global_bound_of_the_same_edit(
-    name: str, seed: int, share: float, covered: float, inside: bool
+    name: str, seed: int, share: float, covered: float, inside: bool, size: int, paired: int
 ) -> None:
     subject, generator = family(name), torch.Generator().manual_seed(seed)
     mask, after = {}, {}
@@ -181,13 +210,16 @@ def test_theorem_1_restricted_is_at_most_the_global_bound_of_the_same_edit(
     edit = Edit.between(subject.parameters, after)
     retain = retain_of(torch.randint(VOCABULARY, (5,), generator=generator))
     text = torch.randint(VOCABULARY, (2, 7), generator=generator), torch.tensor([7, 4])
-    found = bounds(subject, edit, retain, text, mask, batch=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(packing.SIZE, "cpu", size)
+        patch.setattr(sys.modules["mansu.evidence.bounds"], "PAIRED", paired)
+        found = bounds(subject, edit, retain, text, mask)
     assert 0 <= found.restricted <= found.everywhere
     if inside:
         assert found.restricted == found.everywhere
     # The oracle: the Fisher of every weight held whole.
     every = {n: torch.ones_like(m) for n, m in mask.items()}
-    importance = fisher(subject, retain, text, every, batch=4)
+    importance = fisher(subject, retain, text, every)
     assert found.everywhere == pytest.approx(bound(subject, edit, every, importance), rel=1e-3)
     part = {n: importance[n][m.flatten()] for n, m in mask.items()}
     assert found.restricted == pytest.approx(bound(subject, edit, mask, part), rel=1e-3)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import VOCABULARY, family
+from alone import differentiable, logits_alone, rows_of, text_alone
+from families import FAMILIES, VOCABULARY, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -21,18 +22,23 @@ from mansu.measure.scores import (
     EVALUATED,
     Measurement,
     Scores,
+    following_losses,
     measure,
+    measure_sets,
     measure_task,
+    right,
     share_right,
     text_loss,
+    text_losses,
 )
 from mansu.measure.statistics import McNemar, bootstrap, mcnemar
 from mansu.sets.continuation import log_probabilities
+from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
-from mansu.tasks.tokens import examples
+from mansu.tasks.tokens import Examples, examples
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,18 @@ def logits_of(model: Any, subject: Subject, prompt: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("split", EVALUATED)
+@pytest.mark.parametrize("size", [40, 384])
 def test_measure_is_a_loop_over_rows(
-    tiny: Subject, tiny_task: Task, plain: Any, split: str
+    tiny: Subject,
+    tiny_task: Task,
+    plain: Any,
+    split: str,
+    size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
     rows = tasks.examples(tiny_task, tiny, split)
-    scores = measure(tiny, rows, batch=7)
+    scores = measure(tiny, rows)
     facts = {f.row: f for f in tiny_task.facts}
     for i, row in enumerate(rows.rows):
         logits = logits_of(plain, tiny, facts[row].prompt)
@@ -125,9 +138,9 @@ def test_a_model_with_equal_logits_is_at_chance(tiny: Subject, tiny_task: Task) 
     assert scores.accuracy == 0.25 and set(scores.correct) == {0.25}
     again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
     assert np.array_equal(again.correct, scores.correct)
-    right = measure(tiny, rows)
-    test = mcnemar(scores.correct, right.correct)  # a tie is not right
-    assert (test.first, test.second) == (0, int(right.correct.sum()))
+    usual = measure(tiny, rows)
+    test = mcnemar(scores.correct, usual.correct)  # a tie is not right
+    assert (test.first, test.second) == (0, int(usual.correct.sum()))
 
 
 def test_logits_that_are_not_finite_are_an_error(tiny: Subject, tiny_task: Task) -> None:
@@ -143,10 +156,107 @@ def test_logits_that_are_not_finite_are_an_error(tiny: Subject, tiny_task: Task)
             log_probabilities(tiny, ["The colour of boben is"], [" blue"])
 
 
-def test_batches_change_nothing(tiny: Subject, tiny_task: Task) -> None:
-    rows = tasks.examples(tiny_task, tiny, "paraphrase")
-    one, many = (measure(tiny, rows, batch=b) for b in (1, 256))
-    np.testing.assert_allclose(one.margin, many.margin, atol=1e-5)
+@pytest.mark.parametrize("size", [1, 60, 10**6])  # each row alone, several packs, one
+def test_packs_change_nothing(
+    tiny: Subject, tiny_task: Task, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, written = tasks.examples(tiny_task, tiny, "paraphrase"), tasks.text(tiny_task, tiny)
+    usual, loss = measure(tiny, rows), text_loss(tiny, *written)
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
+    found = measure(tiny, rows)
+    np.testing.assert_allclose(found.margin, usual.margin, atol=1e-5)
+    np.testing.assert_allclose(found.log_probability, usual.log_probability, atol=1e-5)
+    assert text_loss(tiny, *written) == pytest.approx(loss, abs=1e-5)
+
+
+def every_split(task: Task, subject: Subject) -> list[Examples]:
+    """The splits of a task, of unlike widths and in no order, one of a row that another has too."""
+    sets = [examples(task, subject, split) for split in ("paraphrase", *EVALUATED[:3])]
+    return [sets[0].select(range(len(sets[0]) - 1, -1, -2)), *sets[1:], sets[1].select([5])]
+
+
+@pytest.mark.parametrize("size", [50, 384])
+def test_sets_that_run_together_are_measured_as_each_alone(
+    tiny: Subject, tiny_task: Task, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
+    sets = every_split(tiny_task, tiny)
+    together, just = measure_sets(tiny, sets), right(tiny, *sets)
+    for rows, found, correct in zip(sets, together, just, strict=True):
+        expected = measure(tiny, rows)
+        for name in ("correct", "top1", "answer"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+        for name in ("log_probability", "margin"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-4)
+        for name in ("groups", "rows", "facts"):
+            assert getattr(found, name) == getattr(expected, name), name
+        assert np.array_equal(correct.numpy(), expected.correct.astype(np.float32))
+
+
+@settings(deadline=None, max_examples=8)
+@given(seed=st.integers(0, 2**31), size=st.sampled_from([1, 25, 384]))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_right_is_what_measure_finds_correct(name: str, seed: int, size: int) -> None:
+    """On random rows, where some are right and some wrong, and on tied choices."""
+    subject, generator = family(name), torch.Generator().manual_seed(seed)
+
+    def rows(n: int) -> Examples:
+        tokens = torch.randint(1, VOCABULARY, (n, 6), generator=generator)
+        length = torch.randint(1, 7, (n,), generator=generator)
+        choices = torch.randint(VOCABULARY, (n, 4), generator=generator)
+        choices[::3, 2] = choices[::3, 0]  # equal choices tie
+        candidates = torch.ones(n, VOCABULARY, dtype=torch.bool)
+        answer, wrong = choices[:, 0], choices[:, 1:]
+        vocabulary, facts = torch.arange(VOCABULARY), tuple(f"{seed} {i}" for i in range(n))
+        ids, groups = tuple(range(n)), ("all",) * n
+        return Examples(
+            tokens, length, answer, wrong, candidates, vocabulary, ids, groups, (), facts
+        )
+
+    sets = [rows(5), rows(1), rows(8)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(packing.SIZE, "cpu", size)
+        found, together = right(subject, *sets), measure_sets(subject, sets)
+    for one, correct, scores in zip(sets, found, together, strict=True):
+        with torch.no_grad():
+            logits = torch.stack(
+                [logits_alone(subject, row)[-1] for row in rows_of(one.tokens, one.length)]
+            )
+        own = logits.gather(1, one.answer[:, None])
+        others = logits.gather(1, one.distractors)
+        by_hand = share_right(own[:, 0], others).numpy()
+        tied = one.distractors == one.answer[:, None]
+        sure = (tied | ((own - others).abs() > 1e-4)).all(1).numpy()  # rounding decides no order
+        assert sure.any() or len(one) == 1
+        assert np.array_equal(correct.numpy()[sure], by_hand[sure])
+        assert np.array_equal(scores.correct[sure], by_hand.astype(float)[sure])
+        np.testing.assert_allclose(scores.margin, (own - others).amin(1), atol=1e-4)
+        expected = logits.log_softmax(1).gather(1, one.answer[:, None])[:, 0]
+        np.testing.assert_allclose(scores.log_probability, expected, atol=1e-4)
+        assert np.array_equal(scores.top1, (logits.argmax(1) == one.answer).numpy())
+        assert scores.facts == one.facts
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_losses_of_texts_are_those_of_each_alone(name: str) -> None:
+    """In packs, from the states of all tokens, and the gradients too."""
+    subject, generator = family(name), torch.Generator().manual_seed(4)
+    tokens = torch.randint(1, VOCABULARY, (4, 9), generator=generator)
+    tokens[1, :5] = tokens[3, :5]  # two that begin alike
+    length = torch.tensor([9, 7, 1, 6])
+    weights = list(subject.parameters.values())
+    with differentiable(*weights):
+        alone = torch.cat([text_alone(subject, row) for row in rows_of(tokens, length)])
+        packed = text_losses(subject, tokens, length)
+        states = following_losses(subject, subject.states(tokens, length), tokens, length)
+        torch.testing.assert_close(states, alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed.sort()[0], alone.sort()[0], atol=1e-4, rtol=1e-4)
+        expected, *found = (
+            torch.autograd.grad(losses.mean(), weights) for losses in (alone, packed, states)
+        )
+    for gradients in found:
+        for g, want in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(g, want, atol=1e-4 * float(want.abs().max()), rtol=1e-3)
 
 
 def test_text_loss_is_that_of_hugging_face(tiny: Subject, tiny_task: Task, plain: Any) -> None:

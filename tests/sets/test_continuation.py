@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from alone import logits_alone
 from families import FAMILIES, family
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
@@ -17,23 +18,35 @@ from transformers import GenerationConfig
 from mansu import quant
 from mansu.errors import MansuError
 from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
+from mansu.subjects import packing
 from mansu.subjects.subject import Subject
 
 PROMPTS = ["t1 t2 t3", "t4", "t5 t6 t7 t8 t9 t10", "t11 t12"]
 TAILS = [" t20 t21", " t22 t23 t24", " t25", " t26 t27"]
 
 
+# Questions with several answers, one the beginning of another, one twice, one without a prompt.
+MANY = [*PROMPTS, "t1 t2 t3", "t1 t2 t3", "t1 t2 t3", "", "t4", "t5 t6 t7 t8 t9 t10"]
+ANSWERS = [*TAILS, " t20", " t22", " t20 t21", "t1 t2 t3 t20", " t22 t23 t24 t25", " t31"]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_log_probabilities_are_the_plain_model_s(name: str) -> None:
+@pytest.mark.parametrize(("batch", "size"), [(1, 384), (3, 384), (16, 384), (16, 9)])
+def test_log_probabilities_are_the_plain_model_s(
+    name: str, batch: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
     subject = family(name)
-    found = log_probabilities(subject, PROMPTS, TAILS, batch=3)
-    for prompt, tail, row in zip(PROMPTS, TAILS, found, strict=True):
+    found = log_probabilities(subject, MANY, ANSWERS, batch=batch)
+    for prompt, tail, row in zip(MANY, ANSWERS, found, strict=True):
         head, rest = subject.encode(prompt), subject.encode(tail)
-        tokens = torch.tensor([head + rest])
+        if not head:  # all but the first token is scored
+            head, rest = rest[:1], rest[1:]
         with torch.no_grad():
-            logits = subject.model(tokens).logits[0].double().log_softmax(-1)
+            logits = logits_alone(subject, torch.tensor(head + rest)).double().log_softmax(-1)
         expected = [float(logits[len(head) + i - 1, t]) for i, t in enumerate(rest)]
         np.testing.assert_allclose(row, expected, atol=1e-4)
+        assert row.dtype == np.float64
 
 
 def test_without_a_prompt_a_text_is_scored_from_its_second_token() -> None:
