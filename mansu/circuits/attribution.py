@@ -23,6 +23,7 @@ no difference is written. Sums go over the *live* tokens only, which are the oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +36,25 @@ from mansu.circuits.gradients import (
     CONTRACTION,
     SCORES,
     STEP_BLOCK,
+    Factors,
     Gradients,
-    Loss,
+    Points,
     Sums,
+    Written,
     contract,
     d_mlp,
-    moved_by,
+    midpoints,
+    summed,
 )
 from mansu.circuits.graph import Graph, Sourced, graph_of
-from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
-from mansu.circuits.record import Record, accumulator, live_tokens, logits_with, record, recorder
+from mansu.circuits.metric import MEMORY, Metric, refuse_equal
+from mansu.circuits.record import PackedPairs, Record, accumulator, difference, packed
 from mansu.errors import MansuError
 from mansu.files import load_values, reading, save_values, typed
 from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
 from mansu.subjects.blocks import Block
+from mansu.subjects.packing import pack_size
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads
 from mansu.tasks.tokens import Pairs
@@ -152,6 +157,7 @@ def attribute(
     recompute: bool = False,
     on_step: OnStep = silent,
     allow_equal: bool = False,
+    keep: list[Factors] | None = None,
 ) -> Attribution:
     """Score every edge of the graph on a task.
 
@@ -163,12 +169,15 @@ def attribute(
             whose output alone is interpolated: (2 L + 1) times the passes. Head slices and neurons
             are then those of the interpolated embeddings.
         steps: K.
-        memory: bytes the call may hold beside the weights; pairs go through in chunks that fit.
+        memory: bytes the call may hold beside the weights; pairs go through in packs that fit.
         recompute: hold the graph of one layer at a time and run each layer again on the way back:
             about a third more time for much less memory. Not for ``eap-ig-activations``.
         on_step: hears of each pass, stage ``attribution``.
         allow_equal: accept a metric that is the same on clean and corrupt prompts, which is what
             an edited model that has forgotten the task gives.
+        keep: gets what the scores are products of, for CAD (``Signals``), beside ``memory``;
+            nothing where that is folded into the scores as it goes (``eap-ig-activations``, more
+            than ``STEP_BLOCK`` steps).
 
     Raises:
         MansuError: the architecture is unknown; an argument is out of range; the metric is the
@@ -180,28 +189,31 @@ def attribute(
     steps = 1 if method == "eap" else steps
     if recompute and method == "eap-ig-activations":
         raise MansuError("eap-ig-activations cannot recompute layers: use eap-ig-inputs.")
+    need = needs(subject, graph, steps, method=method, recompute=recompute)
     positions = int(pairs.length.max())
-    need = needs(subject, graph, positions, steps, method=method, recompute=recompute)
-    chunk = min(len(pairs), need.pairs(memory))
-    if chunk < 1:
+    size = max(positions, min(pack_size(subject.device), need.tokens(memory)))
+    if need.of(size) > memory:
         raise MansuError(
-            f"One pair of {positions} tokens needs about {need.of(1) / 2**20:.0f} MiB beside the "
-            f"weights, more than the budget of {memory / 2**20:.0f} MiB: raise the budget, "
-            "recompute layers, or give shorter prompts."
+            f"One pair of {positions} tokens needs about {need.of(positions) / 2**20:.0f} MiB "
+            f"beside the weights, more than the budget of {memory / 2**20:.0f} MiB: raise the "
+            "budget, recompute layers, or give shorter prompts."
         )
-    block = max(1, min(CONTRACTION, chunk * need.passing) // need.token)
-    chunks = [
-        pairs.select(range(start, min(start + chunk, len(pairs))))
-        for start in range(0, len(pairs), chunk)
-    ]
-    targets = 2 * graph.n_layers + 1 if method == "eap-ig-activations" else 1
-    passes = 2 if method == "eap" else 2 + targets * steps
-    tick = _Counter(len(chunks) * passes, on_step)
-
-    plan = _Plan(method, steps, metric, recompute, len(pairs), block)
+    parts = packed(subject, pairs, size)
+    longest = max(len(part.pack) for part in parts)
+    points = min(steps, max(1, pack_size(subject.device) // longest))
+    while need.of(longest, points) > memory:
+        points -= 1
+    shares = torch.zeros(1) if method == "eap" else midpoints(steps)
+    block = max(1, min(CONTRACTION, longest * need.passing) // need.product)
+    plan = _Plan(method, metric, recompute, shares, points, block)
+    tick = _Counter(len(parts) * plan.passes(graph), on_step)
     total = Sums.zeros(graph, subject)
-    for part in chunks:
-        _attribute_chunk(subject, graph, part, plan, total, tick)
+    whole = keep is not None and method != "eap-ig-activations" and steps <= STEP_BLOCK
+    for part in parts:
+        kept = _attribute_pack(subject, graph, part, plan, total, tick, whole)
+        if keep is not None:
+            keep += kept
+    total.divide(len(pairs))
     if not allow_equal:
         refuse_equal(total.clean, total.corrupt, metric)
     scores = torch.where(graph.edges, total.scores.cpu() / steps, 0).float()
@@ -247,41 +259,46 @@ class Needs:
     """Bytes that attribution holds beside the weights; upper bounds, checked by measurement.
 
     Attributes:
-        fixed: whatever the number of pairs: one layer's weights in the dtype of sums, the scores.
-        pair: for one pair all the time: node differences, sums over steps, norm statistics.
-        passing: for one pair in a pass and no longer: activations, their gradients, the logits.
-        token: for one token in the last product, which runs in blocks within ``passing``.
+        fixed: whatever the number of tokens: one layer's weights in the dtype of sums, the scores.
+        token: for one token all the time: node differences, sums over steps, norm statistics.
+        passing: for one token in a pass and no longer: activations, their gradients, logits.
+        square: for one token and another that its attention is computed for, in a pass.
+        product: for one token in the last product, which runs in blocks within ``passing``.
     """
 
     fixed: int
-    pair: int
-    passing: int
     token: int
+    passing: int
+    square: int
+    product: int
 
-    def of(self, n: int) -> int:
-        """Bytes for ``n`` pairs at once."""
-        return self.fixed + n * self.pair + max(n * self.passing, self.token)
+    def of(self, n: int, points: int = 1) -> int:
+        """Bytes for ``n`` tokens at once, in passes of some points each."""
+        passing = points * n * (self.passing + n * self.square)
+        return self.fixed + n * self.token + max(passing, self.product)
 
-    def pairs(self, memory: int) -> int:
-        """How many pairs at once need no more than ``memory``."""
-        free = memory - self.fixed
-        return min(free // (self.pair + self.passing), (free - self.token) // self.pair)
+    def tokens(self, memory: int) -> int:
+        """How many tokens at once need no more than ``memory``."""
+        free, linear = memory - self.fixed, self.token + self.passing
+        if free < self.token + self.product:
+            return 0
+        root = math.isqrt(linear**2 + 4 * self.square * free)
+        return min((root - linear) // (2 * self.square), (free - self.product) // self.token)
 
 
 def needs(
     subject: Subject,
     graph: Graph,
-    positions: int,
     steps: int,
     *,
     method: Method = "eap-ig-inputs",
     recompute: bool = False,
 ) -> Needs:
-    """The memory of attribution with pairs of ``positions`` tokens.
+    """The memory of attribution.
 
-    The activations that autograd keeps were counted on every family: widths of the model,
-    times how many tensors of that width a layer's graph holds, the largest family deciding. The
-    allocator's holes are added.
+    The activations that autograd keeps were counted on every family: widths of the model, times how
+    many tensors of that width a layer's graph holds, the largest family deciding. The allocator's
+    holes are added.
     """
     config = subject.config
     dtype = next(iter(subject.parameters.values())).dtype
@@ -290,22 +307,26 @@ def needs(
     k = Heads.of(config).width
     z, qkv = graph.n_heads * k, (graph.n_heads + 2 * graph.n_kv_heads) * k
     norms = 8 if size >= 4 else 20  # a norm of a narrow dtype keeps float32 copies
-    layer_graph = size * (norms * d + 4 * z + qkv + 5 * m + 4 * graph.n_heads * positions)
+    layer_graph = size * (norms * d + 4 * z + qkv + 5 * m)
+    square = size * 4 * graph.n_heads
     one_layer = wide * (4 * qkv + 4 * d + 2 * m)  # temporaries while its gradients are added
     kept = layers * size * (qkv + z + m + d) + 3 * size * d
     if method == "eap-ig-activations":
         kept += layers * size * d
     sums = layers * wide * (qkv + d + min(steps, STEP_BLOCK) * (d + graph.per_layer))
     graphs = layers * layer_graph
+    squares = layers * square
     if recompute:  # every layer's input; one layer's graph and its gradients
         graphs = layers * size * d + layer_graph + size * (qkv + z + m + 4 * d)
-    head = 6 * wide * config.vocab_size
+        squares = square
+    head = 6 * wide * config.vocab_size  # of a pair, which has a token at least
     return Needs(
         fixed=int(HOLES * wide * d * (4 * qkv + 2 * z))
         + int(HOLES * wide * 4 * graph.n_sources * graph.n_destinations),
-        pair=int(HOLES * positions * (kept + sums)),
-        passing=int(HOLES * (positions * (graphs + one_layer) + head)),
-        token=int(HOLES * wide * d * (graph.n_sources + 3 * graph.per_layer)),
+        token=int(HOLES * (kept + sums)),
+        passing=int(HOLES * (graphs + one_layer + head)),
+        square=int(HOLES * squares),
+        product=int(HOLES * wide * d * (graph.n_sources + 3 * graph.per_layer)),
     )
 
 
@@ -320,19 +341,20 @@ class _Counter:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is done with every chunk of pairs.
+    """What is done with every pack of pairs.
 
     Attributes:
-        method, steps, metric, recompute: as in ``attribute``; steps is 1 for ``eap``.
-        n_pairs: of all chunks, which metrics are means over.
+        method, metric, recompute: as in ``attribute``.
+        shares: float32 ``[K]``, how far from clean to corrupt gradients are taken.
+        points: how many of them make a pass.
         block: how many tokens the last product takes at once.
     """
 
     method: Method
-    steps: int
     metric: Metric
     recompute: bool
-    n_pairs: int
+    shares: Tensor
+    points: int
     block: int
 
     @property
@@ -345,50 +367,47 @@ class _Plan:
         kept = ("qkv", "z", "mlp", "neurons")
         return (*kept, "attention") if self.nodewise else kept
 
-    def share(self, step: int) -> float:
-        """How far from clean to corrupt a step's gradients are taken."""
-        return 0.0 if self.method == "eap" else (step + 0.5) / self.steps
-
-    def loss(self, pairs: Pairs) -> Loss:
-        """A chunk's share of the mean metric; for ``kl``, called on the clean logits first."""
-        reference: Tensor | None = None
-
-        def loss(logits: Tensor) -> Tensor:
-            nonlocal reference
-            if self.metric == "kl" and reference is None:
-                reference = logits.detach().float().log_softmax(-1)
-            return metric_values(self.metric, logits, pairs, reference).sum() / self.n_pairs
-
-        return loss
+    def passes(self, graph: Graph) -> int:
+        """Through the model, with a pack."""
+        targets = 2 * graph.n_layers + 1 if self.nodewise else 1
+        return 1 + targets * sum(
+            -(-len(some) // self.points) for some in self.shares.split(STEP_BLOCK)
+        )
 
 
-def _attribute_chunk(
-    subject: Subject, graph: Graph, pairs: Pairs, plan: _Plan, total: Sums, tick: _Counter
-) -> None:
-    """Add one chunk's share of the scores to ``total``."""
-    live, loss = live_tokens(pairs), plan.loss(pairs)
-    delta = record(subject, graph, pairs, pairs.corrupt, plan.kept, live)
-    corrupt = delta.logits
+def _attribute_pack(
+    subject: Subject,
+    graph: Graph,
+    packed: PackedPairs,
+    plan: _Plan,
+    total: Sums,
+    tick: _Counter,
+    keep: bool,
+) -> list[Factors]:
+    """Add one pack's scores, summed over its pairs, to ``total``; may keep what they are of."""
+    delta, logits = difference(subject, graph, packed, plan.kept)
     tick()
-    clean = recorder(subject, graph, delta, plan.kept, live, minus=True)
-    if plan.method != "eap":  # whose gradients are the clean run's: one pass for both
-        with torch.no_grad():
-            total.clean += float(loss(logits_with(subject, pairs, pairs.clean, clean)))
-        clean = []
-        tick()
-    for name, difference, sources in _targets(subject, graph, delta, plan.nodewise):
-        for first in range(0, plan.steps, STEP_BLOCK):
+    reference = logits[0].float().log_softmax(-1) if plan.metric == "kl" else None
+    loss = summed(packed.pairs, plan.metric, reference)
+    total.clean, total.corrupt = (
+        value + float(loss(run[None]))
+        for value, run in zip((total.clean, total.corrupt), logits, strict=True)
+    )
+    found = []
+    for name, change, sources in _targets(subject, graph, delta, plan.nodewise):
+        for some in plan.shares.split(STEP_BLOCK):
             slices = total if sources.start == 0 else None
-            gradients = Gradients(subject, graph, delta, slices, plan.steps, live)
+            gradients = Gradients(subject, graph, delta, slices, len(plan.shares), packed.live)
             add = gradients.add_by_layer if plan.recompute else gradients.add
-            for step in range(first, min(first + STEP_BLOCK, plan.steps)):
-                point = moved_by(name, difference, plan.share(step), live)
-                value = add(pairs, point, loss, clean)
+            for shares in some.split(plan.points):
+                add(packed, Points(name, change, shares, packed.live), loss)
                 tick()
-                if plan.method == "eap":
-                    total.clean += value
-            contract(subject, graph, delta, gradients, sources, plan.block, total.scores)
-    total.corrupt += float(loss(corrupt))
+            written = Written(subject, delta)
+            contract(graph, written, gradients, total.scores, sources=sources, size=plan.block)
+            if keep:
+                found.append(Factors(packed, delta, gradients))
+    delta.qkv, delta.neurons, delta.attention = [], [], []  # no longer needed
+    return found
 
 
 def _targets(

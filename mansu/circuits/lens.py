@@ -1,84 +1,141 @@
-"""What one node does on one clean–corrupt pair: its attention pattern, the tokens it promotes."""
+"""What a model does on one prompt: a node's attention and the tokens it promotes, layer by layer.
+
+One pass shows all nodes of a clean–corrupt pair (``look``); asking for another node costs nothing.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mansu.circuits.graph import graph_of
-from mansu.circuits.record import logits_with, record
+from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.record import Hook, Record, difference, packed
 from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
 
-def attention(subject: Subject, pairs: Pairs, row: int, layer: int, head: int) -> Tensor:
-    """Attention pattern of a head on the clean and the corrupt prompt of pair ``row``.
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One pair as the model ran it.
 
-    Returns:
-        ``[2, T, T]``: from every position (axis 1) to every earlier one (axis 2); rows sum to 1.
+    Attributes:
+        patterns: ``[layers, 2, heads, T, T]``, of the clean and the corrupt prompt.
+        delta: what nodes write on the corrupt prompt minus the clean one, from the first token on
+            in which they differ. logits: ``[2, vocabulary]``.
+        scale: the final norm's on the clean prompt, ``[d]`` with its r.
     """
-    pair = pairs.select([row])
+
+    subject: Subject
+    graph: Graph
+    patterns: Tensor
+    delta: Record
+    logits: Tensor
+    scale: Tensor
+
+    def attention(self, layer: int, head: int) -> Tensor:
+        """Attention pattern of a head on the clean and the corrupt prompt.
+
+        Returns:
+            ``[2, T, T]``: from every position (axis 1) to every earlier one (axis 2); rows sum
+            to 1.
+        """
+        return self.patterns[layer, :, head]
+
+    def promoted(self, source: int) -> Tensor:
+        """How much a node's output raises each token's logit on the clean prompt over the corrupt.
+
+        The logit lens (nostalgebraist 2020) on a difference: (z_clean − z_corrupt) at the last
+        position, through the final norm at the clean run's scale, through the unembedding. It is
+        the node's direct effect; what later layers do with it is not in it.
+
+        Args:
+            source: index of the node in ``mansu.circuits.graph.Graph``; ``n_sources`` for the
+                logits themselves, where the difference is that of the two runs' logits.
+
+        Returns:
+            float32 ``[vocabulary]``.
+        """
+        if source == self.graph.n_sources:
+            return (self.logits[0] - self.logits[1]).float().cpu()
+        layer, head = divmod(source - 1, self.graph.n_heads + 1)
+        with self.subject.lock, torch.no_grad():
+            if source == 0:
+                change = -self.delta.embedding[-1]
+            elif head == self.graph.n_heads:
+                change = -self.delta.mlp[layer][-1]
+            else:
+                z = -self.delta.z[layer][-1, head]
+                change = z @ Block(self.subject, layer).output()[head].to(z.dtype)
+            centred = final_norm(self.subject).centred
+            change = change - change.mean() if centred else change
+            unembedding = self.subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+            return ((change * self.scale).to(unembedding.dtype) @ unembedding.T).float().cpu()
+
+    def predicted(self) -> Tensor:
+        """Probabilities of the next token on the clean and the corrupt prompt, ``[2, V]``."""
+        return self.logits.float().softmax(-1).cpu()
+
+
+def look(subject: Subject, pairs: Pairs, row: int) -> Look:
+    """Run pair ``row`` once and keep what any of its nodes can be asked.
+
+    Raises:
+        MansuError: an activation is not finite.
+    """
+    graph, (pair,) = graph_of(subject), packed(subject, pairs.select([row]))
     patterns: list[Tensor] = []
+    final: list[Tensor] = []
+    hooks: list[Hook] = [
+        (f"blocks.{i}.attn.hook_pattern", lambda value, hook: patterns.append(value.float().cpu()))
+        for i in range(graph.n_layers)
+    ]
+    hooks.append(("ln_final.hook_in", lambda value, hook: final.append(value[0])))
+    with subject.lock:
+        delta, logits = difference(subject, graph, pair, ("z", "mlp"), hooks)
+        norm = final_norm(subject)
+        scale = norm.normalise(final[0][-1])[1] * norm.scale
+    return Look(subject, graph, torch.stack(patterns), delta, logits[:, 0], scale)
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """What the residual stream would say if the model ended after each layer.
+
+    Attributes:
+        tokens: int64 ``[T]``, the prompt's. top: int64 ``[layers + 1, T, k]``, the most probable
+            next tokens before layer 0, before layer 1, … and at the end; probability: theirs.
+    """
+
+    tokens: Tensor
+    top: Tensor
+    probability: Tensor
+
+
+@torch.no_grad()
+def logit_lens(subject: Subject, prompt: str, *, top: int = 5) -> LogitLens:
+    """The logit lens (nostalgebraist 2020) of a prompt, every layer and position in one pass."""
+    tokens = torch.tensor(subject.encode(prompt, start=True))
+    streams: list[Tensor] = []
 
     def keep(value: Tensor, hook: object) -> None:
-        patterns.append(value[0, head].float().cpu())
+        streams.append(value[0])
 
-    hooks = [(f"blocks.{layer}.attn.hook_pattern", keep)]
-    with subject.lock, torch.no_grad():
-        logits_with(subject, pair, pair.clean, hooks)
-        logits_with(subject, pair, pair.corrupt, hooks)
-    return torch.stack(patterns)
-
-
-def promoted(subject: Subject, pairs: Pairs, row: int, source: int) -> Tensor:
-    """How much a node's output raises each token's logit on the clean prompt over the corrupt one.
-
-    The logit lens (nostalgebraist 2020) on a difference: (z_clean − z_corrupt) at the last
-    position, through the final norm at the clean run's scale, through the unembedding. It is the
-    node's direct effect; what later layers do with it is not in it.
-
-    Args:
-        source: index of the node in ``mansu.circuits.graph.Graph``; ``n_sources`` for the
-            logits themselves, where the difference is that of the two runs' logits.
-
-    Returns:
-        float32 ``[vocabulary]``.
-    """
-    graph, pair = graph_of(subject), pairs.select([row])
-    with subject.lock, torch.no_grad():
-        clean = record(subject, graph, pair, pair.clean, ("z", "mlp"))
-        corrupt = record(subject, graph, pair, pair.corrupt, ("z", "mlp"))
-        if source == graph.n_sources:
-            return (clean.logits[0] - corrupt.logits[0]).float().cpu()
-        last = int(pair.length[0]) - 1
-        if source == 0:
-            change = clean.embedding[0, last] - corrupt.embedding[0, last]
-        else:
-            layer, head = divmod(source - 1, graph.n_heads + 1)
-            if head == graph.n_heads:
-                change = clean.mlp[layer][0, last] - corrupt.mlp[layer][0, last]
-            else:
-                z = clean.z[layer][0, last, head] - corrupt.z[layer][0, last, head]
-                change = z @ Block(subject, layer).output()[head].to(z.dtype)
-        norm = final_norm(subject)
-        scale = norm.normalise(clean.final[0, last])[1]
-        change = change - change.mean() if norm.centred else change
-        unembedding = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-        raised = (change * scale * norm.scale).to(unembedding.dtype) @ unembedding.T
-    return raised.float().cpu()
+    names = [Block(subject, i).hook_in for i in range(graph_of(subject).n_layers)]
+    (pack,) = subject.packs(tokens[None], torch.tensor([len(tokens)]))
+    with subject.lock:
+        with subject.bridge.hooks(fwd_hooks=[(n, keep) for n in [*names, "ln_final.hook_in"]]):
+            subject.run(pack, pack.tokens[None], hooked=True)
+        logits = subject.head(subject.bridge.ln_final(torch.stack(streams))).float()
+    values, found = logits.softmax(-1).topk(top)
+    return LogitLens(tokens, found.cpu(), values.cpu())
 
 
-def predicted(subject: Subject, pairs: Pairs, row: int) -> Tensor:
-    """Probabilities of the next token on the clean and the corrupt prompt, ``[2, vocabulary]``."""
-    pair = pairs.select([row])
-    tokens = torch.cat([pair.clean, pair.corrupt])
-    with subject.lock, torch.no_grad():
-        logits = subject.next_token_logits(tokens, pair.length.repeat(2))
-    return logits.float().softmax(-1).cpu()
-
-
-def words(subject: Subject, tokens: Tensor) -> list[str]:
+def words(subject: Subject, tokens: Tensor | Sequence[int]) -> list[str]:
     """Each token of ``[T]`` as text, with its space shown as ``·``."""
-    texts = [str(subject.tokenizer.decode([token])) for token in tokens.tolist()]
+    ids = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    texts = [str(subject.tokenizer.decode([token])) for token in ids]
     return [text.replace(" ", "·").replace("\n", "⏎") for text in texts]

@@ -10,7 +10,8 @@ the corrupt run is 0 and the clean run is 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
-from mansu.circuits.record import Hook, Record, logits_with, post_scale, record
+from mansu.circuits.record import Hook, PackedPairs, Record, packed, post_scale, record
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.blocks import Block
+from mansu.subjects.packing import pack_size
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -48,22 +50,24 @@ class Patched:
         self.metric: Metric = metric
         self.subject, self.memory = subject, memory
         self.graph = graph_of(subject)
-        d = subject.config.hidden_size
-        self.row = int(pairs.length.max()) * d * 4  # bytes of one node's output, one pair
-        stored = self.row * self.graph.n_layers * 8
-        chunk = max(1, min(len(pairs), memory // 4 // (stored + self.graph.n_sources * self.row)))
-        self.parts: list[tuple[Pairs, Record, Tensor | None]] = []
+        self.token = subject.config.hidden_size * 4  # bytes of one node's output at one token
+        stored = self.token * self.graph.n_layers * 8
+        most = memory // 4 // (stored + self.graph.n_sources * self.token)
+        parts = packed(subject, pairs, max(1, min(most, pack_size(subject.device))))
+        self.parts: list[tuple[PackedPairs, Record, Tensor | None]] = []
         clean, corrupt = [], []
-        for start in range(0, len(pairs), chunk):
-            part = pairs.select(range(start, min(start + chunk, len(pairs))))
+        for part in parts:
             run = record(subject, self.graph, part, part.clean, ())
             reference = run.logits.float().log_softmax(-1) if metric == "kl" else None
-            clean.append(metric_values(metric, run.logits, part, reference))
+            clean.append(metric_values(metric, run.logits, part.pairs, reference))
             kept = ("inputs", "mlp_inputs", "qkv", "z", "mlp")
             run = record(subject, self.graph, part, part.corrupt, kept)
-            corrupt.append(metric_values(metric, run.logits, part, reference))
+            corrupt.append(metric_values(metric, run.logits, part.pairs, reference))
             self.parts.append((part, run, reference))
-        self.clean, self.corrupt = torch.cat(clean).cpu(), torch.cat(corrupt).cpu()
+        self.order = torch.cat([part.pack.rows for part in parts]).argsort()
+        self.clean, self.corrupt = (
+            torch.cat(values).cpu()[self.order] for values in (clean, corrupt)
+        )
         refuse_equal(float(self.clean.mean()), float(self.corrupt.mean()), metric)
 
     def values(self, masks: Tensor) -> Tensor:
@@ -76,15 +80,25 @@ class Patched:
             ``[candidates, N]``, float32 (float64 for a float64 model).
         """
         masks = torch.stack([self.graph.prune(mask) for mask in masks])
+        values = self.corrupt.repeat(len(masks), 1)
+        whole = (masks == self.graph.edges).flatten(1).all(1)
+        values[whole] = self.clean
+        some = masks.flatten(1).any(1) & ~whole  # of no edge and of all the runs are known
+        if some.any():
+            values[some] = self._measured(masks[some])
+        return values
+
+    def _measured(self, masks: Tensor) -> Tensor:
         live = int(masks.any(2).any(0).sum()) + 4 * self.graph.per_layer
-        rows = max(len(part) for part, _, _ in self.parts)
-        batch = max(1, min(BATCH, self.memory // 2 // max(1, live * rows * self.row)))
-        return torch.cat(
+        tokens = max(len(part.pack) for part, _, _ in self.parts)
+        batch = max(1, min(BATCH, self.memory // 2 // max(1, live * tokens * self.token)))
+        values = torch.cat(
             [
                 torch.cat([self._run(some, *part) for part in self.parts], 1)
                 for some in masks.split(batch)
             ]
         )
+        return values[:, self.order]
 
     def faithfulness(self, values: Tensor) -> Tensor:
         """Normalise metrics ``[candidates, N]`` to faithfulness ``[candidates]``."""
@@ -104,12 +118,14 @@ class Patched:
 
     @torch.no_grad()
     def _run(
-        self, masks: Tensor, pairs: Pairs, corrupt: Record, reference: Tensor | None
+        self, masks: Tensor, packed: PackedPairs, corrupt: Record, reference: Tensor | None
     ) -> Tensor:
-        c, n = len(masks), len(pairs)
-        hooks = _Pass(self.subject, self.graph, masks, corrupt).hooks()
-        repeated = pairs.select(torch.arange(n).repeat(c))
-        logits = logits_with(self.subject, repeated, repeated.clean, hooks)
+        c, n, subject = len(masks), len(packed), self.subject
+        run = _Pass(subject, self.graph, masks, corrupt)
+        with run.skipping(), subject.bridge.hooks(fwd_hooks=run.hooks()):
+            hidden = subject.run(packed.pack, packed.clean.expand(c, -1), hooked=True)
+            logits = subject.head(packed.ends(hidden).flatten(0, 1))
+        repeated = packed.pairs.select(torch.arange(n).repeat(c))
         again = None if reference is None else reference.repeat(c, 1)
         return metric_values(self.metric, logits, repeated, again).view(c, n).cpu()
 
@@ -117,7 +133,7 @@ class Patched:
 class _Pass:
     """One run of candidate circuits side by side: its hooks, and what nodes have written so far.
 
-    c candidates, n pairs, p positions; the model runs c · n rows.
+    c candidates, T tokens; the model runs c rows.
 
     Attributes:
         sources: int64 ``[live]``, the only nodes that any candidate reads; place: node → which.
@@ -130,7 +146,7 @@ class _Pass:
     def __init__(self, subject: Subject, graph: Graph, masks: Tensor, corrupt: Record) -> None:
         self.subject, self.graph, self.corrupt = subject, graph, corrupt
         embedding = corrupt.embedding
-        self.shape = (len(masks), *embedding.shape)  # c, n, p, d
+        self.shape = (len(masks), *embedding.shape)  # c, T, d
         self.device = embedding.device
         self.sources = masks.any(2).any(0).nonzero()[:, 0]
         self.place = {int(source): i for i, source in enumerate(self.sources)}
@@ -139,8 +155,38 @@ class _Pass:
         self.written = embedding.new_zeros(len(masks), len(self.sources), embedding.numel())
         self.waiting: dict[str, Tensor] = {}
 
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Attentions and MLPs that nothing reads give zero, unasked, inside the block only."""
+        graph, modules = self.graph, []
+
+        def skip(give: Callable[[Tensor], Any]) -> Callable[..., Any]:
+            def forward(*args: Tensor, **kwargs: Any) -> Any:
+                x = args[0] if args else kwargs["hidden_states"]
+                return give(x.new_zeros(1))
+
+            return forward
+
+        for layer in range(graph.n_layers):
+            block, heads = (
+                self.subject.bridge.blocks[layer],
+                range(graph.head(layer), graph.mlp(layer)),
+            )
+            if not any(head in self.place for head in heads):
+                modules.append((block.attn, lambda x: (x, None)))
+            if graph.mlp(layer) not in self.place:
+                modules.append((block.mlp, lambda x: x))
+        try:
+            for module, give in modules:
+                # Not by setattr, which a bridge passes on to the module that it wraps.
+                module.__dict__["forward"] = skip(give)
+            yield
+        finally:
+            for module, _ in modules:
+                module.__dict__.pop("forward", None)
+
     def hooks(self) -> list[Hook]:
-        """All of them, for ``logits_with`` on the pairs repeated c times."""
+        """All of them, for c runs of the pack side by side."""
         hooks: list[Hook] = [("blocks.0.hook_in", lambda value, hook: self._embedding(value))]
         for layer in range(self.graph.n_layers):
             hooks += self._layer_hooks(Block(self.subject, layer), layer)
@@ -162,7 +208,8 @@ class _Pass:
             self._heads(block, layer, self.waiting.pop(block.hook_z), value)
 
         def mlp(value: Tensor, hook: Any) -> None:
-            self._write(self.graph.mlp(layer), value.view(self.shape) - self.corrupt.mlp[layer])
+            if self.graph.mlp(layer) in self.place:  # else it may be skipped, but for its norm
+                self._write(self.graph.mlp(layer), value.view(self.shape) - self.corrupt.mlp[layer])
 
         return [
             *((name, qkv(name)) for name in block.hook_qkv),
@@ -173,7 +220,7 @@ class _Pass:
         ]
 
     def _read(self, stream: Tensor, destinations: Tensor, n_sources: int) -> Tensor:
-        """Patched inputs ``[c, destinations, n, p, d]`` of the residual stream."""
+        """Patched inputs ``[c, destinations, T, d]`` of the residual stream."""
         c, *rest = self.shape
         ready = int((self.sources < n_sources).sum())
         wanted = self.weights[:, :ready, destinations.to(self.device)].transpose(1, 2)
@@ -189,9 +236,9 @@ class _Pass:
 
     def _qkv(self, block: Block, layer: int) -> None:
         """Make the layer's queries, keys and values, each from its own patched input."""
-        graph, (c, n, p, _) = self.graph, self.shape
+        graph, c = self.graph, self.shape[0]
         where, every = graph.attention_inputs(layer), self.corrupt.qkv[layer]
-        values = every.expand(c, *every.shape).clone()  # [c, n, p, V, k]
+        values = every.expand(c, *every.shape).clone()  # [c, T, V, k]
         live = self.into[where].nonzero()[:, 0]
         if len(live):
             before = graph.before_attention(layer)
@@ -200,20 +247,18 @@ class _Pass:
             live, norm = live.to(weight.device), block.norm
             # the model's own norm, on every reader's stream
             x = x if norm is None else norm.module(x)
-            heads = x.flatten(2, 3) @ weight[live] + bias[live, None]  # [c, V', n p, k]
-            values[:, :, :, live] = heads.view(c, len(live), n, p, -1).permute(0, 2, 3, 1, 4)
-        parts = values.flatten(0, 1).split([graph.n_heads] + [graph.n_kv_heads] * 2, 2)
+            values[:, :, live] = (x @ weight[live] + bias[live, None]).transpose(1, 2)
+        parts = values.split([graph.n_heads] + [graph.n_kv_heads] * 2, 2)
         self.waiting.update(zip(block.hook_qkv, parts, strict=True))
 
     def _heads(self, block: Block, layer: int, z: Tensor, attention: Tensor) -> None:
-        first, (c, n, p, _) = self.graph.head(layer), self.shape
+        first = self.graph.head(layer)
         heads = [h for h in range(self.graph.n_heads) if first + h in self.place]
         if not heads:
             return
         z = z * post_scale(block, attention).to(z.dtype)
-        change = z.view(c, n, p, self.graph.n_heads, -1)[..., heads, :]
-        change = change - self.corrupt.z[layer][..., heads, :]
-        change = torch.einsum("cnphk,hkd->chnpd", change, block.output()[heads].to(z.dtype))
+        change = z[:, :, heads] - self.corrupt.z[layer][:, heads]
+        change = torch.einsum("cthk,hkd->chtd", change, block.output()[heads].to(z.dtype))
         for i, head in enumerate(heads):
             self._write(first + head, change[:, i])
 

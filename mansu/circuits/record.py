@@ -12,6 +12,7 @@ from torch import Tensor
 from mansu.circuits.graph import Graph
 from mansu.errors import MansuError
 from mansu.subjects.blocks import Block
+from mansu.subjects.packing import Pack, pack_size, packs
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -22,26 +23,85 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def logits_with(subject: Subject, pairs: Pairs, tokens: Tensor, hooks: Sequence[Hook]) -> Tensor:
-    """Logits after the last token ``[N, vocabulary]`` with TransformerLens hooks in place."""
+@dataclass(frozen=True, eq=False)
+class PackedPairs:
+    """Pairs as one tree (``mansu.subjects.packing``): the clean and the corrupt run lie alike.
+
+    Before the first token in which its two prompts differ, a pair may share tokens with others;
+    from there on its tokens are its own. L of the T tokens are *live*: runs may differ there.
+
+    Attributes:
+        pairs: in the order of the pack. pack: of the clean tokens.
+        clean, corrupt: int64 ``[T]``.
+        live: int64 ``[L]``, places of the live tokens; pair: int64 ``[L]``, whose each is.
+    """
+
+    pairs: Pairs
+    pack: Pack
+    clean: Tensor
+    corrupt: Tensor
+    live: Tensor
+    pair: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def ends(self, hidden: Tensor) -> Tensor:
+        """Of hidden states ``[c, T, d]`` those at each pair's last token, ``[c, N, d]``."""
+        return hidden[:, self.pack.last.to(hidden.device)]
+
+
+def packed(subject: Subject, pairs: Pairs, size: int | None = None) -> list[PackedPairs]:
+    """Pairs as packs of at most about ``size`` tokens (the device's, by default)."""
+    both = torch.stack([pairs.clean, pairs.corrupt], -1)
+    real = torch.arange(both.shape[1]) < pairs.length[:, None]
+    live = (both[..., 0] != both[..., 1]).cumsum(1).bool() & real
+    found = []
+    for pack in packs(both, pairs.length, size=size or pack_size(subject.device), alone=live):
+        clean, corrupt = pack.tokens.unbind(-1)
+        here = live[pack.rows][:, : pack.at.shape[1]]
+        found.append(
+            PackedPairs(
+                pairs.select(pack.rows),
+                pack,
+                clean,
+                corrupt,
+                live=pack.at[here],
+                pair=here.nonzero()[:, 0],
+            )
+        )
+    return found
+
+
+def logits_with(
+    subject: Subject, packed: PackedPairs, tokens: Tensor, hooks: Sequence[Hook]
+) -> Tensor:
+    """Logits after each pair's last token with TransformerLens hooks in place.
+
+    Args:
+        tokens: int64 ``[c, T]``, c runs side by side, each the pack's ``clean`` or ``corrupt``.
+
+    Returns:
+        ``[c, N, vocabulary]``.
+    """
     with subject.bridge.hooks(fwd_hooks=list(hooks)):
-        return subject.next_token_logits(tokens, pairs.length)
+        return subject.head(packed.ends(subject.run(packed.pack, tokens, hooked=True)))
 
 
 @dataclass
 class Record:
     """Activations of one run, or how two runs differ, a list entry a layer.
 
-    ``[n, p]`` is one axis of live tokens where only those were asked for.
+    T tokens of a pack, or its live ones where only those were asked for.
 
     Attributes:
-        embedding: ``[n, p, d]``, the residual stream that enters layer 0.
-        inputs, mlp_inputs: residual stream that enters the attention and the MLP, ``[n, p, d]``.
+        embedding: ``[T, d]``, the residual stream that enters layer 0.
+        inputs, mlp_inputs: residual stream that enters the attention and the MLP, ``[T, d]``.
         final: residual stream that enters the final norm.
-        qkv: ``[n, p, V, k]``, all queries, keys and values.
-        z: ``[n, p, H, k]``, times the post-norm's r where there is one.
-        attention, mlp: what attention and MLP write to the residual stream, ``[n, p, d]``.
-        neurons: ``[n, p, m]``.
+        qkv: ``[T, V, k]``, all queries, keys and values.
+        z: ``[T, H, k]``, times the post-norm's r where there is one.
+        attention, mlp: what attention and MLP write to the residual stream, ``[T, d]``.
+        neurons: ``[T, m]``.
         logits: ``[n, vocabulary]``.
     """
 
@@ -60,35 +120,62 @@ class Record:
 def record(
     subject: Subject,
     graph: Graph,
-    pairs: Pairs,
+    packed: PackedPairs,
     tokens: Tensor,
     kept: Sequence[str],
-    live: Tensor | None = None,
 ) -> Record:
-    """Run without gradients and keep the activations named in ``kept``, at ``live`` tokens or all.
+    """Run ``[T]`` tokens without gradients and keep the activations named in ``kept``.
 
     Raises:
         MansuError: an activation is NaN or infinite; the message names the layer.
     """
     run = Record()
     with torch.no_grad():
-        run.logits = logits_with(subject, pairs, tokens, recorder(subject, graph, run, kept, live))
+        hooks = _recorder(subject, graph, run, kept, None)
+        run.logits = logits_with(subject, packed, tokens[None], hooks)[0]
     return run
 
 
-def recorder(
+def difference(
     subject: Subject,
     graph: Graph,
-    run: Record,
+    packed: PackedPairs,
     kept: Sequence[str],
-    live: Tensor | None,
-    minus: bool = False,
-) -> list[Hook]:
-    """Hooks that put a run's activations into ``run``, or, with ``minus``, subtract them from it.
+    hooks: Sequence[Hook] = (),
+) -> tuple[Record, Tensor]:
+    """What the corrupt run has more than the clean one at live tokens, in one pass for both.
 
-    The second so that no two runs are ever held, only the one and how the other differs.
+    Args:
+        hooks: others, in place before; they see both runs.
+
+    Returns:
+        Their difference, without ``final`` and ``logits``; the logits ``[2, N, vocabulary]`` of
+        the clean and the corrupt run.
+
+    Raises:
+        MansuError: as ``record``.
     """
+    run, both = Record(), torch.stack([packed.clean, packed.corrupt])
+    with torch.no_grad():
+        mine = _recorder(subject, graph, run, kept, packed.live)
+        logits = logits_with(subject, packed, both, [*hooks, *mine])
+        same = torch.ones(len(packed), dtype=torch.bool)
+        same[packed.pair] = False  # one prompt twice: not even a rounding apart
+        logits[1, same] = logits[0, same]
+        return run, logits
+
+
+def _recorder(
+    subject: Subject, graph: Graph, run: Record, kept: Sequence[str], live: Tensor | None
+) -> list[Hook]:
+    """Hooks that put a run into ``run``; with ``live`` tokens, how the second run differs there."""
     raw: dict[str, Tensor] = {}
+
+    def at(name: str) -> Tensor:
+        return raw[name] if live is None else at_tokens(raw[name], live)
+
+    def put(values: list[Tensor], value: Tensor) -> None:
+        values.append(value[0] if live is None else value[1] - value[0])
 
     def finish_layer(block: Block, layer: int) -> None:
         for part, hook in (
@@ -108,25 +195,17 @@ def recorder(
             ("neurons", block.hook_neurons),
         ):
             if name in kept:
-                keep(getattr(run, name), layer, at_tokens(raw[hook], live))
+                put(getattr(run, name), at(hook))
         if "qkv" in kept:
-            qkv = torch.cat([at_tokens(raw[name], live) for name in block.hook_qkv], -2)
-            keep(run.qkv, layer, qkv)
+            put(run.qkv, torch.cat([at(name) for name in block.hook_qkv], -2))
         if "z" in kept:
-            scale = post_scale(block, at_tokens(raw[block.hook_attention], live))
-            z = at_tokens(raw[block.hook_z], live)
-            keep(run.z, layer, z * scale.to(z.dtype))
-        if layer == 0 and minus:
-            run.embedding.sub_(at_tokens(raw[block.hook_in], live))
-        elif layer == 0:
-            run.embedding = at_tokens(raw[block.hook_in], live)
+            z = at(block.hook_z)
+            put(run.z, z * post_scale(block, at(block.hook_attention)).to(z.dtype))
+        if layer == 0:
+            first: list[Tensor] = []
+            put(first, at(block.hook_in))
+            run.embedding = first[0]
         raw.clear()
-
-    def keep(values: list[Tensor], layer: int, value: Tensor) -> None:
-        if minus:
-            values[layer].sub_(value)
-        else:
-            values.append(value)
 
     def tap(name: str) -> Hook:
         return name, lambda value, hook: raw.__setitem__(name, value.detach())
@@ -135,8 +214,10 @@ def recorder(
         return block.hook_end, torch.no_grad()(lambda value, hook: finish_layer(block, layer))
 
     blocks = [Block(subject, layer) for layer in range(graph.n_layers)]
-    final = ("ln_final.hook_in", lambda value, hook: setattr(run, "final", value.detach()))
-    hooks: list[Hook] = [final]
+    hooks: list[Hook] = []
+    if live is None:
+        final = ("ln_final.hook_in", lambda value, hook: setattr(run, "final", value.detach()[0]))
+        hooks.append(final)
     for layer, block in enumerate(blocks):
         hooks += [*(tap(name) for name in block.hooks), end(block, layer)]
     return hooks
@@ -149,16 +230,6 @@ def post_scale(block: Block, attention: Tensor) -> Tensor:
     return block.post_norm.normalise(attention)[1][..., None]
 
 
-def live_tokens(pairs: Pairs) -> Tensor:
-    """Where clean and corrupt runs may differ, int64 indices into ``[pairs × positions]``.
-
-    Neither the shared beginning of two prompts nor padding.
-    """
-    real = torch.arange(pairs.clean.shape[1]) < pairs.length[:, None]
-    differs = (pairs.clean != pairs.corrupt).cumsum(1).bool()
-    return (differs & real).flatten().nonzero()[:, 0]
-
-
-def at_tokens(x: Tensor, live: Tensor | None) -> Tensor:
-    """``[n, p, ...]`` at the live tokens, ``[T, ...]``; as it is without."""
-    return x if live is None else x.flatten(0, 1).index_select(0, live.to(x.device))
+def at_tokens(x: Tensor, live: Tensor) -> Tensor:
+    """``[c, T, ...]`` at some of its tokens, ``[c, L, ...]``."""
+    return x.index_select(1, live.to(x.device))

@@ -156,14 +156,21 @@ class _Search:
         self.measure_sizes([min(n, max(1, round(s))) for s in sizes.tolist()])
         high = next((size for size in sorted(self.measured) if self.faithful(size)), n)
         low = max((size for size in self.measured if size < high), default=0)
-        while high - low > max(1, high // 100):
-            step = max(1, (high - low) // 4)
-            inner = [low + step, low + 2 * step, low + 3 * step]
-            self.measure_sizes([size for size in inner if size < high])
+        while high - low > (close := max(1, high // 100)):
+            guess = self._between(low, high)
+            inner = {guess, min(guess + close, high - 1), (low + high) // 2}
+            self.measure_sizes(sorted(inner))
             tried = sorted(size for size in self.measured if low < size <= high)
             high = next((size for size in tried if self.faithful(size)), high)
             low = max((size for size in self.measured if size < high), default=0)
         return high
+
+    def _between(self, low: int, high: int) -> int:
+        """Where a straight line from ``low`` to ``high`` crosses ``tau``, strictly inside."""
+        start = self.faithfulness(self.measured[low]) if low in self.measured else 0.0
+        rise = self.faithfulness(self.measured[high]) - start if high in self.measured else 1.0
+        share = (self.tau - start) / rise if rise > 0 else 0.5
+        return min(max(low + round(share * (high - low)), low + 1), high - 1)
 
     def without_spare_blocks(self, kept: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Drop as many blocks of edges as keep the circuit at ``tau``, the least needed first."""

@@ -7,29 +7,42 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs, tokenizer
 from lens import in_our_layout, lens_attribution
-from oracles import gradient_errors, near_pairs, relative_error
+from oracles import (
+    alone,
+    branching_pairs,
+    differences,
+    gradient_errors,
+    near_pairs,
+    products,
+    prompts,
+    relative_error,
+    seen,
+    sensitivities,
+)
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mansu import tasks
-from mansu.circuits import attribution, gradients
-from mansu.circuits.attribution import Attribution, attribute
+from mansu.circuits import attribution
+from mansu.circuits.attribution import Attribution, Method, attribute
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import metric_values
 from mansu.circuits.patching import activation_patching
-from mansu.circuits.record import live_tokens, logits_with, record
+from mansu.circuits.record import Record, difference, packed, record
 from mansu.errors import MansuError
 from mansu.progress import Step
+from mansu.subjects import packing
 from mansu.subjects.blocks import Block
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Pairs
 
 LLAMA_8B = LlamaConfig(
     vocab_size=128256,
@@ -40,11 +53,47 @@ LLAMA_8B = LlamaConfig(
     num_key_value_heads=8,
     dtype="bfloat16",
 )
+BOTH: tuple[Callable[[], Pairs], ...] = (random_pairs, branching_pairs)
 
 
+def effect(
+    subject: Subject, pairs: Pairs, hooks: Callable[[int], list[Any]] = lambda pair: []
+) -> float:
+    """Mean logit difference of the clean prompts, each run alone, with the hooks of its pair."""
+    with torch.no_grad():
+        logits = [alone(subject, clean, hooks(i)) for i, (clean, _) in enumerate(prompts(pairs))]
+    return float(metric_values("logit_difference", torch.stack(logits), pairs).mean())
+
+
+def same(found: Attribution, wanted: Attribution, tolerance: float = 1e-6) -> None:
+    """Fails unless two results have the same scores and metrics, to rounding."""
+    for name in Attribution.TENSORS:
+        one, other = getattr(found, name), getattr(wanted, name)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=tolerance, msg=name)
+    assert (found.clean, found.corrupt) == (
+        pytest.approx(wanted.clean, abs=1e-5),
+        pytest.approx(wanted.corrupt, abs=1e-5),
+    )
+
+
+@pytest.mark.parametrize("pairs", BOTH)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradient_equals_that_of_a_stream_split_per_head(name: str) -> None:
-    assert max(gradient_errors(family(name), random_pairs())) <= 1e-4
+def test_gradient_equals_that_of_a_stream_split_per_head(
+    name: str, pairs: Callable[[], Pairs]
+) -> None:
+    assert max(gradient_errors(family(name), pairs())) <= 1e-4
+
+
+@pytest.mark.parametrize("pairs", BOTH)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_the_definition(name: str, pairs: Callable[[], Pairs]) -> None:
+    """Of rows run alone, with what heads write and the gradient at every destination taken from
+    the model itself."""
+    subject, some = family(name), pairs()
+    expected = products(subject, differences(subject, some), sensitivities(subject, some, 3))
+    found = attribute(subject, some, steps=3).scores
+    assert torch.allclose(found, expected.mean(0), atol=1e-5)
+    assert relative_error(found, expected.mean(0)) < 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,20 +123,18 @@ def test_interpolated_activations_sum_to_the_effect_of_each_layer(name: str) -> 
     subject, pairs = family(name), random_pairs()
     layout = graph_of(subject)
     result = attribute(subject, pairs, method="eap-ig-activations", steps=32)
-    corrupt = record(subject, layout, pairs, pairs.corrupt, ("attention", "mlp"))
     for layer in range(layout.n_layers):
         block = Block(subject, layer)
         heads = result.scores[layout.head(layer) : layout.mlp(layer)]
-        for scores, hook, value in (
-            (heads, block.hook_attention_write, corrupt.attention[layer]),
-            (result.scores[layout.mlp(layer)], block.hook_mlp_write, corrupt.mlp[layer]),
+        for scores, hook in (
+            (heads, block.hook_attention_write),
+            (result.scores[layout.mlp(layer)], block.hook_mlp_write),
         ):
-            with torch.no_grad():
-                logits = logits_with(
-                    subject, pairs, pairs.clean, [(hook, lambda v, hook, new=value: new)]
-                )
-            effect = metric_values("logit_difference", logits, pairs).mean() - result.clean
-            assert float(scores.sum()) == pytest.approx(float(effect), rel=1e-2, abs=1e-4)
+            corrupt = [seen(subject, tokens, hook)[hook][None] for _, tokens in prompts(pairs)]
+            moved = effect(
+                subject, pairs, lambda i, h=hook, new=corrupt: [(h, lambda v, hook: new[i])]
+            )
+            assert float(scores.sum()) == pytest.approx(moved - result.clean, rel=1e-2, abs=1e-4)
 
 
 def test_equals_transformer_lens_where_that_applies() -> None:
@@ -103,18 +150,21 @@ def test_equals_transformer_lens_where_that_applies() -> None:
 
 
 @pytest.mark.parametrize("name", ("llama", "gemma2"))
-def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packs_and_padding_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, pairs = family(name), random_pairs()
     whole = attribute(subject, pairs, steps=3)
     layout = graph_of(subject)
-    two = attribution.needs(subject, layout, int(pairs.length.max()), 3).of(2)
+    two = attribution.needs(subject, layout, 3).of(14)  # the tokens of two pairs
     ticks: list[Step] = []
     small = attribute(subject, pairs, steps=3, memory=two, on_step=ticks.append)
-    assert ticks == [Step("attribution", i + 1, 15) for i in range(15)]  # 3 chunks, 2 + 3 passes
+    parts = packed(subject, pairs, 14)
+    assert len(parts) >= 3 and max(len(part.pack) for part in parts) <= 14
+    n = len(parts) * (1 + 3)  # no room for steps side by side
+    assert ticks == [Step("attribution", i + 1, n) for i in range(n)]
     ticks.clear()
     attribute(subject, pairs, method="eap", on_step=ticks.append)
-    assert [(t.done, t.total) for t in ticks] == [(1, 2), (2, 2)]  # clean gives the gradients
-    monkeypatch.setattr(gradients, "STEP_BLOCK", 2)
+    assert [(t.done, t.total) for t in ticks] == [(1, 2), (2, 2)]
+    monkeypatch.setattr(attribution, "STEP_BLOCK", 2)
     monkeypatch.setattr(attribution, "CONTRACTION", 4096)
     blocks = attribute(subject, pairs, steps=3)
     alone = [attribute(subject, pairs.select([i]), steps=3).scores for i in range(len(pairs))]
@@ -123,25 +173,143 @@ def test_chunks_and_padding_change_nothing(name: str, monkeypatch: pytest.Monkey
     assert torch.allclose(small.neurons, whole.neurons, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pairs_that_share_beginnings_are_scored_as_each_alone(name: str, method: Method) -> None:
+    subject, pairs = family(name), branching_pairs()
+    (part,) = packed(subject, pairs)
+    assert len(part.pack) < int(pairs.length.sum()) - 10  # they do share
+    options: dict[str, Any] = {"method": method, "steps": 3, "allow_equal": True}
+    for metric in ("logit_difference", "kl"):
+        whole = attribute(subject, pairs, metric=metric, **options)
+        each = [
+            attribute(subject, pairs.select([i]), metric=metric, **options)
+            for i in range(len(pairs))
+        ]
+        means = {
+            field: torch.stack([getattr(found, field) for found in each]).mean(0)
+            for field in Attribution.TENSORS
+        }
+        metrics = {
+            field: sum(getattr(found, field) for found in each) / len(each)
+            for field in ("clean", "corrupt")
+        }
+        same(whole, replace(whole, **means, **metrics))
+        assert not bool(each[4].scores.any())  # its prompts are the same
+        assert torch.allclose(each[0].scores, each[6].scores) == (metric == "kl")  # other answers
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_steps_side_by_side_are_those_one_after_the_other(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, pairs = family(name), branching_pairs()
+    (part,) = packed(subject, pairs)
+    n, layers = len(part.pack), graph_of(subject).n_layers
+
+    def attributed(points: int, method: Any, recompute: bool) -> tuple[Attribution, int]:
+        monkeypatch.setitem(packing.SIZE, subject.device.type, points * n)
+        ticks: list[Step] = []
+        options: dict[str, Any] = {"method": method, "recompute": recompute, "steps": 5}
+        found = attribute(subject, pairs, **options, on_step=ticks.append)
+        assert [t.done for t in ticks] == list(range(1, len(ticks) + 1))
+        assert {t.total for t in ticks} == {len(ticks)}
+        return found, len(ticks)
+
+    for method, recompute, targets in (
+        ("eap-ig-inputs", False, 1),
+        ("eap-ig-inputs", True, 1),
+        ("eap-ig-activations", False, 2 * layers + 1),
+    ):
+        one, passes = attributed(1, method, recompute)
+        assert passes == 1 + 5 * targets
+        for points, wanted in ((2, 3), (5, 1), (9, 1)):
+            several, passes = attributed(points, method, recompute)
+            assert passes == 1 + wanted * targets
+            same(several, one)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_runs_differ_at_live_tokens_only(name: str) -> None:
     subject, pairs = family(name), random_pairs()
     corrupt = pairs.corrupt.clone()
     corrupt[::2, 1] = pairs.clean[::2, 1]  # these pairs differ from the fourth token on
     pairs = replace(pairs, corrupt=corrupt)
+    (part,) = packed(subject, pairs)
+    rows, at = part.pack.rows, part.pack.at
     clean, changed = (
-        record(subject, graph_of(subject), pairs, tokens, ("inputs", "neurons"))
-        for tokens in (pairs.clean, pairs.corrupt)
+        record(subject, graph_of(subject), part, tokens, ("inputs", "neurons"))
+        for tokens in (part.clean, part.corrupt)
     )
     live = torch.zeros(pairs.clean.shape, dtype=torch.bool)
-    live.view(-1)[live_tokens(pairs)] = True
+    live[rows[part.pair], part.pack.positions[part.live]] = True
     real = torch.arange(live.shape[1]) < pairs.length[:, None]
+    assert len(part.live) == len(part.live.unique()) == int(live.sum())  # each is one pair's own
     assert torch.equal(live.sum(1), pairs.length - torch.tensor([3, 1, 3, 1, 3]))
     assert not bool((live & ~real).any())
     for one, other in ((clean.inputs, changed.inputs), (clean.neurons, changed.neurons)):
-        differ = (one[1] - other[1]).abs().amax(-1) > 1e-6
+        differ = torch.zeros_like(live)
+        differ[rows] = (one[1] - other[1])[at].abs().amax(-1) > 1e-6
         assert not bool((differ & real & ~live).any())
         assert bool(differ[pairs.clean != pairs.corrupt].all())
+
+
+@pytest.mark.parametrize("size", (None, 12))
+@pytest.mark.parametrize("pairs", BOTH)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_records_are_those_of_rows_run_alone(
+    name: str, pairs: Callable[[], Pairs], size: int | None
+) -> None:
+    subject, every = family(name), pairs()
+    layout = graph_of(subject)
+    blocks = [Block(subject, layer) for layer in range(layout.n_layers)]
+    names = {
+        "inputs": "hook_in",
+        "mlp_inputs": "hook_mlp_in",
+        "attention": "hook_attention_write",
+        "mlp": "hook_mlp_write",
+        "neurons": "hook_neurons",
+    }
+    hooks = ["blocks.0.hook_in", "ln_final.hook_in"]
+    for block in blocks:
+        hooks += [*(getattr(block, hook) for hook in names.values()), *block.hook_qkv]
+    parts = packed(subject, every, size)
+    assert (len(parts) > 1) == (size is not None)
+    assert sorted(torch.cat([part.pack.rows for part in parts]).tolist()) == list(range(len(every)))
+
+    def check(run: Record, place: Tensor, values: dict[str, Tensor], here: slice) -> None:
+        def close(one: Tensor, hooked: Tensor) -> None:
+            torch.testing.assert_close(one[place], hooked[here], rtol=1e-4, atol=2e-5)
+
+        close(run.embedding, values["blocks.0.hook_in"])
+        for layer, block in enumerate(blocks):
+            for field, hook in names.items():
+                close(getattr(run, field)[layer], values[getattr(block, hook)])
+            close(run.qkv[layer], torch.cat([values[hook] for hook in block.hook_qkv], 1))
+
+    for part in parts:
+        kept = (*names, "qkv")
+        runs = [record(subject, layout, part, t, kept) for t in (part.clean, part.corrupt)]
+        change, logits = difference(subject, layout, part, kept)
+        wanted = every.select(part.pack.rows)
+        assert part.pairs.digest == wanted.digest
+        for i, both in enumerate(prompts(wanted)):
+            alike = [seen(subject, row, *dict.fromkeys(hooks)) for row in both]
+            place = part.pack.at[i, : len(both[0])]
+            for run, values, row, output in zip(runs, alike, both, logits, strict=True):
+                check(run, place, values, slice(None))
+                final = values["ln_final.hook_in"]
+                torch.testing.assert_close(run.final[place], final, rtol=1e-4, atol=2e-5)
+                with torch.no_grad():
+                    expected = alone(subject, row)
+                for found in (run.logits[i], output[i]):
+                    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+            apart = both[0] != both[1]
+            first = int(apart.int().argmax()) if bool(apart.any()) else len(apart)
+            mine = (part.pair == i).nonzero()[:, 0]
+            assert torch.equal(part.live[mine], place[first:])
+            delta = {hook: alike[1][hook] - alike[0][hook] for hook in alike[0]}
+            check(change, mine, delta, slice(first, None))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -155,7 +323,7 @@ def test_recomputing_layers_changes_nothing(name: str) -> None:
             assert torch.allclose(getattr(again, field), getattr(whole, field), atol=1e-6)
     layout = graph_of(subject)
     whole_need, need = (
-        attribution.needs(subject, layout, 100, 5, recompute=r).of(4) for r in (False, True)
+        attribution.needs(subject, layout, 5, recompute=r).of(400) for r in (False, True)
     )
     assert need < whole_need
     with pytest.raises(MansuError, match="cannot recompute"):
@@ -179,17 +347,47 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_memory_stays_within_what_is_predicted(
-    name: str, dtype: torch.dtype, recompute: bool
+    name: str, dtype: torch.dtype, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject, pairs = family(name, 4, dtype), random_pairs(6, longest=24)
-    need = attribution.needs(subject, graph_of(subject), 24, 2, recompute=recompute)
+    (part,) = packed(subject, pairs)
+    n = len(part.pack)
+    need = attribution.needs(subject, graph_of(subject), 2, recompute=recompute)
     options: dict[str, Any] = {"steps": 2, "recompute": recompute, "allow_equal": True}
     attribute(subject, pairs, **options)
-    peak = peak_bytes(lambda: attribute(subject, pairs, **options))
-    assert peak <= need.of(6) <= 4 * peak
-    for memory in (need.of(1), need.of(2) - 1, need.of(5), 2 * need.of(6)):
-        n = need.pairs(memory)
+    for points in (2, 1):  # steps a pass
+        monkeypatch.setitem(packing.SIZE, "cpu", points * n)
+        peak = peak_bytes(lambda: attribute(subject, pairs, **options))
+        assert peak <= need.of(n, points) <= 4 * peak
+    for memory in (need.of(24), need.of(48) - 1, need.of(120), 2 * need.of(144)):
+        n = need.tokens(memory)
         assert need.of(n) <= memory < need.of(n + 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"steps": 24, "recompute": True},
+        {"steps": 16, "method": "eap-ig-activations"},
+    ),
+    ids=("many steps", "a layer at a time"),
+)
+def test_memory_does_not_grow_with_what_was_scored_before(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients go into the scores a few steps, and a layer, at a time, and are let go of."""
+    subject, pairs = family("llama", 3), random_pairs(6, longest=24)
+    (part,) = packed(subject, pairs)
+    n = len(part.pack)
+    monkeypatch.setitem(packing.SIZE, "cpu", n)  # a step a pass
+    few: dict[str, Any] = options | {"steps": attribution.STEP_BLOCK}
+    need = attribution.needs(subject, graph_of(subject), **options).of(n)
+    attribute(subject, pairs, **few)
+    one, all_of_them = (
+        peak_bytes(lambda o=o: attribute(subject, pairs, **o)) for o in (few, options)
+    )
+    assert all_of_them <= need
+    assert all_of_them <= 1.1 * one
 
 
 def test_prediction_for_eight_billion_parameters() -> None:
@@ -201,8 +399,8 @@ def test_prediction_for_eight_billion_parameters() -> None:
     weights = 2 * subject.n_parameters
     assert weights == pytest.approx(16.06e9, rel=1e-2)
     layout = graph_of(subject)
-    need = attribution.needs(subject, layout, 64, 5, recompute=True).of(8)
-    whole = attribution.needs(subject, layout, 64, 5).of(8)
+    need = attribution.needs(subject, layout, 5, recompute=True).of(8 * 64)
+    whole = attribution.needs(subject, layout, 5).of(8 * 64)
     print(f"8 B, 8 pairs of 64 tokens: {need / 2**30:.1f} GiB, kept whole {whole / 2**30:.1f}")
     assert weights + need < 80e9 and need < whole
 
@@ -246,41 +444,36 @@ def test_slices_and_neurons_are_first_order_effects(name: str) -> None:
     subject, pairs = family(name), random_pairs()
     layout = graph_of(subject)
     found = attribute(subject, pairs, method="eap")
-    clean = record(subject, layout, pairs, pairs.clean, ("qkv", "neurons"))
-    corrupt = record(subject, layout, pairs, pairs.corrupt, ("qkv", "neurons"))
-    step = 1e-3
-
-    def effect(hook: str, change: Tensor) -> float:
-        with torch.no_grad():
-            values = [
-                metric_values(
-                    "logit_difference",
-                    logits_with(
-                        subject, pairs, pairs.clean, [(hook, lambda v, hook, s=s: v + s * change)]
-                    ),
-                    pairs,
-                ).mean()
-                for s in (step, -step)
-            ]
-        return float((values[0] - values[1]) / (2 * step))
-
-    block = Block(subject, 1)
-    queries = (corrupt.qkv[1] - clean.qkv[1])[:, :, : layout.n_heads]
-    values = (corrupt.qkv[1] - clean.qkv[1])[:, :, -layout.n_kv_heads :]
-    neurons = corrupt.neurons[1] - clean.neurons[1]
-    for total, hook, change in (
-        (found.queries[1].sum(), block.hook_qkv[0], queries),
-        (found.values[1].sum(), block.hook_qkv[2], values),
-        (found.neurons[1].sum(), block.hook_neurons, neurons),
+    block, step = Block(subject, 1), 1e-3
+    q, _, v = block.hook_qkv
+    names = (q, v, block.hook_neurons)
+    rows = [[seen(subject, row, *names) for row in both] for both in prompts(pairs)]
+    assert rows[0][0][q].shape[1] == layout.n_heads
+    for total, name in (
+        (found.queries[1].sum(), q),
+        (found.values[1].sum(), v),
+        (found.neurons[1].sum(), block.hook_neurons),
     ):
-        assert float(total) == pytest.approx(effect(hook, change), rel=2e-2, abs=2e-3)
+        change = [corrupt[name] - clean[name] for clean, corrupt in rows]
+        up, down = (
+            effect(
+                subject,
+                pairs,
+                lambda i, n=name, c=change, s=s: [(n, lambda v, hook: v + s * c[i])],
+            )
+            for s in (step, -step)
+        )
+        assert float(total) == pytest.approx((up - down) / (2 * step), rel=2e-2, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_kl_and_log_probability(name: str) -> None:
     subject, pairs = family(name), random_pairs()
-    clean = subject.next_token_logits(pairs.clean, pairs.length).log_softmax(-1)
-    corrupt = subject.next_token_logits(pairs.corrupt, pairs.length).log_softmax(-1)
+    with torch.no_grad():
+        clean, corrupt = (
+            torch.stack([alone(subject, row).log_softmax(-1) for row in rows])
+            for rows in zip(*prompts(pairs), strict=True)
+        )
     kl = attribute(subject, pairs, metric="kl", steps=64)
     expected = (clean.exp() * (clean - corrupt)).sum(-1).mean()
     assert kl.clean == pytest.approx(0, abs=1e-6)

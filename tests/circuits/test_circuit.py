@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import networkx as nx
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs
+from oracles import alone, branching_pairs, prompts, seen
 from torch import Tensor
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import Attribution, attribute
-from mansu.circuits.circuit import Circuit
+from mansu.circuits.circuit import Circuit, as_mask
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import metric_values
 from mansu.circuits.parameters import parameter_mask
-from mansu.circuits.patching import Patched, activation_patching
-from mansu.circuits.record import logits_with, record
-from mansu.circuits.search import minimal_circuit
+from mansu.circuits.patching import Patched, _Pass, activation_patching
+from mansu.circuits.record import packed, record
+from mansu.circuits.search import _Search, minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability
 from mansu.errors import MansuError, MismatchError
 from mansu.subjects.blocks import Block
@@ -32,43 +35,57 @@ from mansu.tasks.tokens import Pairs
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("metric", ("logit_difference", "kl"))
 def test_all_edges_are_the_clean_run_and_none_the_corrupt_run(name: str, metric: Any) -> None:
-    patched = Patched(family(name), random_pairs(), metric)
+    subject, pairs = family(name), branching_pairs()
+    patched = Patched(subject, pairs, metric)
     edges = patched.graph.edges
-    whole, none = patched.values(torch.stack([edges, torch.zeros_like(edges)]))
+    known = patched.values(torch.stack([edges, torch.zeros_like(edges)]))
+    assert torch.equal(known, torch.stack([patched.clean, patched.corrupt]))  # nothing is run
+    whole, none = patched._measured(torch.stack([edges, torch.zeros_like(edges)]))
     assert torch.allclose(whole, patched.clean, atol=1e-5)
     assert torch.allclose(none, patched.corrupt, atol=1e-5)
     assert not torch.allclose(whole, none, atol=1e-3)
+    with torch.no_grad():
+        clean, corrupt = (
+            torch.stack([alone(subject, row) for row in rows])
+            for rows in zip(*prompts(pairs), strict=True)
+        )
+    reference = clean.log_softmax(-1)
+    for found, logits in ((patched.clean, clean), (patched.corrupt, corrupt)):
+        wanted = metric_values(metric, logits, pairs, reference)
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("pairs", (random_pairs, branching_pairs))
 @pytest.mark.parametrize("name", FAMILIES)
-def test_cutting_a_destination_equals_holding_it_at_its_corrupt_value(name: str) -> None:
-    subject, pairs = family(name), random_pairs()
+def test_cutting_a_destination_equals_holding_it_at_its_corrupt_value(
+    name: str, pairs: Any
+) -> None:
+    subject, pairs = family(name), pairs()
     layout = graph_of(subject)
-    corrupt = record(subject, layout, pairs, pairs.corrupt, ("qkv", "mlp_inputs"))
     block, start = Block(subject, 1), layout.attention_inputs(1).start
+    corrupt = [seen(subject, row, *block.hook_qkv, block.hook_mlp_in) for _, row in prompts(pairs)]
     patched = Patched(subject, pairs)
 
-    def held(hook: str, change: Any) -> Tensor:
-        with torch.no_grad():
-            logits = logits_with(subject, pairs, pairs.clean, [(hook, change)])
-        return metric_values("logit_difference", logits, pairs)
+    def held(name: str, head: int | None) -> Tensor:
+        """The metric of every pair alone with all of a hook's value, or one head's, corrupt."""
 
-    def hold(values: Tensor, head: int) -> Any:
-        def hook(value: Tensor, hook: Any) -> Tensor:
+        def change(value: Tensor, new: Tensor) -> Tensor:
             value = value.clone()
-            value[:, :, head] = values[:, :, head]
+            value[:, :, slice(None) if head is None else head] = (
+                new if head is None else new[:, head]
+            )
             return value
 
-        return hook
+        with torch.no_grad():
+            logits = [
+                alone(subject, clean, [(name, lambda v, hook, new=new[name]: change(v, new))])
+                for (clean, _), new in zip(prompts(pairs), corrupt, strict=True)
+            ]
+        return metric_values("logit_difference", torch.stack(logits), pairs)
 
     h, g = layout.n_heads, layout.n_kv_heads
-    q, k, v = corrupt.qkv[1].split([h, g, g], 2)
-    expected = [
-        held(block.hook_qkv[0], hold(q, 2)),
-        held(block.hook_qkv[1], hold(k, 1)),
-        held(block.hook_qkv[2], hold(v, 0)),
-        held(block.hook_mlp_in, lambda value, hook: corrupt.mlp_inputs[1]),
-    ]
+    q, k, v = block.hook_qkv
+    expected = [held(q, 2), held(k, 1), held(v, 0), held(block.hook_mlp_in, None)]
     cuts = [start + 2, start + h + 1, start + h + g, layout.mlp_input(1)]
     masks = layout.edges.repeat(len(cuts), 1, 1)
     for mask, destination in zip(masks, cuts, strict=True):
@@ -78,15 +95,91 @@ def test_cutting_a_destination_equals_holding_it_at_its_corrupt_value(name: str)
     assert (found - patched.clean).abs().max() > 1e-3
 
 
-def test_chunks_of_pairs_change_nothing() -> None:
-    subject, pairs = family("gemma2"), random_pairs()
+def random_masks(subject: Subject, shares: tuple[float, ...]) -> Tensor:
+    """Random circuits, each of about a share of all edges, before pruning."""
     generator = torch.Generator().manual_seed(1)
     edges = graph_of(subject).edges
-    masks = edges & (torch.rand(6, *edges.shape, generator=generator) < 0.7)
+    return torch.stack([edges & (torch.rand(edges.shape, generator=generator) < s) for s in shares])
+
+
+@pytest.mark.parametrize("pairs", (random_pairs, branching_pairs))
+def test_packs_of_pairs_change_nothing(pairs: Any) -> None:
+    subject, pairs = family("gemma2"), pairs()
+    masks = random_masks(subject, (0.7,) * 6)
     whole = Patched(subject, pairs).values(masks)
     small = Patched(subject, pairs, memory=1)
     assert len(small.parts) == len(pairs)
     assert torch.allclose(small.values(masks), whole, atol=1e-5)
+    rows = [i for i, (clean, corrupt) in enumerate(prompts(pairs)) if not clean.equal(corrupt)]
+    each = [Patched(subject, pairs.select([i])).values(masks)[:, 0] for i in rows]
+    assert torch.allclose(torch.stack(each, 1), whole[:, rows], atol=1e-5)
+
+
+def own_forwards(subject: Subject) -> dict[str, Any]:
+    """The modules that have a ``forward`` of their own rather than their class's."""
+    modules = subject.bridge.named_modules()
+    return {name: m.__dict__["forward"] for name, m in modules if "forward" in m.__dict__}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_skipping_what_nothing_reads_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, pairs = family(name), branching_pairs()
+    layout, before = graph_of(subject), own_forwards(subject)
+    masks = [
+        *random_masks(subject, (0.5, 0.2, 0.1)),
+        *(layout.edges.clone() for _ in range(3)),
+        torch.zeros_like(layout.edges),
+    ]
+    masks[3][layout.mlp(0)] = False  # one MLP of no use, one attention, and all but the embedding
+    masks[4][layout.head(1) : layout.mlp(1)] = False
+    masks[5][1:] = False
+    masks[6][0, layout.logits] = True
+    skipped: list[int] = []
+    skipping = _Pass.skipping
+
+    def counting(run: _Pass) -> Any:
+        found = skipping(run)
+
+        class Counted:
+            def __enter__(self) -> None:
+                found.__enter__()
+                skipped.append(len(own_forwards(subject)) - len(before))
+
+            def __exit__(self, *error: Any) -> Any:
+                return found.__exit__(*error)
+
+        return Counted()
+
+    patched = Patched(subject, pairs)
+    monkeypatch.setattr(_Pass, "skipping", counting)
+    some = [patched.values(mask[None]) for mask in masks]  # one by one: each skips its own
+    assert max(skipped) == 2 * layout.n_layers and 1 in skipped
+    assert own_forwards(subject) == before
+    monkeypatch.setattr(_Pass, "skipping", lambda run: nullcontext())
+    every = [patched.values(mask[None]) for mask in masks]
+    assert torch.allclose(torch.cat(some), torch.cat(every), atol=1e-6)
+
+
+def test_a_run_that_fails_skips_nothing_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, pairs = family("gpt2"), random_pairs()
+    logits = alone(subject, pairs.clean[0])
+    before, during = own_forwards(subject), []
+    mask = torch.zeros_like(graph_of(subject).edges)
+    mask[0, graph_of(subject).logits] = True
+    patched = Patched(subject, pairs)
+
+    def fail(run: _Pass, value: Tensor) -> Tensor:
+        during.append(own_forwards(subject))
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):
+        patch.setattr(_Pass, "_final", fail)
+        patched.values(mask[None])
+    assert len(during[0]) > len(before) and own_forwards(subject) == before
+    assert torch.equal(alone(subject, pairs.clean[0]), logits)
+    assert patched.values(mask[None]).shape == (1, len(pairs))
 
 
 @pytest.mark.parametrize("name", ("llama", "pythia"))
@@ -109,6 +202,39 @@ def test_pruning_keeps_exactly_the_edges_on_a_path(name: str) -> None:
     assert 0 < int(expected.sum()) < int(kept.sum())
     patched = Patched(family(name), random_pairs())
     assert torch.equal(patched.values(kept[None]), patched.values(expected[None]))
+
+
+@pytest.mark.parametrize("n", (1, 2, 90, 5000))
+@pytest.mark.parametrize("curve", ("line", "late", "early", "noisy"))
+def test_the_crossing_is_found_to_a_hundredth(n: int, curve: str) -> None:
+    """Of curves that a straight line fits, and of those that it does not."""
+    layout: Any = SimpleNamespace(n_sources=1, n_destinations=n)
+    shares = torch.linspace(0, 1, n + 1)
+    rise = {
+        "line": shares,
+        "late": shares**40,
+        "early": shares ** (1 / 40),
+        "noisy": shares + 0.3 * torch.sin(torch.arange(n + 1.0)) * (shares < 1),
+    }[curve]
+    runs: list[int] = []
+
+    def values(masks: Tensor) -> Tensor:
+        sizes = masks.flatten(1).sum(1)
+        runs.extend(sizes.tolist())
+        return rise[sizes][:, None]
+
+    patched: Any = SimpleNamespace(
+        graph=layout, values=values, faithfulness=lambda found: found.mean(1)
+    )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(2))
+    search = _Search(patched, order, 0.85, 1, lambda step: None)
+    size = search.crossing()
+    assert search.measured[size] >= 0.85
+    below = max((tried for tried in search.measured if tried < size), default=0)
+    assert below == 0 or search.measured[below] < 0.85
+    assert size - below <= max(1, size // 100)
+    assert len(runs) == len(set(runs)) <= 12 + 3 * 12  # no size twice; the curve, then few rounds
+    assert torch.equal(as_mask(layout, order[:size]).sum(), torch.tensor(size))
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +332,11 @@ def test_slices_are_the_weights_of_that_head_or_neuron(name: str) -> None:
     subject, pairs = family(name), random_pairs()
     layout = graph_of(subject)
 
+    (part,) = packed(subject, pairs)
+
     def run() -> Any:
         kept = ("qkv", "attention", "neurons", "mlp")
-        return record(subject, layout, pairs, pairs.clean, kept)
+        return record(subject, layout, part, part.clean, kept)
 
     def without(kind: str, unit: int) -> Any:
         changes = {}
@@ -225,11 +353,11 @@ def test_slices_are_the_weights_of_that_head_or_neuron(name: str) -> None:
     clean = run()
     h, g = layout.n_heads, layout.n_kv_heads
     for kind, start in (("q", 0), ("k", h), ("v", h + g)):
-        moved = (without(kind, 1).qkv[1] - clean.qkv[1]).abs().amax((0, 1, 3)) > 1e-6
+        moved = (without(kind, 1).qkv[1] - clean.qkv[1]).abs().amax((0, 2)) > 1e-6
         assert moved.nonzero()[:, 0].tolist() == [start + 1]
     assert not torch.allclose(without("o", 1).attention[1], clean.attention[1])
     neuron = without("neuron", 3)
-    moved = (neuron.neurons[1] - clean.neurons[1]).abs().amax((0, 1)) > 1e-6
+    moved = (neuron.neurons[1] - clean.neurons[1]).abs().amax(0) > 1e-6
     assert moved.nonzero()[:, 0].tolist() in ([3], [])  # [] where its bias alone is left
     assert not torch.allclose(neuron.mlp[1], clean.mlp[1])
 
