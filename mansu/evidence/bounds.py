@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mansu.measure.geometry import Mask, answer_log_likelihood, differentiated
+from mansu.measure.geometry import (
+    Mask,
+    answer_log_likelihood,
+    differentiated,
+    summed_squares,
+)
 from mansu.measure.scores import text_losses
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -49,14 +54,11 @@ def bounds(
     retain: Examples,
     text: tuple[Tensor, Tensor],
     mask: Mask,
-    *,
-    batch: int = 8,
 ) -> Bounds:
     """Both bounds of an edit and the change of the retain loss, on the same examples.
 
-    The Fisher of all weights is never held: a batch's squared gradients are summed against δ² at
-    once, and its mean comes from ‖Σ_p g_p x_pᵀ‖² = Σ_pq (g_p·g_q)(x_p·x_q).
-    Memory: batch × the largest weight.
+    The Fisher of all weights is never held: a few examples' squared gradients are summed against
+    δ² at once, and its mean comes from ‖Σ_p g_p x_pᵀ‖² = Σ_pq (g_p·g_q)(x_p·x_q).
 
     Args:
         mask: the circuit's. Call it on the base weights, not inside ``edit.applied``.
@@ -65,25 +67,27 @@ def bounds(
         MansuError: the edit does not fit the subject.
     """
     names, moves = sorted(subject.quantized_names), _moves(subject, edit, mask)
-    restricted = everywhere = trace = before = 0.0
+    inside = outside = trace = before = 0.0
     examples = 0
-    for flows, value, count in differentiated(subject, retain, text, names, batch):
-        for name, (inputs, outputs) in flows.items():
-            inputs, outputs = inputs.float(), outputs.float()
-            trace += float(((outputs @ outputs.mT) * (inputs @ inputs.mT)).sum())
-            if name in moves:
-                inside, everything = moves[name].weighed(inputs, outputs)
-                restricted += inside / 2
-                everywhere += everything / 2
+
+    def add(name: str, inputs: Tensor, outputs: Tensor) -> None:
+        nonlocal inside, outside, trace
+        inputs, outputs = inputs.float(), outputs.float()
+        trace += float(((outputs @ outputs.mT) * (inputs @ inputs.mT)).sum())
+        if name in moves:
+            inside += moves[name][0].weighed(inputs, outputs)
+            outside += moves[name][1].weighed(inputs, outputs)
+
+    for value, count in differentiated(subject, retain, text, names, add):
         examples += count
         before += value
     with edit.applied(subject), torch.no_grad():
-        after = _log_likelihood(subject, retain, text, batch)
+        after = _log_likelihood(subject, retain, text)
     n, weights = max(examples, 1), sum(subject.parameters[name].numel() for name in names)
-    energy = sum(float(move.square.sum(dtype=torch.float64)) for move in moves.values())
+    energy = sum(float(p.values.sum(dtype=torch.float64)) for pair in moves.values() for p in pair)
     return Bounds(
-        restricted=restricted / n,
-        everywhere=everywhere / n,
+        restricted=inside / n / 2,
+        everywhere=(inside + outside) / n / 2,
         spread=trace / n / weights * energy / 2,
         measured=(before - after) / n,
         facts=len(retain),
@@ -91,31 +95,45 @@ def bounds(
     )
 
 
+PAIRED = 16
+"""Up to so many positions an example, pairs of positions cost less than the examples' gradients."""
+
+
 @dataclass(frozen=True)
-class _Move:
-    """What an edit does to one weight, as ``[outputs, inputs]``, at the lines that it touches.
+class _Squares:
+    """δ² of some moves of one weight, as ``[outputs, inputs]``, at the lines that they touch.
 
     Attributes:
-        rows, columns: int64, the lines. square: their δ². inside: those of the mask, else 0.
+        rows, columns: int64, the lines. values: ``[rows, columns]``, 0 where nothing moved.
     """
 
     rows: Tensor
     columns: Tensor
-    square: Tensor
-    inside: Tensor
+    values: Tensor
 
-    def weighed(self, inputs: Tensor, outputs: Tensor) -> tuple[float, float]:
-        """Σ F δ² of a batch inside the mask and everywhere, from each example's gradient g xᵀ."""
-        each = outputs[..., self.rows].mT @ inputs[..., self.columns]
-        importance = each.square_().sum(0)
-        return (
-            float((importance * self.inside).sum(dtype=torch.float64)),
-            float((importance * self.square).sum(dtype=torch.float64)),
-        )
+    @classmethod
+    def of(cls, square: Tensor) -> _Squares:
+        """Of a whole weight's."""
+        rows, columns = (square.any(axis).nonzero()[:, 0] for axis in (1, 0))
+        return cls(rows, columns, square[rows][:, columns])
+
+    def weighed(self, inputs: Tensor, outputs: Tensor) -> float:
+        """Σ F δ² of some examples, from each one's gradient g xᵀ."""
+        if not len(self.rows):
+            return 0.0
+        g, x = outputs[..., self.rows], inputs[..., self.columns]
+        if g.shape[1] > PAIRED:
+            return float((summed_squares(g, x) * self.values).sum(dtype=torch.float64))
+        # (Σ_p g_p x_p)² = Σ_pq g_p g_q x_p x_q: for few positions cheaper than every example's
+        # gradient, which is as large as the weight.
+        p, q = torch.triu_indices(g.shape[1], g.shape[1])
+        times = torch.where(p == q, 1.0, 2.0).to(g)[:, None]
+        left, right = (g[:, p] * g[:, q] * times).flatten(0, 1), (x[:, p] * x[:, q]).flatten(0, 1)
+        return float((left * (right @ self.values.T)).sum(dtype=torch.float64))
 
 
-def _moves(subject: Subject, edit: Edit, mask: Mask) -> dict[str, _Move]:
-    """The edit's moves of quantised weights, by name."""
+def _moves(subject: Subject, edit: Edit, mask: Mask) -> dict[str, tuple[_Squares, _Squares]]:
+    """The edit's moves of quantised weights, by name, inside the mask and outside."""
     transposed, moves = transposed_names(subject), {}
     for name, (where, delta) in edit.delta(subject).items():
         if name not in subject.quantized_names:
@@ -124,23 +142,14 @@ def _moves(subject: Subject, edit: Edit, mask: Mask) -> dict[str, _Move]:
         square = torch.zeros(shape.numel(), device=delta.device)
         square[where.to(delta.device)] = delta.float().square()
         square = square.view(shape)
-        chosen = mask[name].to(square.device) if name in mask else False
-        inside = square * chosen
+        chosen = mask.get(name, torch.zeros(shape, dtype=torch.bool)).to(square.device)
         if name in transposed:  # to [outputs, inputs]
-            square, inside = square.T, inside.T
-        rows, columns = (square.any(axis).nonzero()[:, 0] for axis in (1, 0))
-        moves[name] = _Move(rows, columns, square[rows][:, columns], inside[rows][:, columns])
+            square, chosen = square.T, chosen.T
+        moves[name] = _Squares.of(square * chosen), _Squares.of(square * ~chosen)
     return moves
 
 
-def _log_likelihood(
-    subject: Subject, retain: Examples, text: tuple[Tensor, Tensor], batch: int
-) -> float:
+def _log_likelihood(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> float:
     """Summed over all facts' answers and all texts, nats."""
-    parts = [retain.select(range(i, min(i + 32, len(retain)))) for i in range(0, len(retain), 32)]
-    facts = sum(float(answer_log_likelihood(subject, part).sum()) for part in parts)
-    texts = sum(
-        float(text_losses(subject, text[0][i : i + batch], text[1][i : i + batch]).sum())
-        for i in range(0, len(text[0]), batch)
-    )
-    return facts - texts
+    facts = float(answer_log_likelihood(subject, retain).sum())
+    return facts - (float(text_losses(subject, *text).sum()) if len(text[0]) else 0.0)

@@ -17,7 +17,7 @@ divergences tried it separates suppressors in any layer from erasures best
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mansu import quant
-from mansu.circuits.gradients import differences, factors
+from mansu.circuits.gradients import Factors, Gradients, Held, Written, contract, integrated
 from mansu.circuits.graph import graph_of
-from mansu.circuits.record import live_tokens
+from mansu.circuits.record import packed
 from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
@@ -44,10 +44,8 @@ GROUPS = 8
 FEWEST_GROUPS = 4
 
 
-CHUNK = 8  # pairs that go through at once
-
-
 RESAMPLES = 200
+AT_ONCE = 10  # of them
 
 
 TOP = 100
@@ -97,7 +95,7 @@ class Divergences:
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's edge scores by group of pairs (``Signals.both``).
+    """One model's edge scores by group of pairs (``Signals.scored``).
 
     Attributes:
         plain, signal: float32 ``[groups, n_sources, n_destinations]``.
@@ -127,14 +125,25 @@ class Scored:
             return cls(plain, signal, about)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What an edited model showed while it was on (``Signals.seen``).
+
+    Attributes:
+        plain: its own scores by group, ``[groups, n_sources, n_destinations]``.
+        written: by pack what its nodes write on corrupt minus clean prompts.
+    """
+
+    plain: Tensor
+    written: Sequence[Written]
+
+
 class Signals:
     """Edge scores by group of pairs, so that CAD's interval can be bootstrapped over groups.
 
-    Made on the unedited model, whose sensitivities it keeps. Called inside
-    ``edit.applied(subject)`` it gives *signal* scores: the edited model's differences times the
-    unedited model's sensitivities, at the cost of two forward passes. ``both`` gives plain scores
-    beside them, for the passes of one attribution. Pairs are dealt to groups in turn; scores of a
-    group are summed over its pairs.
+    Made on the unedited model, whose sensitivities it keeps. *Signal* scores of another model are
+    what that model writes times these. Pairs are dealt to groups in turn; scores of a group are
+    summed over its pairs.
 
     Attributes:
         base: the unedited model's own scores, float32 ``[groups, n_sources, n_destinations]``.
@@ -147,46 +156,54 @@ class Signals:
         *,
         steps: int = 5,
         groups: int = GROUPS,
+        factors: Sequence[Factors] = (),
         on_step: OnStep = silent,
     ) -> None:
+        """
+        Args:
+            factors: what ``attribute`` kept of the same pairs and steps, where it is at hand.
+        """
         self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
-        self.edges = graph_of(subject).edges
-        self.chunks = list(_chunks(pairs, self.groups))
-        self.reads: list[Tensor] = []
-        self.base = self._zeros()
-        for chunk in self.chunks:
-            writes, reads = chunk.factors(subject, steps)
-            self.reads.append(reads)
-            chunk.add(self.base, writes, reads)
-            on_step(Step("cad", len(self.reads), len(self.chunks)))
-        self.base *= self.edges
+        self.graph = graph_of(subject)
+        self.factors = list(factors)
+        if not self.factors:
+            parts = packed(subject, pairs)
+            for part in parts:
+                self.factors.append(integrated(subject, part, steps=steps))
+                on_step(Step("cad", len(self.factors), len(parts)))
+        self.base = self._scores(Written(subject, f.delta) for f in self.factors)
 
-    def __call__(self) -> Tensor:
-        """Signal scores, float32 ``[groups, n_sources, n_destinations]``."""
-        signal = self._zeros()
-        for chunk, reads in zip(self.chunks, self.reads, strict=True):
-            writes = differences(self.subject, chunk.pairs).cpu()
-            chunk.add(signal, writes, reads)
-        return signal * self.edges
+    def seen(self, on_step: OnStep = silent) -> Seen:
+        """What the subject as it now is shows: ``scored`` needs it once the edit is off."""
+        found, written = [], []
+        for i, base in enumerate(self.factors):
+            now = integrated(self.subject, base.packed, steps=self.steps)
+            found.append(now.gradients)
+            values = Written(self.subject, now.delta).all()
+            written.append(Held(values, self.graph.n_heads + 1))
+            on_step(Step("cad", i + 1, len(self.factors)))
+        return Seen(self._scores(written, found), written)
 
-    def both(self, on_step: OnStep = silent) -> Scored:
-        """Plain scores, as ``grouped_scores`` gives them, and signal scores."""
-        plain, signal = self._zeros(), self._zeros()
-        for i, (chunk, base) in enumerate(zip(self.chunks, self.reads, strict=True)):
-            writes, reads = chunk.factors(self.subject, self.steps)
-            chunk.add(plain, writes, reads)
-            chunk.add(signal, writes, base)
-            on_step(Step("cad", i + 1, len(self.chunks)))
-        return Scored(plain * self.edges, signal * self.edges)
+    def scored(self, seen: Seen, about: Mapping[str, Any] | None = None) -> Scored:
+        """Plain and signal scores of what was seen. On the unedited subject."""
+        return Scored(seen.plain, self._scores(seen.written), dict(about or {}))
 
     def of(self, edit: Edit, on_step: OnStep = silent) -> Scored:
         """The scores of an edit, or of a control."""
         with edit.applied(self.subject):
-            found = self.both(on_step)
-        return Scored(found.plain, found.signal, edit.meta)
+            seen = self.seen(on_step)
+        return self.scored(seen, edit.meta)
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.groups, *self.edges.shape)
+    def _scores(
+        self, written: Iterable[Written], gradients: Sequence[Gradients] | None = None
+    ) -> Tensor:
+        """What is written times gradients, the unedited model's by default, by group."""
+        total = torch.zeros(self.groups, *self.graph.edges.shape, device=self.subject.device)
+        found = gradients or [f.gradients for f in self.factors]
+        for each, base, now in zip(written, self.factors, found, strict=True):
+            group = (base.packed.pack.rows % self.groups)[base.packed.pair]
+            contract(self.graph, each, now, total, groups=group)
+        return total.float().cpu() / self.steps * self.graph.edges
 
 
 def grouped_scores(
@@ -198,34 +215,6 @@ def grouped_scores(
     looks like, and it is not refused here.
     """
     return Signals(subject, pairs, steps=steps, groups=groups).base
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """A few pairs of about one length, so that little of a pass is padding.
-
-    Attributes:
-        group: int64 ``[live tokens]``.
-    """
-
-    pairs: Pairs
-    group: Tensor
-
-    def factors(self, subject: Subject, steps: int) -> tuple[Tensor, Tensor]:
-        writes, reads = factors(subject, self.pairs, steps=steps)
-        return writes.cpu(), reads.cpu()
-
-    def add(self, total: Tensor, writes: Tensor, reads: Tensor) -> None:
-        """Add each group's sum of products over its tokens to ``total``."""
-        for group in self.group.unique().tolist():
-            here = self.group == group
-            total[group] += writes[:, here].flatten(1) @ reads[:, here].flatten(1).T
-
-
-def _chunks(pairs: Pairs, groups: int) -> Iterator[_Chunk]:
-    for some in pairs.length.argsort(stable=True).split(CHUNK):
-        part = pairs.select(some)
-        yield _Chunk(part, (some % groups)[live_tokens(part) // part.clean.shape[1]])
 
 
 def diverge(
@@ -249,9 +238,10 @@ def diverge(
     """
     base = signals.base
     with edit.applied(signals.subject):
-        edited = signals.both(part_of(on_step, "cad", 0, 2, "the edited model"))
+        seen = signals.seen(part_of(on_step, "cad", 0, 2, "the edited model"))
         with quant.quantized(signals.subject, nf4):
-            edited_nf4 = signals.both(part_of(on_step, "cad", 1, 2, "the edited model in NF4"))
+            seen_nf4 = signals.seen(part_of(on_step, "cad", 1, 2, "the edited model in NF4"))
+    edited, edited_nf4 = signals.scored(seen), signals.scored(seen_nf4)
 
     def on_circuit(scored: Scored) -> Interval:
         return cad(base[:, circuit], scored.signal[:, circuit])
@@ -279,34 +269,35 @@ def divergence(before: Tensor, after: Tensor) -> float:
     Magnitudes are normalised to sum to 1. If one tensor is all zero there is no distribution: the
     divergence is 1, or 0 if both are.
     """
-    p, q = before.double().abs().flatten(), after.double().abs().flatten()
-    if p.sum() == 0 or q.sum() == 0:
-        return float((p.sum() == 0) != (q.sum() == 0))
-    p, q = p / p.sum(), q / q.sum()
-    m = (p + q) / 2
-    total = torch.special.xlogy(p, p / m.clamp_min(1e-300)).sum()
-    total += torch.special.xlogy(q, q / m.clamp_min(1e-300)).sum()
-    return float((total / 2 / np.log(2)).clamp(0, 1))
+    return float(_divergences(before.flatten()[None], after.flatten()[None])[0])
+
+
+def _divergences(before: Tensor, after: Tensor) -> Tensor:
+    """``divergence`` of each row, float64 ``[R]``."""
+    p, q = before.double().abs(), after.double().abs()
+    sizes = p.sum(1, keepdim=True), q.sum(1, keepdim=True)
+    p, q = (x / size.clamp_min(1e-300) for x, size in zip((p, q), sizes, strict=True))
+
+    def negentropy(x: Tensor) -> Tensor:
+        return (x * x.clamp_min(1e-300).log()).sum(1)
+
+    found = (negentropy(p) + negentropy(q)) / 2 - negentropy((p + q) / 2)
+    empty = torch.cat(sizes, 1) == 0
+    found = torch.where(empty.any(1), empty[:, 0] != empty[:, 1], found / np.log(2))
+    return found.clamp(0, 1)
 
 
 def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
     """CAD between grouped scores ``[groups, …]``, with its bootstrap interval over groups."""
     before, after = before.flatten(1), after.flatten(1)
     some = (before != 0).any(0) | (after != 0).any(0)  # zeros, as where no edge is, add nothing
-    before, after = before[:, some], after[:, some]
+    before, after = before[:, some].float(), after[:, some].float()
     value = divergence(before.sum(0), after.sum(0))
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(RESAMPLES):
-        weights = torch.from_numpy(
-            np.bincount(rng.integers(0, len(before), len(before)), minlength=len(before))
-        ).float()
-        draws.append(
-            divergence(
-                torch.tensordot(weights, before, dims=1), torch.tensordot(weights, after, dims=1)
-            )
-        )
-    low, high = np.percentile(draws, [2.5, 97.5])
+    rng, n = np.random.default_rng(seed), len(before)
+    drawn = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES)]
+    weights = torch.from_numpy(np.stack(drawn)).float()
+    draws = torch.cat([_divergences(w @ before, w @ after) for w in weights.split(AT_ONCE)])
+    low, high = np.percentile(draws.numpy(), [2.5, 97.5])
     return Interval(value, min(float(low), value), max(float(high), value))
 
 

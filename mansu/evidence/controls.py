@@ -13,6 +13,7 @@ from torch import Tensor
 from mansu.measure.scores import share_right
 from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.edit import Edit
+from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names, weight_name
 from mansu.tasks.tokens import Examples
@@ -105,6 +106,10 @@ def suppressor(
     return Suppression(subject, forget, retain, **settings).reaching(accuracy)
 
 
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block was called with."""
+
+
 class _Tail:
     """One split as it enters a layer, so that edits of that layer are measured without the rest.
 
@@ -117,27 +122,40 @@ class _Tail:
     def __init__(self, subject: Subject, rows: Examples, layer: int) -> None:
         self.subject, self.rows = subject, rows
         self.blocks = list(subject.bridge.blocks)[layer:]
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        seen: dict[str, Tensor] = {}
+        self.runs: list[tuple[Pack, list[_Call]]] = []
+        calls: list[_Call] = []
+        seen: dict[str, list[Tensor]] = {}
         self.block = Block(subject, layer)
         names = (self.block.hook_neurons, self.block.hook_mlp, "ln_final.hook_in")
-        hooks = [(n, lambda value, hook, n=n: seen.__setitem__(n, value.float())) for n in names]
+        hooks = [
+            (n, lambda value, hook, n=n: seen.setdefault(n, []).append(value[0].float()))
+            for n in names
+        ]
 
         def remember(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.calls.append((args, kwargs))
+            calls.append((args if not calls else (None, *args[1:]), kwargs))
 
         handles = [
             block.register_forward_pre_hook(remember, with_kwargs=True) for block in self.blocks
         ]
         try:
             with subject.bridge.hooks(fwd_hooks=hooks):
-                subject.next_token_logits(rows.tokens, rows.length)
+                for pack in subject.packs(rows.tokens, rows.length):
+                    subject.run(pack, pack.tokens[None], hooked=True)
+                    self.runs.append((pack, [*calls]))
+                    calls.clear()
         finally:
             for handle in handles:
                 handle.remove()
-        self.calls[1:] = [((None, *args[1:]), kwargs) for args, kwargs in self.calls[1:]]
-        self.index = torch.arange(len(rows)), rows.length - 1
-        self.keys, self.written, self.residual = (seen[name][self.index] for name in names)
+        choices = torch.cat([rows.answer[:, None], rows.distractors], 1)
+        self.vocabulary, self.place = choices.unique(return_inverse=True)
+        self.order = torch.cat([pack.rows for pack, _ in self.runs]).argsort()
+        self.keys, self.written, self.residual = (
+            torch.cat(
+                [value[pack.last] for value, (pack, _) in zip(seen[name], self.runs, strict=True)]
+            )[self.order]
+            for name in names
+        )
 
     def before_post_norm(self, change: Tensor) -> Tensor:
         """What must be added to ``written`` so that the MLP adds ``change`` to the stream.
@@ -153,10 +171,13 @@ class _Tail:
 
     def accuracy(self) -> float:
         """What ``measure`` gives now, if no layer before has changed."""
-        x = self.calls[0][0][0]
-        for block, (args, kwargs) in zip(self.blocks, self.calls, strict=True):
-            out = block(x, *args[1:], **kwargs)
-            x = out[0] if isinstance(out, tuple) else out
-        logits = self.subject.head(self.subject.bridge.ln_final(x[self.index])).float().cpu()
-        own = logits.gather(1, self.rows.answer[:, None])[:, 0]
-        return float(share_right(own, logits.gather(1, self.rows.distractors)).mean())
+        last = []
+        for pack, calls in self.runs:
+            x = calls[0][0][0]
+            for block, (args, kwargs) in zip(self.blocks, calls, strict=True):
+                out = block(x, *args[1:], **kwargs)
+                x = out[0] if isinstance(out, tuple) else out
+            last.append(x[0, pack.last.to(x.device)])
+        last = self.subject.bridge.ln_final(torch.cat(last)[self.order])
+        logits = self.subject.head(last, self.vocabulary).float().cpu().gather(1, self.place)
+        return float(share_right(logits[:, 0], logits[:, 1:]).mean())

@@ -20,6 +20,7 @@ from typing import Any
 
 from mansu import methods, quant, tasks
 from mansu.circuits.attribution import attribute
+from mansu.circuits.gradients import Factors
 from mansu.circuits.search import find_circuit
 from mansu.circuits.trust import trust
 from mansu.errors import BadInputError, MismatchError
@@ -182,13 +183,16 @@ def refuse_unknown(subject: Subject, base: Measurement) -> None:
 
 def _attribution(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     refuse_unknown(session.subject, session.run.base(nf4=False))
+    factors: list[Factors] = []
     found = attribute(
         session.subject,
         session.pairs,
         steps=session.settings.steps,
         memory=session.settings.budget,
         on_step=on_step,
+        keep=factors,
     )
+    session.keep(factors)
     return (found,)
 
 
@@ -302,8 +306,8 @@ def _quantize(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
 
 
 def _formats(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
-    found = quant.survival_by_format(session.subject, session.run.edit(method))
-    return ({str(f): quant.Kept.of(survival) for f, survival in found.items()},)
+    found = quant.kept_by_format(session.subject, session.run.edit(method))
+    return ({str(format): kept for format, kept in found.items()},)
 
 
 BOUND_FACTS, BOUND_TEXTS = 48, 16
@@ -339,8 +343,7 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
     percent = controls.suppressed_percent(accuracy)
     if not run.has("suppressor", part=str(percent)):
-        forget, retain = session.rows("forget"), session.rows("retain")
-        hiding = controls.suppressor(subject, forget, retain, accuracy=percent / 100)
+        hiding = session.suppression.reaching(percent / 100)
         scored: Scored = signals.of(hiding, telling(2, "the suppressor"))
         run.save({"suppressor": scored}, part=str(percent))
     edit = run.edit(method)

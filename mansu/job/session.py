@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from torch import Tensor
 
 from mansu import quant, tasks
+from mansu.circuits.gradients import Factors
 from mansu.evidence.cad import Signals
+from mansu.evidence.controls import Suppression
 from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.measure.scores import EVALUATED
@@ -38,6 +41,7 @@ class Session:
         self.run, self.subject = run, subject
         self._rows: dict[str, Examples] = {}
         self._signals: Signals | None = None
+        self._factors: Sequence[Factors] = ()
 
     @property
     def settings(self) -> Settings:
@@ -78,13 +82,26 @@ class Session:
         found = [note for split in EVALUATED for note in self.rows(split).notes]
         return tuple(dict.fromkeys([*found, *self.pairs.notes]))
 
+    def keep(self, factors: Sequence[Factors]) -> None:
+        """Attribution's, so that ``signals`` need not make them again."""
+        self._factors, self._signals = factors, None
+
     def signals(self, on_step: OnStep = silent) -> Signals:
-        """CAD's view of the unedited model (for SmolLM2 a third of a gigabyte)."""
+        """CAD's view of the unedited model (for SmolLM2 a tenth of a gigabyte)."""
         if self._signals is None:
             self._signals = Signals(
-                self.subject, self.pairs, steps=self.settings.steps, on_step=on_step
+                self.subject,
+                self.pairs,
+                steps=self.settings.steps,
+                factors=self._factors,
+                on_step=on_step,
             )
         return self._signals
+
+    @cached_property
+    def suppression(self) -> Suppression:
+        """CAD's control that only hides, at any strength."""
+        return Suppression(self.subject, self.rows("forget"), self.rows("retain"))
 
     @cached_property
     def nf4(self) -> quant.Dequantized:
@@ -97,5 +114,4 @@ class Session:
 
     def release(self) -> None:
         """Let go of what is large; it is made again when asked for."""
-        self._signals = None
         self.__dict__.pop("nf4", None)

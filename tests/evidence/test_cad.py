@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES, family, random_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import branching_pairs, differences, products, sensitivities
 from torch import Tensor
 
 from mansu import tasks
 from mansu.circuits.attribution import attribute
-from mansu.circuits.gradients import differences, factors
+from mansu.circuits.gradients import Factors
 from mansu.circuits.graph import graph_of
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.evidence import cad, controls
 from mansu.measure.scores import measure
+from mansu.quant.swap import quantized
+from mansu.subjects import packing
+from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Pairs
@@ -77,32 +83,74 @@ def test_grouped_scores_are_those_of_each_group_alone(
     assert close(cad.grouped_scores(tiny, some, steps=3, groups=groups), wanted)
 
 
+@pytest.mark.parametrize("pairs", [lambda: random_pairs(n=9), branching_pairs])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_grouped_scores_of_prompts_of_many_lengths(name: str) -> None:
-    subject, mixed = family(name), random_pairs(n=9)
+def test_grouped_scores_of_prompts_of_many_lengths(name: str, pairs: Any) -> None:
+    subject, mixed = family(name), pairs()
     assert len(set(mixed.length.tolist())) > 1
     wanted = one_by_one(subject, mixed, 2, 3)
     signals = cad.Signals(subject, mixed, steps=2, groups=3)
     assert close(signals.base, wanted)
-    found = signals.both()
+    defined = products(subject, differences(subject, mixed), sensitivities(subject, mixed, 2))
+    assert close(signals.base, in_groups(defined, 3))
+    found = signals.scored(signals.seen())
     assert torch.equal(found.plain, signals.base) and torch.equal(found.signal, signals.base)
+
+
+def in_groups(scores: Tensor, groups: int) -> Tensor:
+    """Scores of every pair ``[N, …]`` summed by group, which pairs are dealt to in turn."""
+    return torch.stack([scores[group::groups].sum(0) for group in range(groups)])
+
+
+def half_gone(subject: Subject) -> Edit:
+    """An edit that writes something else: half of one weight at zero."""
+    name = subject.quantized_names[-1]
+    generator = torch.Generator().manual_seed(4)
+    chosen = torch.rand(subject.parameters[name].shape, generator=generator) < 0.5
+    return controls.ablation(subject, {name: chosen})
 
 
 def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, base: Tensor) -> None:
     signals = cad.Signals(tiny, pairs, steps=3, groups=4)
-    assert torch.equal(signals.base, base) and close(signals(), base)
-    _, reads = factors(tiny, pairs, steps=3)
-    name = tiny.quantized_names[-1]
-    edit = controls.ablation(tiny, {name: torch.rand(tiny.parameters[name].shape) < 0.5})
+    assert torch.equal(signals.base, base) and close(signals.scored(signals.seen()).signal, base)
+    reads, edit = sensitivities(tiny, pairs, 3), half_gone(tiny)
     with edit.applied(tiny):
-        found = signals.both()
-        plain, signal = found.plain, found.signal
-        assert close(plain, one_by_one(tiny, pairs, 3, 4))
-        assert torch.equal(signal, signals())
+        seen = signals.seen()
+        assert close(seen.plain, one_by_one(tiny, pairs, 3, 4))
         writes = differences(tiny, pairs)
-    wanted = writes.flatten(1) @ reads.flatten(1).T * graph_of(tiny).edges
-    assert close(signal.sum(0), wanted)
-    assert not close(plain, signal)
+        with quantized(tiny):
+            seen_nf4 = signals.seen()
+            assert close(seen_nf4.plain, one_by_one(tiny, pairs, 3, 4))
+            writes_nf4 = differences(tiny, pairs)
+    for each, now in ((seen, writes), (seen_nf4, writes_nf4)):
+        found = signals.scored(each, {"of": "an edit"})
+        assert torch.equal(found.plain, each.plain) and found.about == {"of": "an edit"}
+        assert close(found.signal, in_groups(products(tiny, now, reads), 4))
+        assert not close(found.plain, found.signal)
+    again = signals.of(edit)
+    assert torch.equal(again.plain, seen.plain)
+    assert torch.equal(again.signal, signals.scored(seen).signal)
+    assert not close(signals.scored(seen_nf4).signal, again.signal)
+    assert torch.equal(signals.scored(signals.seen()).signal, signals.base)  # the edit is off
+
+
+@pytest.mark.parametrize("steps", [3, 10])  # more than attribution keeps apart
+@pytest.mark.parametrize("size", [384, 20])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attribution_s_factors_give_the_same_signals(
+    name: str, size: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, pairs = family(name), branching_pairs()
+    fresh = cad.Signals(subject, pairs, steps=steps, groups=4)
+    monkeypatch.setitem(packing.SIZE, subject.device.type, size)
+    factors: list[Factors] = []
+    whole = attribute(subject, pairs, steps=steps, keep=factors)
+    kept = cad.Signals(subject, pairs, steps=steps, groups=4, factors=factors)
+    assert close(kept.base, fresh.base)
+    assert close(kept.base.sum(0) / len(pairs), whole.scores)
+    edit = half_gone(subject)
+    found, wanted = kept.of(edit), fresh.of(edit)
+    assert close(found.plain, wanted.plain) and close(found.signal, wanted.signal)
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
@@ -127,11 +175,11 @@ def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Ten
     kept = measure(tiny, retain).accuracy
     signals = cad.Signals(tiny, pairs, steps=3, groups=4)
     edit = controls.suppressor(tiny, forget, retain, accuracy=0.5)
+    suppressed = signals.of(edit).signal
     with edit.applied(tiny):
         assert measure(tiny, forget).accuracy == pytest.approx(edit.meta["accuracy"])
         assert edit.meta["accuracy"] <= 0.5
         assert measure(tiny, retain).accuracy >= kept - 0.05
-        suppressed = signals()
     # It only changes what the last MLP writes, which only the logits read.
     graph = graph_of(tiny)
     changed = (suppressed - base).abs().sum(0) > 1e-3 * base.abs().max()
@@ -142,8 +190,7 @@ def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Ten
 
     circuit = minimal_circuit(tiny, pairs, attribute(tiny, pairs), tau=0.85)
     mask = parameter_mask(tiny, circuit, attribute(tiny, pairs), max_fraction=0.1).tensors()
-    with controls.ablation(tiny, mask).applied(tiny):
-        ablated = signals()
+    ablated = signals.of(controls.ablation(tiny, mask)).signal
     assert cad.cad(base, ablated).value > cad.cad(base, suppressed).value > 0
     assert float(cad.cad(base, base).high) == 0
     floor = cad.noise_floor(base)

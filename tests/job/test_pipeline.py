@@ -126,9 +126,11 @@ def test_other_settings_than_the_edit_s_are_refused(
 def test_a_session_makes_what_is_shared_once(session: Session) -> None:
     assert session.signals() is session.signals() and session.nf4 is session.nf4
     assert session.rows("forget") is session.rows("forget") and session.pairs is session.pairs
-    before = session.signals()
-    session.release()
-    assert session.signals() is not before
+    assert session.suppression is session.suppression
+    signals, nf4, suppression = session.signals(), session.nf4, session.suppression
+    session.release()  # of what is large; an edit's CAD comes after, and needs the signals
+    assert session.signals() is signals
+    assert session.nf4 is not nf4 and session.suppression is suppression
 
 
 def test_divergences_are_those_of_the_definition(session: Session) -> None:
@@ -137,8 +139,7 @@ def test_divergences_are_those_of_the_definition(session: Session) -> None:
     found, circuit = run.divergences("ga"), run.circuit().edge_mask
     signals = cad.Signals(subject, session.pairs, steps=1)
     zeroed = signals.of(controls.ablation(subject, run.mask().tensors()))
-    with run.edit("ga").applied(subject):
-        edited = signals.both()
+    edited = signals.of(run.edit("ga"))
     assert found.edited == cad.cad(signals.base, edited.plain)
     assert found.ablation == cad.cad(signals.base, zeroed.plain)
     assert found.signal == cad.cad(signals.base[:, circuit], edited.signal[:, circuit])
