@@ -11,6 +11,7 @@ from mansu.quant.survival import (
     NF4Report,
     Survival,
     floor_across,
+    kept_by_format,
     report,
     survival_by_format,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "dequantize",
     "floor_across",
     "holds_cast",
+    "kept_by_format",
     "leaves_bin",
     "linear4bit_model",
     "quantize",

@@ -8,7 +8,7 @@ midpoint takes the lower code. An update survives when it changes the code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,18 +53,23 @@ def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
         rows, absmax, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
         codes = (rows.to(torch.int16) + 127).to(torch.uint8).reshape(-1)
         return Quantized(codes, absmax, weight.shape[-1], weight.shape, format)
-    packed, state = bnb.quantize_4bit(
-        weight,
-        blocksize=format.blocksize,
-        quant_type=format.kind,
-        compress_statistics=format.double_quant,
-    )
-    absmax = state.absmax
-    if state.offset is not None:
-        absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+    packed, state = bnb.quantize_4bit(weight, blocksize=format.blocksize, quant_type=format.kind)
     packed = packed.reshape(-1)
     codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: weight.numel()]
-    return Quantized(codes, absmax.float(), format.blocksize, weight.shape, format)
+    plain = replace(format, double_quant=False)
+    found = Quantized(codes, state.absmax.float(), format.blocksize, weight.shape, plain)
+    return double_quantized(found) if format.double_quant else found
+
+
+def double_quantized(quantized: Quantized) -> Quantized:
+    """The same codes with their absmax in 8 bits, as ``compress_statistics`` of bitsandbytes has
+    them (QLoRA, §3: less their mean, in blocks of 256)."""
+    offset = quantized.absmax.mean()
+    absmax = bnb.dequantize_blockwise(
+        *bnb.quantize_blockwise(quantized.absmax - offset, blocksize=256)
+    )
+    format = replace(quantized.format, double_quant=True)
+    return replace(quantized, absmax=(absmax + offset).float(), format=format)
 
 
 def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,9 +83,15 @@ def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tens
     return values.to(dtype).reshape(quantized.shape)
 
 
-def bin_width(weight: Tensor, format: Format = NF4) -> Tensor:
-    """The width of the bin that each weight sits in, in weight units, of the weight's shape."""
-    quantized = quantize(weight, format)
+def bin_width(
+    weight: Tensor, format: Format = NF4, *, quantized: Quantized | None = None
+) -> Tensor:
+    """The width of the bin that each weight sits in, in weight units, of the weight's shape.
+
+    Args:
+        quantized: the weight in the format, where it is at hand.
+    """
+    quantized = quantized or quantize(weight, format)
     widths = format.widths.to(weight.device).index_select(0, quantized.codes.int())
     return (widths * quantized.scale).reshape(weight.shape)
 

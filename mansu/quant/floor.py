@@ -5,42 +5,66 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mansu.quant.codes import quantize
+from mansu.quant.codes import Quantized, quantize
 from mansu.quant.formats import NF4, Format, boundaries_of
 
 CASTABLE = 2.0**-18
 """fp16 has steps of 2⁻²⁴ there: in blocks with a smaller absmax they are too coarse for codes."""
 
 
-def holds_cast(weight: Tensor, format: Format = NF4) -> Tensor:
+def blocks_at(weight: Tensor, indices: Tensor, format: Format = NF4) -> tuple[Tensor, Tensor]:
+    """The whole blocks that hold some places of a weight, and where the places lie in them.
+
+    The functions of this module and of ``codes`` give of these blocks what they give of the weight,
+    for less.
+
+    Args:
+        indices: int64 ``[n]`` into the row-major flattened weight.
+
+    Returns:
+        Blocks side by side, flat, or rows for int8; all of the weight where its last block is
+        short, for the kernel scales that another way. int64 ``[n]``.
+    """
+    by_row = format.kind == "int8"
+    size = weight.shape[-1] if by_row else format.blocksize
+    if weight.numel() % size:
+        return weight.contiguous(), indices
+    blocks, which = (indices // size).unique(return_inverse=True)
+    some = weight.reshape(-1, size)[blocks]
+    return some if by_row else some.view(-1), which * size + indices % size
+
+
+def holds_cast(
+    weight: Tensor, format: Format = NF4, *, quantized: Quantized | None = None
+) -> Tensor:
     """bool of the weight's shape: a move of this weight to a code's centre outlives bf16 and fp16.
 
     The centre does by itself (``floor``). But the base weight, near a boundary, may get another
     code by the cast alone, perhaps the very one that it was to be moved to; and in a block of tiny
     weights fp16 loses the grid.
     """
-    original = quantize(weight, format)
+    original = quantized or quantize(weight, format)
     same = original.scale >= CASTABLE
     for dtype in (torch.bfloat16, torch.float16):
         same &= quantize(weight.to(dtype), format).codes == original.codes
     return same.view(weight.shape)
 
 
-def code_centers(weight: Tensor, indices: Tensor, format: Format = NF4) -> Tensor:
+def code_centers(
+    weight: Tensor, indices: Tensor, format: Format = NF4, *, quantized: Quantized | None = None
+) -> Tensor:
     """The values of every code at some places of a weight: level × absmax of their block.
 
     Args:
         indices: int64 ``[n]`` into the row-major flattened weight. Memory is ``n × codes``, so
             ask for the few places that matter.
+        quantized: the weight in the format, where it is at hand.
 
     Returns:
         ``[n, codes]`` in the weight's dtype.
     """
-    return (
-        _absmax_at(weight, indices, format)[:, None]
-        .mul(format.levels.to(weight.device))
-        .to(weight.dtype)
-    )
+    absmax = _absmax_at(quantized or quantize(weight, format), indices)
+    return absmax[:, None].mul(format.levels.to(weight.device)).to(weight.dtype)
 
 
 def centers(weight: Tensor, indices: Tensor, codes: Tensor, format: Format = NF4) -> Tensor:
@@ -59,12 +83,11 @@ def centers(weight: Tensor, indices: Tensor, codes: Tensor, format: Format = NF4
         ``[n]`` in the weight's dtype.
     """
     levels = format.levels.to(weight.device)[codes.to(weight.device).long()]
-    return (levels * _absmax_at(weight, indices, format)).to(weight.dtype)
+    return (levels * _absmax_at(quantize(weight, format), indices)).to(weight.dtype)
 
 
-def _absmax_at(weight: Tensor, indices: Tensor, format: Format) -> Tensor:
-    quantized = quantize(weight, format)
-    return quantized.absmax[indices.to(weight.device) // quantized.blocksize]
+def _absmax_at(quantized: Quantized, indices: Tensor) -> Tensor:
+    return quantized.absmax[indices.to(quantized.absmax.device) // quantized.blocksize]
 
 
 NEAR = 1e-4

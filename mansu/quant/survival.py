@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mansu.errors import DamagedError
 from mansu.files import write_json
-from mansu.quant.codes import dequantize
+from mansu.quant.codes import dequantize, double_quantized
 from mansu.quant.formats import FORMATS, NF4, Format
 from mansu.quant.swap import block_entries, blocksize_of, in_blocks, quantize_flat
 from mansu.subjects.edit import Edit
@@ -239,6 +239,53 @@ def survival_by_format(
     return {format: report(subject, edit, format).quantized for format in formats}
 
 
+def kept_by_format(
+    subject: Subject, edit: Edit, formats: Iterable[Format] = FORMATS
+) -> dict[Format, Kept]:
+    """``Kept`` of ``survival_by_format``, without its sums and histograms.
+
+    Formats that differ in their absmax only share their codes.
+
+    Raises:
+        MansuError: the edit does not fit the subject.
+    """
+    edit.check(subject)
+    formats = list(formats)
+    sums = {format: [0, 0, 0, 0] for format in formats}
+    alike: dict[Format, list[Format]] = {}
+    for format in formats:
+        alike.setdefault(replace(format, double_quant=False), []).append(format)
+    with subject.lock, torch.no_grad():
+        transposed = transposed_names(subject)
+        for name in sorted(edit.changes.keys() & set(subject.quantized_names)):
+            for plain, some in alike.items():
+                whole = any(not in_blocks(name, format, transposed) for format in some)
+                for pair in _touched(subject, name, edit, plain, transposed, whole):
+                    for format, counts in _kept(*pair, plain, some).items():
+                        sums[format] = [a + b for a, b in zip(sums[format], counts, strict=True)]
+    return {format: Kept(*counts) for format, counts in sums.items()}
+
+
+def _kept(
+    before: Tensor, after: Tensor, size: int, plain: Format, formats: Sequence[Format]
+) -> dict[Format, tuple[int, int, int, int]]:
+    moved = before != after
+    old, new = quantize_flat(before, size, plain), quantize_flat(after, size, plain)
+    differ = (old.codes != new.codes).nonzero()[:, 0]
+    levels = plain.levels.to(before.device)  # the two zeros of fp4 are one level
+    differ = differ[levels[old.codes[differ].int()] != levels[new.codes[differ].int()]]
+    blocks = torch.nn.functional.pad(moved, (0, -len(moved) % size)).view(-1, size).any(1)
+    others = (~moved).nonzero()[:, 0]
+    found = {}
+    for format in formats:
+        pair = [double_quantized(q) if format.double_quant else q for q in (old, new)]
+        a, b = (levels[q.codes[others].int()] * q.absmax[others // size] for q in pair)
+        rescaled = blocks & (pair[0].absmax != pair[1].absmax)
+        counts = moved.sum(), moved[differ].sum(), rescaled.sum(), (a != b).sum()
+        found[format] = tuple(int(count) for count in counts)
+    return found
+
+
 # One vector of sums a parameter, so that groups are plain additions: 11 scalars, two histograms.
 _BINS = (len(EDGES) - 1) * _FINE
 
@@ -252,22 +299,37 @@ def _measure(
     parameter = subject.parameters[name].data
     sums = _EMPTY.clone()
     if name in edit.changes:
-        where, values = (part.to(parameter.device) for part in edit.changes[name])
-        edited = parameter.reshape(-1).clone()
-        edited[where] = values.to(edited)
-        before, after = parameter, edited.view_as(parameter)
-        if name in transposed:
-            before, after = before.T, after.T
-        size = blocksize_of(before, format)
-        before, after = before.reshape(-1), after.reshape(-1)
-        whole: list[Tensor | slice] = [slice(None)]
-        local = in_blocks(name, format, transposed)
-        for entries in block_entries([where], len(before), size) if local else whole:
-            sums += _compare(
-                before[entries], after[entries], size, format, name in subject.quantized_names
-            ).cpu()
+        whole = not in_blocks(name, format, transposed)
+        for pair in _touched(subject, name, edit, format, transposed, whole):
+            sums += _compare(*pair, format, name in subject.quantized_names).cpu()
     sums[0] = parameter.numel()
     return sums
+
+
+def _touched(
+    subject: Subject,
+    name: str,
+    edit: Edit,
+    format: Format,
+    transposed: frozenset[str],
+    whole: bool,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """A weight before and after the edit, flat as the quantiser sees it, and its block size.
+
+    In parts: the blocks that the edit touches, or with ``whole`` all of it.
+    """
+    parameter = subject.parameters[name].data
+    where, values = (part.to(parameter.device) for part in edit.changes[name])
+    edited = parameter.reshape(-1).clone()
+    edited[where] = values.to(edited)
+    before, after = parameter, edited.view_as(parameter)
+    if name in transposed:
+        before, after = before.T, after.T
+    size = blocksize_of(before, format)
+    before, after = before.reshape(-1), after.reshape(-1)
+    everything: list[Tensor | slice] = [slice(None)]
+    for entries in everything if whole else block_entries([where], len(before), size):
+        yield before[entries], after[entries], size
 
 
 def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised: bool) -> Tensor:
@@ -282,7 +344,9 @@ def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised
         change = dequantize(new) - dequantize(old)
         levels = format.levels.to(before.device)  # the two zeros of fp4 are one level
         differ = old.codes != new.codes
-        differ[differ.clone()] = levels[old.codes[differ].int()] != levels[new.codes[differ].int()]
+        if format.kind == "fp4":
+            some = differ.nonzero()[:, 0]
+            differ[some] = levels[old.codes[some].int()] != levels[new.codes[some].int()]
         changed, rescaled = moved & differ, old.absmax != new.absmax
     ratio = delta.abs() / width
     blocks = torch.nn.functional.pad(moved, (0, -len(moved) % size)).view(-1, size).any(1)
@@ -305,8 +369,10 @@ def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised
 
 
 def _histogram(ratio: Tensor) -> Tensor:
-    place = (ratio[ratio > 0].log10() - EDGES[0]) * (_BINS / (EDGES[-1] - EDGES[0]))
-    return place.floor().clamp(0, _BINS - 1).long().bincount(minlength=_BINS).double()
+    place = (ratio.log10() - EDGES[0]) * (_BINS / (EDGES[-1] - EDGES[0]))
+    counts = place.clamp_(0, _BINS - 1).int().bincount(minlength=_BINS).double()
+    counts[0] -= (ratio == 0).sum()  # no ratio of nothing
+    return counts
 
 
 def _survival(sums: Tensor) -> Survival:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from families import BUILDERS, FAMILIES, family, wide
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -19,7 +19,9 @@ from transformers import (
 
 from mansu import quant, subjects
 from mansu.errors import MansuError
-from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, Format
+from mansu.quant.codes import double_quantized
+from mansu.quant.floor import blocks_at
+from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, Format, boundaries_of
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -112,6 +114,101 @@ def test_dequantised_values_are_those_of_the_kernel(format: Format, dtype: torch
             weight, None, None, format.blocksize, format.double_quant, format.kind
         )
         assert torch.equal(ours, kernel_values(packed, state))
+
+
+shapes = st.tuples(st.integers(1, 9), st.sampled_from([1, 30, 32, 64, 96, 128, 200]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=shapes,
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([1e-6, 0.02, 1.0, 300.0]),
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(["nf4", "fp4"]),
+    blocksize=st.sampled_from([64, 128]),
+)
+def test_double_quantisation_is_that_of_the_kernel(
+    shape: tuple[int, int], seed: int, scale: float, dtype: torch.dtype, kind: Any, blocksize: int
+) -> None:
+    """Codes, absmax and values, from the weight and from the codes of plain quantisation."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.rand(shape[0], 1, generator=generator)  # blocks of unlike absmax
+    weight = (torch.randn(shape, generator=generator) * spread * scale).to(dtype)
+    packed, state = bnb.quantize_4bit(
+        weight, blocksize=blocksize, quant_type=kind, compress_statistics=True
+    )
+    offset: Any = state.offset
+    absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + offset
+    plain, double = (Format(kind, blocksize, dq) for dq in (False, True))
+    before = quant.quantize(weight, plain)
+    kept = before.codes.clone(), before.absmax.clone()
+    for found in (quant.quantize(weight, double), double_quantized(before)):
+        assert found.format == double and found.shape == weight.shape
+        assert found.codes.tolist() == kernel_codes(weight, kind, blocksize)
+        assert torch.equal(found.absmax, absmax.float())
+        assert torch.equal(quant.dequantize(found, dtype), kernel_values(packed, state))
+    assert torch.equal(before.codes, kept[0]) and torch.equal(before.absmax, kept[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=shapes,
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([2.0**-19, 0.02, 3.0]),
+    dtype=st.sampled_from(DTYPES),
+    format=st.sampled_from((*FORMATS, Format("fp4", 128))),
+    n=st.integers(1, 40),
+)
+@example((4, 64), 0, 0.02, torch.float32, FORMATS[0], 1)
+@example((1, 64), 0, 0.02, torch.float32, FORMATS[4], 1)
+def test_blocks_at_some_places_are_what_the_weight_is_there(
+    shape: tuple[int, int],
+    seed: int,
+    scale: float,
+    dtype: torch.dtype,
+    format: Format,
+    n: int,
+) -> None:
+    """Of the few blocks that hold them each function gives what it gives of the weight."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.randn(shape, generator=generator) * scale).to(dtype)
+    near = torch.rand(shape, generator=generator) < 0.5  # on boundaries, to be decided alike
+    near &= ~quant.sets_absmax(weight, format)
+    boundaries, top = boundaries_of(format.kind), quant.quantize(weight, format).scale
+    on = torch.randint(len(boundaries), shape, generator=generator)
+    weight = torch.where(near, (boundaries[on] * top.view(shape)).to(dtype), weight)
+    where = torch.randint(weight.numel(), (n,), generator=generator)  # in no order, with repeats
+    blocks, at = blocks_at(weight, where, format)
+    assert torch.equal(blocks.flatten()[at], weight.flatten()[where])
+    size = shape[1] if format.kind == "int8" else format.blocksize
+    if weight.numel() % size == 0:
+        assert blocks.numel() == size * len((where // size).unique())
+    if format.double_quant:  # its absmax hang together over the whole weight
+        return
+    whole, part = quant.quantize(weight, format), quant.quantize(blocks, format)
+    assert torch.equal(part.codes[at], whole.codes[where])
+    assert torch.equal(part.scale[at], whole.scale[where])
+
+    def same(found: Tensor, wanted: Tensor) -> None:
+        assert torch.equal(found.flatten()[at], wanted.flatten()[where])
+
+    same(quant.sets_absmax(blocks, format), quant.sets_absmax(weight, format))
+    holds = quant.holds_cast(weight, format)
+    assert torch.equal(quant.holds_cast(weight, format, quantized=whole), holds)
+    same(quant.holds_cast(blocks, format), holds)
+    same(quant.holds_cast(blocks, format, quantized=part), holds)
+    widths = quant.bin_width(weight, format)
+    assert torch.equal(quant.bin_width(weight, format, quantized=whole), widths)
+    same(quant.bin_width(blocks, format), widths)
+    same(quant.bin_width(blocks, format, quantized=part), widths)
+    points = quant.code_centers(weight, where, format)
+    assert torch.equal(quant.code_centers(weight, where, format, quantized=whole), points)
+    assert torch.equal(quant.code_centers(blocks, at, format), points)
+    assert torch.equal(quant.code_centers(blocks, at, format, quantized=part), points)
+    values = torch.randn(n, 5, generator=generator) * scale
+    leaves = quant.leaves_bin(weight, where, values, format)
+    assert torch.equal(quant.leaves_bin(blocks, at, values, format), leaves)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -383,6 +480,50 @@ def test_the_report_is_what_a_plain_count_gives(format: Format, share: float) ->
     plain = np.histogram(torch.cat(ratios).log10().double().numpy(), quant.EDGES)[0]
     assert np.abs(plain - found.before).sum() <= 4  # rounding at the edges
     assert sum(found.before) == counts["moved"]
+
+
+KEPT = [*FORMATS, Format("fp4", double_quant=True), Format("fp4", 128)]
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    share=st.sampled_from([0.001, 0.03, 0.5, 1.0]),
+    size=st.sampled_from([1e-3, 0.02, 1.0]),
+    only=st.booleans(),
+)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "pythia"])
+def test_what_is_kept_by_format_is_what_survives(
+    name: str, seed: int, share: float, size: float, only: bool
+) -> None:
+    """Counted without the sums and histograms; blocks of these models are short in part."""
+    subject = family(name)
+    sizes = [subject.parameters[n].numel() for n in subject.quantized_names]
+    assert any(n % 128 for n in sizes) and (name != "llama" or any(n % 64 for n in sizes))
+    before, edit = bits(subject), random_edit(subject, share, size, seed)
+    if only:  # a few of its weights, and one that is named and does not move
+        names = sorted(edit.changes)[seed % 3 :: 3]
+        still = subject.quantized_names[seed % len(subject.quantized_names)]
+        weight = subject.parameters[still].detach().flatten()
+        nothing = {still: (torch.arange(5), weight[:5].clone())}
+        edit = Edit({n: edit.changes[n] for n in names} | nothing)
+    survival = quant.survival_by_format(subject, edit, KEPT)
+    kept = quant.kept_by_format(subject, edit, KEPT)
+    assert list(kept) == list(survival) == KEPT
+    for format, found in kept.items():
+        assert found == quant.Kept.of(survival[format]), str(format)
+        assert found.share == survival[format].share
+    assert same(bits(subject), before)
+    (alone,) = quant.kept_by_format(subject, edit, KEPT[1:2]).values()  # without its like
+    assert alone == kept[KEPT[1]]
+
+
+def test_an_edit_that_does_not_fit_keeps_nothing() -> None:
+    subject = family("llama")
+    with pytest.raises(MansuError):
+        quant.kept_by_format(subject, Edit({"nowhere": (torch.tensor([0]), torch.ones(1))}))
+    nothing = quant.kept_by_format(subject, Edit({}))
+    assert set(nothing.values()) == {quant.Kept(0, 0, 0, 0)} and len(nothing) == len(FORMATS)
 
 
 def test_groups_of_a_report_add_up_and_unquantised_parameters_carry_through(tmp_path) -> None:
