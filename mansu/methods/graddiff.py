@@ -12,8 +12,7 @@ from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
-    answer_log_probability,
-    retain_terms,
+    forget_and_retain,
     train,
 )
 
@@ -35,8 +34,8 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     subject = problem.subject
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-        yield "forget", answer_log_probability(subject, rows.forget).mean()
-        yield from retain_terms(subject, rows, settings.retain_weight)
+        now, kept = forget_and_retain(subject, rows, settings.retain_weight)
+        yield from {"forget": now.mean(), **kept}.items()
 
     return train(problem, settings, loss)
 

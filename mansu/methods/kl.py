@@ -41,7 +41,7 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     vocabulary × 4 bytes.
     """
     subject, weight = problem.subject, settings.retain_weight
-    with torch.no_grad():
+    with torch.no_grad(), training.products(subject, settings.bfloat16):
         retain_reference = _answer_distribution(subject, problem.retain)
         text = problem.text
         text_reference = _text_distribution(subject, *text) if len(text[0]) else text[0]
@@ -73,11 +73,7 @@ def _answer_distribution(subject: Subject, rows: Examples) -> Tensor:
 
 def _text_distribution(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
     """log π(· | text so far) at every real position, flat ``[positions, vocabulary]``."""
-    tokens, length = tokens.to(subject.device), length.to(subject.device)
-    decoder = subject.model.get_decoder()  # type: ignore[operator]
-    hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    real = torch.arange(tokens.shape[1], device=tokens.device)[None] < length[:, None]
-    return log_softmax(subject.head(hidden[real]).float(), -1)
+    return log_softmax(subject.head(subject.states(tokens, length)).float(), -1)
 
 
 METHOD = Method(

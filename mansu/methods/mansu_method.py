@@ -6,13 +6,8 @@ of its own block or not at all (the magnitude floor): what moves is there after 
 construction. Of these centres it takes only those that also lie in another bin of larger blocks,
 of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
-How the floor is met. Each weight has a wish, the continuous change that the optimiser asks for,
-and a threshold u drawn once from U(0, 1). Its points are its own exact value and the centres that
-it may take. With w + wish between its points p₀ ≤ w + wish < p₁ it takes p₁ when
-(w + wish − p₀)/(p₁ − p₀) > u, else p₀. So the mean over weights follows the wish, as unbiased
-rounding does, while each moved weight is a whole bin away; a fixed threshold means that nothing
-moves back and forth unless its wish does. Gradients are always those of the rounded model, which
-corrects what the rounding did.
+The optimiser moves each weight's wish, and ``mansu.methods.movable`` rounds wishes to centres.
+Gradients are always those of the rounded model, which corrects what the rounding did.
 
 The forget objective makes the answer indistinguishable among the candidate answers, not
 impossible; the retain objective is the KL divergence from the unedited
@@ -24,33 +19,35 @@ both sides.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
-from mansu.measure.scores import measure
+from mansu.measure.scores import right
 from mansu.methods.method import Method, Outcome, Problem, Search
-from mansu.methods.training import scratch
+from mansu.methods.movable import Movable
+from mansu.methods.training import bfloat16, chosen_bfloat16, products, scratch
 from mansu.progress import Step
-from mansu.quant.codes import bin_width, quantize, sets_absmax
-from mansu.quant.floor import code_centers, holds_cast, leaves_bin
-from mansu.quant.formats import FORMATS, NF4, Format
 from mansu.quant.swap import Dequantized, quantized
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
+from mansu.subjects.flows import watched
+from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import transposed_names
 from mansu.tasks.tokens import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
+CHECK_ROWS = 64
 RATE, TOY_RATE = 0.12, 0.2
 CHECK_EVERY = 3
 CHANCE = 0.25
@@ -114,15 +111,17 @@ class Settings:
         low=-1,
         high=1,
     )
+    bfloat16: bool | None = bfloat16()
 
     def chosen(self, problem: Problem) -> Settings:
-        """With the rate and the target that are left to the subject and the task."""
+        """With what is left to the subject, the task and the machine."""
         rate, target = self.rate, self.target
+        in_bfloat16 = chosen_bfloat16(problem.subject, self.bfloat16)
         if rate is None:
             rate = TOY_RATE if problem.subject.is_toy else RATE
         if target is None:
             target = (CHANCE + max(1 - problem.task.margin, CHANCE)) / 2
-        return replace(self, rate=rate, target=target)
+        return replace(self, rate=rate, target=target, bfloat16=in_bfloat16)
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:
@@ -142,13 +141,13 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     settings = settings.chosen(problem)
     work, watch = _Work(problem, settings), problem.watch
     history: list[Step] = []
-    with scratch(problem.subject, work.weights) as base:
+    with scratch(problem.subject, work.movable.places, trainable=False) as base:
         for step in range(1, settings.steps + 1):
             values = work.step(step)
             told = watch is not None and watch(step)
             last = told or step == settings.steps
             if last or step % CHECK_EVERY == 0:
-                values |= work.check(step)
+                values |= work.check(step, last)
             history.append(Step("unlearn", step, settings.steps, values=values))
             problem.on_step(history[-1])
             if told or work.done:
@@ -185,31 +184,36 @@ class _Work:
         if not settings.circuit:
             generator = torch.Generator().manual_seed(problem.seed)
             mask = random_mask(subject, mask, generator).tensors()
-        self.weights = _movable(subject, mask, self.nf4_weights, self.rng, settings.every_format)
+        self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
         self._tell("measuring the retain geometry")
-        self.optimiser = self._optimiser({name: mask[name] for name in self.weights})
-        self.reference = _Reference(problem)
-        self.start = _Check.of(problem)
+        self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
+        self.products = partial(products, subject, settings.bfloat16)
+        with self.products():  # as the steps have them, so that nothing differs at the start
+            self.objectives = _Objectives(problem)
+        drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
+        self.part = problem.forget.select(sorted(drawn))
+        self.start = _worst(problem.retain, right(subject, problem.retain)[0])
         with self._nf4_model():
-            self.start_nf4 = _Check.of(problem)
+            self.start_nf4 = _worst(problem.retain, right(subject, problem.retain)[0])
 
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
     def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
-        """The optimiser with the projection, after the weights have their Fisher information."""
+        """With the projection and the Fisher information where the settings ask for them."""
         problem, settings, spans = self.problem, self.settings, None
         retain, text = problem.retain, problem.text
         if settings.project:
             spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
+        importance = torch.zeros_like(self.movable.base)
         if settings.fisher_weight:
             for name, values in fisher(self.subject, retain, text, mask).items():
                 everywhere = torch.zeros(mask[name].shape)
                 everywhere[mask[name]] = values
-                weight = self.weights[name]
-                weight.fisher = everywhere.flatten()[weight.where]
+                place = self.movable.places[name]
+                importance[place.span] = everywhere.flatten()[place.where.cpu()].to(importance)
         assert settings.rate is not None
-        return _Optimiser(settings.rate, settings.fisher_weight, spans)
+        return _Optimiser(self.movable, settings.rate, settings.fisher_weight * importance, spans)
 
     def _nf4_model(self) -> AbstractContextManager[Subject]:
         # With the floor, what moved is at a code's centre and no absmax changed: the cache is
@@ -220,8 +224,7 @@ class _Work:
         """One step of the optimiser and the moves that it asks for, and what to record of them."""
         in_nf4 = self.in_nf4
         forget_loss, forget, retain_loss, retain = self._gradients()
-        for name, weight in self.weights.items():
-            self.optimiser.step(weight, name, forget[name], retain[name], step)
+        self.optimiser.step(forget, retain, step)
         return {
             "in_nf4": float(in_nf4),
             "forget_loss": forget_loss,
@@ -229,55 +232,88 @@ class _Work:
             "moved": self._move(),
         }
 
-    def _gradients(self) -> tuple[float, dict[str, Tensor], float, dict[str, Tensor]]:
+    def _gradients(self) -> tuple[float, Tensor, float, Tensor]:
         """Forget loss and gradients, retain loss and gradients, of the model that steps go to."""
-        forget = self.problem.forget
-        some = forget.select(_sample(self.rng, len(forget), FORGET_ROWS))
+        rows, places = self.objectives.sample(self.rng), self.movable.places
+        forget, retain = (torch.zeros_like(self.movable.wish) for _ in range(2))
+        forget_loss = retain_loss = 0.0
+        weight = self.settings.retain_weight
         with self._nf4_model() if self.in_nf4 else nullcontext():
-            forget_loss = indistinguishable(self.subject, some).mean()
-            forget_loss.backward()
-            forget_gradients = _take(self.subject, self.weights)
-            retain_loss = self.reference.divergence(self.rng)
-            (self.settings.retain_weight * retain_loss).backward()
-            retain_gradients = _take(self.subject, self.weights)
-        return forget_loss.item(), forget_gradients, retain_loss.item(), retain_gradients
+            for pack in rows.packs(self.subject):
+
+                def add(name: str, inputs: Tensor, outputs: Tensor, n: int = pack.forget) -> None:
+                    place, x, g = places[name], inputs[0], outputs[0]
+                    forget[place.span] += place.gradient(x[:n], g[:n])
+                    retain[place.span] += place.gradient(x[n:], g[n:])
+
+                with watched(self.subject, places, see_gradient=add):
+                    with self.products():
+                        losses = self.objectives.losses(rows, pack)
+                    (losses[0] + weight * losses[1]).backward()
+                forget_loss += losses[0].item()
+                retain_loss += losses[1].item()
+        return forget_loss, forget, retain_loss, retain
 
     def _move(self) -> int:
         """Put the weights where their wishes and the budget have them; how many moved."""
-        asked = _moves(self.weights, self.settings.floor)
-        count = 0
-        for name, (values, moved) in _within(self.settings.budget, self.weights, asked).items():
-            weight = self.weights[name]
-            parameter, in_nf4 = self.subject.parameters[name].data, self.nf4_weights.weights[name]
-            parameter.view(-1)[weight.where] = values.to(parameter)
-            after_nf4 = torch.where(moved, values, weight.base_nf4)
-            in_nf4.view(-1)[weight.where] = after_nf4.to(in_nf4)
-            count += int(moved.sum())
-        return count
+        movable = self.movable
+        values, moved = movable.moves(self.settings.floor, self.settings.budget)
+        in_nf4 = torch.where(moved, values, movable.base_nf4)
+        for name, place in movable.places.items():
+            parameter, cached = self.subject.parameters[name].data, self.nf4_weights.weights[name]
+            parameter.view(-1)[place.where] = values[place.span].to(parameter)
+            cached.view(-1)[place.where] = in_nf4[place.span].to(cached)
+        return int(moved.sum())
 
-    def check(self, step: int) -> dict[str, float]:
+    def check(self, step: int, last: bool) -> dict[str, float]:
         """Measure the weights as they are, and keep them if they are the best so far.
 
         What counts, in this order: the retain tolerance, no PTQ gap, and forget accuracy near
-        chance. Far below chance the answer is told by its avoidance.
+        chance. Far below chance the answer is told by its avoidance. A part of the forget set is
+        asked; all of it at the end, and where the part says that the target is reached.
         """
-        now = _Check.of(self.problem)
-        with self._nf4_model():
-            now_nf4 = _Check.of(self.problem)
-        fall = max(self.start.retain - now.retain, self.start_nf4.retain - now_nf4.retain)
-        kept = fall <= self.problem.task.tolerance
-        self.in_nf4 = now_nf4.forget > now.forget
-        rank = (not kept, self.in_nf4, abs(max(now.forget, now_nf4.forget) - CHANCE))
+        found = self._checked(self.problem.forget if last else self.part)
+        if not last and self._reached(found):
+            found = self._checked(self.problem.forget)
+        self.in_nf4, self.done = found.forget_nf4 > found.forget, self._reached(found)
+        nearest = abs(max(found.forget, found.forget_nf4) - CHANCE)
+        rank = (found.retain_fall > self.problem.task.tolerance, self.in_nf4, nearest)
         if self.best is None or rank < self.best.rank:
-            weights = {n: self.subject.parameters[n].detach().clone() for n in self.weights}
+            names = self.movable.places
+            weights = {n: self.subject.parameters[n].detach().clone() for n in names}
             self.best = _Best(rank, step, weights)
-        assert self.settings.target is not None
-        self.done = kept and not self.in_nf4 and now.forget <= self.settings.target
         return {
-            "forget_accuracy": now.forget,
-            "forget_accuracy_nf4": now_nf4.forget,
-            "retain_fall": fall,
+            "forget_accuracy": found.forget,
+            "forget_accuracy_nf4": found.forget_nf4,
+            "retain_fall": found.retain_fall,
         }
+
+    def _checked(self, forget: Examples) -> _Check:
+        retain = self.problem.retain
+        now, kept = right(self.subject, forget, retain)
+        with self._nf4_model():
+            now_nf4, kept_nf4 = right(self.subject, forget, retain)
+        fall = max(self.start - _worst(retain, kept), self.start_nf4 - _worst(retain, kept_nf4))
+        return _Check(float(now.mean()), float(now_nf4.mean()), fall)
+
+    def _reached(self, found: _Check) -> bool:
+        assert self.settings.target is not None
+        kept = found.retain_fall <= self.problem.task.tolerance
+        return kept and found.forget_nf4 <= found.forget <= self.settings.target
+
+
+class _Check(NamedTuple):
+    """Accuracies in full precision and in NF4, and the fall of the worst retain group's."""
+
+    forget: float
+    forget_nf4: float
+    retain_fall: float
+
+
+def _worst(rows: Examples, correct: Tensor) -> float:
+    """The accuracy of the group that has the lowest."""
+    groups = torch.tensor([rows.groups.index(name) for name in rows.groups])
+    return min(float(correct[groups == i].mean()) for i in groups.unique())
 
 
 def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:
@@ -304,41 +340,8 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     return why
 
 
-@dataclass
-class _Weight:
-    """The movable entries of one weight (n of them) and the optimiser's state.
-
-    Work happens in the layout that the quantiser sees, ``[outputs, inputs]``.
-    """
-
-    where: Tensor  # int64 [n], into the flattened parameter
-    rows: Tensor  # int64 [n], outputs
-    columns: Tensor  # int64 [n], inputs
-    shape: tuple[int, int]  # [outputs, inputs]
-    base: Tensor  # [n]
-    points: Tensor  # [n, codes], where it may lie: base, codes' centres; infinite where it may not
-    width: Tensor  # [n], of the base weight's bin
-    threshold: Tensor  # [n], u
-    wish: Tensor  # [n], in weight units
-    forget_moment: Tensor  # [n], Adam's moments, in bins
-    retain_moment: Tensor
-    second_moment: Tensor
-    fisher: Tensor  # [n]
-    base_nf4: Tensor  # [n], what the base weight's code stands for
-
-    def rounded(self) -> tuple[Tensor, Tensor]:
-        """(values ``[n]``, moved bool ``[n]``) of the magnitude floor."""
-        aim = self.base + self.wish
-        above = self.points > aim[:, None]
-        high = self.points.masked_fill(~above, torch.inf).amin(1)
-        low = self.points.masked_fill(above, -torch.inf).amax(1)
-        up = (aim - low) / (high - low) > self.threshold
-        values = torch.where(up | low.isinf(), high, low)  # past the last point: to the last
-        return values, values != self.base
-
-
-def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
-    """The forget objective of each row ``[N]``, nats.
+def indistinguishable(logits: Tensor, rows: Examples) -> Tensor:
+    """The forget objective of each row ``[N]``, nats, from its logits ``[N, C]`` of the vocabulary.
 
     KL(uniform ‖ p) over the row's candidate answers, which is 0 when none stands out, plus
     ``ADVANTAGE`` times what the answer's log-probability exceeds the mean of the others' by. The
@@ -346,10 +349,9 @@ def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
     second term's does not, and it ends where the answer is an average candidate, not where it is
     an impossible one.
     """
-    logits = subject.next_token_logits(rows.tokens, rows.length).float()
-    candidates = rows.candidates.to(logits.device)
+    candidates, logits = rows.candidates.to(logits.device), logits.float()
     vocabulary = rows.vocabulary.to(logits.device)
-    chosen = logits[:, vocabulary].masked_fill(~candidates, -torch.inf)
+    chosen = logits.masked_fill(~candidates, -torch.inf)
     log_probabilities = chosen.log_softmax(-1).masked_fill(~candidates, 0)
     count = candidates.sum(1)
     divergence = -log_probabilities.sum(1) / count - count.log()
@@ -359,187 +361,147 @@ def indistinguishable(subject: Subject, rows: Examples) -> Tensor:
     return divergence + ADVANTAGE * (answer - others).relu()
 
 
-class _Check(NamedTuple):
-    """Accuracies on the sets that the method trains on."""
+@dataclass(frozen=True)
+class _Rows:
+    """What a step is taken on: forget rows, retain rows and texts, by their places in the sets.
 
-    forget: float
-    retain: float
+    Attributes:
+        tokens: int64 ``[N, P, 2]``, forget rows, retain rows, texts; what comes first of a token is
+            0 in a forget row and 1 elsewhere, so that the two share none: each token's gradient
+            belongs to one of the two objectives.
+        length: int64 ``[N]``.
+    """
+
+    forget: list[int]
+    retain: list[int]
+    text: list[int]
+    tokens: Tensor
+    length: Tensor
 
     @classmethod
-    def of(cls, problem: Problem) -> _Check:
-        subject = problem.subject
-        retain = measure(subject, problem.retain)
-        groups = [retain.group(name).accuracy for name in dict.fromkeys(retain.groups)]
-        return cls(measure(subject, problem.forget).accuracy, min(groups))
+    def of(cls, problem: Problem, forget: list[int], retain: list[int], text: list[int]) -> _Rows:
+        sets = (problem.forget.tokens[forget], problem.retain.tokens[retain], problem.text[0][text])
+        sets = [tokens for tokens in sets if len(tokens)]
+        width = max(tokens.shape[1] for tokens in sets)
+        tokens = torch.cat([pad(t, (0, width - t.shape[1])) for t in sets])
+        objective = (torch.arange(len(tokens)) >= len(forget)).long()
+        lengths = problem.forget.length[forget], problem.retain.length[retain]
+        return cls(
+            forget,
+            retain,
+            text,
+            torch.stack([objective[:, None].expand_as(tokens), tokens], -1),
+            torch.cat([*lengths, problem.text[1][text]]),
+        )
+
+    def packs(self, subject: Subject) -> Iterator[_Pack]:
+        """Each with its forget tokens first."""
+        for pack in subject.packs(self.tokens, self.length):
+            yield _Pack(pack, int((pack.tokens[:, 0] == 0).sum()))
 
 
-class _Reference:
-    """The unedited model's next-token distributions on what must be kept."""
+class _Pack(NamedTuple):
+    """A pack of a step's rows, the first ``forget`` of whose tokens are those of forget rows."""
+
+    pack: Pack
+    forget: int
+
+
+class _Objectives:
+    """The two objectives, of which one holds the unedited model's distributions on what is kept."""
 
     def __init__(self, problem: Problem) -> None:
-        self.subject, self.retain, self.text = problem.subject, problem.retain, problem.text
+        self.subject, self.problem = problem.subject, problem
+        self.positions = problem.text[1].tolist()
         with torch.no_grad():
-            self.facts = self._facts(self.retain)
-            rows = range(len(self.text[0]))
-            self.texts = [
-                self._texts(self.text[0][i : i + 1], self.text[1][i : i + 1]) for i in rows
-            ]
+            hidden = self.subject.states(problem.retain.tokens, problem.retain.length)
+            self.facts = self._distribution(hidden[problem.retain.length.cumsum(0) - 1])
+            self.texts: tuple[Tensor, ...] = ()
+            if self.positions:
+                hidden = self.subject.states(*problem.text)
+                self.texts = self._distribution(hidden).split(self.positions)
 
-    def divergence(self, rng: random.Random) -> Tensor:
-        """KL(unedited ‖ current) on a sample of retain facts plus one of text positions, nats."""
-        rows = _sample(rng, len(self.retain), RETAIN_ROWS)
-        total = _kl(self.facts[rows], self._facts(self.retain.select(rows)))
-        if self.texts:
-            some = _sample(rng, len(self.texts), TEXT_ROWS)
-            now = self._texts(self.text[0][some], self.text[1][some])
-            total = total + _kl(torch.cat([self.texts[i] for i in some]), now)
-        return total
+    def sample(self, rng: random.Random) -> _Rows:
+        """Rows for a step."""
+        problem = self.problem
+        return _Rows.of(
+            problem,
+            _sample(rng, len(problem.forget), FORGET_ROWS),
+            _sample(rng, len(problem.retain), RETAIN_ROWS),
+            _sample(rng, len(self.texts), TEXT_ROWS) if self.texts else [],
+        )
 
-    def _facts(self, rows: Examples) -> Tensor:
-        return self.subject.next_token_logits(rows.tokens, rows.length).float().log_softmax(-1)
+    def losses(self, rows: _Rows, found: _Pack) -> tuple[Tensor, Tensor]:
+        """What a pack adds to the two objectives, nats.
 
-    def _texts(self, tokens: Tensor, length: Tensor) -> Tensor:
-        tokens, length = tokens.to(self.subject.device), length.to(self.subject.device)
-        decoder = self.subject.model.get_decoder()  # type: ignore[operator]
-        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state
-        real = torch.arange(tokens.shape[1], device=tokens.device)[None] < length[:, None]
-        return self.subject.head(hidden[real]).float().log_softmax(-1)
+        The first is the mean of ``indistinguishable``; the second KL(unedited ‖ current), its mean
+        over retain facts plus its mean over the texts' positions.
+        """
+        pack, subject = found.pack, self.subject
+        hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
+        n, m = len(rows.forget), len(rows.forget) + len(rows.retain)
+        forgotten, facts = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
+        last = pack.last.to(hidden.device)
+        forget = kept = hidden.new_zeros(())
+        if forgotten.any():
+            some = self.problem.forget.select([rows.forget[i] for i in pack.rows[forgotten]])
+            logits = subject.head(hidden[last[forgotten]], some.vocabulary)
+            forget = indistinguishable(logits, some).sum() / n
+        if facts.any():
+            places = [rows.retain[i - n] for i in pack.rows[facts].tolist()]
+            now = self._distribution(hidden[last[facts]])
+            kept = kept + _kl(self.facts[places], now) / len(rows.retain)
+        if (texts := pack.rows >= m).any():
+            places = [rows.text[i - m] for i in pack.rows[texts].tolist()]
+            at = pack.at[texts][pack.real[texts]].to(hidden.device)
+            now = self._distribution(hidden[at])
+            every = sum(self.positions[i] for i in rows.text)
+            kept = kept + _kl(torch.cat([self.texts[i] for i in places]), now) / every
+        return forget, kept
+
+    def _distribution(self, hidden: Tensor) -> Tensor:
+        return self.subject.head(hidden).float().log_softmax(-1)
 
 
 def _kl(reference: Tensor, now: Tensor) -> Tensor:
-    return (reference.exp() * (reference - now)).sum(-1).mean()
+    return (reference.exp() * (reference - now)).sum()
 
 
 def _sample(rng: random.Random, n: int, size: int) -> list[int]:
     return rng.sample(range(n), min(n, size))
 
 
-def _movable(
-    subject: Subject,
-    mask: Mapping[str, Tensor],
-    nf4_weights: Dequantized,
-    rng: random.Random,
-    every_format: bool = True,
-) -> dict[str, _Weight]:
-    """The mask's quantised weights that do not set their block's absmax, nor change by a cast."""
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    transposed = transposed_names(subject)
-    # Double quantization has NF4's codes and blocks.
-    others = [f for f in FORMATS if f != NF4 and not f.double_quant] if every_format else []
-    weights = {}
-    for name, chosen in mask.items():
-        if name not in subject.quantized_names:
-            continue
-        matrix, movable = subject.parameters[name].detach(), chosen
-        indices = torch.arange(matrix.numel()).view(matrix.shape)
-        if name in transposed:
-            matrix, movable, indices = matrix.T.contiguous(), movable.T, indices.T
-        movable = movable.to(matrix.device) & holds_cast(matrix)
-        for format in (NF4, *others):
-            movable &= ~sets_absmax(matrix, format)
-        rows, columns = movable.nonzero(as_tuple=True)
-        if not len(rows):
-            continue
-        flat = rows * matrix.shape[1] + columns
-        where = indices.to(matrix.device)[movable]
-        base = matrix[movable].float()  # a half-precision model is edited in float32, too
-        weights[name] = _Weight(
-            where=where,
-            rows=rows.unique(return_inverse=True)[1],
-            columns=columns,
-            shape=(len(rows.unique()), matrix.shape[1]),
-            base=base,
-            points=_points(matrix, flat, others).float(),
-            width=bin_width(matrix)[movable].to(base),
-            threshold=torch.rand(len(rows), generator=generator).to(base),
-            base_nf4=nf4_weights.weights[name].flatten()[where].float(),
-            wish=torch.zeros_like(base),
-            forget_moment=torch.zeros_like(base),
-            retain_moment=torch.zeros_like(base),
-            second_moment=torch.zeros_like(base),
-            fisher=torch.zeros_like(base),
-        )
-    if not weights:
-        raise BadInputError("No weight may move: the circuit holds no weight that NF4 quantises.")
-    return weights
-
-
-def _points(matrix: Tensor, flat: Tensor, others: Sequence[Format]) -> Tensor:
-    """Where each weight may lie, ``[n, codes]``: its value at its own code, the others' centres.
-
-    Infinite where it may not: at the extreme codes, where it would tie with its block's absmax, and
-    at centres that some other format does not tell from where it is.
-    """
-    points = code_centers(matrix, flat)
-    may = torch.ones_like(points, dtype=torch.bool)
-    may[:, [0, -1]] = False
-    for format in others:
-        may &= leaves_bin(matrix, flat, points, format)
-    points.masked_fill_(~may, torch.inf)
-    own = quantize(matrix).codes[flat].long()[:, None]
-    return points.scatter_(1, own, matrix.reshape(-1)[flat][:, None])
-
-
-_Moves = dict[str, tuple[Tensor, Tensor]]
-"""Weight → (values ``[n]``, moved bool ``[n]``)."""
-
-
-def _moves(weights: Mapping[str, _Weight], floor: bool) -> _Moves:
-    """What the wishes ask for, with the magnitude floor or as they are."""
-    if floor:
-        return {name: w.rounded() for name, w in weights.items()}
-    return {name: (w.base + w.wish, w.wish != 0) for name, w in weights.items()}
-
-
-def _within(budget: int | None, weights: Mapping[str, _Weight], moves: _Moves) -> _Moves:
-    """The ``budget`` moves with the largest wish in bins; the others are taken back."""
-    if budget is None or sum(int(moved.sum()) for _, moved in moves.values()) <= budget:
-        return moves
-    size = torch.cat(
-        [(weights[n].wish / weights[n].width).abs() * moved for n, (_, moved) in moves.items()]
-    )
-    kept = torch.zeros_like(size, dtype=torch.bool)
-    kept[size.topk(budget).indices] = True
-    parts = kept.split([len(moved) for _, moved in moves.values()])
-    return {
-        name: (torch.where(keep & moved, values, weights[name].base), keep & moved)
-        for (name, (values, moved)), keep in zip(moves.items(), parts, strict=True)
-    }
-
-
-def _take(subject: Subject, weights: Mapping[str, _Weight]) -> dict[str, Tensor]:
-    """The gradients at the movable entries; clears them."""
-    taken = {}
-    for name, weight in weights.items():
-        gradient = subject.parameters[name].grad
-        assert gradient is not None
-        taken[name] = gradient.view(-1)[weight.where].float()
-        subject.parameters[name].grad = None
-    return taken
-
-
-@dataclass(frozen=True)
 class _Optimiser:
-    """Adam in units of bins; what it takes from the forget gradient is projected."""
+    """Adam in units of bins; what it takes from the forget gradient is projected.
 
-    rate: float
-    fisher_weight: float
-    spans: Projectors | None
+    Args:
+        importance: ``[n]``, λ F of the penalty.
+    """
 
-    def step(self, weight: _Weight, name: str, forget: Tensor, retain: Tensor, step: int) -> None:
-        retain = retain + self.fisher_weight * weight.fisher * weight.wish
-        forget, retain = forget * weight.width, retain * weight.width
-        weight.forget_moment.lerp_(forget, 1 - MOMENTUM)
-        weight.retain_moment.lerp_(retain, 1 - MOMENTUM)
-        weight.second_moment.lerp_((forget + retain).square(), 1 - SECOND_MOMENT)
-        scale = (weight.second_moment / (1 - SECOND_MOMENT**step)).sqrt() + 1e-12
-        scale = self.rate * weight.width / scale / (1 - MOMENTUM**step)
-        down = weight.forget_moment * scale
+    def __init__(
+        self, movable: Movable, rate: float, importance: Tensor, spans: Projectors | None
+    ) -> None:
+        self.movable, self.rate, self.importance = movable, rate, importance
+        self.spans = spans
+        self.forget, self.retain, self.square = (
+            torch.zeros_like(movable.base) for _ in range(3)
+        )  # Adam's moments, in bins
+
+    def step(self, forget: Tensor, retain: Tensor, step: int) -> None:
+        """Move the wishes by gradients ``[n]``; ``step`` counts from 1."""
+        width, wish = self.movable.width, self.movable.wish
+        forget, retain = forget * width, (retain + self.importance * wish) * width
+        self.forget.lerp_(forget, 1 - MOMENTUM)
+        self.retain.lerp_(retain, 1 - MOMENTUM)
+        self.square.lerp_((forget + retain).square(), 1 - SECOND_MOMENT)
+        scale = (self.square / (1 - SECOND_MOMENT**step)).sqrt() + 1e-12
+        scale = self.rate * width / scale / (1 - MOMENTUM**step)
+        down = self.forget * scale
         if self.spans is not None:
-            matrix = down.new_zeros(weight.shape)
-            matrix[weight.rows, weight.columns] = down
-            down = self.spans(name, matrix)[weight.rows, weight.columns]
-        weight.wish -= down + weight.retain_moment * scale
+            for name, place in self.movable.places.items():
+                projected = self.spans(name, place.dense(down[place.span]), place.inputs)
+                down[place.span] = projected[place.rows, place.columns]
+        wish -= down + self.retain * scale
 
 
 METHOD = Method(

@@ -15,7 +15,7 @@ from mansu.methods.training import (
     Batch,
     TrainingSettings,
     answer_log_probability,
-    retain_terms,
+    forget_and_retain,
     train,
 )
 from mansu.settings import setting
@@ -52,13 +52,13 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     arXiv:2404.05868, equation 3, in the variant NPO+RT).
     """
     subject = problem.subject
-    with torch.no_grad():
+    with torch.no_grad(), training.products(subject, settings.bfloat16):
         reference = answer_log_probability(subject, problem.forget)
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-        now = answer_log_probability(subject, rows.forget)
-        yield "forget", npo_loss(now, reference[rows.forget_rows], settings.beta)
-        yield from retain_terms(subject, rows, settings.retain_weight)
+        now, kept = forget_and_retain(subject, rows, settings.retain_weight)
+        forget = npo_loss(now, reference[rows.forget_rows], settings.beta)
+        yield from {"forget": forget, **kept}.items()
 
     return train(problem, settings, loss)
 

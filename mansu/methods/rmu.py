@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,39 +81,32 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     generator = torch.Generator().manual_seed(problem.seed)
     random = torch.rand(subject.config.hidden_size, generator=generator)
     target = (settings.steering * random / random.norm()).to(subject.device)
-    with torch.no_grad():
-        retain_reference = _hidden(subject, problem.retain.tokens, layer)
-        text = problem.text[0]
-        text_reference = _hidden(subject, text, layer) if len(text) else text
+    with torch.no_grad(), training.products(subject, settings.bfloat16):
+        retain_reference = _hidden(subject, problem.retain.tokens, problem.retain.length, layer)
+        text_reference = _hidden(subject, *problem.text, layer)
 
-    def retained(tokens: Tensor, length: Tensor, reference: Tensor) -> Tensor:
-        now = _hidden(subject, tokens, layer)
-        real = _real(tokens, length)
-        return settings.alpha * mse_loss(now[real], reference[:, : tokens.shape[1]][real])
+    def retained(tokens: Tensor, length: Tensor, reference: Sequence[Tensor]) -> Tensor:
+        now = subject.states(tokens, length, layer).float()
+        return settings.alpha * mse_loss(now, torch.cat(list(reference)))
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
         forget, retain = rows.forget, rows.retain
-        hidden = _hidden(subject, forget.tokens, layer)[_real(forget.tokens, forget.length)]
+        hidden = subject.states(forget.tokens, forget.length, layer).float()
         yield "forget", mse_loss(hidden, target.expand_as(hidden))
-        reference = retain_reference[rows.retain_rows]
+        reference = [retain_reference[i] for i in rows.retain_rows.tolist()]
         yield "retain", retained(retain.tokens, retain.length, reference)
         if rows.text is not None:
-            yield "text", retained(*rows.text, text_reference[rows.text_rows])
+            reference = [text_reference[i] for i in rows.text_rows.tolist()]
+            yield "text", retained(*rows.text, reference)
 
     return train(problem, settings, loss, names=names)
 
 
-def _hidden(subject: Subject, tokens: Tensor, layer: int) -> Tensor:
-    """The residual stream after ``layer``, ``[rows, positions, width]``, float32."""
-    decoder = subject.model.get_decoder()  # type: ignore[operator]
-    outputs = decoder(
-        input_ids=tokens.to(subject.device), use_cache=False, output_hidden_states=True
-    )
-    return outputs.hidden_states[layer + 1].float()
-
-
-def _real(tokens: Tensor, length: Tensor) -> Tensor:
-    return torch.arange(tokens.shape[1])[None] < length[:, None]
+def _hidden(subject: Subject, tokens: Tensor, length: Tensor, layer: int) -> Sequence[Tensor]:
+    """The residual stream after ``layer``, ``[length, width]`` a row, float32."""
+    if not len(tokens):
+        return ()
+    return subject.states(tokens, length, layer).float().split(length.tolist())
 
 
 METHOD = Method(

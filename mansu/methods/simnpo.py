@@ -13,8 +13,7 @@ from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
-    answer_log_probability,
-    retain_terms,
+    forget_and_retain,
     train,
 )
 from mansu.settings import setting
@@ -62,9 +61,9 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     subject = problem.subject
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-        now = answer_log_probability(subject, rows.forget)
-        yield "forget", settings.forget_weight * simnpo_loss(now, settings.beta, settings.gamma)
-        yield from retain_terms(subject, rows, settings.retain_weight)
+        now, kept = forget_and_retain(subject, rows, settings.retain_weight)
+        forget = settings.forget_weight * simnpo_loss(now, settings.beta, settings.gamma)
+        yield from {"forget": forget, **kept}.items()
 
     return train(problem, settings, loss)
 

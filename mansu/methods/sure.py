@@ -14,7 +14,7 @@ from mansu.methods.training import (
     Batch,
     TrainingSettings,
     answer_log_probability,
-    retain_terms,
+    forget_and_retain,
     scratch,
     train,
 )
@@ -71,8 +71,8 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     salient = salient_rows(subject, problem.forget, settings.percentile)
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-        yield "forget", answer_log_probability(subject, rows.forget).mean()
-        yield from retain_terms(subject, rows, settings.retain_weight)
+        now, kept = forget_and_retain(subject, rows, settings.retain_weight)
+        yield from {"forget": now.mean(), **kept}.items()
 
     def constrain(name: str, change: Tensor) -> Tensor:
         return change * salient[name].reshape(-1, *[1] * (change.ndim - 1))

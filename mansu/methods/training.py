@@ -12,17 +12,18 @@ decay, which over a dozen steps would move each weight by less than one float32 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mansu.errors import BadInputError, MansuError
 from mansu.interrupts import put_back
-from mansu.measure.scores import text_losses
+from mansu.measure.scores import following_losses
 from mansu.methods.method import Outcome, Problem
 from mansu.progress import Step
 from mansu.settings import setting
@@ -58,6 +59,15 @@ def retain_weight(source: str) -> Any:
     return setting(1.0, about, low=0, source=source)
 
 
+def bfloat16() -> Any:
+    """The field of the number format of gradients."""
+    return setting(
+        None,
+        "Matrix products of gradients in bfloat16, about twice as fast; measurements stay in the "
+        "model's own format. Empty: where the processor has them and the model is no toy.",
+    )
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """The settings of the loop; those of a method extend them.
@@ -73,14 +83,54 @@ class TrainingSettings:
         "Forget rows in a step (and as many retain rows, where the method uses them).",
         low=1,
     )
+    bfloat16: bool | None = bfloat16()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def chosen_bfloat16(subject: Subject, asked: bool | None) -> bool:
+    """The setting, where it is left to the machine and the model.
+
+    Raises:
+        BadInputError: it is asked for, and the processor has none.
+    """
+    has = has_bfloat16(subject.device)
+    if asked and not has:
+        raise BadInputError(
+            "This processor has no products of bfloat16: leave the setting bfloat16 empty."
+        )
+    return has and not subject.is_toy if asked is None else asked
+
+
+def products(subject: Subject, asked: bool | None) -> AbstractContextManager[Any]:
+    """Matrix products inside the block as the setting ``bfloat16`` has them.
+
+    A loss and what it is compared with are made alike, else they differ where nothing was edited.
+
+    Raises:
+        BadInputError: as ``chosen_bfloat16``.
+    """
+    if not chosen_bfloat16(subject, asked):
+        return nullcontext()
+    return torch.autocast(subject.device.type, torch.bfloat16)
 
 
 @contextmanager
-def scratch(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The named parameters, trainable inside the block only.
+def scratch(
+    subject: Subject, names: Iterable[str], *, trainable: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """The named parameters, to be changed inside the block only.
 
     Holds ``subject.lock``. Afterwards, also after an exception, the parameters are bit for bit
     what they were, need no gradient and hold none.
+
+    Args:
+        trainable: autograd makes their gradients.
 
     Yields:
         name → a copy of the parameter as it was.
@@ -104,7 +154,7 @@ def scratch(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tensor
 
         try:
             for parameter in parameters.values():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(trainable)
             yield before
         finally:
             put_back(undo)
@@ -129,8 +179,7 @@ class Batch:
 
 
 Loss = Callable[[Batch], Iterable[tuple[str, Tensor]]]
-"""Yields the named terms of the objective, whose sum is minimised. Each term is differentiated
-before the next is asked for, so that one forward pass is in memory at a time."""
+"""Yields the named terms of the objective, whose sum is minimised."""
 
 
 def batches(problem: Problem, size: int) -> Iterator[Batch]:
@@ -187,6 +236,8 @@ def train(
         scale: the edit is this multiple of the change (−α for a task vector).
     """
     subject, steps = problem.subject, settings.steps
+    in_bfloat16 = chosen_bfloat16(subject, settings.bfloat16)
+    settings = replace(settings, bfloat16=in_bfloat16)
     names = tuple(subject.parameters if names is None else names)
     if any(subject.parameters[n].dtype == torch.float16 for n in names):
         raise BadInputError(
@@ -201,7 +252,9 @@ def train(
         history: list[Step] = []
         stopped = f"all {steps} steps were done"
         for step, rows in zip(range(1, steps + 1), batches(problem, settings.batch), strict=False):
-            values = _differentiated(loss(rows), parameters)
+            with products(subject, in_bfloat16):
+                terms = dict(loss(rows))
+            values = _differentiated(terms, parameters)
             if not all(map(isfinite, values.values())):
                 stopped = f"the loss or its gradient became infinite at step {step}"
                 break
@@ -222,15 +275,13 @@ def train(
 
 
 def _differentiated(
-    terms: Iterable[tuple[str, Tensor]], parameters: Mapping[str, Tensor]
+    terms: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """The terms and the norm of their gradient, which is left, clipped, with the parameters."""
     for parameter in parameters.values():
         parameter.grad = None
-    values = {}
-    for name, term in terms:
-        term.backward()
-        values[name] = float(term.detach())
+    torch.stack([*terms.values()]).sum().backward()
+    values = {name: float(term.detach()) for name, term in terms.items()}
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)
     return {**values, "gradient_norm": float(norm)}
 
@@ -256,14 +307,28 @@ def _scaled(
 def answer_log_probability(subject: Subject, rows: Examples) -> Tensor:
     """log π(answer | prompt) in nats, ``[N]`` (differentiable)."""
     logits = subject.next_token_logits(rows.tokens, rows.length).float()
-    answer = rows.answer.to(logits.device)
-    return -torch.nn.functional.cross_entropy(logits, answer, reduction="none")
+    return -cross_entropy(logits, rows.answer.to(logits.device), reduction="none")
 
 
-def retain_terms(
+def forget_and_retain(
     subject: Subject, batch: Batch, weight: float = 1.0
-) -> Iterator[tuple[str, Tensor]]:
-    """The retain loss: NLL of the retain answers, and cross-entropy of the text, in nats."""
-    yield "retain", -weight * answer_log_probability(subject, batch.retain).mean()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What most methods ask of a batch, its rows run together.
+
+    Returns:
+        log π(answer | prompt) of the forget rows ``[N]``; the retain loss in nats times ``weight``:
+        NLL of the retain answers, and cross-entropy of the text where there is any.
+    """
+    sets = [(rows.tokens, rows.length) for rows in (batch.forget, batch.retain)]
     if batch.text is not None:
-        yield "text", weight * text_losses(subject, *batch.text).mean()
+        sets.append(batch.text)
+    found = subject.states_of(*sets)
+    last = [states[length.cumsum(0) - 1] for states, (_, length) in zip(found, sets, strict=True)]
+    logits = subject.head(torch.cat(last[:2])).float()
+    answers = torch.cat([batch.forget.answer, batch.retain.answer]).to(logits.device)
+    log_probability = -cross_entropy(logits, answers, reduction="none")
+    forget, retain = log_probability.split([len(batch.forget), len(batch.retain)])
+    kept = {"retain": -weight * retain.mean()}
+    if batch.text is not None:
+        kept["text"] = weight * following_losses(subject, found[2], *batch.text).mean()
+    return forget, kept

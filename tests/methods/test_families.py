@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 import torch
+from alone import answer_alone, differentiable, inputs_alone, rows_of, text_alone
 from families import FAMILIES, VOCABULARY, family, known_examples, random_pairs
 from oracles import bound
-from torch import Tensor
 
 from mansu.circuits.attribution import attribute
 from mansu.circuits.mask import Mask
@@ -18,9 +18,10 @@ from mansu.circuits.search import minimal_circuit
 from mansu.evidence import cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.measure.geometry import fisher, projectors
-from mansu.measure.scores import measure, text_losses
+from mansu.measure.scores import measure
 from mansu.methods import NAMES, Problem, named
 from mansu.quant import FORMATS, report
+from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.weights import layout, parts, transposed_names
 from mansu.tasks.facts import Task
@@ -94,28 +95,24 @@ def test_every_baseline_takes_a_step_and_puts_the_weights_back(name: str) -> Non
         assert trained, baseline
 
 
-def test_the_retain_geometry_is_that_of_autograd(name: str) -> None:
+@pytest.mark.parametrize("size", [384, 10])  # one pack of each set, and several
+def test_the_retain_geometry_is_that_of_autograd(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fisher and inputs of every linear map, fused ones in parts, against ``torch.autograd``."""
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
     subject, retain = family(name), known_examples(family(name), 3)
     every = {n: torch.ones_like(subject.parameters[n]).bool() for n in subject.quantized_names}
-    found = fisher(subject, retain, (TEXT, LENGTH), every, batch=2)
+    found = fisher(subject, retain, (TEXT, LENGTH), every)
     weights = [subject.parameters[n] for n in every]
     wanted = {n: torch.zeros_like(p) for n, p in zip(every, weights, strict=True)}
-    for p in weights:
-        p.requires_grad_(True)
-    try:
-        for i in range(5):
-            if i < 3:
-                one = retain.select([i])
-                logits = subject.next_token_logits(one.tokens, one.length)
-                value = logits.log_softmax(-1)[0, one.answer[0]]
-            else:
-                value = -text_losses(subject, TEXT[i - 3 : i - 2], LENGTH[i - 3 : i - 2]).sum()
+    with differentiable(*weights):
+        rows = zip(rows_of(retain.tokens, retain.length), retain.answer, strict=True)
+        values = [answer_alone(subject, row, answer) for row, answer in rows]
+        values += [-text_alone(subject, row).sum() for row in rows_of(TEXT, LENGTH)]
+        for value in values:
             for n, g in zip(every, torch.autograd.grad(value, weights), strict=True):
                 wanted[n] += g.square() / 5
-    finally:
-        for p in weights:
-            p.requires_grad_(False)
     for n, values in wanted.items():
         largest = float(values.max())
         torch.testing.assert_close(
@@ -127,17 +124,11 @@ def test_projected_updates_leave_the_outputs_on_retain_inputs(name: str) -> None
     subject, retain = family(name), known_examples(family(name), 3)
     every = {n: torch.ones_like(subject.parameters[n]).bool() for n in subject.quantized_names}
     spans = projectors(subject, retain, (TEXT[:0], LENGTH[:0]), every, energy=1 - 1e-12)
-    real = torch.arange(retain.tokens.shape[1]) < retain.length[:, None]
     for n in every:
         columns, basis = spans.spans[n]
         assert len(columns) == layout(subject, n).shape[1], n
         for module, _ in parts(subject, n):
-            seen: list[Tensor] = []
-            handle = module.register_forward_hook(lambda _m, x, _y, seen=seen: seen.append(x[0]))
-            with torch.no_grad():
-                subject.next_token_logits(retain.tokens, retain.length)
-            handle.remove()
-            rows = seen[0][real]
+            rows = inputs_alone(subject, module, retain.tokens, retain.length)
             left = rows - (rows @ basis) @ basis.T
             assert float(left.norm() / rows.norm()) < 1e-3, n
 
@@ -153,7 +144,7 @@ def test_bounds_are_those_of_the_whole_fisher(name: str) -> None:
         spread = torch.randn(p.shape, generator=generator)
         after[n] = p + 0.01 * spread * (chosen | (torch.rand(p.shape, generator=generator) < 0.1))
     edit = Edit.between(subject.parameters, after)
-    found = bounds(subject, edit, retain, (TEXT, LENGTH), mask, batch=3)
+    found = bounds(subject, edit, retain, (TEXT, LENGTH), mask)
     importance = fisher(subject, retain, (TEXT, LENGTH), every)
     part = {n: importance[n][m.flatten()] for n, m in mask.items()}
     assert found.everywhere == pytest.approx(bound(subject, edit, every, importance), rel=1e-3)
@@ -173,10 +164,8 @@ def test_cad_and_its_controls(name: str) -> None:
     with edit.applied(subject):
         assert measure(subject, forget).accuracy == pytest.approx(edit.meta["accuracy"])
     signals = cad.Signals(subject, pairs, steps=2, groups=2)
-    with edit.applied(subject):
-        suppressed = signals()
-    with controls.ablation(subject, mask_of(name).tensors()).applied(subject):
-        ablated = signals()
+    suppressed = signals.of(edit).signal
+    ablated = signals.of(controls.ablation(subject, mask_of(name).tensors())).signal
     assert 0 < cad.cad(signals.base, suppressed).value < 1
     assert 0 < cad.cad(signals.base, ablated).value < 1
 

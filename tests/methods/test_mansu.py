@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
-from families import family
+from alone import differentiable, logits_alone, rows_of
+from families import FAMILIES, VOCABULARY, family, known_examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
@@ -18,16 +22,20 @@ from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError
 from mansu.measure.scores import measure
-from mansu.methods import ABLATIONS, Outcome, Problem, mansu_method, named
+from mansu.methods import ABLATIONS, Outcome, Problem, mansu_method, named, training
+from mansu.methods.movable import Movable
+from mansu.methods.training import scratch
 from mansu.progress import Step
-from mansu.quant.codes import quantize, sets_absmax
+from mansu.quant.codes import bin_width, quantize, sets_absmax
 from mansu.quant.formats import CODES
 from mansu.quant.survival import report, survival_by_format
 from mansu.quant.swap import Dequantized, quantized
+from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import layout
+from mansu.subjects.weights import layout, transposed_names
 from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples
 
 mansu = named("mansu")
 
@@ -176,12 +184,13 @@ def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
     base = Dequantized.of(subject)
 
     def moved(every_format: bool) -> dict[str, float | None]:
-        weights = mansu_method._movable(subject, mask, base, random.Random(seed), every_format)
+        movable = Movable.of(subject, mask, base, random.Random(seed), every_format)
+        movable.wish = scale * movable.width * torch.randn(len(movable), generator=generator)
+        values, chosen = movable.moves()
         changes = {}
-        for n, w in weights.items():
-            w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
-            values, chosen = w.rounded()
-            changes[n] = (w.where[chosen], values[chosen])
+        for n, place in movable.places.items():
+            some = chosen[place.span]
+            changes[n] = (place.where[some], values[place.span][some])
         return {str(f): s.share for f, s in survival_by_format(subject, Edit(changes)).items()}
 
     assert set(moved(True).values()) == {1.0}
@@ -190,41 +199,280 @@ def test_whatever_the_wishes_each_move_changes_its_code_in_every_format(
     assert (share["fp4-64"] or 0) < 1  # so the setting does something
 
 
+@pytest.mark.parametrize("name", ["tiny", "gpt2", "phi3"])
+def test_what_is_movable_lies_where_it_says(problem: Problem, name: str) -> None:
+    subject = problem.subject if name == "tiny" else family(name)
+    generator = torch.Generator().manual_seed(2)
+    mask = {
+        n: torch.rand(p.shape, generator=generator) < 0.2 for n, p in subject.parameters.items()
+    }
+    mask[subject.quantized_names[0]] = torch.zeros_like(mask[subject.quantized_names[0]])
+    nf4 = Dequantized.of(subject)
+    movable = Movable.of(subject, mask, nf4, random.Random(1))
+    assert set(movable.places) == set(subject.quantized_names[1:])
+    assert 0 <= float(movable.threshold.min()) <= float(movable.threshold.max()) < 1
+    assert not movable.wish.any() and not movable.moves().moved.any()
+    spans = [place.span for place in movable.places.values()]
+    assert [s.start for s in spans] == [0, *(s.stop for s in spans[:-1])]
+    assert spans[-1].stop == len(movable) == len(movable.base)
+    turned = transposed_names(subject)
+    for n, place in movable.places.items():
+        weight = subject.parameters[n].detach()
+        assert bool(mask[n].flatten()[place.where].all())
+        assert len(place.where.unique()) == len(place.where)
+        assert torch.equal(movable.base[place.span], weight.flatten()[place.where])
+        assert torch.equal(movable.base_nf4[place.span], nf4.weights[n].flatten()[place.where])
+        widths = bin_width(layout(subject, n))
+        widths = widths.T if n in turned else widths
+        assert torch.equal(movable.width[place.span], widths.flatten()[place.where])
+        # Lines and back, as [outputs, inputs].
+        matrix = torch.arange(weight.numel()).view(weight.shape)
+        matrix = matrix.T if n in turned else matrix
+        assert torch.equal(
+            matrix[place.outputs[place.rows], place.inputs[place.columns]], place.where
+        )
+        values = torch.randn(len(place.where), generator=generator)
+        dense = torch.zeros(matrix.shape)
+        dense[place.outputs[:, None], place.inputs] = place.dense(values)
+        expected = torch.zeros(weight.numel())
+        expected[place.where] = values
+        assert torch.equal(dense[...], expected[matrix])
+        x, g = (torch.randn(3, k, generator=generator) for k in reversed(matrix.shape))
+        whole = torch.empty(weight.numel())
+        whole[matrix] = g.T @ x
+        torch.testing.assert_close(place.gradient(x, g), whole[place.where])
+
+
 def test_the_rounding_is_unbiased_and_lands_on_allowed_points(problem: Problem) -> None:
     assert problem.mask is not None
-    weights = mansu_method._movable(
+    weights = Movable.of(
         problem.subject, problem.mask, Dequantized.of(problem.subject), random.Random(0)
     )
-    weight = max(weights.values(), key=lambda w: len(w.base))
-    points = weight.points.masked_fill(weight.points.isinf(), torch.nan)
-    below = (points < (weight.base - weight.width)[:, None]).any(1)
-    above = (points > (weight.base + weight.width)[:, None]).any(1)
+    points = weights.points.masked_fill(weights.points.isinf(), torch.nan)
+    below = (points < (weights.base - weights.width)[:, None]).any(1)
+    above = (points > (weights.base + weights.width)[:, None]).any(1)
     inner = below & above
-    for share in (-0.7, -0.2, 0.0, 0.1, 0.4):
-        weight.wish = share * weight.width
-        values, moved = weight.rounded()
-        assert torch.equal(values[~moved], weight.base[~moved])
-        assert bool((moved == (values != weight.base)).all())
-        got = ((values - weight.base) / weight.width)[inner]
+    assert int(inner.sum()) > 1000
+    for share in (-0.7, -0.2, 0.0, 0.1, 0.4, 40.0, -40.0):
+        weights.wish = share * weights.width
+        values, moved = weights.moves()
+        assert torch.equal(values[~moved], weights.base[~moved])
+        assert bool((moved == (values != weights.base)).all())
+        assert bool((values[:, None] == points).any(1).all())
+        free, unmoved = weights.moves(floor=False)
+        assert torch.equal(free, weights.base + weights.wish)
+        assert bool(unmoved.all()) == (share != 0)
+        if abs(share) == 40:  # past the last point: to the last
+            last = points.nan_to_num(-torch.inf).amax(1), points.nan_to_num(torch.inf).amin(1)
+            assert torch.equal(values, last[share < 0])
+            continue
+        got = ((values - weights.base) / weights.width)[inner]
         error = 4 * float(got.std()) / len(got) ** 0.5 + 0.01
         assert float(got.mean()) == pytest.approx(share, abs=error)
 
 
+def by_hand(logits: Tensor, rows: Examples, i: int) -> Tensor:
+    """The forget objective of row i, a candidate at a time, from its logits ``[vocabulary]``."""
+    names = rows.vocabulary[rows.candidates[i]].tolist()
+    log_p = logits[names].log_softmax(-1).unbind()
+    answer = log_p[names.index(int(rows.answer[i]))]
+    others = [v for v, name in zip(log_p, names, strict=True) if name != int(rows.answer[i])]
+    uniform = -math.log(len(names))
+    divergence = sum(((uniform - v) / len(names) for v in log_p), torch.tensor(0.0))
+    advantage = answer - sum(others, torch.tensor(0.0)) / len(others)
+    return divergence + mansu_method.ADVANTAGE * advantage.clamp_min(0)
+
+
 def test_the_objective_by_hand(problem: Problem) -> None:
-    rows = problem.forget
-    loss = mansu_method.indistinguishable(problem.subject, rows)
-    logits = problem.subject.next_token_logits(rows.tokens, rows.length)
-    for i in (0, len(rows) - 1):
-        names = rows.vocabulary[rows.candidates[i]].tolist()
-        log_p = logits[i, names].log_softmax(-1).tolist()
-        answer = log_p[names.index(int(rows.answer[i]))]
-        others = [v for v, name in zip(log_p, names, strict=True) if name != int(rows.answer[i])]
-        uniform = -math.log(len(names))
-        divergence = sum((uniform - v) / len(names) for v in log_p)
-        advantage = max(answer - sum(others) / len(others), 0)
-        assert float(loss[i]) == pytest.approx(
-            divergence + mansu_method.ADVANTAGE * advantage, rel=1e-4
+    rows, subject = problem.forget, problem.subject
+    with torch.no_grad():
+        logits = subject.next_token_logits(rows.tokens, rows.length, rows.vocabulary)
+        loss = mansu_method.indistinguishable(logits, rows)
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            row = rows.tokens[i, : rows.length[i]]
+            expected = by_hand(logits_alone(subject, row)[-1], rows, i)
+            assert float(loss[i]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def objectives_alone(
+    problem: Problem,
+    reference: Mapping[str, Sequence[Tensor]],
+    forget: Sequence[int],
+    retain: Sequence[int],
+    text: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The two objectives on some rows, each run by the plain model.
+
+    Args:
+        reference: what ``references`` made of the unedited model.
+    """
+    subject = problem.subject
+
+    def divergence(base: Tensor, row: Tensor, last: bool) -> Tensor:
+        now = logits_alone(subject, row).log_softmax(-1)
+        return torch.nn.functional.kl_div(
+            now[-1:] if last else now, base, reduction="none", log_target=True
+        ).sum(-1)
+
+    rows = rows_of(problem.forget.tokens, problem.forget.length)
+    first = [by_hand(logits_alone(subject, rows[i])[-1], problem.forget, i) for i in forget]
+    rows = rows_of(problem.retain.tokens, problem.retain.length)
+    facts = [divergence(reference["retain"][i], rows[i], True) for i in retain]
+    second = torch.cat(facts).mean()
+    if len(text):
+        rows = rows_of(*problem.text)
+        second = (
+            second
+            + torch.cat([divergence(reference["text"][i], rows[i], False) for i in text]).mean()
         )
+    return torch.stack(first).mean(), second
+
+
+def references(problem: Problem) -> dict[str, list[Tensor]]:
+    """The subject's log-probabilities after each retain prompt and at each token of each text."""
+    with torch.no_grad():
+        sets = {
+            "retain": rows_of(problem.retain.tokens, problem.retain.length),
+            "text": rows_of(*problem.text),
+        }
+        found = {
+            key: [logits_alone(problem.subject, row).log_softmax(-1) for row in rows]
+            for key, rows in sets.items()
+        }
+    return {"retain": [logits[-1:] for logits in found["retain"]], "text": found["text"]}
+
+
+def of_family(name: str, *, text: bool = True, same: bool = False) -> Problem:
+    """A random model, what it says, and a random mask of its quantised weights.
+
+    Args:
+        same: some rows are in both sets.
+    """
+    subject, generator = family(name), torch.Generator().manual_seed(6)
+    forget, retain = known_examples(subject, 6, 1), known_examples(subject, 5, 2)
+    if same:
+        retain.tokens[:2], retain.length[:2] = forget.tokens[:2], forget.length[:2]
+    mask = {
+        n: torch.rand(subject.parameters[n].shape, generator=generator) < 0.2
+        for n in subject.quantized_names
+    }
+    texts = torch.randint(1, VOCABULARY, (4, 9), generator=generator), torch.tensor([9, 4, 1, 6])
+    nothing = tasks.pad([])
+    return Problem(
+        subject, Task("random", "Random", "", ()), forget, retain, texts if text else nothing, mask
+    )
+
+
+@pytest.mark.parametrize("size", [384, 9])
+@pytest.mark.parametrize("in_nf4", [False, True])
+@pytest.mark.parametrize("name", [*FAMILIES, "tiny", "no text", "shared rows"])
+def test_the_gradients_of_a_step_are_those_of_autograd(
+    problem: Problem, name: str, in_nf4: bool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both objectives, of the moved model in full precision and in NF4, row by row."""
+    monkeypatch.setitem(packing.SIZE, "cpu", size if name != "tiny" else 10 * size)
+    for key, rows in {"FORGET_ROWS": 4, "RETAIN_ROWS": 3, "TEXT_ROWS": 2}.items():
+        monkeypatch.setattr(mansu_method, key, rows)
+    odd = {"no text": of_family("llama", text=False), "shared rows": of_family("gpt2", same=True)}
+    here = problem if name == "tiny" else odd.get(name) or of_family(name)
+    subject, seed = here.subject, 5
+    weight = 0.6
+    chosen = mansu.configure({"retain_weight": weight, "rate": 1.0}).chosen(here)
+    work = mansu_method._Work(dataclasses.replace(here, seed=seed), chosen)
+    before = references(here)
+    with scratch(subject, work.movable.places):
+        for step in (1, 2):  # away from the start, where the retain gradient is 0
+            work.step(step)
+        assert work.movable.moves().moved.any()
+        drawn = random.Random()
+        drawn.setstate(work.rng.getstate())
+        work.in_nf4 = in_nf4
+        forget_loss, forget, retain_loss, retain = work._gradients()
+        rows = work.objectives.sample(drawn)
+        assert (len(rows.forget), len(rows.retain)) == (4, 3)
+        assert len(rows.text) == (0 if name == "no text" else 2)
+        weights = [subject.parameters[n] for n in work.movable.places]
+        with quantized(subject) if in_nf4 else nullcontext(), differentiable(*weights):
+            first, second = objectives_alone(here, before, rows.forget, rows.retain, rows.text)
+            expected = [torch.autograd.grad(value, weights) for value in (first, weight * second)]
+    assert forget_loss == pytest.approx(first.item(), rel=1e-4)
+    assert retain_loss == pytest.approx(second.item(), rel=1e-3, abs=1e-6)
+    for found, gradients in zip((forget, retain), expected, strict=True):
+        largest = max(float(g.abs().max()) for g in gradients)
+        for place, g in zip(work.movable.places.values(), gradients, strict=True):
+            torch.testing.assert_close(
+                found[place.span], g.flatten()[place.where], atol=1e-4 * largest, rtol=1e-3
+            )
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_step_costs_no_gradient_of_a_whole_weight(problem: Problem) -> None:
+    held: list[str] = []
+
+    def watch(step: int) -> bool:
+        held.extend(n for n, p in problem.subject.parameters.items() if p.grad is not None)
+        return False
+
+    mansu(dataclasses.replace(problem, watch=watch), steps=2)
+    assert not held
+
+
+def test_bfloat16_changes_the_edit_only_a_little(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    usual = mansu(problem, rate=0.2, steps=6)
+    exact = mansu(problem, rate=0.2, steps=6, bfloat16=False)
+    half = mansu(problem, rate=0.2, steps=6, bfloat16=True)
+    assert usual.settings["bfloat16"] is exact.settings["bfloat16"] is False
+    assert half.settings == {**exact.settings, "bfloat16": True}
+    assert usual.history == exact.history
+    for name, (where, values) in usual.edit.changes.items():
+        assert torch.equal(where, exact.edit.changes[name][0])
+        assert torch.equal(values, exact.edit.changes[name][1])
+
+    def moves(edit: Edit) -> set[tuple[str, int, float]]:
+        with edit.applied(problem.subject):
+            after = {n: p.detach().flatten().clone() for n, p in problem.subject.parameters.items()}
+        found = set()
+        for name, values in after.items():
+            before = problem.subject.parameters[name].flatten()
+            where = (values != before).nonzero()[:, 0].tolist()
+            found |= {(name, i, float(values[i])) for i in where}
+        return found
+
+    one, other = moves(exact.edit), moves(half.edit)
+    assert one != other
+    assert len(one & other) > 0.9 * len(one | other)
+    for a, b in zip(exact.history, half.history, strict=True):
+        assert b.values["forget_loss"] == pytest.approx(a.values["forget_loss"], rel=0.1, abs=0.02)
+    # What moves still changes its code in every format.
+    assert {s.share for s in survival_by_format(problem.subject, half.edit).values()} == {1.0}
+
+
+def test_bfloat16_gradients_are_near_those_in_float32(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same moves, on the same rows."""
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    exact, half = (
+        mansu_method._Work(problem, mansu.configure({"rate": 0.5, "bfloat16": b}).chosen(problem))
+        for b in (False, True)
+    )
+    with scratch(problem.subject, exact.movable.places):
+        for step in (1, 2, 3):
+            exact.step(step)
+        half.movable.wish.copy_(exact.movable.wish)
+        assert half._move() == int(exact.movable.moves().moved.sum()) > 0
+        half.rng.setstate(exact.rng.getstate())
+        loss, forget, kept, retain = exact._gradients()
+        loss_half, forget_half, kept_half, retain_half = half._gradients()
+    assert loss_half == pytest.approx(loss, rel=0.05) and loss_half != loss
+    assert kept_half == pytest.approx(kept, rel=0.2)  # of a small difference of logits
+    for one, near in ((forget, forget_half), (retain, retain_half)):
+        assert one.dtype == near.dtype == torch.float32
+        assert float(torch.cosine_similarity(one, near, 0)) > 0.99
+        assert not torch.equal(one, near)
 
 
 # Ablations, controls, budget
@@ -273,38 +521,38 @@ def test_without_the_circuit_a_mask_of_the_same_make_is_drawn(problem: Problem) 
         assert bool(inside[name].flatten()[where].all())
 
 
+@pytest.fixture(scope="module")
+def movable(problem: Problem) -> Movable:
+    assert problem.mask is not None
+    base = Dequantized.of(problem.subject)
+    return Movable.of(problem.subject, problem.mask, base, random.Random(0))
+
+
 @settings(max_examples=15, deadline=None)
 @given(budget=st.integers(1, 3000), scale=st.floats(0.05, 3), floor=st.booleans())
 def test_the_budget_keeps_the_largest_wishes_and_no_more(
-    problem: Problem, budget: int, scale: float, floor: bool
+    problem: Problem, movable: Movable, budget: int, scale: float, floor: bool
 ) -> None:
-    assert problem.mask is not None
     subject = problem.subject
-    weights = mansu_method._movable(
-        subject, problem.mask, Dequantized.of(subject), random.Random(0)
-    )
     generator = torch.Generator().manual_seed(budget)
-    for w in weights.values():
-        w.wish = scale * w.width * torch.randn(len(w.base), generator=generator)
-    asked = mansu_method._moves(weights, floor)
-    given_moves = mansu_method._within(budget, weights, asked)
-    kept, left = [], []
-    for name, (values, moved) in given_moves.items():
-        w = weights[name]
-        size = (w.wish / w.width).abs()
-        kept.append(size[moved])
-        left.append(size[asked[name][1] & ~moved])
-        assert torch.equal(values[~moved], w.base[~moved])
-        assert torch.equal(values[moved], asked[name][0][moved])
-        if floor:
+    movable.wish = scale * movable.width * torch.randn(len(movable), generator=generator)
+    asked, granted = movable.moves(floor), movable.moves(floor, budget)
+    values, moved = granted
+    size = (movable.wish / movable.width).abs()
+    kept, left = size[moved], size[asked.moved & ~moved]
+    assert torch.equal(values[~moved], movable.base[~moved])
+    assert torch.equal(values[moved], asked.values[moved])
+    assert bool(asked.moved[moved].all())
+    assert len(kept) == min(budget, int(asked.moved.sum()))
+    if len(left):
+        assert float(kept.min()) >= float(left.max())
+    if floor:
+        for name, place in movable.places.items():
             whole = subject.parameters[name].detach().clone()
-            whole.view(-1)[w.where] = values
+            whole.view(-1)[place.where] = values[place.span]
             changed = quantize(whole).codes != quantize(subject.parameters[name].detach()).codes
-            assert torch.equal(changed.nonzero()[:, 0], w.where[moved].sort()[0])
-    possible = sum(int(moved.sum()) for _, moved in asked.values())
-    assert len(torch.cat(kept)) == min(budget, possible)
-    if len(torch.cat(left)):
-        assert float(torch.cat(kept).min()) >= float(torch.cat(left).max())
+            where = place.where[moved[place.span]]
+            assert torch.equal(changed.nonzero()[:, 0], where.sort()[0])
 
 
 def test_a_run_stays_within_its_budget_and_says_so(problem: Problem) -> None:

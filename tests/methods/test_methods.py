@@ -11,23 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from alone import answer_alone, differentiable, rows_of, states_alone, text_alone
+from families import FAMILIES, family, known_examples
 from torch import Tensor
 
 from mansu import tasks
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import measure
-from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo
+from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo, training
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
     answer_log_probability,
     batches,
-    retain_terms,
+    forget_and_retain,
     scratch,
     train,
 )
 from mansu.progress import Step
+from mansu.subjects import packing
 from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Examples
 
 BASELINES = NAMES[1:]
 RATE = {"rmu": 1e-2}
@@ -113,42 +117,82 @@ def test_kl_starts_at_zero_and_grows(problem: Problem) -> None:
     assert history[2].values["retain"] > 1e-4
 
 
-def test_losses_are_those_of_each_row_run_alone(problem: Problem) -> None:
-    """Padding, gathering and shifting, against the plain model on one unpadded row at a time."""
-    subject, rows = problem.subject, problem.retain.select(range(0, 128, 9))
-    tokens, length = problem.text[0][:5], problem.text[1][:5]
+def alone(
+    subject: Subject, forget: Examples, retain: Examples, text: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What ``forget_and_retain`` gives, each term on its own and each row by the plain model."""
 
-    def logits(row: Tensor, n: Tensor) -> Tensor:
-        return subject.model(input_ids=row[None, : int(n)]).logits[0]  # type: ignore[operator]
+    def answers(rows: Examples) -> Tensor:
+        each = zip(rows_of(rows.tokens, rows.length), rows.answer, strict=True)
+        return torch.stack([answer_alone(subject, row, answer) for row, answer in each])
 
+    kept = {"retain": -answers(retain).mean()}
+    if text is not None:
+        kept["text"] = torch.cat([text_alone(subject, row) for row in rows_of(*text)]).mean()
+    return answers(forget), kept
+
+
+def batch_of(forget: Examples, retain: Examples, text: tuple[Tensor, Tensor] | None) -> Batch:
+    nothing = torch.empty(0)
+    return Batch(forget, retain, text, nothing, nothing, nothing)
+
+
+@pytest.mark.parametrize("size", [384, 20])
+def test_losses_are_those_of_each_row_run_alone(
+    problem: Problem, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing, gathering and shifting, against the plain model on one row at a time."""
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
+    subject, retain = problem.subject, problem.retain.select(range(0, 128, 9))
+    forget = problem.forget.select(range(0, 96, 7))
+    text = problem.text[0][:5], problem.text[1][:5]
     with torch.no_grad():
-        answers = [
-            logits(t, n)[-1].log_softmax(0)[a]
-            for t, n, a in zip(rows.tokens, rows.length, rows.answer, strict=True)
-        ]
-        torch.testing.assert_close(answer_log_probability(subject, rows), torch.stack(answers))
-        words = [
-            -logits(t, n)[i].log_softmax(0)[t[i + 1]]
-            for t, n in zip(tokens, length, strict=True)
-            for i in range(int(n) - 1)
-        ]
-        nothing = torch.empty(0)
-        batch = Batch(rows, rows, (tokens, length), nothing, nothing, nothing)
-        terms = dict(retain_terms(subject, batch, 2.0))
-    assert terms["retain"].item() == pytest.approx(
-        -2 * torch.stack(answers).mean().item(), rel=1e-5
-    )
-    assert terms["text"].item() == pytest.approx(2 * torch.stack(words).mean().item(), rel=1e-5)
+        expected, kept = alone(subject, forget, retain, text)
+        torch.testing.assert_close(answer_log_probability(subject, forget), expected)
+        found, terms = forget_and_retain(subject, batch_of(forget, retain, text), 2.0)
+        torch.testing.assert_close(found, expected)
+        same, bare = forget_and_retain(subject, batch_of(forget, retain, None), 2.0)
+        torch.testing.assert_close(same, expected)
+    assert terms.keys() == kept.keys() and bare.keys() == {"retain"}
+    for name, term in terms.items():
+        assert term.item() == pytest.approx(2 * kept[name].item(), rel=1e-5), name
+    assert bare["retain"].item() == pytest.approx(2 * kept["retain"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [384, 16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_terms_that_run_together_have_the_gradients_of_each_alone(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a row is in both sets, so that its tokens are shared by two terms."""
+    monkeypatch.setitem(packing.SIZE, "cpu", size)
+    subject = family(name)
+    forget, retain = known_examples(subject, 4, 1), known_examples(subject, 3, 2)
+    retain.tokens[0], retain.length[0] = forget.tokens[1], forget.length[1]
+    text = retain.tokens[1:, :5].clone(), torch.tensor([5, 3])  # text that begins as a fact does
+    weights = list(subject.parameters.values())
+    with differentiable(*weights):
+        expected, kept = alone(subject, forget, retain, text)
+        found, terms = forget_and_retain(subject, batch_of(forget, retain, text), 0.7)
+        pairs = [(found.mean(), expected.mean()), (terms["retain"], 0.7 * kept["retain"])]
+        pairs.append((terms["text"], 0.7 * kept["text"]))
+        for one, other in pairs:
+            assert one.item() == pytest.approx(other.item(), rel=1e-4)
+            got = torch.autograd.grad(one, weights, retain_graph=True)
+            for g, want in zip(got, torch.autograd.grad(other, weights), strict=True):
+                least = 1e-4 * float(want.abs().max())
+                torch.testing.assert_close(g, want, atol=least, rtol=1e-3)
 
 
 def test_first_step_of_graddiff_is_adamw_on_the_published_objective(problem: Problem) -> None:
     subject = problem.subject
     rows = next(batches(problem, 8))
     with scratch(subject, subject.parameters):
-        loss = answer_log_probability(subject, rows.forget).mean()
-        loss = loss + sum(term for _, term in retain_terms(subject, rows))
+        forget, kept = alone(subject, rows.forget, rows.retain, rows.text)
+        loss = forget.mean() + torch.stack([*kept.values()]).sum()
         loss.backward()
         gradient = {n: p.grad.clone() for n, p in subject.parameters.items() if p.grad is not None}
+    assert set(kept) == {"retain", "text"}
     norm = torch.stack([g.norm() for g in gradient.values()]).norm()
     outcome = named("graddiff")(problem, learning_rate=1e-3, steps=1, batch=8)
     assert outcome.history[0].values["gradient_norm"] == pytest.approx(norm.item(), rel=1e-4)
@@ -323,10 +367,12 @@ def test_rmu_moves_only_its_layers_and_measures_its_objective(problem: Problem) 
     )
     try:
         with torch.no_grad():
-            subject.next_token_logits(rows.tokens, rows.length)
+            for row in rows_of(rows.tokens, rows.length):
+                states_alone(subject, row)
     finally:
         handle.remove()
-    hidden = torch.cat([h[: int(n)] for h, n in zip(captured[0], rows.length, strict=True)])
+    hidden = torch.cat([h[0] for h in captured])
+    assert len(hidden) == int(rows.length.sum())
     expected = ((hidden - target) ** 2).mean().item()
     assert outcome.history[0].values["forget"] == pytest.approx(expected, rel=1e-4)
     assert outcome.history[0].values["retain"] == pytest.approx(0, abs=1e-6)
@@ -420,3 +466,58 @@ def test_batches_are_permutations_with_the_rows_they_say(problem: Problem) -> No
 def test_a_batch_larger_than_the_set_is_the_set(problem: Problem) -> None:
     batch = next(batches(problem, 1000))
     assert sorted(batch.forget_rows.tolist()) == list(range(len(problem.forget)))
+
+
+# Gradients in bfloat16
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.usefixtures("untouched")
+def test_bfloat16_is_recorded_and_changes_an_edit_only_a_little(
+    problem: Problem, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    values: dict[str, Any] = {"learning_rate": RATE.get(name, 1e-3), "steps": 6, "batch": 8}
+    usual = named(name)(problem, **values)
+    exact = named(name)(problem, **values, bfloat16=False)
+    half = named(name)(problem, **values, bfloat16=True)
+    assert problem.subject.is_toy and usual.settings["bfloat16"] is False
+    assert exact.settings == usual.settings and exact.history == usual.history
+    assert half.settings == {**exact.settings, "bfloat16": True}
+    one, other, again = (dense(problem, o.edit) for o in (exact, half, usual))
+    assert all(torch.equal(again[n], change) for n, change in one.items())
+    first, second = (torch.cat([c.flatten() for c in x.values()]) for x in (one, other))
+    assert not torch.equal(first, second)
+    # RMU's weight of 100 on what holds states in place finds their rounding too.
+    least = 0.95 if name == "rmu" else 0.98
+    assert least < float(torch.cosine_similarity(first, second, 0)) < 1
+    assert float(second.norm()) == pytest.approx(float(first.norm()), rel=0.05)
+    for key, value in exact.history[0].values.items():
+        assert half.history[0].values[key] == pytest.approx(value, rel=0.02, abs=0.002), key
+
+
+@pytest.mark.parametrize("name", ["ga", "mansu"])
+def test_bfloat16_that_the_processor_lacks_is_refused(
+    problem: Problem, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
+    n = problem.subject.quantized_names[0]
+    mask = {n: torch.ones_like(problem.subject.parameters[n]).bool()}
+    here = dataclasses.replace(problem, mask=mask)
+    with pytest.raises(BadInputError) as caught:
+        named(name)(here, steps=1, bfloat16=True)
+    said = str(caught.value)
+    assert said == "This processor has no products of bfloat16: leave the setting bfloat16 empty."
+    assert named(name)(here, steps=1).settings["bfloat16"] is False
+
+
+def test_bfloat16_is_chosen_where_it_is_and_the_model_no_toy(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = dataclasses.replace(tiny)
+    object.__setattr__(large, "n_parameters", 10_000_000)  # a cached property
+    for has in (True, False):
+        monkeypatch.setattr(training, "has_bfloat16", lambda device, has=has: has)
+        assert [training.chosen_bfloat16(s, None) for s in (tiny, large)] == [False, has]
+        assert not training.chosen_bfloat16(large, False)
+    assert training.has_bfloat16(torch.device("meta")) is False
