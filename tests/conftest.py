@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
-
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch is, as mansu has it
 from collections.abc import Iterator
 
 import pytest
