@@ -45,6 +45,7 @@ from mansu.circuits.patching import activation_patching
 from mansu.files import write_json
 from mansu.job.pipeline import reset_peak_memory
 from mansu.job.runs import Run
+from mansu.subjects.packing import pack_size
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -138,18 +139,17 @@ def memory(args: argparse.Namespace) -> None:
     pairs = many_pairs(subject, args.task, args.pairs)
     budget = args.memory << 20
     options: Any = {"steps": args.steps, "recompute": args.recompute}
-    positions = int(pairs.length.max())
-    need = needs(subject, graph_of(subject), positions, args.steps, recompute=args.recompute)
+    need = needs(subject, graph_of(subject), args.steps, recompute=args.recompute)
     attribute(subject, pairs.select([0]), steps=1)
     reset_peak_memory()
     before = resident("VmRSS")
     small = attribute(subject, pairs, memory=budget, **options)
     grown = resident("VmHWM") - before
-    chunk = min(len(pairs), need.pairs(budget))
+    chunk = min(pack_size(subject.device), need.tokens(budget))
     whole = attribute(subject, pairs, memory=64 << 30, **options)
     error = (small.scores - whole.scores).norm() / whole.scores.norm()
-    print("| budget MiB | pairs a chunk | predicted MiB | grown MiB | error of the scores |")
-    print(f"| {args.memory} | {chunk} of {len(pairs)} | {need.of(chunk) >> 20} ", end="")
+    print("| budget MiB | tokens a pack | predicted MiB | grown MiB | error of the scores |")
+    print(f"| {args.memory} | {chunk} | {need.of(chunk) >> 20} ", end="")
     print(f"| {grown >> 20} | {error:.1e} |")
 
 

@@ -82,8 +82,8 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
     def add(name: str, label: str, edit: Edit, accuracy: float | None = None) -> None:
         with edit.applied(subject):
             accuracy = measure(subject, forget).accuracy if accuracy is None else accuracy
-            scored = signals.both()
-            plain, signal = scored.plain.sum(0), scored.signal.sum(0)
+        scored = signals.of(edit)
+        plain, signal = scored.plain.sum(0), scored.signal.sum(0)
         found = cad.distances(before, plain, circuit)
         kept = cad.distances(before, signal, circuit)
         values = {f"plain {k}": v for k, v in found.items()}
