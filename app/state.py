@@ -12,9 +12,11 @@ from typing import Any
 import streamlit as st
 
 from mansu import subjects
+from mansu.circuits import lens
 from mansu.errors import MansuError, NotMeasuredError
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
+from mansu.tasks.tokens import Pairs
 
 
 @contextmanager
@@ -55,6 +57,16 @@ def subject(name: str) -> subjects.Subject:
 def _loaded(name: str, stamps: tuple[int, ...]) -> subjects.Subject:
     """Stamps are those of a checkpoint's files: a folder may get other weights."""
     return subjects.load(name)
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner=False,
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+)
+def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
+    """One pair as the model runs it, once for all nodes and all sessions that ask for them."""
+    return lens.look(subject, pairs, row)
 
 
 def session(run: Run) -> Session:

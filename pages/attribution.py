@@ -300,7 +300,8 @@ st.markdown("**Which edges of the computation carry what is to be forgotten?**")
 if run is None:
     st.markdown(
         "Choose a model and a task, then run the whole job: it finds the circuit, edits it, "
-        "quantises the result and judges it. On the default model this takes some minutes."
+        "quantises the result and judges it. On the default model and two quiet cores that takes "
+        "about two minutes."
     )
     new_run()
 else:

@@ -92,9 +92,10 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
     st.markdown(
         f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
     )
+    seen = state.look(subject, pairs, row)
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
-        patterns = lens.attention(subject, pairs, row, about["layer"], about["head"])
+        patterns = seen.attention(about["layer"], about["head"])
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
         st.plotly_chart(
@@ -112,7 +113,7 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         help="Logit lens of the output's difference, clean − corrupt, at the last position: "
         "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
     )
-    raised = lens.promoted(subject, pairs, row, index)
+    raised = seen.promoted(index)
     shown = _extremes(raised, ends)
     st.plotly_chart(
         graph_view.token_bars(

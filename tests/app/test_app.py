@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracles import alone, prompts, seen
 from streamlit.testing.v1 import AppTest
 
 from app import graph_view, jobs, subjects
 from mansu import tasks
 from mansu.circuits import lens
 from mansu.circuits.graph import graph_of
-from mansu.circuits.record import record
 from mansu.errors import MansuError
 from mansu.job import runs
 from mansu.job.pipeline import CIRCUIT, TRUST, perform
@@ -203,26 +203,29 @@ def test_the_graph_draws_every_edge_and_offers_every_node(shown: Run) -> None:
 
 def test_attention_patterns_are_causal_distributions(tiny: Subject, tiny_task: Task) -> None:
     pairs = tasks.pairs(tiny_task, tiny, n=4)
-    pattern = lens.attention(tiny, pairs, 1, layer=1, head=2)
+    pattern = lens.look(tiny, pairs, 1).attention(layer=1, head=2)
     n = int(pairs.length[1])
     assert pattern.shape == (2, n, n)
     assert torch.allclose(pattern.sum(-1), torch.ones(2, n), atol=1e-5)
     assert float(pattern.triu(1).abs().max()) == 0
+    (clean, corrupt), hook = list(prompts(pairs))[1], "blocks.1.attn.hook_pattern"
+    expected = [seen(tiny, row, hook)[hook][2] for row in (clean, corrupt)]
+    assert torch.allclose(pattern, torch.stack(expected), atol=1e-5)
 
 
 def test_direct_effects_add_up_to_the_residual_stream(tiny: Subject, tiny_task: Task) -> None:
     pairs, graph = tasks.pairs(tiny_task, tiny, n=4), graph_of(tiny)
-    total = torch.stack([lens.promoted(tiny, pairs, 2, s) for s in range(graph.n_sources)])
-    pair = pairs.select([2])
-    clean = record(tiny, graph, pair, pair.clean, ())
-    corrupt = record(tiny, graph, pair, pair.corrupt, ())
-    last = int(pair.length[0]) - 1
+    look = lens.look(tiny, pairs, 2)
+    total = torch.stack([look.promoted(source) for source in range(graph.n_sources)])
+    rows, hook = list(prompts(pairs))[2], "ln_final.hook_in"
+    clean, corrupt = (seen(tiny, row, hook)[hook][-1] for row in rows)
     norm = Norm(tiny.bridge.ln_final.original_component)
-    scale = norm.normalise(clean.final[0, last])[1] * norm.scale
-    change = (clean.final - corrupt.final)[0, last] * scale
+    change = (clean - corrupt) * norm.normalise(clean)[1] * norm.scale
     assert torch.allclose(total.sum(0), tiny.head(change), atol=1e-3)
-    logits = lens.promoted(tiny, pairs, 2, graph.n_sources)
-    assert torch.allclose(logits, (clean.logits - corrupt.logits)[0], atol=1e-5)
+    with torch.no_grad():
+        logits = torch.stack([alone(tiny, row) for row in rows])
+    assert torch.allclose(look.promoted(graph.n_sources), logits[0] - logits[1], atol=1e-5)
+    assert torch.allclose(look.predicted(), logits.softmax(-1), atol=1e-5)
 
 
 def test_a_job_is_cancelled_and_goes_on(empty: Path, tiny: Subject, tiny_task: Task) -> None:

@@ -72,9 +72,10 @@ def test_signal_cad_is_of_the_circuit_s_edges(run: Run, tiny: Subject) -> None:
     signals = Session(run, tiny).signals()
     circuit, found = run.circuit().edge_mask, run.divergences("graddiff")
     with run.edit("graddiff").applied(tiny):
-        after = signals().sum(0)
+        seen = signals.seen()
         with quantized(tiny):
-            after_nf4 = signals().sum(0)
+            seen_nf4 = signals.seen()
+    after, after_nf4 = (signals.scored(each).signal.sum(0) for each in (seen, seen_nf4))
     before = signals.base.sum(0)
     for measured, now in ((found.signal, after), (found.signal_nf4, after_nf4)):
         assert measured is not None
