@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import ROLES, family_of, layer_of, lines, running
 
 
 def rows_of(tokens: Tensor, length: Tensor) -> list[Tensor]:
@@ -64,3 +65,17 @@ def differentiable(*parameters: Tensor) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
+
+
+def parts(subject: Subject, name: str) -> list[tuple[Module, Tensor | None]]:
+    """What the bridge runs of a weight: modules, and the outputs of the weight that each gives.
+
+    None, of a single module, stands for all.
+    """
+    layer = layer_of(subject, name)
+    assert layer is not None
+    roles = [role for role in ROLES if role in family_of(subject).maps]
+    found = [(role, where) for role in roles if (where := lines(subject, layer, role)).name == name]
+    if len(found) == 1:
+        return [(running(subject, layer, found[0][0]), None)]
+    return [(running(subject, layer, role), where.all()) for role, where in found]

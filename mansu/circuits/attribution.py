@@ -301,7 +301,7 @@ def needs(
     holes are added.
     """
     config = subject.config
-    dtype = next(iter(subject.parameters.values())).dtype
+    dtype = subject.dtype
     size, wide = dtype.itemsize, accumulator(dtype).itemsize
     layers, d, m = graph.n_layers, config.hidden_size, d_mlp(subject)
     k = Heads.of(config).width

@@ -57,7 +57,7 @@ class Sums:
     @classmethod
     def zeros(cls, graph: Graph, subject: Subject) -> Sums:
         layers, device = graph.n_layers, subject.device
-        dtype = accumulator(next(iter(subject.parameters.values())).dtype)
+        dtype = accumulator(subject.dtype)
         shapes = [
             (graph.n_sources, graph.n_destinations),
             (layers, graph.n_heads),

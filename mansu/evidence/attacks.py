@@ -21,10 +21,10 @@ import torch
 
 from mansu import quant, tasks
 from mansu.errors import MansuError
-from mansu.measure.scores import Scores, measure
+from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem
-from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.methods.training import Batch, TrainingSettings, train
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from mansu.measure.geometry import (
     Mask,
-    answer_log_likelihood,
     differentiated,
     summed_squares,
 )
-from mansu.measure.scores import text_losses
+from mansu.measure.scores import answer_log_probability, text_losses
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
@@ -151,5 +150,5 @@ def _moves(subject: Subject, edit: Edit, mask: Mask) -> dict[str, tuple[_Squares
 
 def _log_likelihood(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> float:
     """Summed over all facts' answers and all texts, nats."""
-    facts = float(answer_log_likelihood(subject, retain).sum())
+    facts = float(answer_log_probability(subject, retain).sum())
     return facts - (float(text_losses(subject, *text).sum()) if len(text[0]) else 0.0)

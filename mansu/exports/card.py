@@ -41,7 +41,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         pipeline_tag="text-generation",
         tags=["unlearning", "mansu", *(["nf4", "bitsandbytes"] if format else [])],
     )
-    stored = "bitsandbytes NF4" if format else str(next(iter(subject.parameters.values())).dtype)
+    stored = "bitsandbytes NF4" if format else str(subject.dtype)
     if format is not None and format.double_quant:
         stored += " with double quantization"
     sections = [

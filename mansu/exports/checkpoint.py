@@ -63,7 +63,7 @@ def nf4_checkpoint(
             )
     with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new.parent) as plain:
         checkpoint(subject, edit, plain)
-        dtype = next(iter(subject.parameters.values())).dtype
+        dtype = subject.dtype
         options = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=format.kind,

@@ -92,14 +92,13 @@ def projectors(
 
                 with watched(subject, mask, add):
                     subject.hidden(pack)
-    dtype = next(iter(subject.parameters.values())).dtype
     spans = {}
     for name, moment in moments.items():
         values, vectors = torch.linalg.eigh(moment)
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         held = values.cumsum(0) / values.sum().clamp_min(1e-30)
         k = int((held < energy).sum()) + 1 if values.sum() > 0 else 0
-        spans[name] = (columns[name], vectors[:, :k].to(dtype))
+        spans[name] = (columns[name], vectors[:, :k].to(subject.dtype))
     return Projectors(spans, energy)
 
 
@@ -190,7 +189,7 @@ def differentiated(
         for pack in subject.packs(tokens, length, alone=alone):
 
             def told(name: str, inputs: Tensor, gradients: Tensor, pack: Pack = pack) -> None:
-                at = torch.where(pack.real, pack.at, 0).to(inputs.device)
+                at = pack.at.to(inputs.device)
                 real = pack.real.to(inputs.device)[..., None]
                 see(name, inputs[0][at] * real, gradients[0][at] * real)
 
@@ -198,13 +197,6 @@ def differentiated(
                 value = likelihood(pack, answers)
                 value.backward()
             yield value.item(), len(pack.rows)
-
-
-def answer_log_likelihood(subject: Subject, rows: Examples) -> Tensor:
-    """log p(answer | prompt), nats ``[N]``."""
-    logits = subject.next_token_logits(rows.tokens, rows.length).float()
-    answer = rows.answer.to(logits.device)[:, None]
-    return logits.log_softmax(-1).gather(1, answer)[:, 0]
 
 
 def _columns(chosen: Tensor, name: str, subject: Subject) -> Tensor:

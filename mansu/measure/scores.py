@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from mansu.errors import MansuError, MismatchError
 from mansu.files import read_json, reading, typed, write_json
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
-from mansu.subjects.packing import Pack
+from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
@@ -259,7 +259,7 @@ def measure_sets(subject: Subject, sets: Sequence[Examples]) -> list[Scores]:
     Raises:
         MansuError: logits that are not finite.
     """
-    tokens, length = _together(sets)
+    tokens, length = together([(rows.tokens, rows.length) for rows in sets])
     answers = torch.cat([rows.answer for rows in sets])
     choices = torch.cat([answers[:, None], torch.cat([rows.distractors for rows in sets])], 1)
     found = []
@@ -290,25 +290,24 @@ def _scores(rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Score
     )
 
 
-def _together(sets: Sequence[Examples]) -> tuple[Tensor, Tensor]:
-    """Tokens ``[N, P]`` and lengths ``[N]`` of all rows."""
-    width = max(rows.tokens.shape[1] for rows in sets)
-    tokens = torch.cat([pad(r.tokens, (0, width - r.tokens.shape[1])) for r in sets])
-    return tokens, torch.cat([rows.length for rows in sets])
-
-
 @torch.no_grad()
 def right(subject: Subject, *sets: Examples) -> tuple[Tensor, ...]:
     """``Scores.correct`` of some sets, float32 ``[N]`` each, and no more: for a check on the way.
 
     All rows run together, and the head gives the logits of the choices only.
     """
-    tokens, length = _together(sets)
+    tokens, length = together([(rows.tokens, rows.length) for rows in sets])
     choices = torch.cat([torch.cat([r.answer[:, None], r.distractors], 1) for r in sets])
     vocabulary, place = choices.unique(return_inverse=True)
     logits = subject.next_token_logits(tokens, length, vocabulary).float().cpu()
     logits = finite(logits, "logits").gather(1, place)
     return share_right(logits[:, 0], logits[:, 1:]).split([len(rows) for rows in sets])
+
+
+def answer_log_probability(subject: Subject, rows: Examples) -> Tensor:
+    """log π(answer | prompt) in nats, ``[N]`` (differentiable)."""
+    logits = subject.next_token_logits(rows.tokens, rows.length).float()
+    return -cross_entropy(logits, rows.answer.to(logits.device), reduction="none")
 
 
 @torch.no_grad()
@@ -330,10 +329,8 @@ def text_losses(subject: Subject, tokens: Tensor, length: Tensor) -> Tensor:
 
 def pack_losses(subject: Subject, pack: Pack, hidden: Tensor) -> Tensor:
     """``text_losses`` of the rows of a pack, from its final hidden states ``[T, d]``."""
-    followed = pack.real[:, 1:]
-    logits = subject.head(hidden[pack.at[:, :-1][followed].to(hidden.device)]).float()
-    following = pack.tokens[pack.at[:, 1:][followed]].to(logits.device)
-    return cross_entropy(logits, following, reduction="none")
+    states = hidden[pack.at[pack.real].to(hidden.device)]
+    return following_losses(subject, states, pack.tokens[pack.at], pack.length)
 
 
 def following_losses(subject: Subject, states: Tensor, tokens: Tensor, length: Tensor) -> Tensor:

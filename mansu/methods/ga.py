@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mansu.measure.scores import answer_log_probability
 from mansu.methods import training
 from mansu.methods.method import Method, Outcome, Problem, Search
-from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.methods.training import Batch, TrainingSettings, train
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from mansu.measure.scores import answer_log_probability
 from mansu.methods import training
 from mansu.methods.method import Method, Outcome, Problem, Search
-from mansu.methods.training import Batch, TrainingSettings, answer_log_probability, train
+from mansu.methods.training import Batch, TrainingSettings, train
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
 

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
@@ -41,7 +40,7 @@ from mansu.quant.swap import Dequantized, quantized
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
-from mansu.subjects.packing import Pack
+from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
 
@@ -380,19 +379,12 @@ class _Rows:
 
     @classmethod
     def of(cls, problem: Problem, forget: list[int], retain: list[int], text: list[int]) -> _Rows:
-        sets = (problem.forget.tokens[forget], problem.retain.tokens[retain], problem.text[0][text])
-        sets = [tokens for tokens in sets if len(tokens)]
-        width = max(tokens.shape[1] for tokens in sets)
-        tokens = torch.cat([pad(t, (0, width - t.shape[1])) for t in sets])
+        sets = [(rows.tokens, rows.length) for rows in (problem.forget, problem.retain)]
+        chosen = zip([*sets, problem.text], (forget, retain, text), strict=True)
+        tokens, length = together([(t[some], n[some]) for (t, n), some in chosen if some])
         objective = (torch.arange(len(tokens)) >= len(forget)).long()
-        lengths = problem.forget.length[forget], problem.retain.length[retain]
-        return cls(
-            forget,
-            retain,
-            text,
-            torch.stack([objective[:, None].expand_as(tokens), tokens], -1),
-            torch.cat([*lengths, problem.text[1][text]]),
-        )
+        both = torch.stack([objective[:, None].expand_as(tokens), tokens], -1)
+        return cls(forget, retain, text, both, length)
 
     def packs(self, subject: Subject) -> Iterator[_Pack]:
         """Each with its forget tokens first."""
@@ -414,8 +406,8 @@ class _Objectives:
         self.subject, self.problem = problem.subject, problem
         self.positions = problem.text[1].tolist()
         with torch.no_grad():
-            hidden = self.subject.states(problem.retain.tokens, problem.retain.length)
-            self.facts = self._distribution(hidden[problem.retain.length.cumsum(0) - 1])
+            logits = self.subject.next_token_logits(problem.retain.tokens, problem.retain.length)
+            self.facts = logits.float().log_softmax(-1)
             self.texts: tuple[Tensor, ...] = ()
             if self.positions:
                 hidden = self.subject.states(*problem.text)

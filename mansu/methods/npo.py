@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mansu.measure.scores import answer_log_probability
 from mansu.methods import training
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
-    answer_log_probability,
     forget_and_retain,
     train,
 )

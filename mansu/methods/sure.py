@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mansu.measure.scores import answer_log_probability
 from mansu.methods import training
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
-    answer_log_probability,
     forget_and_retain,
     scratch,
     train,

@@ -304,12 +304,6 @@ def _scaled(
             parameter.data.copy_(trained[name])
 
 
-def answer_log_probability(subject: Subject, rows: Examples) -> Tensor:
-    """log π(answer | prompt) in nats, ``[N]`` (differentiable)."""
-    logits = subject.next_token_logits(rows.tokens, rows.length).float()
-    return -cross_entropy(logits, rows.answer.to(logits.device), reduction="none")
-
-
 def forget_and_retain(
     subject: Subject, batch: Batch, weight: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -37,7 +37,7 @@ def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format 
         if edit is not None:
             stack.enter_context(edit.applied(subject))
         model = type(subject.model)(copy.deepcopy(subject.model.config))
-        model.to(next(iter(subject.parameters.values())).dtype)
+        model.to(subject.dtype)
         for name, parameter in dict(model.named_parameters()).items():
             parameter.data = subject.parameters[name].data.clone()
         for name in subject.quantized_names:

@@ -34,7 +34,7 @@ class Dequantized:
     def of(
         cls, subject: Subject, format: Format = NF4, names: Iterable[str] | None = None
     ) -> Dequantized:
-        """Quantise and dequantise a subject's weights as they are now (~5 s for 106 M)."""
+        """Quantise and dequantise a subject's weights as they are now."""
         names = subject.quantized_names if names is None else names
         with subject.lock:
             transposed = transposed_names(subject)

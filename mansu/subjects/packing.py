@@ -8,7 +8,7 @@ gradients are those of the rows run one by one, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 SIZE = {"cpu": 384, "cuda": 2048}
 """Tokens of a pack, by kind of device: matrix products want many, attention costs their square."""
@@ -89,6 +90,13 @@ class Pack:
             mask = kinds if getattr(config, "layer_types", None) else near
         positions = self.positions[None].to(device)
         return {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+
+def together(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sets of rows, (tokens ``[n, P]``, length ``[n]``) each, as one, padded to the widest."""
+    width = max(tokens.shape[1] for tokens, _ in sets)
+    tokens = torch.cat([pad(tokens, (0, width - tokens.shape[1])) for tokens, _ in sets])
+    return tokens, torch.cat([length for _, length in sets])
 
 
 def packs(

@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
 from mansu.show.table import Shown, Table
-from mansu.subjects.packing import Pack, pack_size, packs
+from mansu.subjects.packing import Pack, pack_size, packs, together
 
 ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
 """One token whatever the text, and no special ones."""
@@ -88,6 +88,11 @@ class Subject(Shown):
     @property
     def device(self) -> torch.device:
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(iter(self.parameters.values())).dtype
 
     @cached_property
     def quantized_names(self) -> tuple[str, ...]:
@@ -231,9 +236,8 @@ class Subject(Shown):
         Args:
             hooked: through the bridge, whose hooks fire.
         """
-        model: Any = self.model if hooked or self.plain is None else self.plain
-        dtype = next(iter(self.parameters.values())).dtype
-        inputs, decoder = pack.inputs(self.config, self.device, dtype), model.get_decoder()
+        model: Any = self.model if hooked else self.plain
+        inputs, decoder = pack.inputs(self.config, self.device, self.dtype), model.get_decoder()
         tokens = tokens.to(self.device)
         if layer is None:
             return decoder(input_ids=tokens, **inputs).last_hidden_state
@@ -283,9 +287,7 @@ class Subject(Shown):
 
     def states_of(self, *sets: tuple[Tensor, Tensor]) -> list[Tensor]:
         """``states`` of some sets of rows, (tokens, length) each, that run together."""
-        width = max(tokens.shape[1] for tokens, _ in sets)
-        tokens = torch.cat([pad(tokens, (0, width - tokens.shape[1])) for tokens, _ in sets])
-        states = self.states(tokens, torch.cat([length for _, length in sets]))
+        states = self.states(*together(sets))
         return list(states.split([int(length.sum()) for _, length in sets]))
 
     def head(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
@@ -294,8 +296,7 @@ class Subject(Shown):
         Args:
             hidden: ``[…, d]``. vocabulary: int64 ``[V]``, the tokens asked for; all by default.
         """
-        model: Any = self.model if self.plain is None else self.plain
-        output = model.get_output_embeddings()
+        output = self.plain.get_output_embeddings()
         if vocabulary is None:
             logits = output(hidden)
         else:

@@ -288,25 +288,6 @@ def running(subject: Subject, layer: int, role: str) -> Module:
     return bridged.original_component
 
 
-def parts(subject: Subject, name: str) -> list[tuple[Module, Tensor | None]]:
-    """What runs the weight of a linear map: modules, and the outputs of the weight that each gives.
-
-    Returns:
-        For each module its outputs, int64 ``[n]``; None, of a single module, stands for all.
-
-    Raises:
-        BadInputError: it is no such weight.
-    """
-    family = family_of(subject)
-    layer, path = _place(family, name)
-    roles = _fused(family, path.removesuffix(".weight"))
-    if layer is None or not roles:
-        raise BadInputError(f"{name!r} of {subject.name!r} is no linear map of a layer.")
-    if len(roles) == 1:
-        return [(running(subject, layer, roles[0]), None)]
-    return [(running(subject, layer, r), lines(subject, layer, r).all()) for r in roles]
-
-
 class Part(Module):
     """Some outputs of a fused linear map, taken from its one weight at every call.
 

@@ -14,9 +14,8 @@ from mansu.errors import MansuError
 from mansu.evidence import attacks
 from mansu.evidence.attacks import Attacks, Material
 from mansu.evidence.controls import suppressor
-from mansu.measure.scores import Scores, measure
+from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.measure.statistics import bootstrap
-from mansu.methods.training import answer_log_probability
 from mansu.progress import Step
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject

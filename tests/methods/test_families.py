@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from alone import answer_alone, differentiable, inputs_alone, rows_of, text_alone
+from alone import answer_alone, differentiable, inputs_alone, parts, rows_of, text_alone
 from families import FAMILIES, VOCABULARY, family, known_examples, random_pairs
 from oracles import bound
 
@@ -23,7 +23,7 @@ from mansu.methods import NAMES, Problem, named
 from mansu.quant import FORMATS, report
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
-from mansu.subjects.weights import layout, parts, transposed_names
+from mansu.subjects.weights import layout, transposed_names
 from mansu.tasks.facts import Task
 
 TASK = Task("random", "Random", "What a random model says.", ())

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from mansu import tasks
 from mansu.errors import BadInputError, MansuError
-from mansu.measure.scores import measure
+from mansu.measure.scores import answer_log_probability, measure
 from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo, training
 from mansu.methods.training import (
     Batch,
     TrainingSettings,
-    answer_log_probability,
     batches,
     forget_and_retain,
     scratch,

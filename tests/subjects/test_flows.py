@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from alone import differentiable
+from alone import differentiable, parts
 from families import FAMILIES, VOCABULARY, family
 from torch import Tensor
 
 from mansu.subjects.flows import watched
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import layer_of, parts, transposed_names
+from mansu.subjects.weights import layer_of, transposed_names
 
 
 def pack_of() -> Pack:
