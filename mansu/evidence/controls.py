@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import floor
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names, weight_name
+from mansu.tasks.facts import N_DISTRACTORS
 from mansu.tasks.tokens import Examples
 
 
@@ -90,13 +90,18 @@ class Suppression:
         return strong
 
 
-STEP = 0.05
-"""Forget accuracies of the suppressors that CAD is compared with are this apart."""
+STEP = 0.1
+"""Forget accuracies of the suppressors that CAD is compared with are this apart, from chance."""
 
 
 def suppressed_percent(accuracy: float) -> int:
-    """The forget accuracy, percent, of the suppressor for an edit: its own, rounded down."""
-    return round(100 * STEP * floor(accuracy / STEP + 1e-6))
+    """The forget accuracy, percent, of the suppressor for an edit: that nearest its own.
+
+    Edits near chance share one, so that a further one costs no attribution for it.
+    """
+    chance = 1 / (1 + N_DISTRACTORS)
+    near = chance + STEP * round((accuracy - chance) / STEP)
+    return max(round(100 * near), 0)
 
 
 def suppressor(

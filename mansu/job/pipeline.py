@@ -310,7 +310,7 @@ def _formats(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     return ({str(format): kept for format, kept in found.items()},)
 
 
-BOUND_FACTS, BOUND_TEXTS = 48, 16
+BOUND_FACTS, BOUND_TEXTS = 32, 8
 """At most so many retain examples, evenly taken, for the bounds: a dense edit costs most."""
 
 

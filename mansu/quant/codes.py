@@ -8,12 +8,14 @@ midpoint takes the lower code. An update survives when it changes the code.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from mansu.quant.formats import NF4, Format
+from mansu.quant.formats import NF4, Format, Kind
 from mansu.quant.kernel import bnb
 
 
@@ -53,12 +55,69 @@ def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
         rows, absmax, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
         codes = (rows.to(torch.int16) + 127).to(torch.uint8).reshape(-1)
         return Quantized(codes, absmax, weight.shape[-1], weight.shape, format)
+    found = _quantize_4bit(weight, replace(format, double_quant=False))
+    return double_quantized(found) if format.double_quant else found
+
+
+def _quantize_4bit(weight: Tensor, format: Format) -> Quantized:
+    table = _table(format.kind) if weight.device.type == "cpu" else None
+    if table is None or weight.numel() % format.blocksize:
+        return _by_kernel(weight, format)
+    # The CPU kernel's arithmetic with a table in place of its search: six times faster.
+    blocks = weight.float().view(-1, format.blocksize)
+    absmax = blocks.abs().amax(1)
+    scaled = blocks * (1 / absmax.clamp(min=1e-38))[:, None]
+    return Quantized(table.codes(scaled), absmax, format.blocksize, weight.shape, format)
+
+
+def _by_kernel(weight: Tensor, format: Format) -> Quantized:
     packed, state = bnb.quantize_4bit(weight, blocksize=format.blocksize, quant_type=format.kind)
     packed = packed.reshape(-1)
     codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: weight.numel()]
-    plain = replace(format, double_quant=False)
-    found = Quantized(codes, state.absmax.float(), format.blocksize, weight.shape, plain)
-    return double_quantized(found) if format.double_quant else found
+    return Quantized(codes, state.absmax.float(), format.blocksize, weight.shape, format)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Codes by the upper 16 bits of a scaled weight, which leave at most one boundary between.
+
+    Attributes:
+        lowest: uint8 ``[65536]``: the rank, in ascending order, of the level of the least float
+            that has these bits.
+        bounds: float32 ``[16]``: a scaled weight above it ranks one higher.
+        order: uint8 ``[16]``: the code of each rank; None where it is the rank.
+    """
+
+    lowest: Tensor
+    bounds: Tensor
+    order: Tensor | None
+
+    def codes(self, scaled: Tensor) -> Tensor:
+        scaled = scaled.view(-1)
+        rank = self.lowest.index_select(0, (scaled.view(torch.int32) >> 16).bitwise_and_(0xFFFF))
+        rank += scaled > self.bounds.index_select(0, rank.int())
+        return rank if self.order is None else self.order.index_select(0, rank.int())
+
+
+@cache
+def _table(kind: Kind) -> _Table | None:
+    """Made once; None if the kernel that is installed rounds in another way."""
+    levels, order = Format(kind).levels.sort(stable=True)
+    bounds = (levels[:-1] + levels[1:]) / 2
+    upper = torch.arange(1 << 16, dtype=torch.int32) << 16
+    ends = torch.stack([upper, upper | 0xFFFF], 1).view(torch.float32)
+    table = _Table(
+        torch.bucketize(ends.amin(1), bounds).to(torch.uint8),
+        torch.nn.functional.pad(bounds, (0, 1), value=math.inf),
+        None if kind == "nf4" else order.to(torch.uint8),
+    )
+    # Every float next to a boundary, and both ends of what each entry stands for.
+    near = torch.cat([bounds, *(bounds.nextafter(torch.tensor(s)) for s in (-2.0, 2.0))])
+    some = torch.cat([ends[ends.abs() <= 1], near])
+    some = torch.nn.functional.pad(some, (0, -len(some) % 63)).view(-1, 63)
+    some = torch.nn.functional.pad(some, (0, 1), value=1.0)  # its absmax
+    alike = torch.equal(table.codes(some), _by_kernel(some, Format(kind)).codes)
+    return table if alike else None
 
 
 def double_quantized(quantized: Quantized) -> Quantized:

@@ -23,6 +23,9 @@ BOUNDARIES: Tensor = (CODES[:-1] + CODES[1:]) / 2
 """``[15]``: scaled weights above ``BOUNDARIES[c - 1]`` up to and with ``BOUNDARIES[c]`` get c."""
 
 
+Kind = Literal["nf4", "fp4", "int8"]
+
+
 @dataclass(frozen=True)
 class Format:
     """A way to store weights in few bits.
@@ -34,7 +37,7 @@ class Format:
         double_quant: the absmax are stored in 8 bits too (QLoRA §3), 4-bit kinds only.
     """
 
-    kind: Literal["nf4", "fp4", "int8"] = "nf4"
+    kind: Kind = "nf4"
     blocksize: int = 64
     double_quant: bool = False
 

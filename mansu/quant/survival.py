@@ -15,8 +15,8 @@ from mansu.errors import DamagedError
 from mansu.files import write_json
 from mansu.quant.codes import Quantized, dequantize, double_quantized
 from mansu.quant.formats import FORMATS, NF4, Format
-from mansu.quant.swap import block_entries, blocksize_of, in_blocks, quantize_flat
-from mansu.subjects.edit import Edit
+from mansu.quant.swap import block_entries, in_blocks, quantize_flat
+from mansu.subjects.edit import Edit, write_at
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, transposed_names
 
@@ -258,10 +258,11 @@ def kept_by_format(
     with subject.lock, torch.no_grad():
         transposed = transposed_names(subject)
         for name in sorted(edit.changes.keys() & set(subject.quantized_names)):
+            pair = _flat(subject, name, edit, transposed)
             for plain, some in alike.items():
                 whole = any(not in_blocks(name, format, transposed) for format in some)
-                for pair in _touched(subject, name, edit, plain, transposed, whole):
-                    for format, counts in _kept(*pair, plain, some).items():
+                for part in _touched(pair, plain, whole):
+                    for format, counts in _kept(*part, plain, some).items():
                         sums[format] = [a + b for a, b in zip(sums[format], counts, strict=True)]
     return {format: Kept(*counts) for format, counts in sums.items()}
 
@@ -305,36 +306,46 @@ def _measure(
     sums = _EMPTY.clone()
     if name in edit.changes:
         whole = not in_blocks(name, format, transposed)
-        for pair in _touched(subject, name, edit, format, transposed, whole):
-            sums += _compare(*pair, format, name in subject.quantized_names).cpu()
+        for part in _touched(_flat(subject, name, edit, transposed), format, whole):
+            sums += _compare(*part, format, name in subject.quantized_names).cpu()
     sums[0] = parameter.numel()
     return sums
 
 
-def _touched(
-    subject: Subject,
-    name: str,
-    edit: Edit,
-    format: Format,
-    transposed: frozenset[str],
-    whole: bool,
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """A weight before and after the edit, flat as the quantiser sees it, and its block size.
+@dataclass(frozen=True)
+class _Flat:
+    """A weight before and after an edit, flat as the quantiser sees it.
+
+    Attributes:
+        where: the places of the moved, as in ``Edit.changes``; of the parameter's own order.
+        row: weights a row.
+    """
+
+    before: Tensor
+    after: Tensor
+    where: Tensor
+    row: int
+
+
+def _flat(subject: Subject, name: str, edit: Edit, transposed: frozenset[str]) -> _Flat:
+    parameter = subject.parameters[name].data
+    where, values = (part.to(parameter.device) for part in edit.changes[name])
+    before, after = parameter, parameter.clone(memory_format=torch.contiguous_format)
+    write_at(after, where, values)
+    if name in transposed:
+        before, after = before.T, after.T
+    return _Flat(before.reshape(-1), after.reshape(-1), where, before.shape[-1])
+
+
+def _touched(flat: _Flat, format: Format, whole: bool) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """A weight before and after the edit, and its block size.
 
     In parts: the blocks that the edit touches, or with ``whole`` all of it.
     """
-    parameter = subject.parameters[name].data
-    where, values = (part.to(parameter.device) for part in edit.changes[name])
-    edited = parameter.reshape(-1).clone()
-    edited[where] = values.to(edited)
-    before, after = parameter, edited.view_as(parameter)
-    if name in transposed:
-        before, after = before.T, after.T
-    size = blocksize_of(before, format)
-    before, after = before.reshape(-1), after.reshape(-1)
+    size = flat.row if format.kind == "int8" else format.blocksize
     everything: list[Tensor | slice] = [slice(None)]
-    for entries in everything if whole else block_entries([where], len(before), size):
-        yield before[entries], after[entries], size
+    for entries in everything if whole else block_entries([flat.where], len(flat.before), size):
+        yield flat.before[entries], flat.after[entries], size
 
 
 def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised: bool) -> Tensor:

@@ -161,7 +161,7 @@ class Edit(Shown):
 
             def undo() -> None:
                 for parameter, where, old in reversed(kept):
-                    _write(parameter, where, old)
+                    write_at(parameter, where, old)
                 del stack[depth:]
 
             try:
@@ -170,7 +170,7 @@ class Edit(Shown):
                     parameter = subject.parameters[name]
                     where = where.to(parameter.device)
                     kept.append((parameter, where, parameter.data.reshape(-1)[where]))
-                    _write(parameter, where, values)
+                    write_at(parameter, where, values)
                 yield subject
             finally:
                 put_back(undo)
@@ -299,7 +299,8 @@ def _merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple
     return where, merged
 
 
-def _write(parameter: Tensor, where: Tensor, values: Tensor) -> None:
+def write_at(parameter: Tensor, where: Tensor, values: Tensor) -> None:
+    """Give a tensor's entries ``where`` (flat places, ascending, or a mask) their values."""
     flat = parameter.data.view(-1)
     if where.dtype == torch.bool:
         flat.masked_scatter_(where, values.to(flat))  # ten times faster than indexing

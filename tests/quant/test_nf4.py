@@ -19,9 +19,10 @@ from transformers import (
 
 from mansu import quant, subjects
 from mansu.errors import MansuError
-from mansu.quant.codes import double_quantized
+from mansu.quant import codes
+from mansu.quant.codes import Quantized, double_quantized
 from mansu.quant.floor import blocks_at
-from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, Format, boundaries_of
+from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, Format, Kind, boundaries_of
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -74,6 +75,44 @@ def test_codes_are_those_of_the_kernel(
     weight = (torch.tensor(values, dtype=torch.float32) * scale).to(dtype)
     ours = quant.quantize(weight, Format(blocksize=blocksize)).codes.tolist()
     assert ours == kernel_codes(weight, blocksize=blocksize) == written_rule(weight, blocksize)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(special, min_size=1, max_size=150),
+    st.sampled_from([1.0, 0.5, 3.0, 1e-3, 1e-38]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([f for f in FORMATS if f.kind != "int8"]),
+)
+def test_whole_blocks_have_the_codes_and_the_absmax_of_the_kernel(
+    values: list[float], scale: float, dtype: torch.dtype, format: Format
+) -> None:
+    values += values[:1] * (-len(values) % format.blocksize)
+    weight = (torch.tensor(values, dtype=torch.float32) * scale).to(dtype)
+    format = Format(format.kind, format.blocksize)
+    found = quant.quantize(weight, format)
+    _, state = bnb.quantize_4bit(weight, blocksize=format.blocksize, quant_type=format.kind)
+    assert found.codes.tolist() == kernel_codes(weight, format.kind, format.blocksize)
+    assert torch.equal(found.absmax, state.absmax)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_kernel_that_rounds_another_way_is_found_out_and_asked_itself(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(weight: Tensor, format: Format) -> Quantized:
+        found = by_kernel(weight - 1e-7 * weight.abs().max(), format)
+        asked.append(weight)
+        return found
+
+    by_kernel, asked = codes._by_kernel, []
+    assert codes._table(kind) is not None
+    monkeypatch.setattr(codes, "_by_kernel", other)
+    monkeypatch.setattr(codes, "_table", codes._table.__wrapped__)
+    assert codes._table(kind) is None
+    weight = torch.randn(4, 64)
+    quant.quantize(weight, Format(kind))
+    assert torch.equal(asked[-1], weight)
 
 
 def test_a_value_on_a_boundary_takes_the_lower_code() -> None:
