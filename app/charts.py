@@ -39,7 +39,7 @@ CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
     "Signal CAD": {
         "signal": "This edit",
         "signal_nf4": "This edit in NF4",
-        "signal_suppressor": "Suppressor",
+        "signal_suppressor": "Suppressor at the output",
         "signal_ablation": "Circuit ablated",
     },
 }

@@ -113,8 +113,8 @@ HELP: Mapping[str, str] = {
     "edited_nf4": f"{_CAD} Here: of the edit after NF4, against the same unedited model.",
     "noise_floor": f"{_CAD} Here: the unedited model on one half of the pairs against the other "
     "half. An edit below this changed nothing that can be told from noise.",
-    "suppressor": f"{_CAD} Here: of an edit of the last MLP only, that hides the answer as well "
-    "as the edit does and erases nothing.",
+    "suppressor": f"{_CAD} Here: of an edit of the last MLP only, that hides the answer about as "
+    "well as the edit does and erases nothing.",
     "ablation": f"{_CAD} Here: with every parameter of the circuit's mask set to zero.",
     "signal": f"{_SIGNAL} Here: of the edit, in full precision.",
     "signal_nf4": f"{_SIGNAL} Here: of the edit after NF4.",
@@ -135,19 +135,24 @@ HELP: Mapping[str, str] = {
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
     # the verdict
-    "forgetting": "Passes when full-precision forget accuracy falls by the task's "
-    f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
-    "retention": "Passes when no retain group and not the held-out set falls by more "
-    "than the tolerance, in full precision and in NF4: "
-    f"$\\max_g (a_{{\\text{{before}}}} - a_{{\\text{{after}}}}) \\le t$. {_INTERVAL}",
-    "gap": "Passes when NF4 does not bring anything back: "
-    f"$a_{{\\text{{NF4}}}} - a_{{\\text{{full}}}} \\le 0$ on the forget set. {_INTERVAL}",
-    "erasure": "Passes when CAD is above the noise floor and signal CAD above that of "
-    "a suppressor with the same forget accuracy. The value is the closer of the two calls.",
+    "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
+    "held-out rephrasings: "
+    "$|a_{\\text{before}} - \\tfrac14| - |a_{\\text{after}} - \\tfrac14| \\ge m$. Below chance the "
+    f"answer is avoided, which counts as far as the same distance above. {_INTERVAL}",
+    "retention": "No retain group, not the held-out set and no neighbour falls by more than the "
+    "tolerance, in accuracy and in the answers' log-probability, and the next-token distribution "
+    "on the model's own text does not drift (KL), in full precision and in NF4. " + _INTERVAL,
+    "gap": "NF4 brings nothing back, on the forget rows and on rephrasings: accuracy, and the "
+    "answer's log-probability among its four choices counted from chance up, are no higher in NF4 "
+    f"than in full precision, up to what can be told of so many rows. {_INTERVAL}",
+    "erasure": "CAD is above the noise floor, signal CAD above that of suppressors at the output "
+    "and in a middle layer with about the same forget accuracy, and relearning one half of the "
+    "facts brings back no more of the other than in a model that does not know them.",
     "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
     "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
-    "certain": "Certain: the whole 95 % interval lies on the same side of the threshold as the "
-    "value. Uncertain: another sample of facts might decide otherwise.",
+    "decided": "Passed: the whole 95 % interval lies on the right side of the threshold; failed: "
+    "on the wrong side; undecided: it reaches across, and another sample of facts might decide "
+    "otherwise.",
 }
 
 

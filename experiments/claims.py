@@ -193,7 +193,7 @@ def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
     rows = list(_of(runs, ["mansu"]))
     four = [set(f["status"].values()) == {"passed"} for _, f in rows]
     missed = [
-        f"{k}: {ABOUT[name].title} {state}"
+        f"{k}: {ABOUT[name]} {state}"
         for k, f in rows
         for name, state in f["status"].items()
         if state != "passed"
@@ -253,8 +253,9 @@ def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> C
         )
         for p in properties:
             margins = (with_it["margin"][p], without["margin"][p])
-            shown = ("unknown" if m is None else amount(m, ABOUT[p].unit) for m in margins)
-            told.append(f"{run['task']['name']}: {ABOUT[p].title} {' → '.join(shown)}")
+            unit = "CAD" if p == "erasure" else "share"
+            shown = ("unknown" if m is None else amount(m, unit) for m in margins)
+            told.append(f"{run['task']['name']}: {ABOUT[p]} {' → '.join(shown)}")
     ours = "margin with → without; " + "; ".join(told) if told else "not measured"
     return _counted(what, needed, "tasks", ours, _most(needed))
 

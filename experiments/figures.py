@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mansu import methods
-from mansu.evidence.verdict import kept_groups
+from mansu.evidence.verdict import Property, kept_groups
 from mansu.job.runs import PACKAGES, Run
 from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
+from mansu.show.numbers import Unit
 
 NO_EDIT = "no edit"
 
@@ -40,6 +41,12 @@ def _json(value: Interval | None) -> list[float] | None:
     return None if value is None else value.to_json()
 
 
+def _worst(found: Property, unit: Unit) -> list[float] | None:
+    """The value with the smallest margin of what a property asks in this unit."""
+    checks = [check for check in found.checks if check.unit == unit]
+    return min(checks, key=lambda check: check.margin).value.to_json() if checks else None
+
+
 def figures(run: Run, method: str) -> Figures:
     """Everything that the tables and claims need of one method (or ``no edit``) in one run."""
     if method == NO_EDIT:
@@ -54,17 +61,16 @@ def figures(run: Run, method: str) -> Figures:
         "full": _accuracies(run.measurement(method, nf4=False)),
         "nf4": _accuracies(run.measurement(method, nf4=True)),
         "status": {p.name: p.status for p in verdict.properties},
-        "certain": {p.name: p.certain for p in verdict.properties},
-        "margin": {p.name: p.margin for p in verdict.properties},
-        "fall": _json(verdict.forgetting.value),
-        "retain fall": _json(verdict.retention.value),
-        "retain fall in nats": max(
-            (d["fall in nats"] for d in verdict.retention.details.values()), default=None
-        ),
-        "gap": _json(verdict.gap.value),
-        "gap in nats": verdict.gap.details.get("gap in nats"),
-        "erasure": _json(verdict.erasure.value),
-        "control": verdict.erasure.threshold,
+        "certain": {p.name: p.status in ("passed", "failed") for p in verdict.properties},
+        "margin": {p.name: p.worst.margin if p.worst else None for p in verdict.properties},
+        "checks": {p.name: [c.to_json() for c in p.checks] for p in verdict.properties},
+        "fall": _worst(verdict.forgetting, "share"),
+        "retain fall": _worst(verdict.retention, "share"),
+        "retain fall in nats": _worst(verdict.retention, "nats"),
+        "gap": _worst(verdict.gap, "share"),
+        "gap in nats": _worst(verdict.gap, "nats"),
+        "erasure": _json(divergences.signal),
+        "control": divergences.signal_suppressor and divergences.signal_suppressor.value,
         "cad": divergences.to_json(),
         "moved": history["moved"],
         "fraction": history["fraction"],

@@ -77,9 +77,9 @@ def intervals_table(run: Mapping[str, Any]) -> Table:
     """One task: what the verdict holds against its thresholds, with intervals."""
     head = (
         "",
-        f"{ABOUT['forgetting'].quantity}, points (≥ {100 * run['task']['margin']:.0f})",
-        f"{ABOUT['retention'].quantity}, points (≤ {100 * run['task']['tolerance']:.0f})",
-        f"{ABOUT['gap'].quantity}, points (≤ 0)",
+        f"fall of forget accuracy, points (≥ {100 * run['task']['margin']:.0f})",
+        f"worst fall of what is kept, points (≤ {100 * run['task']['tolerance']:.0f})",
+        "PTQ gap, points (≤ 0)",
         "signal CAD (≥ the suppressor's), or CAD where it is noise (≥ the noise floor)",
     )
     rows = []

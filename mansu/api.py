@@ -29,11 +29,13 @@ from mansu import circuits, evidence, exports, methods, quant, subjects, tasks
 from mansu.circuits import Attribution, Circuit
 from mansu.errors import BadInputError, NotMeasuredError
 from mansu.evidence import Thresholds, Verdict, cad, controls
-from mansu.evidence.cad import Divergences
+from mansu.evidence.cad import PLACES, Divergences
+from mansu.evidence.relearning import halves, relearning
 from mansu.job.pipeline import refuse_unknown
 from mansu.job.session import SPARSE
 from mansu.job.settings import Settings
 from mansu.measure import EVALUATED, Measurement, measure, measure_task
+from mansu.measure.drift import Reference, texts
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.settings import configure
 from mansu.subjects import Edit, Subject
@@ -267,21 +269,30 @@ def judge(
         on_step(Step("quantize", done, 4, part=what))
 
     telling(0, "the unedited model")
-    base = _measured(subject, task, None, False, seed)
+    base, rows = _measured(subject, task, None, False, seed), texts(subject, task, seed=seed)
+    reference = Reference.of(subject, *rows)
     telling(1, "the unedited model in NF4")
     unedited = quant.Dequantized.of(subject)
     base_nf4 = _measured(subject, task, None, True, seed, unedited)
+    with quant.quantized(subject, unedited):
+        reference_nf4 = Reference.of(subject, *rows)
     telling(2, "the edited model")
-    edited = _measured(subject, task, edit, False, seed)
+    edited = _measured(subject, task, edit, False, seed, reference=reference)
     telling(3, "the edited model in NF4")
     cache = unedited if edit.fraction(subject) < SPARSE else None
-    edited_nf4 = _measured(subject, task, edit, True, seed, cache)
+    edited_nf4 = _measured(subject, task, edit, True, seed, cache, reference_nf4)
     telling(4, "")
-    divergences = None
+    divergences, relearned, ablated = None, None, None
     if circuit is not None and pairs is not None:
+        assert circuit.mask is not None  # else there are no pairs
         accuracy = edited.splits["forget"].accuracy
         divergences = _divergences(
             subject, task, edit, circuit, pairs, accuracy, steps, seed, cache, on_step
+        )
+        zeroed = controls.ablation(subject, circuit.mask.tensors())
+        halved = halves(task, subject, seed=seed)
+        relearned, ablated = (
+            relearning(subject, task, e, halved, seed=seed, on_step=on_step) for e in (edit, zeroed)
         )
     return evidence.judge(
         base=base,
@@ -289,6 +300,8 @@ def judge(
         base_nf4=base_nf4,
         edited_nf4=edited_nf4,
         divergences=divergences,
+        relearned=relearned,
+        reference=ablated,
         thresholds=Thresholds(task.margin, task.tolerance),
     )
 
@@ -355,13 +368,14 @@ def _measured(
     nf4: bool,
     seed: int,
     cache: quant.Dequantized | None = None,
+    reference: Reference | None = None,
 ) -> Measurement:
     with ExitStack() as stack:
         if edit is not None:
             stack.enter_context(edit.applied(subject))
         if nf4:
             stack.enter_context(quant.quantized(subject, cache))
-        found = measure_task(subject, task, seed=seed)
+        found = measure_task(subject, task, seed=seed, reference=reference)
     return Measurement.from_json(found.to_json())  # with as many digits as a run keeps
 
 
@@ -403,13 +417,16 @@ def _divergences(
     zeroed = controls.ablation(subject, circuit.mask.tensors())
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
     share = controls.suppressed_percent(accuracy) / 100
-    hiding = controls.suppressor(subject, forget, retain, accuracy=share)
+    hiding = {p: controls.suppression(subject, forget, retain, p).reaching(share) for p in PLACES}
+    telling(2, "the suppressors")(Step("cad", 0, 1))
     return cad.diverge(
         signals,
         edit,
         circuit.edge_mask,
         ablation=signals.of(zeroed, telling(1, "the ablated circuit")),
-        suppressor=signals.of(hiding, telling(2, "the suppressor")),
+        suppressors={
+            p: signals.of(e) if p == PLACES[0] else signals.signal_of(e) for p, e in hiding.items()
+        },
         nf4=nf4,
         on_step=telling(3, "the edited model"),
     )

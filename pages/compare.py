@@ -17,6 +17,8 @@ from mansu.show import numbers
 MARKS = {
     "passed": ":green[:material/check_circle:] passed",
     "failed": ":red[:material/cancel:] failed",
+    "undecided": ":orange[:material/balance:] undecided",
+    "vacuous": ":orange[:material/block:] vacuous",
     "unknown": ":orange[:material/help:] unknown",
 }
 Side = tuple[Run, str]
@@ -104,12 +106,9 @@ def histogram(run: Run, method: str, letter: str) -> None:
 
 
 def mark(p: Property) -> str:
-    """A property's status, and whether its interval reaches across the threshold."""
-    if p.value is None:
-        return f"{MARKS[p.status]}  \nnot measured"
-    doubt = "" if p.certain else " (uncertain)"
-    value = numbers.measured(p.value, p.unit)
-    return f"{MARKS[p.status]}{doubt}  \n{capitalised(p.quantity)} {value}"
+    """A property's status, and the check that decides it."""
+    told = "not measured" if p.worst is None else capitalised(str(p.worst))
+    return f"{MARKS[p.status]}  \n{told}"
 
 
 def capitalised(text: str) -> str:
@@ -118,7 +117,7 @@ def capitalised(text: str) -> str:
 
 def verdict_table(verdicts: dict[str, Verdict]) -> None:
     """A row a property, a column an edit."""
-    titles = [capitalised(about.title) for about in ABOUT.values()]
+    titles = [capitalised(title) for title in ABOUT.values()]
     columns: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
     for label, verdict in verdicts.items():
         columns[label] = [*map(mark, verdict.properties), MARKS[verdict.status]]
@@ -126,18 +125,14 @@ def verdict_table(verdicts: dict[str, Verdict]) -> None:
 
 
 def properties(run: Run, method: str, letter: str) -> None:
-    """Each property with its margin and its evidence."""
+    """Each property with its evidence and everything that it asks."""
     for p in run.verdict(method).properties:
         with st.container(border=True):
             st.markdown(f"**{capitalised(p.title)}**: {MARKS[p.status]}", help=words.help(p.name))
-            if p.value is not None:
-                sure = "certain" if p.certain else "uncertain: the interval crosses the threshold"
-                st.markdown(
-                    f"{capitalised(p.quantity)} {numbers.measured(p.value, p.unit)}  \n"
-                    f"Threshold {p.limit}, margin {numbers.amount(p.margin, p.unit)}, {sure}",
-                    help=words.help("certain"),
-                )
             st.caption(p.evidence)
+            if p.checks:
+                with st.expander(f"All {len(p.checks)} checks"):
+                    st.table(rows.checks(p).columns)
 
 
 def measured(
@@ -314,5 +309,5 @@ with state.show_errors():
     recovery(run, [m for owner, m in sides if owner.path == run.path], running)
 with state.show_errors():
     tradeoff(run, running)
-side_by_side("The verdict's evidence", words.help("certain"), sides, properties)
+side_by_side("The verdict's evidence", words.help("decided"), sides, properties)
 exporting(sides)

@@ -2,48 +2,29 @@
 
 An attacker who has half of the forget facts asks for the other half, on which every attack is
 scored: as they are, after a hint, after demonstrations, after fine-tuning on the half that is
-known (retraining on T, scored on V; Deeb & Roger 2024, arXiv:2410.08827; the relearning of Łucki
-et al. 2024, arXiv:2409.18025, and Lynch et al. 2024, arXiv:2402.16835), and in each low-bit
-format. The halves share no answer, so that nothing asked for can be read off what is known: what
-comes back was still in the weights. The same attacks on the unedited model are the control, since
-they also cost accuracy.
+known (``mansu.evidence.relearning``), and in each low-bit format. The same attacks on the unedited
+model are the control, since they also cost accuracy.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from mansu import quant, tasks
-from mansu.errors import MansuError
-from mansu.measure.scores import Scores, answer_log_probability, measure
+from mansu.evidence.relearning import BUDGET, halves, relearn
+from mansu.measure.scores import Scores, measure
 from mansu.measure.statistics import Interval, bootstrap
-from mansu.methods import Problem
-from mansu.methods.training import Batch, TrainingSettings, train
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, Reading
 
-QUESTIONS = 60
-"""At most this many questions are asked, drawn with the seed."""
-
-
 SHOTS = 3
 """Demonstrations before a question, each of another answer."""
-
-
-BUDGET = TrainingSettings(learning_rate=5e-5, steps=8, batch=20)
-"""Relearning's budget: steps of AdamW on all parameters, and known rows a step.
-
-Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
-stays at 100 % under each.
-"""
 
 
 FORMATS: Mapping[str, quant.Format] = {
@@ -54,9 +35,6 @@ FORMATS: Mapping[str, quant.Format] = {
 
 
 ATTACKS = ("none", "paraphrase", "hint", "demonstrations", "relearning", *FORMATS)
-
-
-FEW_ANSWERS = 8
 
 
 @dataclass(frozen=True)
@@ -123,29 +101,12 @@ class Attacks:
 
 
 def material(task: Task, subject: Subject, *, seed: int = 0) -> Material:
-    """Split the forget set by answer into what is known and what is asked, and build the hints.
-
-    With fewer than ``FEW_ANSWERS`` answers (the letters of multiple choice) an answer is not a
-    fact, and rows are split instead.
+    """Split the forget set into what is known and what is asked, and build the hints.
 
     Raises:
         MansuError: the forget set is too small to split.
     """
-    forget = tasks.examples(task, subject, "forget", seed=seed)
-    few = len(forget.vocabulary) < FEW_ANSWERS
-    units = torch.arange(len(forget)) if few else forget.answer
-    order = units.unique()[torch.randperm(len(units.unique()), generator=_generator(seed))]
-    is_known = torch.isin(units, order[: len(order) // 2])
-    if not is_known.any():
-        raise MansuError(f"The forget set of {task.name!r} has one fact: attacks need two or more.")
-    known = forget.select(is_known.nonzero().flatten().tolist())
-    lines = {row for row, mine in zip(forget.rows, is_known.tolist(), strict=True) if not mine}
-    rest = replace(task, facts=tuple(f for f in task.facts if f.row in lines))
-    asked = tasks.examples(rest, subject, "forget", seed=seed)
-    if len(asked) > QUESTIONS:
-        drawn = torch.randperm(len(asked), generator=_generator(seed))[:QUESTIONS]
-        asked = asked.select(sorted(drawn.tolist()))
-
+    known, asked = halves(task, subject, seed=seed)
     readings = {r.fact.row: r for r in tasks.read(task.split("forget"), subject)[0]}
     prefixes = _demonstrations([readings[row] for row in known.rows], subject, asked, seed)
     some = [i for i, prefix in enumerate(prefixes) if prefix is not None]
@@ -155,10 +116,6 @@ def material(task: Task, subject: Subject, *, seed: int = 0) -> Material:
         _behind(asked, [f"Topic: {task.title}. "] * len(asked), readings, subject),
         _behind(asked.select(some), [prefixes[i] or "" for i in some], readings, subject),
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _demonstrations(
@@ -195,40 +152,6 @@ def _behind(
     return replace(rows.select(some), tokens=tokens, length=length)
 
 
-def relearn(
-    subject: Subject,
-    task: Task,
-    material: Material,
-    *,
-    seed: int = 0,
-    steps: int = BUDGET.steps,
-    on_step: OnStep = silent,
-) -> tuple[Scores, ...]:
-    """Fine-tune on the known rows, ask for the others after each step, and put all back.
-
-    An exception that ``on_step`` raises ends it, and leaves the subject as it was.
-
-    Returns:
-        Scores after 0, 1, … ``steps`` steps (fewer if the loss became infinite).
-    """
-    curve = [measure(subject, material.asked)]
-    if not steps:
-        return tuple(curve)
-
-    def loss(rows: Batch) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "relearning", -answer_log_probability(subject, rows.forget).mean()
-
-    def ask(step: int) -> bool:
-        curve.append(measure(subject, material.asked))
-        on_step(Step("attacks", step, steps, part="relearning"))
-        return False
-
-    nothing = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
-    problem = Problem(subject, task, material.known, material.known, nothing, seed=seed, watch=ask)
-    train(problem, replace(BUDGET, steps=steps), loss)
-    return tuple(curve)
-
-
 def attack(
     subject: Subject,
     task: Task,
@@ -262,7 +185,9 @@ def attack(
     if len(have.shown):
         scores["demonstrations"] = measure(subject, have.shown)
     report("the questions")
-    curve = relearn(subject, task, have, seed=seed, on_step=lambda step: report(step.part))
+    curve = relearn(
+        subject, task, have.known, have.asked, seed=seed, on_step=lambda step: report(step.part)
+    )
     scores["relearning"] = curve[-1]
     for name, format in FORMATS.items():
         with quant.quantized(subject, format=format):

@@ -30,7 +30,7 @@ from torch import Tensor
 from mansu import quant
 from mansu.circuits.gradients import Factors, Gradients, Held, Written, contract, integrated
 from mansu.circuits.graph import graph_of
-from mansu.circuits.record import packed
+from mansu.circuits.record import difference, packed
 from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
@@ -50,6 +50,9 @@ AT_ONCE = 10  # of them
 
 TOP = 100
 
+PLACES = ("at the output", "in the middle")
+"""Where suppressors hide: in the last layer's MLP, and in that of the layer at half depth."""
+
 
 @dataclass(frozen=True)
 class Divergences:
@@ -61,7 +64,9 @@ class Divergences:
         suppressor, ablation: of the controls.
         signal, signal_nf4, signal_suppressor, signal_ablation: the same with the unedited model's
             sensitivities, on the circuit's edges (signal CAD).
-        suppressor_accuracy: the suppressor's forget accuracy, to be near the edit's.
+        over: signal CAD of the edit minus that of a suppressor, by where the suppressor hides
+            (``PLACES``), over the same draws of pairs.
+        suppressor_accuracy: the output suppressor's forget accuracy, to be near the edit's.
         rank_correlation: Spearman's, of edge magnitudes before and after the edit.
         top_overlap: share of the strongest ``TOP`` edges that are still among the strongest.
     """
@@ -75,21 +80,24 @@ class Divergences:
     signal_nf4: Interval | None = None
     signal_suppressor: Interval | None = None
     signal_ablation: Interval | None = None
+    over: Mapping[str, Interval] = field(default_factory=dict)
     suppressor_accuracy: float | None = None
     rank_correlation: float | None = None
     top_overlap: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        found = {
             name: value.to_json() if isinstance(value, Interval) else value
             for name, value in self.__dict__.items()
         }
+        return {**found, "over": {place: v.to_json() for place, v in self.over.items()}}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Divergences:
         values: dict[str, Any] = {
             name: Interval(*v) if isinstance(v, list) else v for name, v in value.items()
         }
+        values["over"] = {place: Interval(*v) for place, v in value["over"].items()}
         return cls(**values)
 
 
@@ -98,17 +106,18 @@ class Scored:
     """One model's edge scores by group of pairs (``Signals.scored``).
 
     Attributes:
-        plain, signal: float32 ``[groups, n_sources, n_destinations]``.
+        signal, plain: float32 ``[groups, n_sources, n_destinations]``; there are no groups of plain
+            ones of what is compared in signal CAD alone.
         about: of the control that was scored, JSON values.
     """
 
-    plain: Tensor
     signal: Tensor
+    plain: Tensor
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        save_values(path, {"plain": self.plain, "signal": self.signal}, self.about)
+        save_values(path, {"signal": self.signal, "plain": self.plain}, self.about)
 
     @classmethod
     def load(cls, path: Path) -> Scored:
@@ -119,10 +128,12 @@ class Scored:
         """
         with reading(path):
             tensors, about = load_values(path)
-            plain, signal = tensors["plain"], tensors["signal"]
-            if plain.shape != signal.shape or plain.ndim != 3:
+            signal, plain = tensors["signal"], tensors["plain"]
+            if signal.ndim != 3 or len(plain) not in (0, len(signal)):
                 raise ValueError("its scores are of another shape")
-            return cls(plain, signal, about)
+            if plain.shape[1:] != signal.shape[1:]:
+                raise ValueError("its scores are of another shape")
+            return cls(signal, plain, about)
 
 
 @dataclass(frozen=True)
@@ -186,13 +197,23 @@ class Signals:
 
     def scored(self, seen: Seen, about: Mapping[str, Any] | None = None) -> Scored:
         """Plain and signal scores of what was seen. On the unedited subject."""
-        return Scored(seen.plain, self._scores(seen.written), dict(about or {}))
+        return Scored(self._scores(seen.written), seen.plain, dict(about or {}))
 
     def of(self, edit: Edit, on_step: OnStep = silent) -> Scored:
         """The scores of an edit, or of a control."""
         with edit.applied(self.subject):
             seen = self.seen(on_step)
         return self.scored(seen, edit.meta)
+
+    def signal_of(self, edit: Edit) -> Scored:
+        """The signal scores of an edit alone: two forward passes, no gradient."""
+        written = []
+        with edit.applied(self.subject):
+            for base in self.factors:
+                delta, _ = difference(self.subject, self.graph, base.packed, ("z", "mlp"))
+                written.append(Held(Written(self.subject, delta).all(), self.graph.n_heads + 1))
+        signal = self._scores(written)
+        return Scored(signal, signal[:0], edit.meta)
 
     def _scores(
         self, written: Iterable[Written], gradients: Sequence[Gradients] | None = None
@@ -222,7 +243,7 @@ def diverge(
     edit: Edit,
     circuit: Tensor,
     *,
-    suppressor: Scored,
+    suppressors: Mapping[str, Scored],
     ablation: Scored,
     nf4: quant.Dequantized | None = None,
     on_step: OnStep = silent,
@@ -232,8 +253,9 @@ def diverge(
     Args:
         signals: of the unedited model.
         circuit: bool ``[n_sources, n_destinations]``, the circuit's edges.
-        suppressor, ablation: the controls' scores (``signals.of(controls.ablation(…))``); the
-            suppressor's ``about`` has the forget ``accuracy`` it reaches.
+        suppressors, ablation: the controls' scores (``signals.of(controls.ablation(…))``); the
+            suppressors' by place, the first of ``PLACES`` with plain ones, and their ``about`` with
+            the forget ``accuracy`` that they reach.
         nf4: the unedited weights in NF4, where they are at hand (as ``quantized`` takes them).
     """
     base = signals.base
@@ -242,6 +264,7 @@ def diverge(
         with quant.quantized(signals.subject, nf4):
             seen_nf4 = signals.seen(part_of(on_step, "cad", 1, 2, "the edited model in NF4"))
     edited, edited_nf4 = signals.scored(seen), signals.scored(seen_nf4)
+    suppressor = suppressors[PLACES[0]]
 
     def on_circuit(scored: Scored) -> Interval:
         return cad(base[:, circuit], scored.signal[:, circuit])
@@ -257,6 +280,10 @@ def diverge(
         signal_nf4=on_circuit(edited_nf4),
         signal_suppressor=on_circuit(suppressor),
         signal_ablation=on_circuit(ablation),
+        over={
+            place: cad_above(base[:, circuit], edited.signal[:, circuit], s.signal[:, circuit])
+            for place, s in suppressors.items()
+        },
         suppressor_accuracy=suppressor.about["accuracy"],
         rank_correlation=rank,
         top_overlap=top,
@@ -289,6 +316,21 @@ def _divergences(before: Tensor, after: Tensor) -> Tensor:
 
 def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
     """CAD between grouped scores ``[groups, …]``, with its bootstrap interval over groups."""
+    return _interval(*_drawn(before, after, seed))
+
+
+def cad_above(before: Tensor, after: Tensor, other: Tensor, *, seed: int = 0) -> Interval:
+    """CAD of ``after`` minus that of ``other``, against the same ``before``, over the same draws.
+
+    Args:
+        before, after, other: grouped scores ``[groups, …]``.
+    """
+    (value, draws), (less, fewer) = (_drawn(before, x, seed) for x in (after, other))
+    return _interval(value - less, draws - fewer)
+
+
+def _drawn(before: Tensor, after: Tensor, seed: int) -> tuple[float, np.ndarray]:
+    """CAD, and that of ``RESAMPLES`` draws of groups."""
     before, after = before.flatten(1), after.flatten(1)
     some = (before != 0).any(0) | (after != 0).any(0)  # zeros, as where no edge is, add nothing
     before, after = before[:, some].float(), after[:, some].float()
@@ -297,7 +339,11 @@ def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
     drawn = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES)]
     weights = torch.from_numpy(np.stack(drawn)).float()
     draws = torch.cat([_divergences(w @ before, w @ after) for w in weights.split(AT_ONCE)])
-    low, high = np.percentile(draws.numpy(), [2.5, 97.5])
+    return value, draws.numpy()
+
+
+def _interval(value: float, draws: np.ndarray) -> Interval:
+    low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(value, min(float(low), value), max(float(high), value))
 
 

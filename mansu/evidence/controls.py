@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mansu.evidence.cad import PLACES
 from mansu.measure.scores import share_right
 from mansu.subjects.blocks import Block, final_norm
 from mansu.subjects.edit import Edit
@@ -102,6 +103,20 @@ def suppressed_percent(accuracy: float) -> int:
     chance = 1 / (1 + N_DISTRACTORS)
     near = chance + STEP * round((accuracy - chance) / STEP)
     return max(round(100 * near), 0)
+
+
+AT_MOST = 80
+"""Forget rows that a suppressor in the middle is made and measured on: half of the model runs."""
+
+
+def suppression(subject: Subject, forget: Examples, retain: Examples, place: str) -> Suppression:
+    """The ``Suppression`` in one of ``cad.PLACES``."""
+    if place == PLACES[0]:
+        return Suppression(subject, forget, retain)
+    every = max(1, -(-len(forget) // AT_MOST))
+    some = forget.select(list(range(0, len(forget), every)))
+    layer = (int(subject.config.num_hidden_layers) - 1) // 2
+    return Suppression(subject, some, retain, layer=layer)
 
 
 def suppressor(

@@ -1,10 +1,12 @@
 """The verdict: four properties that must hold together, a pure function of saved measurements.
 
-::
+A property asks one or more things, each a ``Check``: a value with its 95 % interval beside a
+threshold. A check is passed only with the whole interval on the right side, failed with the whole
+interval on the wrong side, and else undecided; the property is what the worst of its checks is::
 
-    verdict = judge(base=…, edited=…, base_nf4=…, edited_nf4=…, divergences=…,
+    verdict = judge(base=…, edited=…, base_nf4=…, edited_nf4=…, divergences=…, relearned=…,
                     thresholds=Thresholds(margin=0.6, tolerance=0.05))
-    verdict.status                  # passed, failed or unknown
+    verdict.status                  # passed, undecided, failed, vacuous or unknown
     verdict.retention.evidence      # a sentence with the numbers
     print(verdict)                  # a table
 """
@@ -12,63 +14,136 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from mansu.errors import DamagedError
 from mansu.evidence.cad import FEWEST_GROUPS, Divergences
+from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.show import numbers
 from mansu.show.numbers import Unit, percent
 from mansu.show.table import Shown, Table
+from mansu.tasks.facts import N_DISTRACTORS
 
-Status = Literal["passed", "failed", "unknown"]
+VERSION = 2
+
+Status = Literal["failed", "undecided", "unknown", "vacuous", "passed"]
+"""From the worst to the best: what several make together is the first that one of them is."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 Name = Literal["forgetting", "retention", "gap", "erasure"]
 """The fields of a verdict."""
 
-
-@dataclass(frozen=True)
-class About:
-    """What a property is called.
-
-    Attributes:
-        title: for people. quantity: what its value is. unit: of value, threshold and margin.
-        at_least: it holds when the value is at least the threshold; else when it is at most that.
-    """
-
-    title: str
-    quantity: str
-    unit: Unit
-    at_least: bool
+CHANCE = 1 / (1 + N_DISTRACTORS)
 
 
-ABOUT: Mapping[Name, About] = {
-    "forgetting": About("meaningful forgetting", "fall of forget accuracy", "share", True),
-    "retention": About("retain preservation", "worst fall of what is kept", "share", False),
-    "gap": About("PTQ gap ≤ 0", "PTQ gap", "share", False),
-    "erasure": About("structural erasure", "signal CAD", "CAD", True),
+ABOUT: Mapping[Name, str] = {
+    "forgetting": "meaningful forgetting",
+    "retention": "retain preservation",
+    "gap": "PTQ gap ≤ 0",
+    "erasure": "structural erasure",
 }
+"""What a property is called, for people."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What the properties are held against, where no control gives it.
+    """What the properties are held against; where a control gives it, the control does.
 
     Attributes:
-        margin: by how much full-precision forget accuracy must fall (a share).
-        tolerance: by how much the accuracy of each retain group and of the held-out set may fall,
-            in full precision and in NF4, each against the unedited model in the same format.
-        gap: by how much forget accuracy may be higher in NF4 than in full precision.
+        margin: by how much 4-way accuracy must fall towards chance in full precision, a share of
+            the forget rows; on rephrasings by as much of what was known of them.
+        tolerance: by how much the accuracy of each kept group may fall, in full precision and in
+            NF4, each against the unedited model in the same format.
+        nats: by how much the mean log-probability of its answers may.
+        drift: KL from the unedited model on text of its own, nats a token.
+        gap: by how much accuracy may be higher in NF4 than in full precision. Not 0: of no finite
+            number of rows can it be known that nothing at all comes back, and a model that never
+            knew the facts would stay undecided.
+        gap_nats: by how much the answer's log-probability among its choices, of what lies above
+            chance, may.
+        relearned: by how much more of the other half relearning one half brings back than in the
+            reference that does not know them, mean accuracy over the steps.
     """
 
     margin: float
     tolerance: float
-    gap: float = 0.0
+    nats: float = 0.1
+    drift: float = 0.1
+    gap: float = 0.05
+    gap_nats: float = 0.1
+    relearned: float = 0.1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a property asks.
+
+    Attributes:
+        what: was measured, for people. unit: of value, threshold and margin.
+        value: with its 95 % interval.
+        threshold: what it is held against. at_least: it must be at least that; else at most.
+    """
+
+    what: str
+    unit: Unit
+    value: Interval
+    threshold: float
+    at_least: bool = False
+
+    @property
+    def margin(self) -> float:
+        """How far the value is on the right side."""
+        return (self.value.value - self.threshold) * (1 if self.at_least else -1)
+
+    @property
+    def status(self) -> Status:
+        """Passed, failed, or undecided where the interval reaches across the threshold."""
+        low, high = self.value.low - self.threshold, self.value.high - self.threshold
+        least, most = (low, high) if self.at_least else (-high, -low)
+        return "passed" if least >= -1e-9 else "failed" if most < -1e-9 else "undecided"
+
+    @property
+    def limit(self) -> str:
+        """The threshold for people, with its side: ``≥ 60.0 points``."""
+        side = "≥" if self.at_least else "≤"
+        return f"{side} {numbers.amount(self.threshold, self.unit).lstrip('+')}"
+
+    def __str__(self) -> str:
+        return f"{self.what} {numbers.measured(self.value, self.unit)}, {self.limit}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "value": self.value.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Check:
+        """Read what ``to_json`` made; raises KeyError, TypeError or ValueError."""
+        found = cls(
+            value["what"],
+            value["unit"],
+            Interval(*map(_finite, value["value"])),
+            _finite(value["threshold"]),
+            value["at_least"],
+        )
+        if (
+            not isinstance(found.what, str)
+            or found.unit not in get_args(Unit)
+            or not isinstance(found.at_least, bool)
+        ):
+            raise ValueError("a check is not what it should be")
+        return found
+
+
+_SCALES: Mapping[Unit, float] = {"share": 0.05, "nats": 0.1, "CAD": 0.05}
+"""Margins this large count alike where the worst of checks in different units is told."""
 
 
 @dataclass(frozen=True)
@@ -76,52 +151,38 @@ class Property:
     """One property of the verdict.
 
     Attributes:
-        name: which one, the verdict's field. status: ``unknown`` where it could not be measured.
-        value: what was measured, with its bootstrap 95 % interval; None if unknown.
-        threshold: what the value is held against. margin: how far on the right side it is (≥ 0
-            when passed).
-        certain: the whole interval is on the same side of the threshold as the value.
-        evidence: a sentence with the numbers.
+        name: which one, the verdict's field.
+        status: the worst of its checks'; ``unknown`` where something was not measured, ``vacuous``
+            where what was measured says nothing.
+        checks: what it asks, those that were measured.
+        evidence: a sentence or two with the numbers.
         details: further numbers, name → JSON value.
     """
 
     name: Name
     status: Status
-    value: Interval | None
-    threshold: float | None
-    margin: float | None
-    certain: bool
+    checks: tuple[Check, ...]
     evidence: str
     details: Mapping[str, Any]
 
     @property
     def title(self) -> str:
         """What it is called, for people."""
-        return ABOUT[self.name].title
+        return ABOUT[self.name]
 
     @property
-    def unit(self) -> Unit:
-        """Of value, threshold and margin."""
-        return ABOUT[self.name].unit
-
-    @property
-    def quantity(self) -> str:
-        """What the value is; erasure may be judged by plain CAD."""
-        return self.details.get("measure", ABOUT[self.name].quantity)
-
-    @property
-    def limit(self) -> str:
-        """The threshold for people, with its side: ``≥ 60.0 points``; a dash where unknown."""
-        if self.threshold is None:
-            return numbers.NOTHING
-        side = "≥" if ABOUT[self.name].at_least else "≤"
-        return f"{side} {numbers.amount(self.threshold, self.unit).lstrip('+')}"
+    def worst(self) -> Check | None:
+        """The check that decides: of the worst status the one with the smallest margin."""
+        return min(
+            self.checks,
+            key=lambda c: (STATUSES.index(c.status), c.margin / _SCALES[c.unit]),
+            default=None,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        about = {"title": self.title, "unit": self.unit}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
-        value = None if self.value is None else self.value.to_json()
-        return {**about, **own, "value": value, "details": dict(self.details)}
+        checks = [{**c.to_json(), "status": c.status} for c in self.checks]
+        about = {"title": self.title, "status": self.status, "evidence": self.evidence}
+        return {**about, "checks": checks, "details": dict(self.details)}
 
     @classmethod
     def from_json(cls, name: Name, value: Any) -> Property:
@@ -131,19 +192,13 @@ class Property:
             DamagedError: something is missing, of another type, or not finite.
         """
         try:
-            interval = None if value["value"] is None else Interval(*map(_finite, value["value"]))
-            threshold, margin = (
-                None if value[key] is None else _finite(value[key])
-                for key in ("threshold", "margin")
-            )
-            status, certain, evidence = value["status"], value["certain"], value["evidence"]
-            details = dict(value["details"])
-            known = (interval is not None, threshold is not None, margin is not None)
+            checks = tuple(map(Check.from_json, value["checks"]))
+            found = cls(name, value["status"], checks, value["evidence"], dict(value["details"]))
+            told = found.status in ("unknown", "vacuous")
             if (
-                status not in get_args(Status)
-                or set(known) != {status != "unknown"}
-                or not isinstance(certain, bool)
-                or not isinstance(evidence, str)
+                found.status not in STATUSES
+                or not (told or found.status == _together(checks))
+                or not isinstance(found.evidence, str)
             ):
                 raise ValueError("a value is not what it should be")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -151,7 +206,7 @@ class Property:
                 f"The verdict's {name!r} is damaged or of an older MANSU ({error!r:.80}): judge "
                 "the edit again (mansu verdict)."
             ) from error
-        return cls(name, status, interval, threshold, margin, certain, evidence, details)
+        return found
 
 
 def _finite(value: Any) -> float:
@@ -160,15 +215,22 @@ def _finite(value: Any) -> float:
     return value
 
 
+def _together(parts: Sequence[Check] | Sequence[Property]) -> Status:
+    """The worst status; unknown of nothing."""
+    worst = min((STATUSES.index(part.status) for part in parts), default=STATUSES.index("unknown"))
+    return STATUSES[worst]
+
+
 @dataclass(frozen=True, repr=False)
 class Verdict(Shown):
     """The four properties together.
 
     Attributes:
-        forgetting: full-precision forget accuracy fell by the task's margin.
-        retention: nothing that is to be kept fell by more than the tolerance, in either format.
+        forgetting: the facts are as good as unknown, as they were asked for and rephrased.
+        retention: nothing that is to be kept fell, nor drifted, in either format.
         gap: NF4 brings nothing back.
-        erasure: the circuit no longer writes what it did, beyond what a suppressor changes.
+        erasure: the circuit no longer writes what it did, beyond what suppressors change, and
+            relearning finds no more than in a model that does not know the facts.
     """
 
     forgetting: Property
@@ -183,35 +245,23 @@ class Verdict(Shown):
 
     @property
     def status(self) -> Status:
-        """Passed only if all four are; failed if any failed; else unknown."""
-        states = {p.status for p in self.properties}
-        if "failed" in states:
-            return "failed"
-        return "unknown" if "unknown" in states else "passed"
+        """The worst of the four: passed only if all are."""
+        return _together(self.properties)
 
     def table(self) -> Table:
-        """A row a property: status, value, threshold, margin; the evidence below."""
+        """A row a property: status, the check that decides, threshold, margin; evidence below."""
         passed = sum(p.status == "passed" for p in self.properties)
         return Table(
-            ("Property", "Status", "Value [95 %]", "Threshold", "Margin", "Certain"),
-            [
-                (
-                    p.title,
-                    p.status,
-                    numbers.measured(p.value, p.unit),
-                    p.limit,
-                    numbers.amount(p.margin, p.unit),
-                    "yes" if p.certain else "no",
-                )
-                for p in self.properties
-            ],
+            ("Property", "Status", "Decided by", "Value [95 %]", "Threshold", "Margin"),
+            [(p.title, p.status, *_shown(p.worst)) for p in self.properties],
             caption=f"{self.status}: {passed} of {len(ABOUT)} properties passed; all must",
-            align="<<>>><",
+            align="<<<>>>",
             notes=[f"{p.title}: {p.evidence}" for p in self.properties],
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"status": self.status, **{p.name: p.to_json() for p in self.properties}}
+        found = {p.name: p.to_json() for p in self.properties}
+        return {"version": VERSION, "status": self.status, **found}
 
     @classmethod
     def from_json(cls, value: Any) -> Verdict:
@@ -220,7 +270,8 @@ class Verdict(Shown):
         Raises:
             DamagedError: it is something else, damaged, or of an older MANSU.
         """
-        if not isinstance(value, Mapping) or not ABOUT.keys() <= value.keys():
+        known = isinstance(value, Mapping) and ABOUT.keys() <= value.keys()
+        if not known or value.get("version") != VERSION:
             raise DamagedError(
                 "This is no verdict, or one of an older MANSU: judge the edit again "
                 "(mansu verdict)."
@@ -242,6 +293,13 @@ class Verdict(Shown):
             return cls.from_json(read_json(Path(path)))
 
 
+def _shown(check: Check | None) -> tuple[str, str, str, str]:
+    if check is None:
+        return numbers.NOTHING, numbers.NOTHING, numbers.NOTHING, numbers.NOTHING
+    value = numbers.measured(check.value, check.unit)
+    return check.what, value, check.limit, numbers.amount(check.margin, check.unit)
+
+
 def judge(
     *,
     base: Measurement,
@@ -250,59 +308,79 @@ def judge(
     edited_nf4: Measurement | None,
     divergences: Divergences | None,
     thresholds: Thresholds,
+    relearned: Relearned | None = None,
+    reference: Relearned | None = None,
 ) -> Verdict:
     """Judge an edit by what was measured before and after it, in full precision and in NF4.
 
     Args:
         divergences: CAD of the edit and of its controls; None if not measured.
+        relearned, reference: relearning the edited model, and one that does not know the facts;
+            None if not measured.
 
     Raises:
         MismatchError: measurements that are compared are not of the same rows in the same order.
     """
     return Verdict(
-        forgetting=_forgetting(base, edited, thresholds.margin),
-        retention=_retention(base, edited, base_nf4, edited_nf4, thresholds.tolerance),
-        gap=_gap(edited, edited_nf4, thresholds.gap),
-        erasure=_erasure(divergences),
+        forgetting=_forgetting(base, edited, thresholds),
+        retention=_retention(base, edited, base_nf4, edited_nf4, thresholds),
+        gap=_gap(base, edited, edited_nf4, thresholds),
+        erasure=_erasure(divergences, relearned, reference, thresholds),
     )
 
 
-def _unknown(name: Name, why: str) -> Property:
-    return Property(name, "unknown", None, None, None, False, why, {})
+def _unknown(name: Name, why: str, checks: Sequence[Check] = ()) -> Property:
+    """Something was not measured; what was may have failed already."""
+    status: Status = "failed" if "failed" in {c.status for c in checks} else "unknown"
+    return Property(name, status, tuple(checks), why, {})
 
 
-def _property(
-    name: Name, value: Interval, threshold: float, evidence: str, details: Mapping[str, Any]
-) -> Property:
-    at_least = ABOUT[name].at_least
-    margin = value.value - threshold if at_least else threshold - value.value
-    passed = margin >= -1e-9
-    # The end of the interval that is nearest to the other side of the threshold.
-    end = value.low if at_least == passed else value.high
-    certain = (end - threshold if at_least else threshold - end) >= -1e-9
-    certain = certain if passed else not certain
-    status: Status = "passed" if passed else "failed"
-    return Property(name, status, value, threshold, margin, certain, evidence, details)
+ASKED: Mapping[str, str] = {"forget": "forget rows", "paraphrase": "rephrasings"}
+"""The splits that ask for what is to be forgotten."""
 
 
-def _forgetting(base: Measurement, edited: Measurement, margin: float) -> Property:
-    if "forget" not in base.splits or "forget" not in edited.splits:
-        return _unknown("forgetting", "Forget accuracy was not measured.")
-    before, after = base.splits["forget"], edited.splits["forget"]
-    drop = _paired(before, after, "correct")
-    text = (
-        f"Forget accuracy fell from {percent(before.accuracy)} to {percent(after.accuracy)} in "
-        f"full precision; it had to fall by {percent(margin, 0)} of all rows or more."
-    )
-    details: dict[str, Any] = {"before": before.accuracy, "after": after.accuracy}
-    if "paraphrase" in base.splits and "paraphrase" in edited.splits:
-        details["paraphrase before"] = base.splits["paraphrase"].accuracy
-        details["paraphrase after"] = edited.splits["paraphrase"].accuracy
-        text += (
-            f" Held-out rephrasings: {percent(details['paraphrase before'])} to "
-            f"{percent(details['paraphrase after'])}."
+def _asked(*measured: Measurement) -> Iterator[tuple[str, str, tuple[Scores, ...]]]:
+    """(split, what it is called, its scores in each) of those that all measurements have."""
+    for split, title in ASKED.items():
+        if all(split in m.splits for m in measured):
+            yield split, title, tuple(m.splits[split] for m in measured)
+
+
+def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) -> Property:
+    """Accuracy falls towards chance; below it, it is known by its avoidance, and counts alike."""
+    checks, details, told = [], {}, []
+    known = 0.0
+    for split, title, (before, after) in _asked(base, edited):
+        fall = _towards_chance(before, after)
+        had = abs(before.accuracy - CHANCE)
+        known = had if split == "forget" else known
+        # Of rephrasings the model knew less: of what it knew, as much must go.
+        margin = thresholds.margin * (1 if split == "forget" else min(1, had / max(known, 1e-9)))
+        checks.append(Check(f"fall towards chance, {title}", "share", fall, margin, True))
+        spread = float(after.spread.mean())
+        details[split] = {"before": before.accuracy, "after": after.accuracy, "spread": spread}
+        told.append(
+            f"{title} {percent(before.accuracy)} → {percent(after.accuracy)} (KL of the four "
+            f"choices from uniform {numbers.number(spread)} nats)"
         )
-    return _property("forgetting", drop, margin, text, details)
+    if not checks or "forget" not in details:
+        return _unknown("forgetting", "Forget accuracy was not measured.")
+    below = min(d["after"] for d in details.values())
+    text = f"4-way accuracy in full precision, chance {percent(CHANCE, 0)}: {', '.join(told)}."
+    if below < CHANCE - (1 - thresholds.margin - CHANCE):
+        text += " Below chance the answer is avoided, which is no ignorance of it."
+    return Property("forgetting", _together(checks), tuple(checks), text, details)
+
+
+def _towards_chance(before: Scores, after: Scores) -> Interval:
+    """By how much closer to chance accuracy is, over the same rows."""
+    before.refuse_other(after)
+    rows = np.stack([before.correct, after.correct], 1).astype(float)
+    return bootstrap(
+        rows,
+        clusters=before.clusters,
+        statistic=lambda m: abs(m[..., 0] - CHANCE) - abs(m[..., 1] - CHANCE),
+    )
 
 
 def _retention(
@@ -310,13 +388,13 @@ def _retention(
     edited: Measurement,
     base_nf4: Measurement | None,
     edited_nf4: Measurement | None,
-    tolerance: float,
+    thresholds: Thresholds,
 ) -> Property:
-    drops: dict[str, tuple[Interval, Interval]] = {}
+    checks: list[Check] = []
     details: dict[str, Any] = {}
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
-            return _unknown("retention", "Retain accuracy in NF4 was not measured.")
+            return _unknown("retention", "Retain accuracy in NF4 was not measured.", checks)
         if lacking := kept_groups(after).keys() - kept_groups(before).keys():
             return _unknown(
                 "retention", f"Accuracy on {min(lacking)} was not measured before the edit."
@@ -326,65 +404,98 @@ def _retention(
             if new is None:
                 return _unknown("retention", f"Accuracy on {name} was not measured after the edit.")
             drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")
-            drops[name + suffix] = drop, nats
-            details[name + suffix] = {
+            what = f"{name}{suffix}"
+            checks.append(Check(f"fall of {what}", "share", drop, thresholds.tolerance))
+            checks.append(Check(f"fall of {what}", "nats", nats, thresholds.nats))
+            details[what] = {
                 "before": old.accuracy,
                 "after": new.accuracy,
                 "fall": drop.to_json(),
                 "fall in nats": nats.to_json(),
             }
-    if not drops:
+        if after.drift is None:
+            return _unknown("retention", "Drift on the model's own text was not measured.", checks)
+        drift = bootstrap(np.array(after.drift))
+        checks.append(Check(f"drift on text{suffix}", "nats", drift, thresholds.drift))
+        details[f"drift{suffix}"] = drift.to_json()
+    if not details:
         return _unknown("retention", "The task has no retain or held-out rows.")
-    worst = max(drops, key=lambda name: drops[name][0].value)
+    found = Property("retention", _together(checks), tuple(checks), "", details)
     # Accuracy is coarse: what is still the best of four answers may have become far less likely.
-    most = max(drops, key=lambda name: drops[name][1].value)
-    text = (
-        f"The worst of {len(drops)}: {worst}, from {percent(details[worst]['before'])} to "
-        f"{percent(details[worst]['after'])}; no retain or held-out set may fall by more than "
-        f"{percent(tolerance, 0)} of its rows. The answers' log-probability falls most on {most}, "
-        f"by {numbers.measured(drops[most][1], 'nats')}."
-    )
-    return _property("retention", drops[worst][0], tolerance, text, details)
+    worst = {
+        unit: min((c for c in checks if c.unit == unit), key=lambda c: c.margin)
+        for unit in ("share", "nats")
+    }
+    text = f"The worst of {len(checks)}: {'; '.join(map(str, worst.values()))}."
+    return Property("retention", found.status, found.checks, text, details)
 
 
 def kept_groups(measurement: Measurement) -> dict[str, Scores]:
-    """The retain set by group, and the held-out set: all that must be kept."""
+    """The retain set by group, the held-out set and the neighbours: all that must be kept."""
     kept: dict[str, Scores] = {}
-    for split in ("retain", "holdout"):
+    for split in ("retain", "holdout", "neighbour"):
         scores = measurement.splits.get(split)
         if scores is not None:
             kept |= {group: scores.group(group) for group in dict.fromkeys(scores.groups)}
     return kept
 
 
-def _gap(edited: Measurement, edited_nf4: Measurement | None, threshold: float) -> Property:
+def _gap(
+    base: Measurement,
+    edited: Measurement,
+    edited_nf4: Measurement | None,
+    thresholds: Thresholds,
+) -> Property:
     if edited_nf4 is None or not ("forget" in edited.splits and "forget" in edited_nf4.splits):
         return _unknown("gap", "Forget accuracy in NF4 was not measured.")
-    full, quantised = edited.splits["forget"], edited_nf4.splits["forget"]
-    gap = _paired(quantised, full, "correct")
-    nats = _paired(quantised, full, "log_probability")
-    test = mcnemar(quantised.correct, full.correct)
-    text = (
-        f"Forget accuracy is {percent(full.accuracy)} in full precision and "
-        f"{percent(quantised.accuracy)} in NF4: a gap of {numbers.amount(gap.value, 'share')} (NF4 "
-        f"brings {test.first} rows back and loses {test.second}; McNemar's exact p = {test.p:.2g});"
-        f" the answer's log-probability changes by {numbers.measured(nats, 'nats')}."
-    )
-    details = {
-        "gap in nats": nats.to_json(),
-        "full": full.accuracy,
-        "nf4": quantised.accuracy,
-        "mcnemar": test.to_json(),
-    }
-    return _property("gap", gap, threshold, text, details)
+    checks: list[Check] = []
+    details: dict[str, Any] = {}
+    told = []
+    for split, title, (full, quantised) in _asked(edited, edited_nf4):
+        gap, nats = _paired(quantised, full, "correct"), _above_chance(quantised, full)
+        checks.append(Check(f"gap, {title}", "share", gap, thresholds.gap))
+        checks.append(Check(f"gap among the choices, {title}", "nats", nats, thresholds.gap_nats))
+        test = mcnemar(quantised.correct, full.correct)
+        details[split] = {
+            "full": full.accuracy,
+            "nf4": quantised.accuracy,
+            "gap": gap.to_json(),
+            "gap in nats": nats.to_json(),
+            "mcnemar": test.to_json(),
+        }
+        told.append(
+            f"{title} {percent(full.accuracy)} in full precision, {percent(quantised.accuracy)} "
+            f"in NF4 ({test.first} rows come back, {test.second} are lost; McNemar's exact "
+            f"p = {test.p:.2g})"
+        )
+    text = f"4-way accuracy: {'; '.join(told)}."
+    status = _together(checks)
+    first = base.splits.get("forget")
+    if first is not None and _towards_chance(first, edited.splits["forget"]).low <= 0:
+        status, text = "vacuous", f"Nothing was forgotten that could come back. {text}"
+    return Property("gap", status, tuple(checks), text, details)
 
 
-def _erasure(divergences: Divergences | None) -> Property:
-    """CAD above the noise floor, and signal CAD above the suppressor's.
+def _above_chance(first: Scores, second: Scores) -> Interval:
+    """Bootstrap of first − second, the answer's log-probability among its choices, from chance up.
+
+    What is improbable beyond chance is no knowledge, whichever of two small numbers it is.
+    """
+    first.refuse_other(second)
+    a, b = (np.maximum(s.choice.astype(float), math.log(CHANCE)) for s in (first, second))
+    return bootstrap(a - b, clusters=first.clusters)
+
+
+def _erasure(
+    divergences: Divergences | None,
+    relearned: Relearned | None,
+    reference: Relearned | None,
+    thresholds: Thresholds,
+) -> Property:
+    """CAD above the noise floor, signal CAD above the suppressors', and nothing relearned.
 
     Plain CAD does not tell a suppressor from an erasure (see ``mansu.evidence.cad``), so the
-    comparison with the suppressor is made in signal CAD. ``details["measure"]`` says which one
-    is reported.
+    comparison with the suppressors is made in signal CAD.
     """
     if divergences is None:
         return _unknown("erasure", "CAD was not measured.")
@@ -395,20 +506,37 @@ def _erasure(divergences: Divergences | None) -> Property:
             f"CAD has no noise floor: the forget set has fewer than {FEWEST_GROUPS} clean–corrupt "
             "pairs, too few to halve.",
         )
-    if d.signal is None or d.signal_suppressor is None:
-        return _unknown("erasure", "CAD's control, the suppressor, was not measured.")
-    # Signal CAD is what is judged, unless plain CAD is no more than noise.
-    if d.edited.value > d.noise_floor.value:
-        measure, value, threshold = "signal CAD", d.signal, d.signal_suppressor.value
-    else:
-        measure, value, threshold = "CAD", d.edited, d.noise_floor.value
+    if d.signal is None or not d.over:
+        return _unknown("erasure", "CAD's controls, the suppressors, were not measured.")
+    checks = [Check("CAD", "CAD", d.edited, d.noise_floor.value, True)]
+    for place, over in d.over.items():
+        checks.append(Check(f"signal CAD above the suppressor's, {place}", "CAD", over, 0.0, True))
     text = (
         f"CAD is {d.edited.value:.3f}, the noise floor {d.noise_floor.value:.3f}. Signal CAD is "
-        f"{d.signal.value:.3f}; that of an output-layer suppressor at "
-        f"{percent(d.suppressor_accuracy)} forget accuracy is {d.signal_suppressor.value:.3f}."
+        f"{d.signal.value:.3f}; that of suppressors at {percent(d.suppressor_accuracy)} forget "
+        f"accuracy is "
+        + ", ".join(
+            f"{d.signal.value - over.value:.3f} ({place})" for place, over in d.over.items()
+        )
+        + "."
     )
-    details = {"measure": measure, **d.to_json()}
-    return _property("erasure", value, threshold, text, details)
+    details = d.to_json()
+    if relearned is None or reference is None:
+        return _unknown("erasure", f"{text} Relearning was not tried.", checks)
+    more = gained(relearned, reference)
+    checks.append(Check("relearned above the reference's", "share", more, thresholds.relearned))
+    half, own = (r.steps_to(r.before / 2) for r in (reference, relearned))
+    text += (
+        f" {relearned.steps} steps of relearning on half of the facts bring the other half to "
+        f"{percent(relearned.curve[-1].accuracy)} (half of what was known {_after(own)}); in "
+        f"{reference.of} to {percent(reference.curve[-1].accuracy)} ({_after(half)})."
+    )
+    details["relearned"] = more.to_json()
+    return Property("erasure", _together(checks), tuple(checks), text, details)
+
+
+def _after(steps: int | None) -> str:
+    return "never" if steps is None else f"after {steps} steps"
 
 
 def _paired(first: Scores, second: Scores, what: str) -> Interval:

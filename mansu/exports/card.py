@@ -72,8 +72,9 @@ def _verdict_section(run: Run, method: str) -> str:
     verdict = run.verdict(method)
     table = verdict.table()
     return (
-        f"{table.caption.capitalize()}.\n\n{table.markdown()}\n\n“Certain” means that the whole "
-        "interval lies on the value's side of the threshold. `verdict.json` has every number."
+        f"{table.caption.capitalize()}.\n\n{table.markdown()}\n\nEach property is shown by the "
+        "check that decides it. Passed: the whole 95 % interval lies on the right side of the "
+        "threshold; undecided: it reaches across. `verdict.json` has every check."
     )
 
 

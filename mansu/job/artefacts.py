@@ -15,6 +15,7 @@ from mansu.circuits.trust import Trust
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
 from mansu.evidence.cad import Divergences, Scored
+from mansu.evidence.relearning import Relearned
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
 from mansu.files import read_json, typed, write_json
@@ -144,6 +145,9 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "trust": Artefact("trust.json", _value(Trust), "measurement of trust", "trust"),
     "ablation": Artefact("ablation.safetensors", _whole(Scored), "ablated circuit", "verdict"),
     "suppressor": Artefact("suppressor-{}.safetensors", _whole(Scored), "suppressor", "verdict"),
+    "reference": Artefact(
+        "relearned-reference.json", _value(Relearned), "relearning of the reference", "verdict"
+    ),
     "base_attacks": Artefact(
         "attacks-base.json", _value(Attacks), "attacks on the unedited model", "attack"
     ),
@@ -160,6 +164,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
     "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
     "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
+    "relearned": Artefact("relearned.json", _value(Relearned), "relearning", "verdict", True),
     "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
     "attacks": Artefact("attacks.json", _value(Attacks), "recovery attacks", "attack", True),
     "strengths": Artefact(

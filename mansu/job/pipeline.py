@@ -26,17 +26,20 @@ from mansu.circuits.trust import trust
 from mansu.errors import BadInputError, MismatchError
 from mansu.evidence import attacks, cad, controls
 from mansu.evidence.bounds import bounds
-from mansu.evidence.cad import Scored
+from mansu.evidence.cad import PLACES, Scored
+from mansu.evidence.relearning import Relearned, relearning
 from mansu.evidence.strengths import strengths
 from mansu.evidence.verdict import Thresholds, judge
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.measure.drift import Reference
 from mansu.measure.scores import Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
+from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
@@ -154,6 +157,12 @@ def _base(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
 def _base_nf4(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
     with quant.quantized(session.subject, session.nf4):
         return _base(session, method, on_step)
+
+
+def _measured(session: Session, reference: Reference) -> Measurement:
+    """The edited model as it now is."""
+    seed = session.settings.seed
+    return measure_task(session.subject, session.task, seed=seed, reference=reference)
 
 
 def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> None:
@@ -295,12 +304,13 @@ def refuse_other_settings(run: Run, method: str, given: Mapping[str, Any]) -> No
 
 def _quantize(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     subject, edit = session.subject, session.run.edit(method)
+    references = [session.reference(nf4=nf4) for nf4 in (False, True)]
     with edit.applied(subject):
         on_step(Step("quantize", 0, 3, part="the edited model in full precision"))
-        full = measure_task(subject, session.task, seed=session.settings.seed)
+        full = _measured(session, references[0])
         on_step(Step("quantize", 1, 3, part="the edited model in NF4"))
         with quant.quantized(subject, session.nf4_for(edit)):
-            nf4 = measure_task(subject, session.task, seed=session.settings.seed)
+            nf4 = _measured(session, references[1])
     on_step(Step("quantize", 2, 3, part="each update beside its bin"))
     return full, nf4, quant.report(subject, edit)
 
@@ -342,21 +352,45 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         run.save({"ablation": signals.of(zeroed, telling(1, "the ablated circuit"))})
     accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
     percent = controls.suppressed_percent(accuracy)
-    if not run.has("suppressor", part=str(percent)):
-        hiding = session.suppression.reaching(percent / 100)
-        scored: Scored = signals.of(hiding, telling(2, "the suppressor"))
-        run.save({"suppressor": scored}, part=str(percent))
+    parts = dict(zip(PLACES, (f"{percent}", f"{percent}-middle"), strict=True))
+    for place, part in parts.items():
+        if not run.has("suppressor", part=part):
+            hiding, first = session.suppression(place).reaching(percent / 100), place == PLACES[0]
+            telling(2, f"the suppressor {place}")(Step("cad", 0, 1))
+            scored: Scored = signals.of(hiding) if first else signals.signal_of(hiding)
+            run.save({"suppressor": scored}, part=part)
     edit = run.edit(method)
     found = cad.diverge(
         signals,
         edit,
         run.circuit().edge_mask,
-        suppressor=run.read("suppressor", part=str(percent)),
+        suppressors={place: run.read("suppressor", part=part) for place, part in parts.items()},
         ablation=run.read("ablation"),
         nf4=session.nf4_for(edit),
         on_step=telling(3, "the edited model"),
     )
     return (found,)
+
+
+def _reference(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
+    """Relearning of a model that does not know the facts: its circuit is ablated."""
+    zeroed = controls.ablation(session.subject, session.run.mask().tensors())
+    return (_relearned(session, zeroed, "reference", on_step),)
+
+
+def _relearning(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
+    return (_relearned(session, session.run.edit(method), "relearning", on_step),)
+
+
+def _relearned(session: Session, edit: Edit, stage: str, on_step: OnStep) -> Relearned:
+    return relearning(
+        session.subject,
+        session.task,
+        edit,
+        session.halves,
+        seed=session.settings.seed,
+        on_step=lambda step: on_step(replace(step, stage=stage)),
+    )
 
 
 def _verdict(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
@@ -367,6 +401,8 @@ def _verdict(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         base_nf4=run.base(nf4=True),
         edited_nf4=run.measurement(method, nf4=True),
         divergences=run.divergences(method),
+        relearned=run.read("relearned", method),
+        reference=run.read("reference"),
         thresholds=Thresholds(run.about["margin"], run.about["tolerance"]),
     )
     return (found,)
@@ -416,8 +452,15 @@ QUANTIZE = Stage("quantize", ("edit",), ("full", "nf4", "survival"), 4, _quantiz
 FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
 CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad",), 25, _cad)
+REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference)
+RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning)
 VERDICT = Stage(
-    "verdict", ("base", "base_nf4", "full", "nf4", "cad"), ("verdict",), 0.1, _verdict, always=True
+    "verdict",
+    ("base", "base_nf4", "full", "nf4", "cad", "reference", "relearned"),
+    ("verdict",),
+    0.1,
+    _verdict,
+    always=True,
 )
 BASE_ATTACKS = Stage("base_attacks", ("base",), ("base_attacks",), 10, _base_attacks)
 ATTACKS = Stage("attacks", ("edit", "full"), ("attacks",), 10, _attacks)
@@ -427,7 +470,7 @@ STRENGTHS = Stage(
 
 CIRCUIT = (BASE, ATTRIBUTION, MINIMAL)
 MEASURE = (BASE_NF4, QUANTIZE, FORMATS, BOUNDS)
-JUDGE = (CAD, VERDICT)
+JUDGE = (CAD, REFERENCE, RELEARNING, VERDICT)
 RECOVERY = (BASE_ATTACKS, ATTACKS)
 
 

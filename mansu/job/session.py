@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 
 from torch import Tensor
@@ -10,12 +11,15 @@ from torch import Tensor
 from mansu import quant, tasks
 from mansu.circuits.gradients import Factors
 from mansu.evidence.cad import Signals
-from mansu.evidence.controls import Suppression
+from mansu.evidence.controls import Suppression, suppression
+from mansu.evidence.relearning import halves
 from mansu.job.runs import Run
 from mansu.job.settings import Settings
+from mansu.measure.drift import Reference, texts
 from mansu.measure.scores import EVALUATED
 from mansu.progress import OnStep, silent
 from mansu.subjects.edit import Edit
+from mansu.subjects.own_text import Rows
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples, Pairs
 
@@ -42,6 +46,8 @@ class Session:
         self._rows: dict[str, Examples] = {}
         self._signals: Signals | None = None
         self._factors: Sequence[Factors] = ()
+        self._suppressions: dict[str, Suppression] = {}
+        self._references: dict[bool, Reference] = {}
 
     @property
     def settings(self) -> Settings:
@@ -98,10 +104,33 @@ class Session:
             )
         return self._signals
 
+    def suppression(self, place: str) -> Suppression:
+        """CAD's control that only hides, at any strength, in one of ``cad.PLACES``."""
+        if place not in self._suppressions:
+            self._suppressions[place] = suppression(
+                self.subject, self.rows("forget"), self.rows("retain"), place
+            )
+        return self._suppressions[place]
+
+    def reference(self, *, nf4: bool) -> Reference:
+        """What the unedited model writes of itself, and how it expects it: the first time now.
+
+        On the unedited subject; as it runs in NF4 with ``nf4``.
+        """
+        if nf4 not in self._references:
+            with quant.quantized(self.subject, self.nf4) if nf4 else nullcontext():
+                self._references[nf4] = Reference.of(self.subject, *self.own_text)
+        return self._references[nf4]
+
     @cached_property
-    def suppression(self) -> Suppression:
-        """CAD's control that only hides, at any strength."""
-        return Suppression(self.subject, self.rows("forget"), self.rows("retain"))
+    def own_text(self) -> Rows:
+        """Text of the unedited model, which no method is given."""
+        return texts(self.subject, self.task, seed=self.settings.seed)
+
+    @cached_property
+    def halves(self) -> tuple[Examples, Examples]:
+        """The forget set, half to relearn and half to ask for."""
+        return halves(self.task, self.subject, seed=self.settings.seed)
 
     @cached_property
     def nf4(self) -> quant.Dequantized:
@@ -115,3 +144,4 @@ class Session:
     def release(self) -> None:
         """Let go of what is large; it is made again when asked for."""
         self.__dict__.pop("nf4", None)
+        self._references.clear()

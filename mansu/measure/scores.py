@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from mansu.errors import MansuError, MismatchError
 from mansu.files import read_json, reading, typed, write_json
+from mansu.measure.drift import Reference
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
@@ -38,6 +40,9 @@ class Scores:
         top1: the answer is the most probable next token.
         log_probability: of the answer, in nats.
         margin: answer logit minus the best distractor's, in nats.
+        choice: log-probability of the answer among its four choices, in nats; −ln 4 at chance.
+            What the raw one of an absurdly improbable answer cannot say: is it the likeliest?
+        spread: KL(uniform ‖ the four choices), nats: 0 where none stands out.
         answer: the answer's token id; rephrasings of one fact share it, and are one cluster of
             the bootstrap.
         groups: the group of each row; rows: its line in the task file.
@@ -49,6 +54,8 @@ class Scores:
     top1: np.ndarray
     log_probability: np.ndarray
     margin: np.ndarray
+    choice: np.ndarray
+    spread: np.ndarray
     answer: np.ndarray
     groups: tuple[str, ...]
     rows: tuple[int, ...]
@@ -91,6 +98,8 @@ class Scores:
             self.top1[keep],
             self.log_probability[keep],
             self.margin[keep],
+            self.choice[keep],
+            self.spread[keep],
             self.answer[keep],
             tuple(self.groups[i] for i in pick),
             tuple(self.rows[i] for i in pick),
@@ -103,6 +112,8 @@ class Scores:
             "top1": self.top1.astype(int).tolist(),
             "log_probability": np.round(self.log_probability.astype(float), 5).tolist(),
             "margin": np.round(self.margin.astype(float), 5).tolist(),
+            "choice": np.round(self.choice.astype(float), 5).tolist(),
+            "spread": np.round(self.spread.astype(float), 5).tolist(),
             "answer": self.answer.tolist(),
             "groups": list(self.groups),
             "rows": list(self.rows),
@@ -143,6 +154,8 @@ class Scores:
             top1.astype(bool),
             numbers("log_probability", float),
             numbers("margin", float),
+            numbers("choice", float),
+            numbers("spread", float),
             numbers("answer", int),
             texts("groups"),
             tuple(numbers("rows", int).tolist()),
@@ -161,10 +174,13 @@ class Measurement(Shown):
     Attributes:
         splits: scores by split (a split without a usable row is absent).
         text_loss: mean next-token cross-entropy on the task's plain text, nats; None without.
+        drift: KL from the unedited model in the same format on text of its own, nats a token, by
+            text; None of the unedited model itself.
     """
 
     splits: Mapping[str, Scores]
     text_loss: float | None
+    drift: tuple[float, ...] | None = None
 
     def sets(self) -> dict[str, Scores]:
         """Scores by set, as they are shown: forget, rephrasings, each retain group, held-out."""
@@ -190,13 +206,15 @@ class Measurement(Shown):
         return {
             "splits": {name: scores.to_json() for name, scores in self.splits.items()},
             "text_loss": self.text_loss,
+            "drift": None if self.drift is None else [round(kl, 7) for kl in self.drift],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Measurement:
         """Read what ``to_json`` made; raises as ``Scores.from_json`` does."""
         splits = {name: Scores.from_json(scores) for name, scores in value["splits"].items()}
-        return typed(cls(splits, value["text_loss"]))
+        drift = None if value["drift"] is None else tuple(value["drift"])
+        return typed(cls(splits, value["text_loss"], drift))
 
     def save(self, path: str | Path) -> None:
         """Write JSON, whole or not at all."""
@@ -278,11 +296,14 @@ def measure_sets(subject: Subject, sets: Sequence[Examples]) -> list[Scores]:
 def _scores(rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Scores:
     """From the logits of answer and distractors ``[N, 4]`` and the log-sum of all ``[N]``."""
     own, others = chosen[:, 0], chosen[:, 1:]
+    among = chosen.log_softmax(1)
     return Scores(
         correct=share_right(own, others).numpy().astype(float),
         top1=top.bool().numpy(),
         log_probability=(own - total).numpy(),
         margin=(own - others.max(1).values).numpy(),
+        choice=among[:, 0].numpy(),
+        spread=(-among.mean(1) - math.log(among.shape[1])).numpy(),
         answer=rows.answer.numpy(),
         groups=rows.groups,
         rows=rows.rows,
@@ -346,11 +367,19 @@ def following_losses(subject: Subject, states: Tensor, tokens: Tensor, length: T
     return cross_entropy(logits, following, reduction="none")
 
 
-def measure_task(subject: Subject, task: Task, *, seed: int = 0) -> Measurement:
-    """Measure every split of the task on the subject as it now is."""
+def measure_task(
+    subject: Subject, task: Task, *, seed: int = 0, reference: Reference | None = None
+) -> Measurement:
+    """Measure every split of the task on the subject as it now is.
+
+    Args:
+        reference: of the unedited model in the same format, for ``drift``.
+    """
     rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
     rows = {split: usable for split, usable in rows.items() if len(usable)}
     splits = dict(zip(rows, measure_sets(subject, list(rows.values())), strict=True))
     tokens, length = text(task, subject)
     has_text = bool((length > 1).any())
-    return Measurement(splits, text_loss(subject, tokens, length) if has_text else None)
+    loss = text_loss(subject, tokens, length) if has_text else None
+    drift = None if reference is None else tuple(reference.divergences(subject).tolist())
+    return Measurement(splits, loss, drift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from math import comb
 from typing import Any
@@ -24,27 +25,37 @@ class Interval:
 
 
 def bootstrap(
-    values: np.ndarray, *, resamples: int = 2000, seed: int = 0, clusters: np.ndarray | None = None
+    values: np.ndarray,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
 ) -> Interval:
     """Mean of ``values`` ``[N]`` with its percentile bootstrap interval at 95 %.
 
     For a paired comparison pass the differences. With ``clusters`` ``[N]`` (e.g. the fact that
     several templates ask for) whole clusters are resampled, so that rephrasings of one fact do not
     count as independent evidence.
+
+    Args:
+        values: or ``[N, m]``, whose rows are drawn together.
+        statistic: of the m means ``[…, m]``, ``[…]``; the first by default.
     """
-    values = np.asarray(values, dtype=float)
+    values = np.asarray(values, dtype=float).reshape(len(values), -1)
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     _, ids = np.unique(
         np.arange(len(values)) if clusters is None else clusters, return_inverse=True
     )
-    totals, counts = np.bincount(ids, weights=values), np.bincount(ids)
+    totals = np.stack([np.bincount(ids, weights=column) for column in values.T], 1)
+    counts = np.bincount(ids)
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(totals), size=(resamples, len(totals)))
-    means = totals[picks].sum(1) / counts[picks].sum(1)
+    found = statistic(totals[picks].sum(1) / counts[picks].sum(1)[:, None])
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    low, high = np.percentile(found, [tail, 100 - tail])
+    return Interval(float(statistic(values.mean(0))), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
-from mansu.evidence.verdict import ABOUT, Verdict
+from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.measure.scores import Measurement
 from mansu.quant.survival import Kept, floor_across
 from mansu.show import numbers
@@ -34,12 +34,20 @@ def accuracies(measured: Mapping[str, Measurement], caption: str = "") -> Table:
 def verdicts(judged: Mapping[str, Verdict], caption: str = "") -> Table:
     """A row a property, a column an edit: status and value."""
     rows = []
-    for name, about in ABOUT.items():
-        found = [getattr(verdict, name) for verdict in judged.values()]
-        cells = (f"{p.status} {numbers.measured(p.value, p.unit)}" for p in found)
-        rows.append((about.title, *cells))
+    for name, title in ABOUT.items():
+        found = (getattr(verdict, name) for verdict in judged.values())
+        rows.append((title, *(f"{p.status} {p.worst or NOTHING}" for p in found)))
     together = ("Together", *(verdict.status for verdict in judged.values()))
     return Table(("Property", *judged), [*rows, together], caption, "<" * (1 + len(judged)))
+
+
+def checks(found: Property, caption: str = "") -> Table:
+    """A row for each thing that a property asks."""
+    lines = [
+        (numbers.mark(c.status), c.what, numbers.measured(c.value, c.unit), c.limit)
+        for c in found.checks
+    ]
+    return Table(("", "What", "Value [95 %]", "Threshold"), lines, caption, "<<>>")
 
 
 def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Table:

@@ -22,7 +22,7 @@ _SCALE: dict[str, tuple[float, str, str]] = {  # factor, format, what is written
     "CAD": (1.0, ".3f", ""),
 }
 
-_MARKS = {"passed": "✓", "failed": "✗"}
+_MARKS = {"passed": "✓", "failed": "✗", "undecided": "~", "vacuous": "∅"}
 
 
 class Estimate(Protocol):
@@ -83,6 +83,10 @@ def measured(value: Estimate | None, unit: Unit, *, behind: bool = True) -> str:
 
 
 def mark(status: str, certain: bool = True) -> str:
-    """A status as one sign: ✓, ✗ or ?, with ~ where the interval crosses the threshold."""
+    """A status as one sign: ✓, ✗, ~ (undecided), ∅ (vacuous) or ? (unknown).
+
+    Args:
+        certain: not, where a status of an older verdict was the value's alone.
+    """
     sign = _MARKS.get(status, "?")
-    return sign if certain or sign == "?" else f"{sign}~"
+    return sign if certain or sign not in "✓✗" else f"{sign}~"

@@ -11,6 +11,7 @@ STAGES: Mapping[str, str] = {
     "base": "unedited model",
     "base_nf4": "unedited model in NF4",
     "base_attacks": "attacks on the unedited model",
+    "reference": "relearning of the reference",
     "unlearn": "",
     "cad": "CAD",
 }

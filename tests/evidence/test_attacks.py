@@ -11,7 +11,7 @@ import torch
 
 from mansu import quant, tasks
 from mansu.errors import MansuError
-from mansu.evidence import attacks
+from mansu.evidence import attacks, relearning
 from mansu.evidence.attacks import Attacks, Material
 from mansu.evidence.controls import suppressor
 from mansu.measure.scores import Scores, answer_log_probability, measure
@@ -95,7 +95,7 @@ def test_each_attack_is_what_it_says(
     assert found.scores["hint"].to_json() == hint.to_json()
     assert found.scores["int8"].to_json() == int8.to_json()
     assert found.curve[-1].to_json() == found.scores["relearning"].to_json()
-    assert len(found.curve) == attacks.BUDGET.steps + 1
+    assert len(found.curve) == relearning.BUDGET.steps + 1
     again = Attacks.from_json(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
 
@@ -104,11 +104,12 @@ def test_relearning_is_adamw_on_the_known_rows_only(
     tiny: Subject, tiny_task: Task, have: Material
 ) -> None:
     """One step with every known row in the batch, against autograd and AdamW's first step."""
-    know = have.known.select(range(attacks.BUDGET.batch))  # one batch holds them all
-    small = Material(know, have.asked, have.hinted, have.shown)
+    know = have.known.select(range(relearning.BUDGET.batch))  # one batch holds them all
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attacks, "BUDGET", dataclasses.replace(attacks.BUDGET, learning_rate=1e-3))
-        curve = attacks.relearn(tiny, tiny_task, small, steps=1)
+        patch.setattr(
+            relearning, "BUDGET", dataclasses.replace(relearning.BUDGET, learning_rate=1e-3)
+        )
+        curve = relearning.relearn(tiny, tiny_task, know, have.asked, steps=1)
     parameters = tiny.parameters
     for p in parameters.values():
         p.requires_grad_(True)
@@ -130,7 +131,7 @@ def test_relearning_is_adamw_on_the_known_rows_only(
 
 
 def test_no_steps_are_no_attack(tiny: Subject, tiny_task: Task, have: Material) -> None:
-    (only,) = attacks.relearn(tiny, tiny_task, have, steps=0)
+    (only,) = relearning.relearn(tiny, tiny_task, have.known, have.asked, steps=0)
     assert only.to_json() == measure(tiny, have.asked).to_json()
 
 
@@ -143,7 +144,7 @@ def test_an_edit_is_put_back_when_relearning_is_cancelled(
     with hidden.applied(tiny):
         before = {name: p.clone() for name, p in tiny.parameters.items()}
         with pytest.raises(KeyboardInterrupt):
-            attacks.relearn(tiny, tiny_task, have, on_step=cancel)
+            relearning.relearn(tiny, tiny_task, have.known, have.asked, on_step=cancel)
         assert all(torch.equal(p, before[name]) for name, p in tiny.parameters.items())
 
 
@@ -178,7 +179,7 @@ def test_an_interval_counts_facts_where_letters_are_the_answers() -> None:
     letters = np.array([0, 1, 0, 1, 0, 1])
     facts = ("a", "a", "b", "b", "c", "c")
     rows = tuple(range(6))
-    scores = Scores(correct, correct, zero, zero, letters, ("g",) * 6, rows, facts)
+    scores = Scores(correct, correct, zero, zero, zero, zero, letters, ("g",) * 6, rows, facts)
     found = attacks.Attacks({"none": scores}, (scores,), {}).accuracy("none")
     assert found == bootstrap(correct, clusters=np.array(facts))
     assert found != bootstrap(correct, clusters=letters)

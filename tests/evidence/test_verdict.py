@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,33 +13,56 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mansu.errors import DamagedError
-from mansu.evidence.cad import Divergences
-from mansu.evidence.verdict import ABOUT, Thresholds, Verdict, judge
+from mansu.evidence.cad import PLACES, Divergences
+from mansu.evidence.relearning import Relearned
+from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval
 
 
-def scores(right: int, of: int = 40, group: str = "g", shift: float = 0.0) -> Scores:
-    correct = np.arange(of) < right
+def scores(
+    right: int,
+    of: int = 100,
+    group: str = "g",
+    shift: float = 0.0,
+    facts: int | None = None,
+    first: int = 0,
+) -> Scores:
+    """The first ``right`` rows are right; ``facts`` different ones, each its own by default."""
+    correct = (np.arange(of) < right).astype(float)
+    among = np.where(correct == 1, math.log(0.7), math.log(0.1))
     return Scores(
         correct,
-        correct,
+        correct == 1,
         np.full(of, -1.0 + shift),
-        np.where(correct, 1.0, -1.0),
-        np.arange(of),
+        np.where(correct == 1, 1.0, -1.0),
+        among,
+        np.full(of, 0.4),
+        np.arange(of) * (facts or of) // of,
         (group,) * of,
-        tuple(range(of)),
+        tuple(range(first, first + of)),
     )
 
 
-def measured(forget: int, kept: int = 40, held: int = 40, shift: float = 0.0) -> Measurement:
+def measured(
+    forget: int,
+    kept: int = 100,
+    held: int = 100,
+    *,
+    rephrased: int | None = None,
+    shift: float = 0.0,
+    drift: float | None = 0.01,
+) -> Measurement:
     return Measurement(
         {
-            "forget": scores(forget, group="forget", shift=shift),
-            "retain": scores(kept, group="capitals"),
+            "forget": scores(forget, group="forget"),
+            "paraphrase": scores(forget if rephrased is None else rephrased, group="forget"),
+            "retain": scores(kept, group="capitals", shift=shift),
             "holdout": scores(held, group="antonyms"),
+            "neighbour": scores(kept, group="continents"),
         },
         3.0,
+        None if drift is None else (drift,) * 8,
     )
 
 
@@ -49,71 +75,83 @@ GOOD = Divergences(
     noise_floor=at(0.1),
     signal=at(0.2),
     signal_suppressor=at(0.05),
+    over=dict.fromkeys(PLACES, at(0.15)),
     suppressor_accuracy=0.3,
 )
 
 
-def verdict(**changes: object) -> Verdict:
-    arguments: dict[str, object] = {
-        "base": measured(40),
-        "edited": measured(12),
-        "base_nf4": measured(40),
-        "edited_nf4": measured(12),
+def relearned(right: int, of: str = "the edited model") -> Relearned:
+    """It stays at so many of 100."""
+    return Relearned(of, 1.0, (scores(right), scores(right), scores(right)), {})
+
+
+BASE, EDITED = measured(100, drift=None), measured(27)
+
+
+def verdict(**changes: Any) -> Verdict:
+    arguments: dict[str, Any] = {
+        "base": BASE,
+        "edited": EDITED,
+        "base_nf4": BASE,
+        "edited_nf4": EDITED,
         "divergences": GOOD,
+        "relearned": relearned(28),
+        "reference": relearned(27, "the model with its circuit ablated"),
         "thresholds": Thresholds(margin=0.6, tolerance=0.05),
     }
-    return judge(**{**arguments, **changes})  # type: ignore[arg-type]
+    return judge(**{**arguments, **changes})
 
 
 def status(found: Verdict) -> dict[str, str]:
     return {p.name: p.status for p in found.properties}
 
 
+def cad(**changes: Any) -> dict[str, Divergences]:
+    return {"divergences": replace(GOOD, **changes)}
+
+
 def test_all_four_hold() -> None:
     found = verdict()
-    assert found.status == "passed"
     assert status(found) == dict.fromkeys(ABOUT, "passed")
-    assert all(p.margin is not None and p.margin >= -1e-9 for p in found.properties)
+    assert found.status == "passed"
+    assert all(c.margin >= 0 for p in found.properties for c in p.checks)
 
 
 @pytest.mark.parametrize(
-    ("changes", "failed"),
+    ("changes", "property", "want"),
     [
-        ({"edited": measured(20), "edited_nf4": measured(20)}, "forgetting"),
-        ({"edited": measured(12, kept=37)}, "retention"),
-        ({"edited": measured(12, held=37)}, "retention"),
-        ({"edited_nf4": measured(12, held=37)}, "retention"),
-        ({"edited_nf4": measured(13)}, "gap"),
+        # Forgetting: not enough, only the sentence, below chance, and what cannot be told.
+        ({"edited": measured(70), "edited_nf4": measured(70)}, "forgetting", "failed"),
         (
-            {
-                "divergences": Divergences(
-                    at(0.09),
-                    noise_floor=at(0.1),
-                    signal=at(0.2),
-                    signal_suppressor=at(0.05),
-                    suppressor_accuracy=0.3,
-                )
-            },
-            "erasure",
+            {k: measured(27, rephrased=90) for k in ("edited", "edited_nf4")},
+            "forgetting",
+            "failed",
         ),
-        (
-            {
-                "divergences": Divergences(
-                    at(0.3),
-                    noise_floor=at(0.1),
-                    signal=at(0.04),
-                    signal_suppressor=at(0.05),
-                    suppressor_accuracy=0.3,
-                )
-            },
-            "erasure",
-        ),
+        ({k: measured(0) for k in ("edited", "edited_nf4")}, "forgetting", "failed"),
+        ({k: measured(38) for k in ("edited", "edited_nf4")}, "forgetting", "undecided"),
+        # Retention: accuracy, log-probability, drift, in either format.
+        ({"edited": measured(27, kept=80)}, "retention", "failed"),
+        ({"edited": measured(27, held=80)}, "retention", "failed"),
+        ({"edited_nf4": measured(27, held=80)}, "retention", "failed"),
+        ({"edited": measured(27, held=96)}, "retention", "undecided"),
+        ({"edited": measured(27, shift=-0.2)}, "retention", "failed"),
+        ({"edited_nf4": measured(27, drift=0.2)}, "retention", "failed"),
+        # The gap, by accuracy, on rephrasings.
+        ({"edited_nf4": measured(60)}, "gap", "failed"),
+        ({"edited_nf4": measured(27, rephrased=60)}, "gap", "failed"),
+        ({"edited_nf4": measured(30)}, "gap", "undecided"),
+        # Erasure: noise, a suppressor at either place, and what relearning finds.
+        (cad(edited=at(0.05)), "erasure", "failed"),
+        (cad(edited=Interval(0.12, 0.08, 0.2)), "erasure", "undecided"),
+        (cad(over={PLACES[0]: at(0.15), PLACES[1]: at(-0.05)}), "erasure", "failed"),
+        (cad(over={PLACES[0]: at(0.0), PLACES[1]: at(0.15)}), "erasure", "undecided"),
+        ({"relearned": relearned(80)}, "erasure", "failed"),
     ],
 )
-def test_each_property_fails_alone(changes: dict[str, object], failed: str) -> None:
+def test_each_property_is_lost_alone(changes: dict[str, Any], property: str, want: str) -> None:
     found = verdict(**changes)
-    assert found.status == "failed"
-    assert [name for name, s in status(found).items() if s == "failed"] == [failed]
+    assert status(found) == {**dict.fromkeys(ABOUT, "passed"), property: want}
+    assert found.status == want
 
 
 @pytest.mark.parametrize(
@@ -121,58 +159,120 @@ def test_each_property_fails_alone(changes: dict[str, object], failed: str) -> N
     [
         ({"edited_nf4": None}, {"retention", "gap"}),
         ({"base_nf4": None}, {"retention"}),
+        ({"edited": measured(27, drift=None)}, {"retention"}),
         ({"divergences": None}, {"erasure"}),
         ({"divergences": Divergences(at(0.3))}, {"erasure"}),
+        ({"relearned": None}, {"erasure"}),
+        ({"reference": None}, {"erasure"}),
     ],
 )
-def test_what_was_not_measured_is_unknown(changes: dict[str, object], unknown: set[str]) -> None:
+def test_what_was_not_measured_is_unknown(changes: dict[str, Any], unknown: set[str]) -> None:
     found = verdict(**changes)
     assert found.status == "unknown"
     assert {name for name, s in status(found).items() if s == "unknown"} == unknown
 
 
+def test_what_failed_has_failed_whatever_else_is_unknown() -> None:
+    lost = verdict(relearned=None, **cad(edited=at(0.05)))
+    assert lost.erasure.status == "failed"
+    assert verdict(base_nf4=None, edited=measured(27, kept=50)).retention.status == "failed"
+
+
+def test_a_gap_says_nothing_where_nothing_was_forgotten() -> None:
+    same = measured(100)
+    found = verdict(edited=same, edited_nf4=same)
+    assert found.gap.status == "vacuous" and "Nothing was forgotten" in found.gap.evidence
+    assert found.status == "failed"
+
+
 def test_the_retain_loss_in_nf4_is_against_nf4() -> None:
-    found = verdict(base_nf4=measured(40, kept=30), edited_nf4=measured(12, kept=30))
-    assert status(found)["retention"] == "passed"
+    worse = measured(27, kept=60)
+    assert verdict(base_nf4=worse, edited_nf4=worse).retention.status == "passed"
 
 
-def test_what_is_still_right_but_less_likely_is_told() -> None:
-    nf4 = measured(12)
-    rarer = {"holdout": scores(40, group="antonyms", shift=-0.7)}
-    kept = verdict(edited_nf4=Measurement({**nf4.splits, **rarer}, 3.0)).retention
-    assert kept.status == "passed"
-    assert kept.details["antonyms in NF4"]["fall in nats"] == pytest.approx([0.7] * 3)
-    assert kept.details["antonyms"]["fall in nats"] == pytest.approx([0.0] * 3)
-    assert "falls most on antonyms in NF4, by +0.700 [+0.700, +0.700] nats" in kept.evidence
+@given(st.integers(0, 100), st.integers(0, 100))
+def test_below_chance_is_as_far_as_above(before: int, after: int) -> None:
+    """Chance is 25 of 100 rows: a fall to 25 − n is worth no more than one to 25 + n."""
+    found = verdict(base=measured(before, drift=None), edited=measured(after)).forgetting
+    rows = next(c for c in found.checks if "forget rows" in c.what)
+    assert rows.value.value == pytest.approx((abs(before - 25) - abs(after - 25)) / 100)
 
 
-def test_certainty_is_about_the_interval() -> None:
-    clear, close = verdict().forgetting, verdict(edited=measured(16)).forgetting
-    assert clear.status == close.status == "passed"
-    assert not close.certain  # 60 % ± sampling
-    far = verdict(edited=measured(0), edited_nf4=measured(0)).forgetting
-    assert far.certain
-    lost = verdict(edited=measured(40)).forgetting
-    assert lost.status == "failed" and lost.certain
+def test_rephrasings_must_fall_by_as_much_of_what_was_known_of_them() -> None:
+    base = measured(100, rephrased=75, drift=None)
+    rows, rephrased = verdict(base=base).forgetting.checks
+    assert rows.threshold == pytest.approx(0.6)
+    assert rephrased.threshold == pytest.approx(0.6 * 0.5 / 0.75)
 
 
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_forgetting_passes_exactly_at_its_margin(before: int, after: int, nf4: int) -> None:
-    found = verdict(base=measured(before), edited=measured(after), edited_nf4=measured(nf4))
-    assert (found.forgetting.status == "passed") == (before - after >= 24)
-    assert (found.gap.status == "passed") == (nf4 <= after)
+def test_rows_of_one_fact_are_no_evidence_of_their_own() -> None:
+    """Four rows a fact: the interval is that of 25 facts, not of 100 rows."""
+    many, few = (
+        verdict(
+            base=Measurement({**BASE.splits, "forget": scores(100, facts=n)}, 3.0),
+            edited=Measurement({**EDITED.splits, "forget": scores(40, facts=n)}, 3.0, (0.01,) * 8),
+        ).forgetting.checks[0]
+        for n in (100, 25)
+    )
+    assert few.value.value == many.value.value
+    widths = [c.value.high - c.value.low for c in (few, many)]
+    assert widths[0] > 1.6 * widths[1]  # √4
+
+
+def test_two_improbable_answers_are_no_gap() -> None:
+    """exp(−9) of the choices after exp(−12) is nothing that came back; ln ½ after ln ¼ is."""
+
+    def among(value: float) -> Measurement:
+        rows = replace(scores(27, group="forget"), choice=np.full(100, value))
+        return Measurement({**EDITED.splits, "forget": rows, "paraphrase": rows}, 3.0, (0.01,) * 8)
+
+    found = verdict(edited=among(-12.0), edited_nf4=among(-9.0)).gap
+    assert found.status == "passed" and found.details["forget"]["gap in nats"] == [0, 0, 0]
+    back = verdict(edited=among(math.log(0.25)), edited_nf4=among(math.log(0.5))).gap
+    assert back.status == "failed"
+    assert back.worst is not None
+    assert back.worst.value.value == pytest.approx(math.log(2))
 
 
 def test_the_gap_is_tested_by_its_discordant_rows() -> None:
-    gap = verdict(edited_nf4=measured(20)).gap
-    assert gap.details["mcnemar"] == {"first": 8, "second": 0, "p": 2 / 2**8}
-    assert "brings 8 rows back and loses 0" in gap.evidence and "p = 0.0078" in gap.evidence
+    gap = verdict(edited_nf4=measured(35)).gap
+    assert gap.details["forget"]["mcnemar"] == {"first": 8, "second": 0, "p": 2 / 2**8}
+    assert "8 rows come back, 0 are lost" in gap.evidence and "p = 0.0078" in gap.evidence
+
+
+def test_what_is_still_right_but_less_likely_decides() -> None:
+    kept = verdict(edited=measured(27, shift=-0.7)).retention
+    assert kept.status == "failed" and kept.worst is not None
+    assert str(kept.worst) == "fall of capitals +0.700 [+0.700, +0.700] nats, ≤ 0.100 nats"
+
+
+def test_the_same_measurements_give_another_verdict_at_other_thresholds() -> None:
+    lax = Thresholds(margin=0.2, tolerance=0.5, nats=1.0)
+    strict = Thresholds(margin=0.74, tolerance=0.05)
+    half = measured(50, kept=80, shift=-0.5)
+    assert verdict(edited=half, edited_nf4=half, thresholds=lax).status == "passed"
+    assert verdict(thresholds=strict).forgetting.status == "undecided"
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1), st.booleans())
+def test_a_check_is_decided_by_its_whole_interval(
+    value: float, below: float, above: float, threshold: float, at_least: bool
+) -> None:
+    interval = Interval(value, value - below, value + above)
+    check = Check("x", "share", interval, threshold, at_least)
+    inside = [
+        (x >= threshold - 1e-9) if at_least else (x <= threshold + 1e-9)
+        for x in (interval.low, interval.high)
+    ]
+    want = "passed" if all(inside) else "undecided" if any(inside) else "failed"
+    assert check.status == want
+    assert Check.from_json(json.loads(json.dumps(check.to_json()))) == check
 
 
 def test_it_is_saved_whole() -> None:
-    for found in (verdict(), verdict(edited_nf4=None, divergences=None)):
+    for found in (verdict(), verdict(edited_nf4=None, divergences=None), verdict(relearned=None)):
         assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
-    value = measured(12)
+    value = EDITED
     again = Measurement.from_json(json.loads(json.dumps(value.to_json())))
     assert json.dumps(again.to_json()) == json.dumps(value.to_json())
 
@@ -181,12 +281,10 @@ def test_it_is_saved_whole() -> None:
     "change",
     [
         {"status": "fine"},
-        {"status": "unknown"},  # with a value
-        {"value": [0.7, 0.6]},
-        {"value": [float("nan")] * 3},
-        {"threshold": None},
-        {"margin": "0.1"},
-        {"certain": 1},
+        {"status": "failed"},  # with checks that all passed
+        {"checks": [{}]},
+        {"checks": 3},
+        {"evidence": None},
         {"details": 3},
     ],
 )
@@ -196,7 +294,28 @@ def test_a_damaged_verdict_is_refused(change: dict[str, object]) -> None:
         Verdict.from_json({**saved, "gap": {**saved["gap"], **change}})
 
 
-@pytest.mark.parametrize("saved", [None, [], {}, {"status": "passed", "properties": []}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": [0.7, 0.6]},
+        {"value": [float("nan")] * 3},
+        {"threshold": None},
+        {"unit": "points"},
+        {"at_least": 1},
+        {"what": 2},
+    ],
+)
+def test_a_damaged_check_is_refused(change: dict[str, object]) -> None:
+    saved = verdict().to_json()
+    checks = [{**saved["gap"]["checks"][0], **change}, *saved["gap"]["checks"][1:]]
+    with pytest.raises(DamagedError, match="'gap' is damaged"):
+        Verdict.from_json({**saved, "gap": {**saved["gap"], "checks": checks}})
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [None, [], {}, {"status": "passed", "properties": []}, {**verdict().to_json(), "version": 1}],
+)
 def test_what_is_no_verdict_is_refused(saved: object) -> None:
     with pytest.raises(DamagedError, match="judge the edit again"):
         Verdict.from_json(saved)
@@ -205,8 +324,8 @@ def test_what_is_no_verdict_is_refused(saved: object) -> None:
 def test_it_is_shown_in_its_units() -> None:
     text = str(verdict())
     assert "passed: 4 of 4" in text
-    assert "+70.0 [" in text and "≥ 60.0 points" in text  # forgetting, a share
-    assert "0.200 [0.190, 0.210]" in text and "≥ 0.050" in text  # signal CAD
+    assert "+73.0 [" in text and "≥ 60.0 points" in text  # forgetting, a share
+    assert "Signal CAD is 0.200" in text and "0.050 (at the output)" in text
     unknown = str(verdict(divergences=None))
     assert "unknown: 3 of 4" in unknown and "CAD was not measured." in unknown
     assert repr(verdict()) == "Verdict(passed: 4 of 4 properties passed; all must)"

@@ -34,12 +34,13 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
         assert f["status"] == {p.name: p.status for p in run.verdict(name).properties}
         assert f["attacks"]["none"] == run.attacks(name).accuracy("none").to_json()
         assert f["codes changed"] == run.survival(name).quantized.share
-        erasure = run.verdict(name).erasure
-        assert erasure.value is not None
+        found_cad = run.divergences(name)
+        signal, control = found_cad.signal, found_cad.signal_suppressor
+        assert signal is not None and control is not None
         row = next(
             r for r in tables.intervals_table(about).markdown().splitlines() if f"| {name} " in r
         )
-        assert f"| {erasure.value.value:.3f} [" in row and f"(≥ {erasure.threshold:.3f})" in row
+        assert f"| {signal.value:.3f} [" in row and f"(≥ {control.value:.3f})" in row
     assert about["methods"]["graddiff"]["settings"]["learning_rate"] == pytest.approx(
         json.loads((run.path / "search-graddiff.json").read_text())["best"]["learning_rate"]
     )

@@ -10,6 +10,7 @@ import torch
 from mansu import tasks
 from mansu.errors import MismatchError, NotMeasuredError
 from mansu.evidence import cad, controls
+from mansu.evidence.cad import PLACES
 from mansu.job import pipeline
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
@@ -127,10 +128,10 @@ def test_a_session_makes_what_is_shared_once(session: Session) -> None:
     assert session.signals() is session.signals() and session.nf4 is session.nf4
     assert session.rows("forget") is session.rows("forget") and session.pairs is session.pairs
     assert session.suppression is session.suppression
-    signals, nf4, suppression = session.signals(), session.nf4, session.suppression
+    signals, nf4, suppression = session.signals(), session.nf4, session.suppression(PLACES[0])
     session.release()  # of what is large; an edit's CAD comes after, and needs the signals
     assert session.signals() is signals
-    assert session.nf4 is not nf4 and session.suppression is suppression
+    assert session.nf4 is not nf4 and session.suppression(PLACES[0]) is suppression
 
 
 def test_divergences_are_those_of_the_definition(session: Session) -> None:

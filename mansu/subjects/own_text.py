@@ -1,0 +1,64 @@
+"""Text in a subject's own words: what it must go on saying after an edit.
+
+No shipped text is what *this* model expects, and a task's own few are trained on. Sampled from the
+unedited model, a text is drawn from the very distribution that an edit is not to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import GenerationConfig
+
+from mansu.subjects.subject import Subject
+
+Rows = tuple[Tensor, Tensor]
+"""(tokens int64 ``[N, T]``, right-padded; length int64 ``[N]``)"""
+
+
+@torch.no_grad()
+def own_text(
+    subject: Subject, starts: Sequence[Sequence[int]], tokens: int, *, seed: int = 0
+) -> Rows:
+    """Sample a text from each start on the subject as it now is, at temperature 1 from all words.
+
+    The same seed gives the same texts on the same machine; another may round another way.
+
+    Args:
+        starts: token ids that the texts begin with, one or more each.
+        tokens: of each text, at most: one may end before.
+
+    Use: ``tokens, length = own_text(subject, [subject.encode("The", start=True)], 32)``.
+    """
+    model: Any = subject.plain
+    end = model.generation_config.eos_token_id
+    ends = torch.tensor(end if isinstance(end, list) else [-1 if end is None else end])
+    config = GenerationConfig(
+        do_sample=True, top_k=0, num_beams=1, pad_token_id=0, eos_token_id=end, use_cache=True
+    )
+    starts, n = [list(start)[:tokens] for start in starts], len(starts)
+    found, length = torch.zeros(n, tokens, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    devices = [subject.device] if subject.device.type == "cuda" else []
+    with subject.lock, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        kept, model.generation_config = model.generation_config, config
+        try:
+            for size in sorted({len(start) for start in starts}):
+                rows = [i for i, start in enumerate(starts) if len(start) == size]
+                begun = torch.tensor([starts[i] for i in rows], device=subject.device)
+                config.max_new_tokens = max(tokens - size, 1)
+                out = model.generate(
+                    begun, attention_mask=torch.ones_like(begun), generation_config=config
+                )
+                out = pad(out.cpu()[:, :tokens], (0, tokens - min(out.shape[1], tokens)))
+                found[rows] = out
+                over = torch.isin(out[:, size:], ends)
+                first = torch.where(over.any(1), over.int().argmax(1), out.shape[1] - size)
+                length[rows] = size + first
+        finally:
+            model.generation_config = kept
+    return found * (torch.arange(tokens) < length[:, None]), length
