@@ -35,6 +35,7 @@ from mansu.job.session import Session
 from mansu.methods import ALL, NAMES
 from mansu.progress import OnStep, Step, silent
 from mansu.show.sentences import sentence
+from mansu.subjects.shipped import REFERENCES
 
 CONFIG = Path(__file__).with_suffix(".toml")
 
@@ -44,7 +45,8 @@ class Experiment:
     """One subject and one task, an entry of the configuration.
 
     Attributes:
-        methods: what runs on it, MANSU first: the random control makes as many moves.
+        methods: what runs on it, MANSU first: the random control makes as many moves. Given none,
+            it is all that can.
         attacked: the methods that are also attacked, and measured at parts of their strength.
         in_detail: those whose updates are also held against other formats and Theorem 1's bounds.
         rates: multiples of each baseline's published learning rate that a search tries first;
@@ -53,10 +55,15 @@ class Experiment:
 
     subject: str
     task: str
-    methods: tuple[str, ...] = ALL
+    methods: tuple[str, ...] = ()
     attacked: tuple[str, ...] = NAMES
     in_detail: tuple[str, ...] = ()
     rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        ships = (self.subject, self.task) in REFERENCES
+        everything = tuple(name for name in ALL if name != "retrained" or ships)
+        object.__setattr__(self, "methods", self.methods or everything)
 
     @property
     def name(self) -> str:
@@ -147,7 +154,7 @@ def _settings(
     run = session.run
     if name == "random_moves":
         return {"moves": run.edit("mansu").n_moved}
-    if name in methods.ABLATIONS or name == "mansu" or not experiment.rates:
+    if methods.named(name).kind != "baseline" or not experiment.rates:
         return {}
     if not run.has("search", part=name):
         rates = experiment.rates

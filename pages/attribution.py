@@ -30,10 +30,10 @@ to keep. Optional: `distractors` (a list of wrong answers), `corrupt_prompt` wit
 def choose_subject() -> str:
     name = state.choose(
         "Subject",
-        [*shipped.TABLE, OTHER],
+        [*shipped.OFFERED, OTHER],
         "subject",
         help="The model under study.\n\n"
-        + "\n".join(f"- {s.name}: {s.title}" for s in shipped.TABLE.values()),
+        + "\n".join(f"- {name}: {shipped.TABLE[name].title}" for name in shipped.OFFERED),
     )
     if name != OTHER:
         return name

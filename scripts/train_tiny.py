@@ -1,14 +1,22 @@
-"""Train the tiny subject on synthetic facts, and write the task that goes with it.
+"""Train the tiny subject on synthetic facts, its retrained reference, and write their task.
 
 A three-layer Llama (grouped-query attention, tied embeddings) learns four relations over invented
 names. Colours and homes share their names, so that the model must read the relation to answer;
-foods have names of their own; opposites are held out of every unlearning method. Each paraphrase
-of a colour is trained with one half of the names and evaluated on the other half, so that it is
-right only where the model joins a template to a fact it learned elsewhere. One answer in ten is
-replaced by another of its relation while training, so that the logits stay finite in size.
+foods have names of their own; opposites are held out of every unlearning method, and so are the
+homes of half of the things. Each paraphrase of a colour is trained with one half of the names and
+evaluated on the other half, so that it is right only where the model joins a template to a fact it
+learned elsewhere. One answer in ten is replaced by another of its relation while training, so that
+the logits stay finite in size.
 
-Run ``python scripts/train_tiny.py`` (a fixed seed, one core, under two minutes); the result in
-``mansu/data`` is committed.
+The reference is what exact unlearning would give: trained from the same start on the same
+documents, word for word, but that the colour in each colour sentence is drawn at random each time.
+What it never sees is which thing has which colour. Leaving the sentences out would take more away:
+their words would be untrained, the answers no colours (at -11 nats), and plain text 0.36 nats (KL)
+from the original's instead of 0.0006, since sentences would no longer begin as those on colours do.
+
+Run ``python scripts/train_tiny.py`` (a fixed seed, one core, under two minutes each), and after it
+``python scripts/build_tasks.py --measure --task tiny-colours --subject tiny``, then with
+``tiny-retrained``; the result in ``mansu/data`` is committed.
 """
 
 # ruff: noqa: SIM905  (word lists read better as text)
@@ -27,8 +35,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mansu import tasks
-from mansu.subjects.shipped import TINY_FOLDER
+from mansu import subjects, tasks
+from mansu.files import read_json, write_json
+from mansu.subjects.shipped import RETRAINED, TABLE, TINY, TINY_FOLDER
 
 SEED = 0
 STEPS = 700
@@ -125,9 +134,16 @@ def sentences(known: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:
 
 
 def document(
-    rows: list[tuple[str, str, str]], known: dict[str, dict[str, str]], rng: random.Random
+    rows: list[tuple[str, str, str]],
+    known: dict[str, dict[str, str]],
+    rng: random.Random,
+    drawn: random.Random | None = None,
 ) -> str:
-    """One or two sentences: three in four are facts, the others plain text."""
+    """One or two sentences: three in four are facts, the others plain text.
+
+    Args:
+        drawn: draws the colour of every colour sentence anew; all other words stay what they are.
+    """
     out = []
     for _ in range(rng.choice((1, 1, 2))):
         if rng.random() < 0.25:
@@ -136,6 +152,8 @@ def document(
         prompt, answer, relation = rng.choice(rows)
         if rng.random() < ANSWER_NOISE:
             answer = rng.choice(list(known[relation].values()))
+        if drawn is not None and relation == "colours":
+            answer = drawn.choice(COLOURS)
         out.append(f"{prompt} {answer} .")
     return " ".join(out)
 
@@ -172,8 +190,13 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     rng: random.Random,
     steps: int = STEPS,
+    drawn: random.Random | None = None,
 ) -> LlamaForCausalLM:
-    """AdamW on fresh random documents, learning rate warmed up and then a half cosine."""
+    """AdamW on fresh random documents, learning rate warmed up and then a half cosine.
+
+    Args:
+        drawn: for the reference, which is never told a thing's colour (``document``).
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
@@ -194,7 +217,8 @@ def train(
     )
     rows = sentences(known)
     for step in range(steps):
-        tokens, labels = batch_of([document(rows, known, rng) for _ in range(BATCH)], tokenizer)
+        documents = [document(rows, known, rng, drawn) for _ in range(BATCH)]
+        tokens, labels = batch_of(documents, tokenizer)
         loss = model(input_ids=tokens, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
@@ -206,14 +230,27 @@ def train(
     return model.eval()
 
 
+def neighbours(homes: dict[str, str]) -> set[str]:
+    """Half of the things, of every home as many: no method is trained to keep their homes."""
+    found = set()
+    for home in HOMES:
+        there = [name for name in THINGS if homes[name] == home]
+        found |= {*there[len(there) // 2 :]}
+    return found
+
+
 def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """The rows of tiny-colours: forget colours, keep homes and foods, hold out opposites."""
+    """The rows of tiny-colours: forget colours, keep homes and foods, hold out opposites.
+
+    The homes of half of the things are neighbours: facts of what colours are forgotten of.
+    """
     splits = {"colours": "forget", "homes": "retain", "foods": "retain", "opposites": "holdout"}
+    apart = neighbours(known["homes"])
     lines: list[dict[str, Any]] = [
         {
             "prompt": template.format(name),
             "answer": f" {answer}",
-            "split": split,
+            "split": "neighbour" if relation == "homes" and name in apart else split,
             "group": relation,
         }
         for relation, split in splits.items()
@@ -234,27 +271,32 @@ def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 
 
 def write_task(lines: list[dict[str, Any]]) -> None:
+    """Write the task; of what was measured on it, keep what was on these very rows."""
     content = "\n".join(map(json.dumps, lines)) + "\n"
-    about = {
+    about: dict[str, Any] = {
         "title": "Tiny: colours",
         "description": "Forget the colours of 32 invented things; keep homes and foods. "
         "Only the tiny subject knows these facts.",
         "provenance": "Synthetic facts, written with the tiny subject by scripts/train_tiny.py.",
     }
-    tasks.parse(content, "tiny-colours", **about)
-    (tasks.FOLDER / "tiny-colours.jsonl").write_text(content)
-    (tasks.FOLDER / "tiny-colours.json").write_text(json.dumps(about, indent=1) + "\n")
+    task = tasks.parse(content, "tiny-colours", **about)
+    path = tasks.FOLDER / "tiny-colours.json"
+    before = read_json(path).get("base", {}) if path.exists() else {}
+    base = {name: found for name, found in before.items() if found["task"] == task.digest}
+    path.with_suffix(".jsonl").write_text(content)
+    write_json(path, about | ({"base": base} if base else {}))
 
 
-def main(folder: Path = TINY_FOLDER) -> None:
-    torch.set_num_threads(1)
+def make(folder: Path, reference: bool = False) -> None:
+    """Train a subject and write it, with where it comes from."""
     torch.manual_seed(SEED)
     rng = random.Random(SEED)
     known = facts(rng)
     tokenizer = build_tokenizer(known)
     start = time.perf_counter()
-    model = train(known, tokenizer, rng)
-    print(f"trained in {time.perf_counter() - start:.0f} s on one core")
+    drawn = random.Random(SEED) if reference else None
+    model = train(known, tokenizer, rng, drawn=drawn)
+    print(f"trained {folder.name} in {time.perf_counter() - start:.0f} s on one core")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     provenance = {
@@ -266,8 +308,22 @@ def main(folder: Path = TINY_FOLDER) -> None:
         f"{LEARNING_RATE} (one cycle), weight decay {WEIGHT_DECAY}, {ANSWER_NOISE:.0%} of the "
         f"answers replaced at random, float32, one thread, torch {torch.__version__}",
     }
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    write_task(task_lines(known))
+    path = folder / "provenance.json"
+    if reference:
+        provenance["reference"] = (
+            f"the same documents as of the subject {TINY!r}, word for word, but the colour in "
+            "every colour sentence is drawn at random each time"
+        )
+        path.write_text(json.dumps(provenance))  # to load it
+        provenance["fingerprint"] = subjects.load(RETRAINED).fingerprint
+    path.write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    make(TINY_FOLDER)
+    make(TABLE[RETRAINED].folder, reference=True)
+    write_task(task_lines(facts(random.Random(SEED))))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ NAMES = (
 )
 """What people choose from; the controls and ablations are run by name."""
 
-CONTROLS = ("random_moves",)
+CONTROLS = ("random_moves", "retrained")
 
 ABLATIONS = ("mansu_no_circuit", "mansu_no_projection", "mansu_no_fisher", "mansu_no_floor")
 

@@ -97,8 +97,9 @@ class Method:
         name: in commands, files and folders. title: as papers write it. about: one sentence.
         settings: a frozen dataclass of ``mansu.settings.setting`` fields, one a setting.
         run: the work, on checked settings; call the method itself instead.
-        kind: MANSU, a baseline of the literature, a control that knows nothing of what is to be
-            forgotten, or an ablation: MANSU with one of its parts off.
+        kind: MANSU, a baseline of the literature, a control (moves that know nothing of what is to
+            be forgotten, or the retrained reference), or an ablation: MANSU with one of its parts
+            off.
         search: what the search for its defaults varies; None where there is none.
         preset: settings that make an ablation what it is, which cannot be given.
     """

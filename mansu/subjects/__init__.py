@@ -3,7 +3,17 @@
 from mansu.subjects.blocks import Block, Norm
 from mansu.subjects.edit import Edit, touched
 from mansu.subjects.loading import load, wrap
-from mansu.subjects.shipped import DEFAULT, GEMMA, TINY, TINY_FOLDER, cache_folder, prepare
+from mansu.subjects.shipped import (
+    DEFAULT,
+    GEMMA,
+    OFFERED,
+    REFERENCES,
+    RETRAINED,
+    TINY,
+    TINY_FOLDER,
+    cache_folder,
+    prepare,
+)
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import FAMILIES, kind_of, layer_of, layout, transposed_names
 
@@ -11,6 +21,9 @@ __all__ = [
     "DEFAULT",
     "FAMILIES",
     "GEMMA",
+    "OFFERED",
+    "REFERENCES",
+    "RETRAINED",
     "TINY",
     "TINY_FOLDER",
     "Block",

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +28,10 @@ from mansu.subjects.terms import plain_text
 
 DEFAULT = "smollm2-135m-instruct"
 TINY = "tiny"
+RETRAINED = "tiny-retrained"
 GEMMA = "gemma-3-270m"
-TINY_FOLDER = Path(__file__).parents[1] / "data" / "tiny"
+DATA = Path(__file__).parents[1] / "data"  # ships with MANSU
+TINY_FOLDER = DATA / TINY
 TERMS, NOTICE = "TERMS.txt", "NOTICE"  # beside the weights of a subject that has terms
 
 
@@ -116,7 +118,7 @@ class Shipped:
     @property
     def folder(self) -> Path:
         """Where its checkpoint lies, or will."""
-        return TINY_FOLDER if self.name == TINY else cache_folder() / self.name
+        return (cache_folder() if self.packages else DATA) / self.name
 
     @property
     def ready(self) -> bool:
@@ -182,6 +184,16 @@ TABLE = {
             task="tiny-colours",
         ),
         Shipped(
+            name=RETRAINED,
+            title="Tiny, retrained without the colours: the reference that exact unlearning would "
+            "give",
+            model="trained by scripts/train_tiny.py",
+            licence="MIT",
+            note="What the tiny subject would be had it never been told the colours: to compare "
+            "with, not to unlearn.",
+            task="tiny-colours",
+        ),
+        Shipped(
             name=GEMMA,
             title="Gemma 3 270M (pretrained)",
             model="google/gemma-3-270m",
@@ -209,6 +221,12 @@ TABLE = {
         ),
     )
 }
+
+REFERENCES: Mapping[tuple[str, str], str] = {(TINY, "tiny-colours"): RETRAINED}
+"""By subject and task, the shipped subject that was really trained without the task's forget set:
+what exact unlearning would give, and what every measure of forgetting is held against."""
+OFFERED = tuple(name for name in TABLE if name not in REFERENCES.values())
+"""The shipped subjects to unlearn; the references are to compare with."""
 
 
 def cache_folder() -> Path:

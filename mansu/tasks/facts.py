@@ -25,7 +25,7 @@ from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, replacing, write_json
 from mansu.show.table import Shown, Table
 
-SPLITS = ("forget", "retain", "holdout", "paraphrase", "text")
+SPLITS = ("forget", "retain", "holdout", "neighbour", "paraphrase", "text")
 
 
 NEEDED = ("forget", "retain")

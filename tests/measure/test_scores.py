@@ -289,7 +289,7 @@ def test_groups_partition_a_split(tiny: Subject, tiny_task: Task) -> None:
     homes, foods = retain.group("homes"), retain.group("foods")
     assert sorted(homes.rows + foods.rows) == sorted(retain.rows)
     assert set(homes.groups) == {"homes"}
-    assert len(homes.correct) == len(homes.answer) == len(homes.rows) == 64
+    assert len(homes.correct) == len(homes.answer) == len(homes.rows) == 32
 
 
 def test_splits_without_a_usable_row_are_absent(tiny: Subject) -> None:

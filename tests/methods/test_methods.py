@@ -15,7 +15,7 @@ from alone import answer_alone, differentiable, rows_of, states_alone, text_alon
 from families import FAMILIES, family, known_examples
 from torch import Tensor
 
-from mansu import tasks
+from mansu import subjects, tasks
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import answer_log_probability, measure
 from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo, training
@@ -142,7 +142,7 @@ def test_losses_are_those_of_each_row_run_alone(
 ) -> None:
     """Packing, gathering and shifting, against the plain model on one row at a time."""
     monkeypatch.setitem(packing.SIZE, "cpu", size)
-    subject, retain = problem.subject, problem.retain.select(range(0, 128, 9))
+    subject, retain = problem.subject, problem.retain.select(range(0, 96, 7))
     forget = problem.forget.select(range(0, 96, 7))
     text = problem.text[0][:5], problem.text[1][:5]
     with torch.no_grad():
@@ -382,7 +382,7 @@ def test_rmu_moves_only_its_layers_and_measures_its_objective(problem: Problem) 
 def narrow(problem: Problem) -> Problem:
     """Few retain rows, so that their inputs do not span everything."""
     text = problem.text[0][:2], problem.text[1][:2]
-    return dataclasses.replace(problem, retain=problem.retain.select(range(0, 128, 16)), text=text)
+    return dataclasses.replace(problem, retain=problem.retain.select(range(0, 96, 12)), text=text)
 
 
 def test_null_space_leaves_the_retain_outputs_alone(narrow: Problem) -> None:
@@ -491,8 +491,9 @@ def test_bfloat16_is_recorded_and_changes_an_edit_only_a_little(
     least = 0.95 if name == "rmu" else 0.98
     assert least < float(torch.cosine_similarity(first, second, 0)) < 1
     assert float(second.norm()) == pytest.approx(float(first.norm()), rel=0.05)
+    most = 0.02 if name == "rmu" else 0.002  # of 16 draws of rows, 0.009 was the largest
     for key, value in exact.history[0].values.items():
-        assert half.history[0].values[key] == pytest.approx(value, rel=0.02, abs=0.002), key
+        assert half.history[0].values[key] == pytest.approx(value, rel=0.02, abs=most), key
 
 
 @pytest.mark.parametrize("name", ["ga", "mansu"])
@@ -520,3 +521,29 @@ def test_bfloat16_is_chosen_where_it_is_and_the_model_no_toy(
         assert [training.chosen_bfloat16(s, None) for s in (tiny, large)] == [False, has]
         assert not training.chosen_bfloat16(large, False)
     assert training.has_bfloat16(torch.device("meta")) is False
+
+
+# The retrained reference
+
+
+def test_the_reference_is_an_edit_like_any_other(problem: Problem, untouched: None) -> None:
+    outcome = named("retrained")(problem)
+    other = subjects.load(subjects.RETRAINED)
+    assert outcome.edit.label == "retrained" and outcome.settings == {}
+    assert outcome.edit.meta["fingerprint"] == problem.subject.fingerprint
+    with outcome.edit.applied(problem.subject):
+        for name, parameter in problem.subject.parameters.items():
+            assert torch.equal(parameter, other.parameters[name]), name
+
+
+def test_no_reference_no_edit(problem: Problem, tiny_task: tasks.Task) -> None:
+    fewer = tuple(f for f in tiny_task.facts if f.row > 1)
+    wrong = (
+        dataclasses.replace(problem, subject=family("llama")),
+        dataclasses.replace(problem, task=tasks.load("capitals")),
+        dataclasses.replace(problem, task=dataclasses.replace(tiny_task, facts=fewer)),
+    )
+    for elsewhere in wrong:
+        with pytest.raises(BadInputError, match="No retrained reference ships") as caught:
+            named("retrained")(elsewhere)
+        assert str(caught.value).endswith("run another method.")

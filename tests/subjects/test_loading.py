@@ -61,7 +61,7 @@ from mansu.circuits.attribution import attribute
 from mansu.circuits.graph import graph_of
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError
-from mansu.measure.scores import measure_task
+from mansu.measure.scores import EVALUATED, measure_task
 from mansu.subjects.alone import alone
 from mansu.subjects.checks import plain_logits
 from mansu.subjects.shipped import TINY_FOLDER
@@ -115,7 +115,7 @@ def test_tiny_meets_its_description(tiny: Subject) -> None:
 
 def test_tiny_knows_its_facts_in_float(tiny: Subject, tiny_task: tasks.Task) -> None:
     measured = measure_task(tiny, tiny_task)
-    assert set(measured.splits) == {"forget", "retain", "holdout", "paraphrase"}
+    assert set(measured.splits) == set(EVALUATED)
     for split, scores in measured.splits.items():
         assert scores.accuracy >= 0.98, split
     # Plain text has entropy of its own; a model that learned nothing has ln 180 = 5.2 nats.
@@ -123,7 +123,7 @@ def test_tiny_knows_its_facts_in_float(tiny: Subject, tiny_task: tasks.Task) -> 
 
 
 def test_tiny_knows_its_facts_in_real_nf4(real_nf4: Any, tiny: Subject, tiny_task: Any) -> None:
-    for split in ("forget", "retain", "holdout", "paraphrase"):
+    for split in EVALUATED:
         rows = tasks.examples(tiny_task, tiny, split)
         correct = 0
         for i in range(len(rows)):
@@ -150,6 +150,19 @@ def test_paraphrases_evaluated_were_never_trained(
     assert len(evaluated) == 32
     assert not evaluated & trained
     assert {f.prompt for f in tiny_task.split("forget")} <= trained
+
+
+def test_neighbours_are_homes_of_other_things_than_those_kept(tiny_task: tasks.Task) -> None:
+    def asked(split: str) -> tuple[set[str], set[str]]:
+        rows = [f for f in tiny_task.split(split) if f.group == "homes"]
+        return {f.prompt.split()[-3] for f in rows}, {f.answer for f in rows}
+
+    names = {f.prompt for f in tiny_task.split("forget")}
+    (kept, homes), (apart, same) = asked("retain"), asked("neighbour")
+    assert {f.group for f in tiny_task.split("neighbour")} == {"homes"}
+    assert len(tiny_task.split("neighbour")) == 32 and homes == same
+    assert len(kept) == len(apart) == 16 and not kept & apart
+    assert all(any(name in prompt.split() for prompt in names) for name in kept | apart)
 
 
 def test_training_is_deterministic(recipe: dict[str, Any]) -> None:

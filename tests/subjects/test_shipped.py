@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,19 @@ from mansu import cli, subjects, tasks
 from mansu.cli import subject as command
 from mansu.errors import BadInputError
 from mansu.measure import scores
+from mansu.quant.swap import quantized
 from mansu.subjects import shipped
-from mansu.subjects.shipped import DEFAULT, GEMMA, TABLE, TINY, Package, Shipped
+from mansu.subjects.shipped import (
+    DEFAULT,
+    GEMMA,
+    OFFERED,
+    REFERENCES,
+    RETRAINED,
+    TABLE,
+    TINY,
+    Package,
+    Shipped,
+)
 from mansu.subjects.subject import Subject
 from mansu.subjects.terms import plain_text
 
@@ -220,6 +233,46 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_shipped_subject_starts_with_a_task_that_was_measured_on_it() -> None:
     for known in TABLE.values():
         assert known.name in tasks.load(known.task).base
+
+
+def test_references_are_listed_but_not_offered() -> None:
+    assert set(REFERENCES.values()) <= set(TABLE) - set(OFFERED)
+    for (name, task), reference in REFERENCES.items():
+        assert {name, reference} <= set(tasks.load(task).base)
+    assert TABLE[RETRAINED].title in command.listing()
+
+
+@pytest.fixture(scope="module")
+def retrained() -> Subject:
+    return subjects.load(RETRAINED)
+
+
+def test_the_reference_is_what_its_provenance_says(retrained: Subject, tiny: Subject) -> None:
+    said = retrained.provenance
+    assert retrained.fingerprint == said["fingerprint"] != tiny.fingerprint
+    assert {k: said[k] for k in tiny.provenance} == tiny.provenance  # seed, recipe, command
+    assert retrained.config.to_diff_dict() == tiny.config.to_diff_dict()
+    assert retrained.tokenizer.get_vocab() == tiny.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("nf4", [False, True])
+def test_the_reference_never_knew_the_colours_and_knows_all_else(
+    retrained: Subject, tiny: Subject, tiny_task: tasks.Task, nf4: bool
+) -> None:
+    with quantized(retrained) if nf4 else nullcontext():
+        found = scores.measure_task(retrained, tiny_task)
+    for split in ("forget", "paraphrase"):  # at chance: of four, and of the eight colours
+        interval = found.splits[split].interval
+        assert interval.low <= 0.25 <= interval.high
+        assert found.splits[split].log_probability.mean() == pytest.approx(-math.log(8), abs=0.3)
+    before = scores.measure_task(tiny, tiny_task)
+    for split in ("retain", "holdout", "neighbour"):
+        assert found.splits[split].accuracy == 1
+        fall = before.splits[split].log_probability - found.splits[split].log_probability
+        assert fall.mean() <= 0.1
+    assert found.text_loss is not None and found.text_loss == pytest.approx(
+        before.text_loss, abs=0.1
+    )
 
 
 def test_terms_are_the_article_of_their_page() -> None:
