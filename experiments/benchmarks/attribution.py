@@ -57,6 +57,8 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     """CPU and wall seconds of one call."""
     cpu, wall = time.process_time(), time.perf_counter()
     run()
+    if torch.cuda.is_available():  # a GPU may still be at it
+        torch.cuda.synchronize()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
@@ -73,7 +75,7 @@ def alternate(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, tupl
 
 def floor(model: Any, pairs: Pairs, steps: int) -> Callable[[], None]:
     """K (forward + backward) + 2 forwards of the bare model, head on the last position only."""
-    rows = torch.arange(len(pairs))
+    device, rows = model.device, torch.arange(len(pairs))
 
     def forward(embeddings: torch.Tensor) -> torch.Tensor:
         hidden = model.get_decoder()(inputs_embeds=embeddings, use_cache=False).last_hidden_state
@@ -82,8 +84,8 @@ def floor(model: Any, pairs: Pairs, steps: int) -> Callable[[], None]:
 
     def run() -> None:
         with torch.no_grad():
-            clean = model.get_input_embeddings()(pairs.clean)
-            corrupt = model.get_input_embeddings()(pairs.corrupt)
+            clean = model.get_input_embeddings()(pairs.clean.to(device))
+            corrupt = model.get_input_embeddings()(pairs.corrupt.to(device))
             forward(clean)
             forward(corrupt)
         for step in range(steps):
@@ -102,10 +104,10 @@ def many_pairs(subject: Subject, task: str, n: int) -> Pairs:
 
 def speed(args: argparse.Namespace) -> None:
     subject = subjects.load()
-    bare = AutoModelForCausalLM.from_pretrained(
+    bare: Any = AutoModelForCausalLM.from_pretrained(
         subjects.prepare(subjects.DEFAULT), dtype=torch.float32
     )
-    bare.eval().requires_grad_(False)
+    bare.to(subject.device).eval().requires_grad_(False)
     pairs = many_pairs(subject, args.task, args.pairs)
     times = alternate(
         {

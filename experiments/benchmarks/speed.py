@@ -5,12 +5,14 @@
     python -m experiments.benchmarks.speed scaling
     python -m experiments.benchmarks.speed interaction
     python -m experiments.benchmarks.speed profile
+    python -m experiments.benchmarks.speed peak
 
 ``floors`` takes each part and its floor in turn, in one process, and prints their ratio: for a step
 of a method one forward and one backward pass of the bare model over the rows of that step, those of
 one length together, so that there is no padding; for CAD the attributions that it is made of; for
 quantising the bitsandbytes kernels alone. ``scaling`` fits how time and memory grow, on random
-models of SmolLM2's shape. ``profile`` says where a step of MANSU goes. Run on a quiet machine: CPU
+models of SmolLM2's shape. ``profile`` says where a step of MANSU goes; ``peak`` how many of the
+device's floating-point operations a second it takes, and EAP-IG. Run on a quiet machine: CPU
 seconds are beside the wall seconds.
 """
 
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from experiments.benchmarks.attribution import alternate, floor, resident, timed
@@ -82,8 +85,8 @@ class Bench:
     def load(cls) -> Bench:
         subject, task = subjects.load(), tasks.load(TASK)
         folder = subjects.prepare(subjects.DEFAULT)
-        bare = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        bare.eval().requires_grad_(False)
+        bare: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        bare.to(subject.device).eval().requires_grad_(False)
         pairs = tasks.pairs(task, subject, n=Settings().pairs)
         scores = attribute(subject, pairs)
         found = find_circuit(subject, pairs, scores, max_fraction=default_fraction(subject))
@@ -99,7 +102,7 @@ def bare_pass(bare: Any, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
     decoder, head = bare.get_decoder(), bare.get_output_embeddings()
     for tokens, length in rows:
         for n in length.unique().tolist():
-            some = tokens[length == n, :n]
+            some = tokens[length == n, :n].to(bare.device)
             hidden = decoder(input_ids=some, use_cache=False).last_hidden_state[:, -1]
             cross_entropy(head(hidden), some[:, -1], reduction="sum").backward()
 
@@ -356,22 +359,65 @@ def profiled(args: argparse.Namespace) -> None:
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 
+LARGE = 8192  # of a matrix product that takes all of a device, or an eighth of it on a processor
+
+
+def peak(args: argparse.Namespace) -> None:
+    """Operations of matrix products a second, beside those of one large product."""
+    bench = Bench.load()
+    device = bench.subject.device
+    n = LARGE if device.type == "cuda" else LARGE // 8
+
+    def rate(what: str, run: Callable[[], Any], most: float) -> float:
+        run()  # warm up
+        with FlopCounterMode(display=False) as counted:
+            run()
+        wall = min(timed(run)[1] for _ in range(args.repeat))
+        found = counted.get_total_flops() / wall
+        share = f"{found / most:.2%}" if most else "the most"
+        print(f"| {what} | {wall:.4f} | {found / 1e12:.3f} | {share} |", flush=True)
+        return found
+
+    print("| what | seconds | TFLOP/s | of the most |")
+    print("| --- | --- | --- | --- |")
+    most = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.randn(n, n, device=device, dtype=dtype)
+        name = f"a product of {n} × {n}, {str(dtype).removeprefix('torch.')}"
+        most[dtype] = rate(name, lambda matrix=matrix: matrix @ matrix, 0.0)
+    for n_pairs in (32, 128):
+        some = bench.pairs.select(torch.arange(n_pairs) % len(bench.pairs))
+        name = f"EAP-IG, {n_pairs} pairs, K = 5"
+        rate(name, lambda some=some: attribute(bench.subject, some), most[torch.float32])
+    for in_bfloat16 in (False, True):
+        settings = MANSU.configure({"bfloat16": in_bfloat16}).chosen(bench.problem)
+        work = _Work(bench.problem, settings)
+        name = f"a step of MANSU{' in bfloat16' * in_bfloat16}"
+        dtype = torch.bfloat16 if in_bfloat16 else torch.float32
+        with scratch(bench.subject, work.movable.places, trainable=False):
+            rate(name, lambda work=work: work.step(1), most[dtype])
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "floors": floors,
+    "job": job,
+    "scaling": scaling,
+    "interaction": interaction,
+    "profile": profiled,
+    "peak": peak,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["floors", "job", "scaling", "interaction", "profile"])
+    parser.add_argument("what", choices=list(COMMANDS))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--task", default=TASK)
     parser.add_argument("--method", action="append")
     args = parser.parse_args()
-    {
-        "floors": floors,
-        "job": job,
-        "scaling": scaling,
-        "interaction": interaction,
-        "profile": profiled,
-    }[args.what](args)
+    COMMANDS[args.what](args)
 
 
 if __name__ == "__main__":

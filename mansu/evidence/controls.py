@@ -61,7 +61,7 @@ class Suppression:
         directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
         target = self.tail.before_post_norm(-(residual @ directions.T) @ directions)
         gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain
-        gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+        gram.diagonal().add_(1e-4 * gram.diagonal().mean())
         update = torch.linalg.solve(gram, keys_forget.T @ target).T
         self.name = weight_name(subject, layer, "down")
         self.weight = subject.parameters[self.name].detach()

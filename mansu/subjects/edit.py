@@ -43,7 +43,8 @@ class Edit(Shown):
         changes: parameter name → ``(where, values)``. ``where`` is int64 ``[n]`` of indices into
             the row-major flattened parameter, or, where many entries move, a bool mask over the
             whole flattened parameter (smaller than indices); ``values`` is ``[n]``, the new
-            values in the order of ``where``. Indices are kept sorted.
+            values in the order of ``where``. Indices are kept sorted, and both on the CPU, whatever
+            the device they were made on: so they can be joined with what was read from a file.
         label: what made it, for people.
         meta: JSON values that say how.
 
@@ -57,7 +58,10 @@ class Edit(Shown):
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        changes = {name: _sorted(name, *change) for name, change in self.changes.items()}
+        changes = {
+            name: _sorted(name, where.cpu(), values.cpu())
+            for name, (where, values) in self.changes.items()
+        }
         for name, (_, values) in changes.items():
             if not bool(torch.isfinite(values).all()):
                 raise BadInputError(

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from devices import moved, needs_cuda
 from families import FAMILIES, family, random_pairs, tokenizer
 from lens import in_our_layout, lens_attribution
 from oracles import (
@@ -30,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mansu import tasks
-from mansu.circuits import attribution
+from mansu.circuits import attribution, lens
 from mansu.circuits.attribution import Attribution, Method, attribute
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import metric_values
@@ -42,6 +43,7 @@ from mansu.subjects import packing
 from mansu.subjects.blocks import Block
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Pairs
 
 LLAMA_8B = LlamaConfig(
@@ -414,9 +416,54 @@ def test_bfloat16_follows_float32() -> None:
     assert float(torch.corrcoef(both)[0, 1]) > 0.97
 
 
-@pytest.mark.gpu
+GPU_ERROR = 1e-4  # of scores, against their norm: a GPU adds in another order, in larger packs
+
+
+@pytest.fixture(scope="module", params=["tiny", "gemma2", "gpt2", "pythia"])
+def twins(request: Any, tiny: Subject, tiny_task: Task) -> tuple[Subject, Subject, Pairs]:
+    """A model on the processor and on the GPU, and pairs of it."""
+    if request.param == "tiny":
+        here, pairs = moved(tiny, "cpu"), tasks.pairs(tiny_task, tiny, n=32)
+    else:
+        here, pairs = family(request.param), random_pairs(12)
+    return here, moved(here, "cuda"), pairs
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"recompute": True}, {"method": "eap-ig-activations", "steps": 2}, {"metric": "kl"}],
+    ids=str,
+)
+def test_a_gpu_attributes_as_the_processor_does(
+    twins: tuple[Subject, Subject, Pairs], options: dict[str, Any]
+) -> None:
+    here, there, pairs = twins
+    assert there.fingerprint == here.fingerprint
+    wanted, found = (attribute(subject, pairs, **options) for subject in (here, there))
+    errors = {
+        name: relative_error(getattr(found, name), getattr(wanted, name))
+        for name in Attribution.TENSORS
+    }
+    print(here.name, options, {name: f"{error:.1e}" for name, error in errors.items()})
+    assert max(errors.values()) < GPU_ERROR
+    assert found.clean == pytest.approx(wanted.clean, rel=GPU_ERROR)
+    assert found.corrupt == pytest.approx(wanted.corrupt, rel=GPU_ERROR)
+
+
+@needs_cuda
+def test_a_gpu_shows_a_prompt_as_the_processor_does(twins: tuple[Subject, Subject, Pairs]) -> None:
+    here, there, pairs = twins
+    wanted, found = (lens.look(subject, pairs, 0) for subject in (here, there))
+    torch.testing.assert_close(found.patterns, wanted.patterns, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.predicted(), wanted.predicted(), rtol=1e-4, atol=1e-5)
+    for source in range(wanted.graph.n_sources + 1):
+        one, other = found.promoted(source), wanted.promoted(source)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@needs_cuda
 @pytest.mark.timeout(540)
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_eight_billion_parameters_fit_one_gpu_at_batch_8() -> None:
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)

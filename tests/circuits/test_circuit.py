@@ -9,6 +9,7 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
+from devices import moved, needs_cuda
 from families import FAMILIES, family, random_pairs
 from oracles import alone, branching_pairs, prompts, seen
 from torch import Tensor
@@ -22,13 +23,14 @@ from mansu.circuits.metric import metric_values
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched, _Pass, activation_patching
 from mansu.circuits.record import packed, record
-from mansu.circuits.search import _Search, minimal_circuit
+from mansu.circuits.search import _Search, find_circuit, minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability
 from mansu.errors import MansuError, MismatchError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import slices
+from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Pairs
 
 
@@ -401,3 +403,30 @@ def test_known_architectures_are_those_tested() -> None:
     tested = {type(family(name).model).__name__ for name in FAMILIES}
     assert tested == set(subjects.FAMILIES)
     assert isinstance(graph_of(family("pythia")), Graph) and graph_of(family("pythia")).parallel
+
+
+@needs_cuda
+def test_a_gpu_finds_the_circuit_that_the_processor_finds(tiny: Subject, tiny_task: Task) -> None:
+    here, there = moved(tiny, "cpu"), moved(tiny, "cuda")
+    pairs = tasks.pairs(tiny_task, tiny, n=32)
+    scores = [attribute(subject, pairs) for subject in (here, there)]
+    circuits = [
+        find_circuit(subject, pairs, each, max_fraction=0.1)
+        for subject, each in zip((here, there), scores, strict=True)
+    ]
+    wanted, found = circuits
+    one, other = set(found.kept.tolist()), set(wanted.kept.tolist())
+    print(f"{len(one)} and {len(other)} edges, {len(one & other)} of them in both")
+    assert len(one & other) >= 0.9 * len(one | other)  # edges of near equal scores change places
+    assert found.clean == pytest.approx(wanted.clean, rel=1e-4)
+    assert found.corrupt == pytest.approx(wanted.corrupt, rel=1e-4)
+    assert all(each.faithfulness is not None and each.faithfulness >= 0.85 for each in circuits)
+    # Of the same edges both measure the same.
+    again = find_circuit(there, pairs, scores[0], max_fraction=0.1)
+    sizes, shares = again.curve[:, 0].tolist(), again.curve[:, 1].tolist()
+    known = dict(zip(wanted.curve[:, 0].tolist(), wanted.curve[:, 1].tolist(), strict=True))
+    shared = [(share, known[n]) for n, share in zip(sizes, shares, strict=True) if n in known]
+    assert len(shared) >= 12
+    assert all(mine == pytest.approx(theirs, abs=1e-3) for mine, theirs in shared)
+    assert again.mask is not None and wanted.mask is not None
+    assert set(again.mask.names) & set(wanted.mask.names)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import moved, needs_cuda
 
 from mansu import tasks
 from mansu.errors import MismatchError, NotMeasuredError
@@ -146,3 +147,19 @@ def test_divergences_are_those_of_the_definition(session: Session) -> None:
     assert found.signal == cad.cad(signals.base[:, circuit], edited.signal[:, circuit])
     accuracy = run.measurement("ga", nf4=False).splits["forget"].accuracy
     assert found.suppressor_accuracy is not None and found.suppressor_accuracy <= accuracy
+
+
+@needs_cuda
+@pytest.mark.parametrize("method", ["mansu", "graddiff"])
+def test_every_stage_runs_on_a_gpu(tiny: Subject, tmp_path: Path, method: str) -> None:
+    subject = moved(tiny, "cuda")
+    start = {n: p.detach().clone() for n, p in subject.parameters.items()}
+    run = Run.create(subject, tasks.load("tiny-colours"), Settings(pairs=16), tmp_path / "run")
+    session = Session(run, subject)
+    others = (pipeline.TRUST, *pipeline.RECOVERY, pipeline.STRENGTHS)
+    stages = (*whole(method, {"steps": 12}), *others)
+    perform(session, stages, method)
+    assert all(stage.is_done(run, method) for stage in stages if not stage.always)
+    print(run.timings(), run.verdict(method), sep="\n")
+    for name, parameter in subject.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), start[name].view(torch.int32)), name

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from alone import answer_alone, differentiable, rows_of, states_alone, text_alone
+from devices import moved, needs_cuda
 from families import FAMILIES, family, known_examples
 from torch import Tensor
 
@@ -547,3 +548,39 @@ def test_no_reference_no_edit(problem: Problem, tiny_task: tasks.Task) -> None:
         with pytest.raises(BadInputError, match="No retrained reference ships") as caught:
             named("retrained")(elsewhere)
         assert str(caught.value).endswith("run another method.")
+
+
+# On a GPU
+
+
+@pytest.fixture(scope="module")
+def on_devices(problem: Problem) -> list[Problem]:
+    """On the GPU and on the processor."""
+    subjects = [moved(problem.subject, device) for device in ("cuda", "cpu")]
+    return [dataclasses.replace(problem, subject=subject) for subject in subjects]
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_does_on_a_gpu_what_it_does_on_the_processor(
+    on_devices: list[Problem], name: str
+) -> None:
+    subject = on_devices[0].subject
+    start = {n: p.detach().clone() for n, p in subject.parameters.items()}
+    values: dict[str, Any] = {"learning_rate": RATE.get(name, 1e-3), "steps": 3, "batch": 8}
+    found, wanted = (named(name)(each, **values) for each in on_devices)
+    for key, value in wanted.history[0].values.items():
+        assert found.history[0].values[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+    one, other = (dense(each, found.edit) for each in on_devices)
+    assert any(bool(change.any()) for change in one.values())
+    assert all(torch.equal(change.cpu(), other[n]) for n, change in one.items())
+    theirs = dense(on_devices[1], wanted.edit)
+    both = [torch.cat([change.flatten() for change in x.values()]) for x in (other, theirs)]
+    alike = float(torch.cosine_similarity(both[0], both[1], 0))
+    print(f"{name}: cosine of the two edits {alike:.5f}")
+    assert alike > 0.95  # AdamW's step is the gradient's sign where it is all but zero
+    half = named(name)(on_devices[0], **values, bfloat16=True)
+    assert half.edit.n_moved > 0 and half.settings["bfloat16"] is True
+    for n, parameter in subject.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), start[n].view(torch.int32)), n
+        assert not parameter.requires_grad and parameter.grad is None

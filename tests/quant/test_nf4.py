@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from devices import moved, needs_cuda
 from families import BUILDERS, FAMILIES, family, wide
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -646,3 +647,98 @@ def test_bad_report_files_are_refused(tmp_path) -> None:
             quant.NF4Report.load(tmp_path / "r.json")
     with pytest.raises(MansuError, match="Cannot read"):
         quant.NF4Report.load(tmp_path / "none.json")
+
+
+def on_and_near_boundaries(format: Format) -> Tensor:
+    """Ordinary blocks, one of zeros, and one of each boundary and the floats next to it."""
+    torch.manual_seed(0)
+    columns = format.blocksize if format.kind != "int8" else 64
+    weight = 0.05 * torch.randn(4000, columns)
+    bounds = boundaries_of(format.kind)
+    near = [bounds.nextafter(torch.tensor(side)) for side in (-2.0, 2.0)]
+    values = torch.stack([bounds, *near]).flatten()
+    special = torch.nn.functional.pad(values, (0, -len(values) % (columns - 1)))
+    special = torch.nn.functional.pad(special.view(-1, columns - 1), (0, 1), value=1.0)
+    return torch.cat([weight, torch.zeros(1, columns), special, 3 * special])
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_codes_on_a_gpu_are_those_of_the_processor_but_on_boundaries(
+    format: Format, dtype: torch.dtype
+) -> None:
+    """Its kernel divides less exactly, and gives a block of zeros the lowest code, times zero."""
+    weight = on_and_near_boundaries(format).to(dtype)
+    wanted, found = (quant.quantize(weight.to(device), format) for device in ("cpu", "cuda"))
+    levels = format.levels
+    differ = levels[found.codes.cpu().int()] != levels[wanted.codes.int()]  # fp4 has two zeros
+    zero = (weight == 0).all(1, keepdim=True).expand_as(weight).flatten()
+    plain = quant.quantize(weight, Format(format.kind, format.blocksize))
+    read = weight.half() if format.kind == "int8" else weight
+    scaled = read.flatten().float() / plain.scale.clamp_min(1e-38)
+    distance = (scaled[:, None] - boundaries_of(format.kind)).abs().amin(1)
+    worst = float(distance[differ & ~zero].max()) if bool((differ & ~zero).any()) else 0.0
+    ordinary = int(differ[: 4000 * weight.shape[1]].sum())
+    print(
+        f"{format} {dtype}: {int(differ.sum())} of {len(differ)} codes differ, {ordinary} of them "
+        f"of ordinary weights, {int((differ & zero).sum())} in the block of zeros; the others lie "
+        f"within {worst:.1e} of a boundary"
+    )
+    assert worst < 1e-6
+    steps = (found.codes.cpu().int() - wanted.codes.int())[~zero].abs()
+    assert int(steps.max()) <= 1 or format.kind == "fp4"  # whose codes are not in order
+    # The same codes stand for the same values.
+    there = quant.dequantize(found, dtype)
+    here = Quantized(
+        found.codes.cpu(), found.absmax.cpu(), found.blocksize, found.shape, found.format
+    )
+    assert torch.equal(there.cpu(), quant.dequantize(here, dtype))
+    same = found.absmax.cpu() == wanted.absmax
+    print(f"{int((~same).sum())} of {len(same)} absmax differ")
+    torch.testing.assert_close(found.absmax.cpu(), wanted.absmax, rtol=2e-2, atol=1e-3)
+    assert format.double_quant or bool(same.all())
+
+
+@needs_cuda
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_a_gpu_reports_and_runs_an_edit_in_few_bits_as_the_processor_does(
+    format: Format, share: float
+) -> None:
+    here = wide("llama")
+    there = moved(here, "cuda")
+    edit = random_edit(here, share)
+    start = bits(there)
+    found, wanted = (quant.report(s, edit, format).quantized for s in (there, here))
+    most = max(2, round(1e-3 * wanted.moved))  # codes of weights on a boundary
+    assert (found.moved, found.blocks) == (wanted.moved, wanted.blocks)
+    for key in ("changed", "rescaled", "bystanders"):
+        print(f"{format}: {key} {getattr(found, key)} and {getattr(wanted, key)}")
+    assert abs(found.changed - wanted.changed) <= most
+    assert found.rescaled == pytest.approx(wanted.rescaled, rel=0.1 * format.double_quant, abs=2)
+    assert found.expected == pytest.approx(wanted.expected, rel=1e-3)
+    assert found.noise == pytest.approx(wanted.noise, rel=1e-2)
+    kept = [quant.kept_by_format(s, edit, [format])[format] for s in (there, here)]
+    assert kept[0].changed == found.changed and kept[0].moved == found.moved
+    base = quant.Dequantized.of(there, format)
+    for cache in (base, None):
+        with edit.applied(there), quant.quantized(there, cache, format=format):
+            inside = {n: there.parameters[n].clone() for n in there.quantized_names}
+        with edit.applied(here), quant.quantized(here, format=format):
+            for name, value in inside.items():
+                close = torch.isclose(value.cpu(), here.parameters[name], rtol=1e-2, atol=1e-3)
+                assert float(close.float().mean()) > 0.999, name
+    assert same(start, bits(there))
+
+
+@needs_cuda
+@pytest.mark.parametrize("format", [f for f in FORMATS if f.kind != "int8"], ids=str)
+def test_real_4bit_linears_on_a_gpu_answer_as_the_simulation(format: Format) -> None:
+    subject = moved(wide("llama"), "cuda")
+    edit = random_edit(wide("llama"), 0.01)
+    tokens = torch.randint(1, 50, (3, 6)).to(subject.device)
+    real = quant.linear4bit_model(subject, edit, format)
+    with edit.applied(subject), quant.quantized(subject, format=format):
+        expected = subject.model(tokens).logits
+    torch.testing.assert_close(real(tokens).logits, expected, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from devices import moved, needs_cuda
 from families import FAMILIES, family
 from safetensors.torch import save_file
 from torch import Tensor
@@ -253,3 +254,21 @@ def test_an_edit_made_on_other_weights_is_refused(tiny: Subject) -> None:
 def test_values_that_are_not_finite_are_refused() -> None:
     with pytest.raises(MansuError, match="not finite"):
         Edit({"w": (torch.tensor([1]), torch.tensor([float("nan")]))})
+
+
+@needs_cuda
+@pytest.mark.parametrize("share", [0.01, 0.9])
+def test_an_edit_made_on_a_gpu_is_that_of_a_file_and_joins_it(tmp_path, share: float) -> None:
+    subject = moved(family("llama"), "cuda")
+    start = bits(subject)
+    after = {name: p + (torch.rand_like(p) < share) for name, p in subject.parameters.items()}
+    made = Edit.between(subject.parameters, after)
+    made.save(tmp_path / "edit")
+    read = Edit.load(tmp_path / "edit")
+    both = [e.then(random_edit(family("llama"), 1, 0.3)) for e in (made, read)]
+    found = []
+    for edit in (made, read, *both):
+        with edit.applied(subject), read.scaled(subject, 0.5).applied(subject):
+            found.append(bits(subject))
+        assert same(bits(subject), start)
+    assert same(found[0], found[1]) and same(found[2], found[3])
