@@ -45,6 +45,7 @@ BATCH = 128
 LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 0.1
 ANSWER_NOISE = 0.1
+MARGIN = 0.5  # of 32 facts, no larger one can be told of a model that never knew them
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -252,6 +253,7 @@ def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
             "answer": f" {answer}",
             "split": "neighbour" if relation == "homes" and name in apart else split,
             "group": relation,
+            "fact": name,  # answers repeat
         }
         for relation, split in splits.items()
         for template in TEMPLATES[relation]
@@ -263,6 +265,7 @@ def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
             "answer": f" {known['colours'][name]}",
             "split": "paraphrase",
             "group": "colours",
+            "fact": name,
         }
         for template, name in paraphrased(seen=False)
     ]
@@ -278,6 +281,7 @@ def write_task(lines: list[dict[str, Any]]) -> None:
         "description": "Forget the colours of 32 invented things; keep homes and foods. "
         "Only the tiny subject knows these facts.",
         "provenance": "Synthetic facts, written with the tiny subject by scripts/train_tiny.py.",
+        "margin": MARGIN,
     }
     task = tasks.parse(content, "tiny-colours", **about)
     path = tasks.FOLDER / "tiny-colours.json"

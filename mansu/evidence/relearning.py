@@ -84,7 +84,10 @@ class Relearned:
 
 
 def gained(edited: Relearned, reference: Relearned) -> Interval:
-    """Accuracy above the reference's, mean over the steps of relearning, over facts.
+    """The answer's probability among its choices above the reference's, mean over the steps.
+
+    Not accuracy: near chance it hangs on thousandths of a nat, and a model that never knew the
+    facts stays undecided.
 
     Raises:
         MismatchError: they were asked for other rows.
@@ -93,7 +96,7 @@ def gained(edited: Relearned, reference: Relearned) -> Interval:
     for a, b in zip(edited.curve, reference.curve, strict=False):
         a.refuse_other(b)
     means = [
-        np.mean([s.correct for s in r.curve[1:steps] or r.curve], axis=0)
+        np.mean([np.exp(s.choice) for s in r.curve[1:steps] or r.curve], axis=0)
         for r in (edited, reference)
     ]
     return bootstrap(means[0] - means[1], clusters=edited.curve[0].clusters)

@@ -66,19 +66,21 @@ class Thresholds:
         nats: by how much the mean log-probability of its answers may.
         drift: KL from the unedited model on text of its own, nats a token.
         gap: by how much accuracy may be higher in NF4 than in full precision. Not 0: of no finite
-            number of rows can it be known that nothing at all comes back, and a model that never
-            knew the facts would stay undecided.
+            number of rows can it be known that nothing at all comes back. Near chance rows flip by
+            thousandths of a nat, and a smaller gap leaves a model that never knew the facts
+            undecided.
         gap_nats: by how much the answer's log-probability among its choices, of what lies above
             chance, may.
-        relearned: by how much more of the other half relearning one half brings back than in the
-            reference that does not know them, mean accuracy over the steps.
+        relearned: by how much more relearning one half of the facts brings back of the other than
+            in the reference that does not know them: the answer's probability among its choices,
+            mean over the steps.
     """
 
     margin: float
     tolerance: float
     nats: float = 0.1
     drift: float = 0.1
-    gap: float = 0.05
+    gap: float = 0.1
     gap_nats: float = 0.1
     relearned: float = 0.1
 
@@ -436,7 +438,8 @@ def kept_groups(measurement: Measurement) -> dict[str, Scores]:
     for split in ("retain", "holdout", "neighbour"):
         scores = measurement.splits.get(split)
         if scores is not None:
-            kept |= {group: scores.group(group) for group in dict.fromkeys(scores.groups)}
+            of = " (neighbours)" if split == "neighbour" else ""  # a group may be in both
+            kept |= {f"{g}{of}": scores.group(g) for g in dict.fromkeys(scores.groups)}
     return kept
 
 

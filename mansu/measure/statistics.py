@@ -42,9 +42,9 @@ def bootstrap(
         values: or ``[N, m]``, whose rows are drawn together.
         statistic: of the m means ``[…, m]``, ``[…]``; the first by default.
     """
-    values = np.asarray(values, dtype=float).reshape(len(values), -1)
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
+    values = np.asarray(values, dtype=float).reshape(len(values), -1)
     _, ids = np.unique(
         np.arange(len(values)) if clusters is None else clusters, return_inverse=True
     )

@@ -128,7 +128,7 @@ def test_other_settings_than_the_edit_s_are_refused(
 def test_a_session_makes_what_is_shared_once(session: Session) -> None:
     assert session.signals() is session.signals() and session.nf4 is session.nf4
     assert session.rows("forget") is session.rows("forget") and session.pairs is session.pairs
-    assert session.suppression is session.suppression
+    assert all(session.suppression(p) is session.suppression(p) for p in PLACES)
     signals, nf4, suppression = session.signals(), session.nf4, session.suppression(PLACES[0])
     session.release()  # of what is large; an edit's CAD comes after, and needs the signals
     assert session.signals() is signals
