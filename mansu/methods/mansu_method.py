@@ -34,6 +34,7 @@ from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import right
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
+from mansu.methods.signal import Signal
 from mansu.methods.training import bfloat16, chosen_bfloat16, products, scratch
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized
@@ -66,6 +67,12 @@ class Settings:
     steps: int = setting(36, "Steps of the optimiser, at most.", low=1)
     retain_weight: float = setting(
         1.0, "Weight of the retain objective: larger keeps more and forgets less.", low=0
+    )
+    signal_weight: float = setting(
+        2.0,
+        "Weight, in the forget objective, of what the circuit's nodes still write differently for "
+        "one fact than for another. 0: the output alone is changed.",
+        low=0,
     )
     energy: float = setting(
         ENERGY,
@@ -188,7 +195,8 @@ class _Work:
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
         with self.products():  # as the steps have them, so that nothing differs at the start
-            self.objectives = _Objectives(problem)
+            signal = Signal(subject, problem.forget, mask) if settings.signal_weight else None
+            self.objectives = _Objectives(problem, signal, settings.signal_weight)
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.start = _worst(problem.retain, right(subject, problem.retain)[0])
@@ -402,8 +410,9 @@ class _Pack(NamedTuple):
 class _Objectives:
     """The two objectives, of which one holds the unedited model's distributions on what is kept."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, signal: Signal | None, signal_weight: float) -> None:
         self.subject, self.problem = problem.subject, problem
+        self.signal, self.signal_weight = signal, signal_weight
         self.positions = problem.text[1].tolist()
         with torch.no_grad():
             logits = self.subject.next_token_logits(problem.retain.tokens, problem.retain.length)
@@ -430,7 +439,8 @@ class _Objectives:
         over retain facts plus its mean over the texts' positions.
         """
         pack, subject = found.pack, self.subject
-        hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
+        with self.signal.watched() if self.signal else nullcontext({}) as seen:
+            hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
         n, m = len(rows.forget), len(rows.forget) + len(rows.retain)
         forgotten, facts = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
         last = pack.last.to(hidden.device)
@@ -439,6 +449,10 @@ class _Objectives:
             some = self.problem.forget.select([rows.forget[i] for i in pack.rows[forgotten]])
             logits = subject.head(hidden[last[forgotten]], some.vocabulary)
             forget = indistinguishable(logits, some).sum() / n
+            if self.signal:
+                forms = self.signal.forms[[rows.forget[i] for i in pack.rows[forgotten]]]
+                share = self.signal.share(seen, pack, forgotten, forms)
+                forget = forget + self.signal_weight * share * len(forms) / n
         if facts.any():
             places = [rows.retain[i - n] for i in pack.rows[facts].tolist()]
             now = self._distribution(hidden[last[facts]])
