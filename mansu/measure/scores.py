@@ -22,9 +22,15 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
 
-EVALUATED = ("forget", "retain", "holdout", "paraphrase")
+EVALUATED = ("forget", "retain", "holdout", "neighbour", "paraphrase")
 
-TITLES = {"forget": "Forget", "paraphrase": "Paraphrase", "retain": "Retain", "holdout": "Held out"}
+TITLES = {
+    "forget": "Forget",
+    "paraphrase": "Paraphrase",
+    "retain": "Retain",
+    "holdout": "Held out",
+    "neighbour": "Neighbours",
+}
 """What a split is called, in the order in which they are shown."""
 
 
