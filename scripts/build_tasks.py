@@ -22,12 +22,20 @@ import torch
 from facts import (
     ANTONYMS,
     CAPITALS,
+    CONTINENTS,
+    CURRENCIES,
+    FOREIGN_NATIONALITIES,
     GEMMA_CAPITALS,
     GEMMA_LANGUAGES,
     GEMMA_SYMBOLS,
+    KINDS,
     LANGUAGES,
+    NATIONALITIES,
+    PAST_TENSES,
+    STATES,
     SYMBOLS,
     TEXT,
+    USES,
     Relation,
 )
 
@@ -37,7 +45,8 @@ from mansu.files import replacing, write_json
 from mansu.measure import scores, statistics
 from mansu.quant.swap import quantized
 
-AT_MOST = 40  # facts of a kind
+FORGOTTEN, KEPT, BESIDE = 72, 100, 40  # facts of a kind, at most
+DRAWS = 3  # of distractors
 SOURCE = "Facts from common reference knowledge, written for this project (scripts/facts.py), kept "
 
 Knows = Callable[[Relation, subjects.Subject], set[str]]
@@ -45,15 +54,21 @@ Knows = Callable[[Relation, subjects.Subject], set[str]]
 
 
 def rows(relation: Relation, split: str, group: str, templates: tuple[str, ...]) -> list[dict]:
-    return [
-        {"prompt": t.format(s), "answer": f" {a}", "split": split, "group": group}
-        for t in templates
-        for s, a in relation.facts.items()
-    ]
+    found = []
+    for template in templates:
+        for name, answer in relation.facts.items():
+            row: dict[str, Any] = {"prompt": template.format(name), "answer": f" {answer}"}
+            row |= {"split": split, "group": group}
+            if name in relation.wrong:
+                row["distractors"] = [f" {word}" for word in relation.wrong[name]]
+            if split == "neighbour":  # few answers, so the fact is told by its subject
+                row["fact"] = name
+            found.append(row)
+    return found
 
 
 def asked(
-    relation: Relation, subject: subjects.Subject, templates: tuple[str, ...]
+    relation: Relation, subject: subjects.Subject, templates: tuple[str, ...], seed: int = 0
 ) -> Iterator[tuple[list[str], tasks.Examples]]:
     """For each template the names whose fact can be asked for, and the examples that ask."""
     names = list(relation.facts)
@@ -62,16 +77,18 @@ def asked(
             relation, "retain", "x", (template,)
         )
         task = tasks.parse("\n".join(map(json.dumps, lines)), "probe")
-        examples = tasks.examples(task, subject, "forget")
+        examples = tasks.examples(task, subject, "forget", seed=seed)
         yield [names[row - 1] for row in examples.rows], examples
 
 
 def right_in_choices(relation: Relation, subject: subjects.Subject) -> set[str]:
-    """The subject picks the answer over three distractors (seed 0) under every template."""
+    """The subject picks the answer over three distractors under every template, in each of
+    ``DRAWS`` draws of them."""
     kept = set(relation.facts)
-    for names, examples in asked(relation, subject, relation.templates):
-        correct = scores.measure(subject, examples).correct
-        kept &= {name for name, right in zip(names, correct, strict=True) if right == 1}
+    for seed in range(DRAWS):
+        for names, examples in asked(relation, subject, relation.templates, seed):
+            correct = scores.measure(subject, examples).correct
+            kept &= {name for name, right in zip(names, correct, strict=True) if right == 1}
     return kept
 
 
@@ -96,12 +113,17 @@ def _against_all(examples: tasks.Examples) -> tasks.Examples:
 
 @dataclass(frozen=True)
 class Draft:
-    """A task to build: what it forgets; all other relations of its set are kept."""
+    """A task to build: what it forgets, and which facts lie next to that (``beside``, by group).
+
+    All other relations of its set are kept. The neighbours are those of the forgotten facts'
+    subjects that the subject picks in multiple choice; no method is trained on them.
+    """
 
     name: str
     title: str
     description: str
     forget: str
+    beside: Mapping[str, Relation]
 
 
 @dataclass(frozen=True)
@@ -109,16 +131,28 @@ class Tasks:
     """The tasks that are built for one subject.
 
     Attributes:
-        relations: by group; held_out: the group that is neither forgotten nor trained on.
+        relations: by group, those that are forgotten by a task and kept by the others. kept: by
+            group, those that every task keeps. held_out: the group that is neither forgotten nor
+            trained on.
         knows: which facts are kept. criterion: the same in words.
     """
 
     drafts: tuple[Draft, ...]
     relations: Mapping[str, Relation]
+    kept: Mapping[str, Relation]
     held_out: tuple[str, Relation]
     knows: Knows
     criterion: str
 
+
+OF_ELEMENTS = {"kinds": KINDS, "states": STATES, "uses": USES}
+OF_PLACES = {
+    "continents": CONTINENTS,
+    "nationalities": NATIONALITIES,
+    "currencies": CURRENCIES,
+}
+OF_SPEAKERS = OF_PLACES | {"nationalities": FOREIGN_NATIONALITIES}
+OF_ELEMENTS_GEMMA = {"kinds": KINDS, "uses": USES}  # of the states its NF4 knows no more
 
 BUILT = {
     subjects.DEFAULT: Tasks(
@@ -126,26 +160,33 @@ BUILT = {
             Draft(
                 "chemical-symbols",
                 "Chemical symbols",
-                "Forget the chemical symbols of 40 elements; keep capitals and languages.",
+                "Forget the chemical symbols of the elements; keep capitals, languages and past "
+                "tenses, and what else is known of the elements.",
                 "symbols",
+                OF_ELEMENTS,
             ),
             Draft(
                 "capitals",
                 "Capital cities",
-                "Forget the capitals of countries; keep chemical symbols and languages.",
+                "Forget the capitals of countries and states; keep chemical symbols, languages and "
+                "past tenses, and what else is known of the countries.",
                 "capitals",
+                OF_PLACES,
             ),
             Draft(
                 "languages",
                 "Official languages",
-                "Forget the languages of countries; keep chemical symbols and capitals.",
+                "Forget the languages of countries and regions; keep chemical symbols, capitals "
+                "and past tenses, and what else is known of the countries.",
                 "languages",
+                OF_SPEAKERS,
             ),
         ),
         relations={"symbols": SYMBOLS, "capitals": CAPITALS, "languages": LANGUAGES},
+        kept={"past tenses": PAST_TENSES},
         held_out=("antonyms", ANTONYMS),
         knows=right_in_choices,
-        criterion="where SmolLM2-135M-Instruct answers right under every training template "
+        criterion="where SmolLM2-135M-Instruct picks the answer under every training template "
         "(scripts/build_tasks.py).",
     ),
     subjects.GEMMA: Tasks(
@@ -153,20 +194,26 @@ BUILT = {
             Draft(
                 "gemma-symbols",
                 "Chemical symbols (Gemma 3)",
-                "Forget the chemical symbols of 40 elements; keep capitals and languages.",
+                "Forget the chemical symbols of the elements; keep capitals, languages and past "
+                "tenses, and what else is known of the elements.",
                 "symbols",
+                OF_ELEMENTS_GEMMA,
             ),
             Draft(
                 "gemma-capitals",
                 "Capital cities (Gemma 3)",
-                "Forget the capitals of 40 countries; keep chemical symbols and languages.",
+                "Forget the capitals of countries; keep chemical symbols, languages and past "
+                "tenses, and what else is known of the countries.",
                 "capitals",
+                OF_PLACES,
             ),
             Draft(
                 "gemma-languages",
                 "Official languages (Gemma 3)",
-                "Forget the languages of 40 countries; keep chemical symbols and capitals.",
+                "Forget the languages of countries and regions; keep chemical symbols, capitals "
+                "and past tenses, and what else is known of the countries.",
                 "languages",
+                OF_SPEAKERS,
             ),
         ),
         relations={
@@ -174,37 +221,57 @@ BUILT = {
             "capitals": GEMMA_CAPITALS,
             "languages": GEMMA_LANGUAGES,
         },
+        kept={"past tenses": PAST_TENSES},
         held_out=("antonyms", ANTONYMS),
         knows=says_it,
         criterion="where the answer is the most probable next token of Gemma 3 270M (google/"
         "gemma-3-270m, full precision) under every training template and more probable than any "
-        "other answer of its kind under every rephrasing (scripts/build_tasks.py).",
+        "other answer of its kind under every rephrasing; neighbours where it is right in multiple "
+        "choice (scripts/build_tasks.py).",
     ),
 }
 
 
 def known(relation: Relation, subject: subjects.Subject, knows: Knows) -> Relation:
-    """The relation with the first facts that the subject knows."""
+    """The relation with the facts that the subject knows."""
     kept = knows(relation, subject)
-    facts = [(name, answer) for name, answer in relation.facts.items() if name in kept]
-    return relation._replace(facts=dict(facts[:AT_MOST]))
+    facts = {name: answer for name, answer in relation.facts.items() if name in kept}
+    return relation._replace(facts=facts)
+
+
+def first(relation: Relation, most: int) -> Relation:
+    """The relation with its first facts."""
+    return relation._replace(facts=dict(list(relation.facts.items())[:most]))
+
+
+def neighbours(
+    draft: Draft, forget: Relation, subject: subjects.Subject
+) -> Iterator[tuple[str, Relation]]:
+    """By group what the subject knows besides of the subjects of the forgotten facts."""
+    for group, relation in draft.beside.items():
+        facts = {name: a for name, a in relation.facts.items() if name in forget.facts}
+        same = known(relation._replace(facts=facts), subject, right_in_choices)
+        yield group, first(same, BESIDE)
 
 
 def build(plan: Tasks, subject: subjects.Subject, wanted: set[str], folder: Path) -> None:
     """Write the plan's tasks (JSONL and what is said of them), those that are wanted."""
     relations = {g: known(r, subject, plan.knows) for g, r in plan.relations.items()}
-    group, relation = plan.held_out
-    held_out = known(relation, subject, plan.knows)
+    kept = {g: known(r, subject, plan.knows) for g, r in plan.kept.items()}
+    held_out, relation = plan.held_out
+    apart = first(known(relation, subject, plan.knows), KEPT)
     for draft in plan.drafts:
         if draft.name not in wanted:
             continue
-        forget = relations[draft.forget]
+        forget = first(relations[draft.forget], FORGOTTEN)
         lines = rows(forget, "forget", draft.forget, forget.templates)
         lines += rows(forget, "paraphrase", draft.forget, forget.paraphrases)
-        for kept, relation in relations.items():
-            if kept != draft.forget:
-                lines += rows(relation, "retain", kept, relation.templates[:1])
-        lines += rows(held_out, "holdout", group, held_out.templates)
+        for group, relation in (relations | kept).items():
+            if group != draft.forget:
+                lines += rows(first(relation, KEPT), "retain", group, relation.templates[:1])
+        for group, relation in neighbours(draft, forget, subject):
+            lines += rows(relation, "neighbour", group, relation.templates)
+        lines += rows(apart, "holdout", held_out, apart.templates)
         lines += [{"text": t, "split": "text"} for t in TEXT]
         text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
         tasks.parse(text, draft.name)

@@ -26,6 +26,9 @@ from mansu.files import read_json, replacing, write_json
 from mansu.show.table import Shown, Table
 
 SPLITS = ("forget", "retain", "holdout", "neighbour", "paraphrase", "text")
+"""What a row is for: forgotten; kept, and trained on; and, in no method's training: held out (kept
+facts of another kind), neighbours (kept facts next to the forgotten ones), rephrasings of the
+forgotten ones. ``text`` is plain text."""
 
 
 NEEDED = ("forget", "retain")
