@@ -263,8 +263,15 @@ def test_cad_on_a_gpu_is_that_of_the_processor(
     mask = parameter_mask(here, circuit, attribute(here, pairs), max_fraction=0.1).tensors()
     rows = [tasks.examples(tiny_task, tiny, split) for split in tasks.NEEDED]
     weaker = [controls.Suppression(subject, *rows).at(0.5) for subject in (there, here)]
-    ((_, one),), ((_, other),) = (edit.changes.values() for edit in weaker)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    moves = []
+    for edit in weaker:
+        (name,) = edit.changes
+        with edit.applied(here):
+            moves.append(here.parameters[name].clone())
+        moves[-1] -= here.parameters[name]
+    error = float((moves[0] - moves[1]).norm() / moves[1].norm())
+    print(f"suppressors: relative error {error:.1e}")
+    assert error < 1e-2  # of a least-squares solution in float32
     zeroed = controls.ablation(here, mask)
     found, wanted = (cad.Signals(subject, pairs, steps=3, groups=4) for subject in (there, here))
     assert close(found.base, wanted.base)
