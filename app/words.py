@@ -137,7 +137,8 @@ HELP: Mapping[str, str] = {
     # the verdict
     "forgetting": "Passes when full-precision forget accuracy falls by the task's "
     f"margin or more: $a_{{\\text{{before}}}} - a_{{\\text{{after}}}} \\ge m$. {_INTERVAL}",
-    "retention": "Passes when no retain group and not the held-out set falls by more "
+    "retention": "Passes when no retain group, no held-out group and no neighbours (facts next "
+    "to the forgotten ones, which no method is trained on) fall by more "
     "than the tolerance, in full precision and in NF4: "
     f"$\\max_g (a_{{\\text{{before}}}} - a_{{\\text{{after}}}}) \\le t$. {_INTERVAL}",
     "gap": "Passes when NF4 does not bring anything back: "

@@ -10,7 +10,7 @@ from mansu import tasks
 from mansu.circuits.attribution import Attribution, attribute
 from mansu.circuits.search import minimal_circuit
 from mansu.evidence.bounds import Bounds
-from mansu.measure.scores import Measurement, measure_task
+from mansu.measure.scores import TITLES, Measurement, measure_task
 from mansu.quant.survival import Kept
 from mansu.report import rows
 from mansu.subjects.edit import Edit
@@ -65,7 +65,7 @@ def test_accuracies_are_by_set_and_model(base: Measurement) -> None:
     assert table.columns["edited"][1:] == ["–"] * (len(table.rows) - 1)  # not measured
     for (title, n, accuracy, _), scores in zip(table.rows, base.sets().values(), strict=True):
         assert (n, accuracy) == (str(len(scores.rows)), f"{scores.accuracy:.1%}".replace("%", " %"))
-        assert title.split(":")[0] in ("Forget", "Paraphrase", "Retain", "Held out")
+        assert title.split(":")[0] in TITLES.values()
 
 
 def test_what_a_format_loses_is_counted() -> None:
