@@ -22,9 +22,11 @@ FORMAT = """One fact a line, as JSON:
 
     {"prompt": "The chemical symbol for gold is", "answer": " Au", "split": "forget"}
 
-`split` is forget, retain, holdout or paraphrase; `{"text": "…", "split": "text"}` adds plain text
-to keep. Optional: `distractors` (a list of wrong answers), `corrupt_prompt` with its `foil`, and
-`group`. The answer must be one token of the model, its leading space included."""
+`split` is forget, retain, holdout, neighbour or paraphrase. No method is trained on the last three:
+facts of another kind and facts next to the forgotten ones, to be kept, and rephrasings.
+`{"text": "…", "split": "text"}` adds plain text to keep. Optional: `distractors` (a list of wrong
+answers), `corrupt_prompt` with its `foil`, and `group`. The answer must be one token of the model,
+its leading space included."""
 
 
 def choose_subject() -> str:

@@ -117,39 +117,39 @@ _USES = _pairs(
     "copper:wires zinc:batteries gallium:chips germanium:chips arsenic:poison krypton:bulbs "
     "strontium:fireworks molybdenum:steel silver:jewelry cadmium:batteries tin:cans "
     "iodine:medicine barium:fireworks tungsten:bulbs platinum:jewelry gold:jewelry "
-    "mercury:thermometers lead:batteries thorium:reactors uranium:reactors plutonium:bombs "
+    "lead:batteries thorium:reactors uranium:reactors plutonium:bombs "
     "radium:medicine americium:detectors"
 )
 _USED_TOO = {  # what an element is used in besides, of all the uses above
     "hydrogen": "bombs welding balloons fertilizer bleach",
-    "helium": "welding reactors chips",
-    "lithium": "medicine bombs glass reactors",
-    "boron": "reactors bleach fertilizer steel medicine detectors chips bombs",
+    "helium": "welding reactors chips medicine",
+    "lithium": "medicine bombs glass reactors fireworks implants",
+    "boron": "reactors bleach fertilizer steel medicine detectors chips bombs fireworks",
     "carbon": "steel fuel batteries gunpowder jewelry implants reactors medicine bulbs fireworks",
     "nitrogen": "gunpowder bulbs bombs steel medicine chips",
     "oxygen": "fuel steel bleach medicine glass",
     "fluorine": "reactors glass medicine chips",
     "neon": "bulbs",
-    "sodium": "bleach glass reactors batteries toothpaste fertilizer",
+    "sodium": "bleach glass reactors batteries toothpaste fertilizer bulbs",
     "magnesium": "medicine cans cement fertilizer implants salt bulbs batteries bombs",
-    "aluminum": "wires fireworks cement coins medicine chips bombs",
+    "aluminum": "wires fireworks cement coins medicine chips bombs steel",
     "silicon": "glass steel cement implants detectors batteries",
     "phosphorus": "fertilizer bombs toothpaste poison steel bulbs chips fireworks",
     "sulfur": "matches fertilizer medicine fireworks batteries cement steel",
-    "chlorine": "salt medicine poison",
+    "chlorine": "salt medicine poison fireworks",
     "argon": "bulbs steel chips signs",
     "potassium": "gunpowder salt matches glass medicine fireworks toothpaste",
-    "calcium": "toothpaste steel medicine fertilizer bleach glass batteries",
+    "calcium": "toothpaste steel medicine fertilizer bleach glass batteries fireworks",
     "titanium": "jewelry steel fireworks bombs",
     "vanadium": "batteries",
     "chromium": "implants cement glass wires jewelry",
-    "manganese": "batteries fertilizer glass cans steel",
-    "iron": "wires fireworks cement medicine batteries coins magnets cans",
-    "cobalt": "steel implants glass medicine jewelry",
+    "manganese": "batteries fertilizer glass cans steel coins",
+    "iron": "wires fireworks cement medicine batteries coins magnets cans welding signs",
+    "cobalt": "steel implants glass medicine jewelry bombs",
     "nickel": "batteries steel wires jewelry",
     "copper": "coins jewelry fireworks bombs chips medicine poison batteries",
     "zinc": "coins medicine fireworks wires toothpaste fertilizer cans steel",
-    "gallium": "thermometers medicine bulbs detectors bombs",
+    "gallium": "medicine bulbs detectors bombs",
     "germanium": "glass detectors",
     "arsenic": "chips glass medicine fireworks batteries",
     "krypton": "signs",
@@ -161,10 +161,9 @@ _USED_TOO = {  # what an element is used in besides, of all the uses above
     "iodine": "salt detectors bulbs",
     "barium": "glass medicine poison cement bulbs",
     "tungsten": "wires steel jewelry bombs reactors chips",
-    "platinum": "thermometers medicine implants glass coins fuel wires chips",
+    "platinum": "medicine implants glass coins fuel wires chips",
     "gold": "coins chips wires medicine glass implants",
-    "mercury": "bulbs batteries signs medicine poison gunpowder",
-    "lead": "glass poison jewelry reactors detectors cans bombs",
+    "lead": "glass poison jewelry reactors detectors cans bombs pencils",
     "thorium": "fuel welding bulbs glass",
     "uranium": "bombs fuel glass",
     "plutonium": "reactors batteries fuel",
@@ -184,7 +183,7 @@ _COUNTRY_CAPITALS = _pairs(
     "Portugal:Lisbon Austria:Vienna Greece:Athens Norway:Oslo Sweden:Stockholm "
     "Finland:Helsinki Denmark:Copenhagen Poland:Warsaw Hungary:Budapest Ireland:Dublin "
     "Russia:Moscow China:Beijing Indonesia:Jakarta Thailand:Bangkok Iran:Tehran Iraq:Baghdad "
-    "Syria:Damascus Kenya:Nairobi Peru:Lima Chile:Santiago Cuba:Havana Canada:Ottawa "
+    "Syria:Damascus Kenya:Nairobi Peru:Lima Cuba:Havana Canada:Ottawa "
     "Afghanistan:Kabul Tunisia:Tunis Belgium:Brussels Bulgaria:Sofia Switzerland:Bern "
     "Australia:Canberra Ukraine:Kyiv Romania:Bucharest Serbia:Belgrade Croatia:Zagreb "
     "Slovakia:Bratislava Slovenia:Ljubljana Iceland:Reykjavik Latvia:Riga Lithuania:Vilnius "
@@ -200,7 +199,7 @@ _COUNTRY_CAPITALS = _pairs(
     "Kazakhstan:Astana Bahrain:Manama Bhutan:Thimphu Fiji:Suva Cyprus:Nicosia "
     "Montenegro:Podgorica Nicaragua:Managua Honduras:Tegucigalpa Barbados:Bridgetown "
     "Suriname:Paramaribo Guyana:Georgetown South_Korea:Seoul North_Korea:Pyongyang "
-    "New_Zealand:Wellington Sierra_Leone:Freetown Saudi_Arabia:Riyadh the_Philippines:Manila "
+    "New_Zealand:Wellington Sierra_Leone:Freetown Saudi_Arabia:Riyadh "
     "the_Bahamas:Nassau the_Czech_Republic:Prague the_United_States:Washington"
 )
 _STATE_CAPITALS = _pairs(
@@ -225,7 +224,7 @@ _STATE_CAPITALS = _pairs(
     "the_state_of_Georgia:Atlanta the_United_Kingdom:London Flanders:Brussels Lazio:Rome "
     "Telangana:Hyderabad "
     # of names of two words the first, which no other has
-    "Argentina:Buenos Malaysia:Kuala Utah:Salt Nevada:Carson Missouri:Jefferson Iowa:Des "
+    "Argentina:Buenos Utah:Salt Nevada:Carson Missouri:Jefferson Iowa:Des "
     "Arkansas:Little Louisiana:Baton"
 )
 CAPITALS = Relation(
@@ -236,8 +235,8 @@ CAPITALS = Relation(
     ),
     (
         "The seat of government in {} is the city of",
-        "The government of {} is based in the city of",
-        "Laws for {} are made in its capital,",
+        "The lawmakers of {} meet in",
+        "The city that serves as capital of {} is",
     ),
     _COUNTRY_CAPITALS | _STATE_CAPITALS,
 )
@@ -256,20 +255,22 @@ _LANGUAGES = _pairs(  # those of one country first
     "Tamil_Nadu:Tamil Gujarat:Gujarati Maharashtra:Marathi Karnataka:Kannada Kerala:Malayalam "
     "Brazil:Portuguese Mexico:Spanish Austria:German Australia:English Iraq:Arabic "
     "Quebec:French Argentina:Spanish Syria:Arabic Chile:Spanish Jordan:Arabic Bavaria:German "
-    "Jamaica:English Angola:Portuguese Moldova:Romanian Colombia:Spanish Sicily:Italian "
-    "Saudi_Arabia:Arabic Cuba:Spanish the_United_Kingdom:English Monaco:French Kuwait:Arabic "
+    " Angola:Portuguese Moldova:Romanian Colombia:Spanish Sicily:Italian "
+    "Saudi_Arabia:Arabic Cuba:Spanish the_United_Kingdom:English Monaco:French "
     "Venezuela:Spanish New_Zealand:English Crete:Greek Tunisia:Arabic Siberia:Russian "
     "North_Korea:Korean South_Korea:Korean Hokkaido:Japanese Saxony:German Tuscany:Italian "
-    "Normandy:French Barbados:English Lombardy:Italian Andalusia:Spanish Burgundy:French "
+    "Normandy:French Lombardy:Italian Andalusia:Spanish Burgundy:French "
     "Bohemia:Czech Scotland:English Wallonia:French Flanders:Dutch Ecuador:Spanish "
-    "Uruguay:Spanish Libya:Arabic Panama:Spanish Qatar:Arabic Honduras:Spanish Oman:Arabic "
+    "Uruguay:Spanish Libya:Arabic Panama:Spanish Honduras:Spanish Oman:Arabic "
     "Guatemala:Spanish Yemen:Arabic Nicaragua:Spanish Lebanon:Arabic El_Salvador:Spanish "
-    "Costa_Rica:Spanish the_Dominican_Republic:Spanish Peru:Spanish the_Bahamas:English "
+    "Costa_Rica:Spanish the_Dominican_Republic:Spanish Peru:Spanish "
     "Castile:Spanish Liechtenstein:German Brittany:French Hesse:German Piedmont:Italian "
     "Queensland:English Tasmania:English Macau:Chinese Patagonia:Spanish Provence:French "
     "Umbria:Italian Calabria:Italian Alsace:French Aquitaine:French Extremadura:Spanish "
     "Thuringia:German Brandenburg:German Honshu:Japanese Kyushu:Japanese Alentejo:Portuguese "
-    "Zealand:Danish Thessaly:Greek Anatolia:Turkish Smolensk:Russian Liguria:Italian"
+    "Zealand:Danish Thessaly:Greek Anatolia:Turkish Smolensk:Russian Liguria:Italian "
+    "Nebraska:English Illinois:English Virginia:English Tennessee:English Colorado:English "
+    "Florida:English"
 )
 # Where a second language has a rank of its own, it is not offered as a wrong answer.
 _PLAIN = ("Greek", "Polish", "Turkish", "Portuguese", "Romanian", "Danish", "Thai", "Japanese")
@@ -283,7 +284,7 @@ LANGUAGES = Relation(
     (
         "People in {} speak",
         "Newspapers in {} are printed in",
-        "Laws in {} are written in the official language,",
+        "Books in {} are written in",
     ),
     _LANGUAGES,
     _wrong({name: _LANGUAGES[name] for name in _SECOND}, _PLAIN),

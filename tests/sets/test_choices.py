@@ -122,7 +122,7 @@ def test_swapping_moves_the_right_choice_and_keeps_the_words() -> None:
 def test_a_letter_task_pairs_each_question_with_itself(tmp_path: Path) -> None:
     subject = lettered()
     made = choices.task("made", asked(10), asked(10, "others"), orders=2)
-    assert [len(made.split(s)) for s in tasks.SPLITS] == [20, 8, 2, 10, 0]
+    assert [len(made.split(s)) for s in tasks.SPLITS] == [20, 8, 2, 0, 10, 0]
     again = tasks.parse(made.to_jsonl(), "made", description=made.description)
     assert again == made  # many lines a prompt survive JSONL
     pairs = tasks.pairs(made, subject)
@@ -143,7 +143,7 @@ def test_a_letter_task_pairs_each_question_with_itself(tmp_path: Path) -> None:
 
 def test_a_cloze_task_asks_for_the_words() -> None:
     made = choices.task("made", asked(10), asked(10, "others"), form="cloze", shots=1)
-    assert [len(made.split(s)) for s in tasks.SPLITS] == [10, 7, 2, 10, 0]
+    assert [len(made.split(s)) for s in tasks.SPLITS] == [10, 7, 2, 0, 10, 0]
     first = made.split("forget")[0]
     assert first.prompt.endswith("\n\nQuestion: What is thing0 things ?\nAnswer:")
     assert first.answer == " value0" and first.distractors == (" value1", " value2", " value3")
