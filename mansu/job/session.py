@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 
-from torch import Tensor
-
 from mansu import quant, tasks
 from mansu.circuits.gradients import Factors
 from mansu.evidence.cad import Signals
@@ -17,6 +15,7 @@ from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.measure.drift import Reference, texts
 from mansu.measure.scores import EVALUATED
+from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.own_text import Rows
@@ -78,9 +77,14 @@ class Session:
         return self._rows[split]
 
     @cached_property
-    def text(self) -> tuple[Tensor, Tensor]:
+    def text(self) -> Rows:
         """Plain text to keep: tokens ``[N, T]``, length ``[N]``."""
         return tasks.text(self.task, self.subject)
+
+    @cached_property
+    def kept_text(self) -> Rows:
+        """``text``, and what the unedited model says itself, also of what the facts are about."""
+        return kept_text(self.subject, self.text, self.rows("forget"), seed=self.settings.seed)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mansu.subjects.own_text import Rows, own_text
+from mansu.subjects.own_text import WORDS, Rows, own_text
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import text
@@ -25,9 +25,6 @@ from mansu.tasks.tokens import text
 TEXTS, TOKENS, BEGUN = 16, 32, 3
 """Texts that drift is measured on, the most tokens of each (as many distributions over all words
 are held), and how many of them a text of the task gives."""
-
-WORDS = ("The", "In", "A", "When", "I", "If", "We", "It", "For", "This", "One", "After")
-"""How a text begins where the task has none."""
 
 
 def texts(subject: Subject, task: Task, *, seed: int = 0) -> Rows:

@@ -25,13 +25,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
-from mansu.measure.scores import right
+from mansu.measure.scores import Scores, measure, measure_sets
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.signal import Signal
@@ -46,7 +47,15 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
-FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 3
+FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
+GEOMETRY_TEXTS = 16
+"""Texts, at most, that the projection and the Fisher information are taken from."""
+
+KEPT = 0.05
+"""Nats that the kept answers may lose on the way before they weigh more: half of what a verdict
+allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
+
+HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS = 64
 RATE, TOY_RATE = 0.12, 0.2
 CHECK_EVERY = 3
@@ -199,9 +208,10 @@ class _Work:
             self.objectives = _Objectives(problem, signal, settings.signal_weight)
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
-        self.start = _worst(problem.retain, right(subject, problem.retain)[0])
+        self.retain_weight = settings.retain_weight
+        self.start = measure(subject, problem.retain)
         with self._nf4_model():
-            self.start_nf4 = _worst(problem.retain, right(subject, problem.retain)[0])
+            self.start_nf4 = measure(subject, problem.retain)
 
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
@@ -209,7 +219,9 @@ class _Work:
     def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
         """With the projection and the Fisher information where the settings ask for them."""
         problem, settings, spans = self.problem, self.settings, None
-        retain, text = problem.retain, problem.text
+        retain, (tokens, length) = problem.retain, problem.text
+        some = slice(None, None, max(1, -(-len(tokens) // GEOMETRY_TEXTS)))
+        text = tokens[some], length[some]
         if settings.project:
             spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
         importance = torch.zeros_like(self.movable.base)
@@ -244,7 +256,7 @@ class _Work:
         rows, places = self.objectives.sample(self.rng), self.movable.places
         forget, retain = (torch.zeros_like(self.movable.wish) for _ in range(2))
         forget_loss = retain_loss = 0.0
-        weight = self.settings.retain_weight
+        weight = self.retain_weight
         with self._nf4_model() if self.in_nf4 else nullcontext():
             for pack in rows.packs(self.subject):
 
@@ -275,16 +287,25 @@ class _Work:
     def check(self, step: int, last: bool) -> dict[str, float]:
         """Measure the weights as they are, and keep them if they are the best so far.
 
-        What counts, in this order: the retain tolerance, no PTQ gap, and forget accuracy near
-        chance. Far below chance the answer is told by its avoidance. A part of the forget set is
-        asked; all of it at the end, and where the part says that the target is reached.
+        What counts, in this order: what is kept, in accuracy and in nats, and forget accuracy near
+        chance in both formats. Far below chance the answer is told by its avoidance. A part of the
+        forget set is asked; all of it at the end, and where the part says that the target is
+        reached.
         """
         found = self._checked(self.problem.forget if last else self.part)
         if not last and self._reached(found):
             found = self._checked(self.problem.forget)
         self.in_nf4, self.done = found.forget_nf4 > found.forget, self._reached(found)
-        nearest = abs(max(found.forget, found.forget_nf4) - CHANCE)
-        rank = (found.retain_fall > self.problem.task.tolerance, self.in_nf4, nearest)
+        self.retain_weight = min(
+            max(
+                self.retain_weight * (HARDER if found.retain_nats > KEPT else EASIER),
+                self.settings.retain_weight,
+            ),
+            HARDEST,
+        )
+        furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
+        fell = found.retain_fall > self.problem.task.tolerance
+        rank = (fell, found.retain_nats > 2 * KEPT, furthest)
         if self.best is None or rank < self.best.rank:
             names = self.movable.places
             weights = {n: self.subject.parameters[n].detach().clone() for n in names}
@@ -293,34 +314,42 @@ class _Work:
             "forget_accuracy": found.forget,
             "forget_accuracy_nf4": found.forget_nf4,
             "retain_fall": found.retain_fall,
+            "retain_nats": found.retain_nats,
         }
 
     def _checked(self, forget: Examples) -> _Check:
-        retain = self.problem.retain
-        now, kept = right(self.subject, forget, retain)
+        sets = [forget, self.problem.retain]
+        now, kept = measure_sets(self.subject, sets)
         with self._nf4_model():
-            now_nf4, kept_nf4 = right(self.subject, forget, retain)
-        fall = max(self.start - _worst(retain, kept), self.start_nf4 - _worst(retain, kept_nf4))
-        return _Check(float(now.mean()), float(now_nf4.mean()), fall)
+            now_nf4, kept_nf4 = measure_sets(self.subject, sets)
+        pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
+        fall, nats = (
+            max(_worst_fall(before, after, what) for before, after in pairs)
+            for what in ("correct", "log_probability")
+        )
+        return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
         assert self.settings.target is not None
         kept = found.retain_fall <= self.problem.task.tolerance
-        return kept and found.forget_nf4 <= found.forget <= self.settings.target
+        kept = kept and found.retain_nats <= 2 * KEPT
+        return kept and max(found.forget, found.forget_nf4) <= self.settings.target
 
 
 class _Check(NamedTuple):
-    """Accuracies in full precision and in NF4, and the fall of the worst retain group's."""
+    """Accuracies in full precision and in NF4, and the most that a retain group's accuracy and
+    its answers' log-probability (nats) fell, in either."""
 
     forget: float
     forget_nf4: float
     retain_fall: float
+    retain_nats: float
 
 
-def _worst(rows: Examples, correct: Tensor) -> float:
-    """The accuracy of the group that has the lowest."""
-    groups = torch.tensor([rows.groups.index(name) for name in rows.groups])
-    return min(float(correct[groups == i].mean()) for i in groups.unique())
+def _worst_fall(before: Scores, after: Scores, what: str) -> float:
+    """The mean fall of the group that falls most."""
+    fall, groups = getattr(before, what) - getattr(after, what), np.array(before.groups)
+    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(before.groups))
 
 
 def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:
@@ -414,13 +443,12 @@ class _Objectives:
         self.subject, self.problem = problem.subject, problem
         self.signal, self.signal_weight = signal, signal_weight
         self.positions = problem.text[1].tolist()
+        # The head is not moved: final hidden states are the distributions, in little memory.
         with torch.no_grad():
-            logits = self.subject.next_token_logits(problem.retain.tokens, problem.retain.length)
-            self.facts = logits.float().log_softmax(-1)
-            self.texts: tuple[Tensor, ...] = ()
-            if self.positions:
-                hidden = self.subject.states(*problem.text)
-                self.texts = self._distribution(hidden).split(self.positions)
+            sets = [(problem.retain.tokens, problem.retain.length), problem.text]
+            facts, texts = self.subject.states_of(*sets)
+            self.facts = facts[problem.retain.length.cumsum(0) - 1]
+            self.texts = texts.split(self.positions)
 
     def sample(self, rng: random.Random) -> _Rows:
         """Rows for a step."""
@@ -456,14 +484,19 @@ class _Objectives:
         if facts.any():
             places = [rows.retain[i - n] for i in pack.rows[facts].tolist()]
             now = self._distribution(hidden[last[facts]])
-            kept = kept + _kl(self.facts[places], now) / len(rows.retain)
+            kept = kept + _kl(self._reference(self.facts[places]), now) / len(rows.retain)
         if (texts := pack.rows >= m).any():
             places = [rows.text[i - m] for i in pack.rows[texts].tolist()]
             at = pack.at[texts][pack.real[texts]].to(hidden.device)
             now = self._distribution(hidden[at])
             every = sum(self.positions[i] for i in rows.text)
-            kept = kept + _kl(torch.cat([self.texts[i] for i in places]), now) / every
+            before = self._reference(torch.cat([self.texts[i] for i in places]))
+            kept = kept + _kl(before, now) / every
         return forget, kept
+
+    @torch.no_grad()
+    def _reference(self, hidden: Tensor) -> Tensor:
+        return self._distribution(hidden)
 
     def _distribution(self, hidden: Tensor) -> Tensor:
         return self.subject.head(hidden).float().log_softmax(-1)

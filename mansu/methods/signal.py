@@ -17,7 +17,7 @@ from torch import Tensor
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, weight_name
-from mansu.tasks.tokens import Examples
+from mansu.tasks.tokens import Examples, forms
 
 ATTENTION = ("q", "k", "v", "o", "qkv")
 MLP = ("gate", "up", "gate and up", "down")
@@ -48,7 +48,7 @@ class Signal:
                 counts[write] = counts.get(write, 0) + int(chosen.sum())
         total = sum(counts.values())
         self.weights = {name: count / total for name, count in counts.items()}
-        self.forms = _forms(forget)
+        self.forms = forms(forget)
         self.before = self._variances(forget)
 
     @contextmanager
@@ -69,22 +69,22 @@ class Signal:
             for handle in handles:
                 handle.remove()
 
-    def share(self, seen: Mapping[str, Tensor], pack: Pack, rows: Tensor, forms: Tensor) -> Tensor:
+    def share(self, seen: Mapping[str, Tensor], pack: Pack, rows: Tensor, form: Tensor) -> Tensor:
         """Mean over the writes of what is left of the variance within a form, 1 at the start.
 
         Args:
             seen: of ``watched``. rows: bool ``[B]``, the pack's rows that are meant.
-            forms: int64, of those rows.
+            form: int64, of those rows.
         """
         total = torch.zeros((), device=self.subject.device)
         for name, weight in self.weights.items():
             written = seen[name][pack.last[rows].to(total.device)].float()
             found, before = written.new_zeros(()), written.new_zeros(())
-            for form in forms.unique().tolist():
-                some = written[(forms == form).to(written.device)]
+            for one in form.unique().tolist():
+                some = written[(form == one).to(written.device)]
                 if len(some) > 1:
                     found = found + len(some) * some.var(0).sum()
-                    before = before + len(some) * self.before[name][form]
+                    before = before + len(some) * self.before[name][one]
             total = total + weight * found / before.clamp_min(1e-12)
         return total
 
@@ -110,10 +110,3 @@ class Signal:
                 [w.var(0).sum() if len(w) > 1 else w.new_zeros(()) for w in by_form]
             )
         return variances
-
-
-def _forms(rows: Examples) -> Tensor:
-    """Rows that begin and end alike ask in one form, whatever they ask for: int64 ``[N]``."""
-    last = rows.tokens.gather(1, rows.length[:, None] - 1)[:, 0]
-    ends = torch.cat([rows.tokens[:, :3], last[:, None]], 1)
-    return ends.unique(dim=0, return_inverse=True)[1]

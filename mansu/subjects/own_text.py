@@ -16,6 +16,9 @@ from transformers import GenerationConfig
 
 from mansu.subjects.subject import Subject
 
+WORDS = ("The", "In", "A", "When", "I", "If", "We", "It", "For", "This", "One", "After")
+"""How a text begins where nothing else says how."""
+
 Rows = tuple[Tensor, Tensor]
 """(tokens int64 ``[N, T]``, right-padded; length int64 ``[N]``)"""
 

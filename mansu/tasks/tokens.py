@@ -367,6 +367,31 @@ def pairs(
     )
 
 
+def forms(rows: Examples) -> Tensor:
+    """Rows that begin and end alike ask in one form, whatever they ask for: int64 ``[N]``."""
+    last = rows.tokens.gather(1, rows.length[:, None] - 1)
+    return torch.cat([rows.tokens[:, :3], last], 1).unique(dim=0, return_inverse=True)[1]
+
+
+def entities(rows: Examples) -> list[list[int]]:
+    """What the rows ask about, token ids, each once: where rows of one form differ.
+
+    ``[[" gold"], [" silver"], …]`` of "The chemical symbol for gold is", and so on.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    numbers = forms(rows)
+    for form in numbers.unique().tolist():
+        same = (numbers == form).nonzero()[:, 0].tolist()
+        prompts = [rows.tokens[i, : rows.length[i]].tolist() for i in same]
+        shortest = min(map(len, prompts))
+        alike = [len({p[k] for p in prompts}) == 1 for k in range(shortest)]
+        start = alike.index(False) if False in alike else shortest
+        ends = [len({p[-k] for p in prompts}) == 1 for k in range(1, shortest - start + 1)]
+        end = ends.index(False) if False in ends else len(ends)
+        found |= {tuple(p[start : len(p) - end]): None for p in prompts}
+    return [list(entity) for entity in found if entity]
+
+
 def _own_corrupt(reading: Reading, subject: Subject) -> Reading | None:
     """The row's own corrupt prompt with its foil, where they can be used."""
     fact = reading.fact

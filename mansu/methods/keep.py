@@ -1,0 +1,32 @@
+"""What every method is given to keep besides facts: text, most of it the unedited model's own.
+
+A handful of kept facts and of written sentences says little of all that a model knows. What it says
+itself, of anything and of the very things whose facts are forgotten, is drawn from what must stay.
+"""
+
+from __future__ import annotations
+
+from mansu.subjects.own_text import WORDS, Rows, own_text
+from mansu.subjects.packing import together
+from mansu.subjects.subject import Subject
+from mansu.tasks.tokens import Examples, entities
+
+TEXTS, ABOUT = 24, 80
+"""Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
+
+TOKENS, ABOUT_TOKENS = 32, 16
+
+
+def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) -> Rows:
+    """Texts of the task, and of the subject as it now is, other ones than drift is measured on.
+
+    Args:
+        text: of the task, (tokens ``[N, T]``, length ``[N]``).
+        forget: whose entities it is asked to write about.
+    """
+    words = [subject.encode(WORDS[i % len(WORDS)], start=True) for i in range(TEXTS)]
+    about = [[*subject.prefix, *entity] for entity in entities(forget)]
+    every = max(1, -(-len(about) // ABOUT))
+    own = own_text(subject, words, TOKENS, seed=seed + 1)
+    of_them = own_text(subject, about[::every], ABOUT_TOKENS, seed=seed + 2)
+    return together([rows for rows in (text, own, of_them) if len(rows[0])])
