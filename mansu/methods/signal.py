@@ -2,8 +2,9 @@
 
 An objective on the output alone teaches a model to hide an answer that its nodes still write; so a
 rephrasing, a few steps of relearning, or a metric of the writes (signal CAD) finds it. This one
-asks that what attention and MLPs of the circuit write at a prompt's last token is the same for
-every fact that is asked for in one form: how much it differs is divided by how much it did.
+asks that attention and MLPs of the circuit write at a prompt's last token, whichever fact it asks
+for, what they write in that form of asking on average: how far a write is from that is divided by
+how far it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, weight_name
 from mansu.tasks.tokens import Examples, forms
@@ -31,10 +31,13 @@ class Signal:
             weights of it, and counts by how many.
 
     Attributes:
+        weights: name of a writing weight → its share of the mask.
         forms: int64 ``[N]``: rows of one form of asking have one number.
+        means, spreads: of the unedited model, by name: what it writes in each form on average,
+            ``[forms, d]``, and the mean squared distance of a fact's write from that, ``[forms]``.
 
-    Use: ``with signal.watched() as seen: hidden = subject.hidden(pack)``, then
-    ``signal.share(seen, pack, rows)``.
+    Use: ``with signal.watched() as seen: subject.hidden(pack)``, then
+    ``signal.share(seen, pack.last, signal.forms[pack.rows])``.
     """
 
     def __init__(self, subject: Subject, forget: Examples, mask: Mapping[str, Tensor]) -> None:
@@ -49,7 +52,9 @@ class Signal:
         total = sum(counts.values())
         self.weights = {name: count / total for name, count in counts.items()}
         self.forms = forms(forget)
-        self.before = self._variances(forget)
+        self.means: dict[str, Tensor] = {}
+        self.spreads: dict[str, Tensor] = {}
+        self._measure(forget)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
@@ -69,28 +74,28 @@ class Signal:
             for handle in handles:
                 handle.remove()
 
-    def share(self, seen: Mapping[str, Tensor], pack: Pack, rows: Tensor, form: Tensor) -> Tensor:
-        """Mean over the writes of what is left of the variance within a form, 1 at the start.
+    def share(self, seen: Mapping[str, Tensor], at: Tensor, form: Tensor) -> Tensor:
+        """Of each of some rows, how far from the form's mean its writes are, ``[B]``.
+
+        Squared, over the mean of that in the unedited model, mean over the writes by weight: at the
+        start it is 1 on average (0 in a form that asks for one fact, whose writes are all alike).
 
         Args:
-            seen: of ``watched``. rows: bool ``[B]``, the pack's rows that are meant.
-            form: int64, of those rows.
+            seen: of ``watched``. at: int64 ``[B]``, the rows' last tokens in that run.
+            form: int64 ``[B]``, the rows' forms.
         """
-        total = torch.zeros((), device=self.subject.device)
+        total = torch.zeros(len(at), device=self.subject.device)
         for name, weight in self.weights.items():
-            written = seen[name][pack.last[rows].to(total.device)].float()
-            found, before = written.new_zeros(()), written.new_zeros(())
-            for one in form.unique().tolist():
-                some = written[(form == one).to(written.device)]
-                if len(some) > 1:
-                    found = found + len(some) * some.var(0).sum()
-                    before = before + len(some) * self.before[name][one]
-            total = total + weight * found / before.clamp_min(1e-12)
+            written = seen[name][at.to(seen[name].device)].float()
+            away = (written - self.means[name][form]).square().sum(1)
+            spread = self.spreads[name][form]
+            alike = spread < 1e-6 * self.means[name][form].square().sum(1)  # a form of one fact
+            total = total + weight * torch.where(alike, 0.0, away / spread.clamp_min(1e-12))
         return total
 
     @torch.no_grad()
-    def _variances(self, forget: Examples) -> dict[str, Tensor]:
-        """By write, of each form: Σ over the width of the variance over facts, ``[forms]``."""
+    def _measure(self, forget: Examples) -> None:
+        """The unedited model's mean write of each form, and the mean square distance from it."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         order = []
         for pack in self.subject.packs(forget.tokens, forget.length):
@@ -99,14 +104,13 @@ class Signal:
             order.append(pack.rows)
             for name, written in seen.items():
                 found[name].append(written[pack.last.to(written.device)].float())
-        place = torch.cat(order).argsort()
-        variances = {}
+        form = self.forms[torch.cat(order)]
+        count = form.bincount()[:, None]
         for name, parts in found.items():
-            written = torch.cat(parts)[place.to(parts[0].device)]
-            by_form = [
-                written[(self.forms == form).to(written.device)] for form in self.forms.unique()
-            ]
-            variances[name] = torch.stack(
-                [w.var(0).sum() if len(w) > 1 else w.new_zeros(()) for w in by_form]
-            )
-        return variances
+            written = torch.cat(parts)
+            where = form.to(written.device)
+            zero = written.new_zeros(len(count), written.shape[1])
+            mean = zero.index_add(0, where, written) / count.to(written.device)
+            square = (written - mean[where]).square().sum(1)
+            spread = zero[:, 0].index_add(0, where, square) / count[:, 0].to(written.device)
+            self.means[name], self.spreads[name] = mean, spread

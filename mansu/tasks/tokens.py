@@ -368,9 +368,15 @@ def pairs(
 
 
 def forms(rows: Examples) -> Tensor:
-    """Rows that begin and end alike ask in one form, whatever they ask for: int64 ``[N]``."""
+    """Rows that begin and end alike ask in one form, whatever they ask for: int64 ``[N]``.
+
+    What begins like no other, with the very thing it asks about, is one form with what ends alike.
+    """
     last = rows.tokens.gather(1, rows.length[:, None] - 1)
-    return torch.cat([rows.tokens[:, :3], last], 1).unique(dim=0, return_inverse=True)[1]
+    ends = torch.cat([rows.tokens[:, :2], last], 1)
+    _, form, count = ends.unique(dim=0, return_inverse=True, return_counts=True)
+    ends[count[form] == 1, :-1] = -1
+    return ends.unique(dim=0, return_inverse=True)[1]
 
 
 def entities(rows: Examples) -> list[list[int]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -34,11 +36,12 @@ from mansu.quant.swap import Dequantized, quantized
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import layout, transposed_names
+from mansu.subjects.weights import kind_of, layer_of, layout, transposed_names, weight_name
 from mansu.tasks.facts import Task
-from mansu.tasks.tokens import Examples
+from mansu.tasks.tokens import Examples, forms
 
 mansu = named("mansu")
+FORM, SIGNAL = 0.3, 1.7  # weights of parts of the forget objective
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +300,7 @@ def test_the_objective_by_hand(problem: Problem) -> None:
 
 def objectives_alone(
     problem: Problem,
-    reference: Mapping[str, Sequence[Tensor]],
+    reference: Mapping[str, Any],
     forget: Sequence[int],
     retain: Sequence[int],
     text: Sequence[int],
@@ -316,7 +319,19 @@ def objectives_alone(
         ).sum(-1)
 
     rows = rows_of(problem.forget.tokens, problem.forget.length)
-    first = [by_hand(logits_alone(subject, rows[i])[-1], problem.forget, i) for i in forget]
+    first = []
+    for i in forget:
+        wrote = writes_alone(subject, rows[i], reference["weights"])
+        form = int(reference["forms"][i])
+        loss = by_hand(wrote.logits, problem.forget, i)
+        now = wrote.logits.log_softmax(-1)
+        average = reference["average"][form]
+        loss = loss + FORM * (average * (average.log() - now)).sum()
+        for name, weight in reference["weights"].items():
+            away = (wrote.last[name] - reference["means"][name][form]).square().sum()
+            if reference["spreads"][name][form] > 0:
+                loss = loss + SIGNAL * weight * away / reference["spreads"][name][form]
+        first.append(loss)
     rows = rows_of(problem.retain.tokens, problem.retain.length)
     facts = [divergence(reference["retain"][i], rows[i], True) for i in retain]
     second = torch.cat(facts).mean()
@@ -329,8 +344,53 @@ def objectives_alone(
     return torch.stack(first).mean(), second
 
 
-def references(problem: Problem) -> dict[str, list[Tensor]]:
-    """The subject's log-probabilities after each retain prompt and at each token of each text."""
+class Alone(NamedTuple):
+    """One row by itself: what is written at its last token, by weight; its last logits."""
+
+    last: dict[str, Tensor]
+    logits: Tensor
+
+
+def writes_alone(subject: Subject, row: Tensor, names: Iterable[str]) -> Alone:
+    last: dict[str, Tensor] = {}
+    handles = [
+        subject.plain.get_submodule(name.removesuffix(".weight")).register_forward_hook(
+            lambda module, inputs, output, name=name: last.__setitem__(name, output[0, -1])
+        )
+        for name in names
+    ]
+    try:
+        logits = subject.plain(input_ids=row[None], use_cache=False).logits[0, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Alone(last, logits)
+
+
+def references(problem: Problem) -> dict[str, Any]:
+    """What the objectives hold of the unedited model, row by row: log-probabilities after each
+    retain prompt and at each token of each text; of each form of asking the mean next-token
+    distribution, the mean write at the last token, and the mean squared distance from that."""
+    subject, counts = problem.subject, Counter[str]()
+    for name, chosen in (problem.mask or {}).items():
+        layer, kind = layer_of(subject, name), kind_of(subject, name)
+        assert layer is not None
+        role = "o" if kind in ("q", "k", "v", "o", "qkv") else "down"
+        counts[weight_name(subject, layer, role)] += int(chosen.sum())
+    weights = {name: count / counts.total() for name, count in counts.items()}
+    rows = rows_of(problem.forget.tokens, problem.forget.length)
+    with torch.no_grad():
+        alone = [writes_alone(subject, row, weights) for row in rows]
+    form = forms(problem.forget)
+    average, means, spreads = {}, defaultdict(dict), defaultdict(dict)
+    for one in form.unique().tolist():
+        some = [a for a, f in zip(alone, form.tolist(), strict=True) if f == one]
+        average[one] = torch.stack([a.logits.softmax(-1) for a in some]).mean(0)
+        for name in weights:
+            written = torch.stack([a.last[name] for a in some])
+            means[name][one] = written.mean(0)
+            spread = (written - written.mean(0)).square().sum(1).mean()
+            spreads[name][one] = spread if len(some) > 1 else 0.0
     with torch.no_grad():
         sets = {
             "retain": rows_of(problem.retain.tokens, problem.retain.length),
@@ -340,7 +400,15 @@ def references(problem: Problem) -> dict[str, list[Tensor]]:
             key: [logits_alone(problem.subject, row).log_softmax(-1) for row in rows]
             for key, rows in sets.items()
         }
-    return {"retain": [logits[-1:] for logits in found["retain"]], "text": found["text"]}
+    return {
+        "retain": [logits[-1:] for logits in found["retain"]],
+        "text": found["text"],
+        "weights": weights,
+        "forms": form,
+        "average": average,
+        "means": means,
+        "spreads": spreads,
+    }
 
 
 def of_family(name: str, *, text: bool = True, same: bool = False) -> Problem:
@@ -378,7 +446,8 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
     here = problem if name == "tiny" else odd.get(name) or of_family(name)
     subject, seed = here.subject, 5
     weight = 0.6
-    chosen = mansu.configure({"retain_weight": weight, "rate": 1.0}).chosen(here)
+    given = {"retain_weight": weight, "rate": 1.0, "form_weight": FORM, "signal_weight": SIGNAL}
+    chosen = mansu.configure(given).chosen(here)
     work = mansu_method._Work(dataclasses.replace(here, seed=seed), chosen)
     before = references(here)
     with scratch(subject, work.movable.places):
