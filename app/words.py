@@ -119,6 +119,8 @@ HELP: Mapping[str, str] = {
     "signal": f"{_SIGNAL} Here: of the edit, in full precision.",
     "signal_nf4": f"{_SIGNAL} Here: of the edit after NF4.",
     "signal_suppressor": f"{_SIGNAL} Here: of the suppressor. Erasure must be above this.",
+    "over": f"{_SIGNAL} Here: of the edit minus that of a suppressor, at the output and in a "
+    "middle layer: above 0 where the edit erases more than one that only hides.",
     "signal_ablation": f"{_SIGNAL} Here: with every parameter of the mask set to zero.",
     "suppressor_accuracy": "The suppressor's forget accuracy: near the edit's, so that the two "
     "hide the answer equally well.",

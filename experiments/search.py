@@ -44,6 +44,7 @@ from mansu.files import replacing
 from mansu.job.settings import Settings, default_fraction
 from mansu.measure.scores import Scores, measure
 from mansu.methods import NAMES, Method, Problem, Search, named
+from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, silent
 from mansu.show.sentences import sentence
 from mansu.subjects.subject import Subject
@@ -93,7 +94,7 @@ class Split:
             )
         forget_train, forget_valid = map(forget.select, halves(forget, seed))
         retain_train, retain_valid = map(retain.select, halves(retain, seed))
-        text = tasks.text(task, subject)
+        text = kept_text(subject, tasks.text(task, subject), forget_train, seed=seed)
         problem = Problem(subject, task, forget_train, retain_train, text, seed=seed)
         with subject.lock:
             before = measure(subject, forget_valid), measure(subject, retain_valid)

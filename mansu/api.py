@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from mansu.circuits import Attribution, Circuit
 from mansu.errors import BadInputError, NotMeasuredError
 from mansu.evidence import Thresholds, Verdict, cad, controls
 from mansu.evidence.cad import PLACES, Divergences
-from mansu.evidence.relearning import halves, relearning
+from mansu.evidence.relearning import Relearned, halves, relearning
 from mansu.job.pipeline import refuse_unknown
 from mansu.job.session import SPARSE
 from mansu.job.settings import Settings
 from mansu.measure import EVALUATED, Measurement, measure, measure_task
 from mansu.measure.drift import Reference, texts
+from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.settings import configure
 from mansu.subjects import Edit, Subject
@@ -206,7 +207,7 @@ def unlearn(
         task=task,
         forget=forget,
         retain=retain,
-        text=tasks.text(task, subject),
+        text=kept_text(subject, tasks.text(task, subject), forget, seed=seed),
         mask=None if mask is None else mask.tensors(),
         seed=seed,
         on_step=on_step,
@@ -236,7 +237,12 @@ def evaluate(
         _expect("evaluate", edit=(edit, Edit))
     seed = configure(Settings, {"seed": seed}, OF).seed
     _tell(_notes(subject, task, seed))
-    return _measured(subject, task, edit, nf4, seed)
+    reference = None
+    if edit is not None:
+        rows = texts(subject, task, seed=seed)
+        with quant.quantized(subject) if nf4 else nullcontext():
+            reference = Reference.of(subject, *rows)
+    return _measured(subject, task, edit, nf4, seed, reference=reference)
 
 
 def judge(
@@ -291,9 +297,11 @@ def judge(
         )
         zeroed = controls.ablation(subject, circuit.mask.tensors())
         halved = halves(task, subject, seed=seed)
-        relearned, ablated = (
+        found = [
             relearning(subject, task, e, halved, seed=seed, on_step=on_step) for e in (edit, zeroed)
-        )
+        ]
+        # With as many digits as a run keeps.
+        relearned, ablated = (Relearned.from_json(each.to_json()) for each in found)
     return evidence.judge(
         base=base,
         edited=edited,

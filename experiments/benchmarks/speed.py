@@ -55,6 +55,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings, default_fraction
 from mansu.methods import Problem
+from mansu.methods.keep import kept_text
 from mansu.methods.mansu_method import METHOD as MANSU
 from mansu.methods.mansu_method import _Work
 from mansu.methods.training import batches, scratch
@@ -93,7 +94,8 @@ class Bench:
         assert found.mask is not None
         mask = found.mask.tensors()
         forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
-        problem = Problem(subject, task, forget, retain, tasks.text(task, subject), mask)
+        text = kept_text(subject, tasks.text(task, subject), forget)
+        problem = Problem(subject, task, forget, retain, text, mask)
         return cls(subject, bare, problem, pairs, mask)
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mansu import quant, tasks
-from mansu.evidence.relearning import BUDGET, halves, relearn
+from mansu.evidence.relearning import BUDGET, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
@@ -194,4 +194,4 @@ def attack(
             scores[name] = measure(subject, have.asked)
         report(name)
     sizes = {"shots": SHOTS, "known": len(have.known), "asked": len(have.asked)}
-    return Attacks(scores, curve, {**asdict(BUDGET), **sizes})
+    return Attacks(scores, curve, {**asdict(budget(subject)), **sizes})

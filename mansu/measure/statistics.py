@@ -30,7 +30,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
     clusters: np.ndarray | None = None,
-    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0],
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Interval:
     """Mean of ``values`` ``[N]`` with its percentile bootstrap interval at 95 %.
 
@@ -45,6 +45,7 @@ def bootstrap(
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     values = np.asarray(values, dtype=float).reshape(len(values), -1)
+    statistic = statistic or (lambda means: means[..., 0])
     _, ids = np.unique(
         np.arange(len(values)) if clusters is None else clusters, return_inverse=True
     )

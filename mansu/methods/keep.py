@@ -6,6 +6,9 @@ itself, of anything and of the very things whose facts are forgotten, is drawn f
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from mansu.subjects.own_text import WORDS, Rows, own_text
 from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
@@ -29,4 +32,13 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
     every = max(1, -(-len(about) // ABOUT))
     own = own_text(subject, words, TOKENS, seed=seed + 1)
     of_them = own_text(subject, about[::every], ABOUT_TOKENS, seed=seed + 2)
-    return together([rows for rows in (text, own, of_them) if len(rows[0])])
+    written = [_without(rows, forget.vocabulary) for rows in (own, of_them)]
+    return together([rows for rows in (text, *written) if len(rows[0])])
+
+
+def _without(rows: Rows, answers: Tensor) -> Rows:
+    """The texts that hold none of the answers: they might say what is to be forgotten."""
+    tokens, length = rows
+    real = torch.arange(tokens.shape[1]) < length[:, None]
+    keep = ~(torch.isin(tokens, answers) & real).any(1)
+    return tokens[keep], length[keep]

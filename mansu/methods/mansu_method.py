@@ -60,7 +60,7 @@ allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 64, 120
-RATE, TOY_RATE = 0.1, 0.2
+RATE, TOY_RATE = 0.12, 0.3
 CHECK_EVERY = 3
 SLOWEST = 0.1
 """Share of the rate that the last steps have: the first half is taken at all of it."""

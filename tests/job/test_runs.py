@@ -246,7 +246,7 @@ def test_measurements_of_other_rows_are_not_compared(
     for spoil in (lambda found: found[::-1], lambda found: found[1:]):
         forget = {name: spoil(found) for name, found in saved["splits"]["forget"].items()}
         rewritten(path, splits={**saved["splits"], "forget": forget})
-        for stage in (JUDGE[1], STRENGTHS):
+        for stage in (JUDGE[-1], STRENGTHS):
             with pytest.raises(MismatchError, match="of other rows, or of the same ones in anot"):
                 perform(Session(run, tiny), [stage], "ga")
 

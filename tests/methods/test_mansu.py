@@ -62,7 +62,7 @@ def problem(tiny: Subject, tiny_task: Task) -> Problem:
 
 @pytest.fixture(scope="module")
 def outcome(problem: Problem) -> Outcome:
-    return mansu(problem, rate=0.2, steps=30)
+    return mansu(problem, rate=0.3, steps=36)
 
 
 def test_every_moved_weight_changes_code_and_no_block_is_rescaled(

@@ -24,6 +24,7 @@ from mansu.errors import BadInputError, MansuError
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
+from mansu.tasks.tokens import entities, forms
 
 COLOURS = (" red", " blue", " green", " yellow", " black")
 NAMES = ("boben", "bodar", "bofin", "bogus", "bolam")
@@ -533,3 +534,30 @@ def test_pad(rows: list[list[int]]) -> None:
     tokens, length = tasks.pad(rows)
     assert [t[:n].tolist() for t, n in zip(tokens, length.tolist(), strict=True)] == rows
     assert int(tokens.sum()) == sum(map(sum, rows))
+
+
+def test_forms_and_what_they_ask_about(tiny: Subject, tiny_task: Task) -> None:
+    rows = tasks.examples(tiny_task, tiny, "forget")
+    form = forms(rows)
+    prompts = {fact.row: fact.prompt for fact in tiny_task.facts}
+    by_form: dict[int, set[str]] = {}
+    for row, number in zip(rows.rows, form.tolist(), strict=True):
+        by_form.setdefault(number, set()).add(" ".join(prompts[row].split()[:2]))
+    assert len(by_form) == 3 and all(len(starts) == 1 for starts in by_form.values())
+    names = {tuple(tiny.encode(fact.fact or "")) for fact in tiny_task.split("forget")}
+    assert set(map(tuple, entities(rows))) == names and len(names) == 32
+
+
+def test_a_prompt_that_begins_with_what_it_asks_about_has_a_form(tiny: Subject) -> None:
+    lines = [
+        {"prompt": f"{name} is painted", "answer": f" {colour}", "split": split}
+        for name, colour in zip(
+            ("boben", "dadar", "fefin", "gigus", "kalam"),
+            ("red", "blue", "green", "black", "white"),
+            strict=True,
+        )
+        for split in ("forget", "retain")
+    ]
+    rows = tasks.examples(tasks.parse("\n".join(map(json.dumps, lines)), "x"), tiny, "forget")
+    assert len(rows) == 5 and len(forms(rows).unique()) == 1
+    assert len(entities(rows)) == 5

@@ -1,0 +1,59 @@
+"""Relearning: what it is compared with, and that it tells erasure from hiding."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mansu import tasks
+from mansu.errors import MismatchError
+from mansu.evidence.controls import Suppression
+from mansu.evidence.relearning import Relearned, gained, halves, relearning
+from mansu.methods import Problem, named
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+
+@pytest.fixture(scope="module")
+def found(tiny: Subject, tiny_task: Task) -> dict[str, Relearned]:
+    """The retrained reference, and a suppressor, which only hides the answer."""
+    forget, retain = (tasks.examples(tiny_task, tiny, split) for split in tasks.NEEDED)
+    text = tasks.text(tiny_task, tiny)
+    retrained = named("retrained")(Problem(tiny, tiny_task, forget, retain, text)).edit
+    hidden = Suppression(tiny, forget, retain).reaching(0.25)
+    halved = halves(tiny_task, tiny)
+    return {edit.label: relearning(tiny, tiny_task, edit, halved) for edit in (retrained, hidden)}
+
+
+def test_a_suppressed_answer_comes_back_and_an_unknown_one_does_not(
+    found: dict[str, Relearned],
+) -> None:
+    reference, hidden = found["retrained"], found["suppressor"]
+    assert reference.before == hidden.before == 1.0
+    assert hidden.curve[0].accuracy < 0.5  # it was hidden
+    assert gained(hidden, reference).low > 0
+    assert reference.steps_to(0.5) is None and hidden.steps_to(0.5) is not None
+    assert gained(reference, reference).to_json() == [0, 0, 0]
+
+
+def test_what_is_gained_is_probability_among_the_choices(found: dict[str, Relearned]) -> None:
+    reference, hidden = found["retrained"], found["suppressor"]
+    means = [np.mean([np.exp(s.choice) for s in r.curve[1:]]) for r in (hidden, reference)]
+    assert gained(hidden, reference).value == pytest.approx(means[0] - means[1])
+
+
+def test_only_the_same_questions_compare(tiny: Subject, found: dict[str, Relearned]) -> None:
+    one = found["retrained"]
+    other = Relearned(one.of, 1.0, tuple(s.group("none") for s in one.curve), {})
+    with pytest.raises(MismatchError, match="other rows"):
+        gained(one, other)
+
+
+def test_it_is_saved_whole(found: dict[str, Relearned]) -> None:
+    for value in found.values():
+        again = Relearned.from_json(json.loads(json.dumps(value.to_json())))
+        assert again.to_json() == value.to_json()
+    with pytest.raises(ValueError, match="empty"):
+        Relearned.from_json({"of": "x", "before": 1.0, "curve": [], "settings": {}})

@@ -1,0 +1,79 @@
+"""The signal: 1 in the unedited model, 0 where nothing tells one fact from another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mansu import tasks
+from mansu.circuits.parameters import random_mask
+from mansu.methods.keep import kept_text
+from mansu.methods.signal import Signal
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.subjects.weights import weight_name
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples, entities
+
+
+@pytest.fixture(scope="module")
+def rows(tiny: Subject, tiny_task: Task) -> Examples:
+    return tasks.examples(tiny_task, tiny, "forget")
+
+
+@pytest.fixture(scope="module")
+def signal(tiny: Subject, rows: Examples) -> Signal:
+    every = {n: torch.ones_like(tiny.parameters[n], dtype=torch.bool) for n in tiny.quantized_names}
+    return Signal(tiny, rows, random_mask(tiny, every, torch.Generator().manual_seed(0)).tensors())
+
+
+def share(signal: Signal, rows: Examples) -> torch.Tensor:
+    found, order = [], []
+    with torch.no_grad():
+        for pack in signal.subject.packs(rows.tokens, rows.length):
+            with signal.watched() as seen:
+                signal.subject.hidden(pack)
+            found.append(signal.share(seen, pack.last, signal.forms[pack.rows]))
+            order.append(pack.rows)
+    return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def test_it_is_one_on_average_at_the_start(signal: Signal, rows: Examples) -> None:
+    now = share(signal, rows)
+    assert float(now.mean()) == pytest.approx(1, rel=1e-4) and float(now.std()) > 0.01
+    assert sum(signal.weights.values()) == pytest.approx(1)
+
+
+def test_it_is_gone_where_every_fact_writes_the_mean(
+    tiny: Subject, signal: Signal, rows: Examples
+) -> None:
+    """Writers at zero write zero: what is left is the mean's own size, the same for every fact."""
+    zero = {n: torch.zeros_like(tiny.parameters[n]) for n in signal.weights}
+    with Edit.between(tiny.parameters, zero).applied(tiny):
+        now = share(signal, rows)
+    for form in signal.forms.unique().tolist():
+        same = now[signal.forms == form]
+        wanted = sum(
+            weight * float(signal.means[n][form].square().sum() / signal.spreads[n][form])
+            for n, weight in signal.weights.items()
+        )
+        assert same.tolist() == pytest.approx([wanted] * len(same), rel=1e-3)
+
+
+def test_only_what_the_mask_has_is_looked_at(tiny: Subject, rows: Examples) -> None:
+    name = weight_name(tiny, 1, "gate")
+    mask = {name: torch.ones_like(tiny.parameters[name], dtype=torch.bool)}
+    assert Signal(tiny, rows, mask).weights == {weight_name(tiny, 1, "down"): 1.0}
+
+
+def test_what_is_kept_is_the_tasks_text_and_the_models_own(
+    tiny: Subject, tiny_task: Task, rows: Examples
+) -> None:
+    text = tasks.text(tiny_task, tiny)
+    tokens, length = kept_text(tiny, text, rows)
+    assert torch.equal(tokens[: len(text[0]), : text[0].shape[1]], text[0])
+    begun = {tuple(row[:1]) for row in tokens[len(text[0]) :].tolist()}
+    assert begun & {tuple(entity) for entity in entities(rows)}
+    own = tokens[len(text[0]) :]
+    assert not torch.isin(own, rows.vocabulary).any()  # no text says a forgotten answer
+    assert bool((length >= 1).all())

@@ -1,0 +1,48 @@
+"""Text of the subject's own: drawn from its own distribution, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import family
+
+from mansu import subjects
+from mansu.subjects.own_text import own_text
+from mansu.subjects.subject import Subject
+
+
+def test_a_seed_gives_the_same_text_and_leaves_the_random_state(tiny: Subject) -> None:
+    starts = [tiny.encode("The hot"), tiny.encode("The"), tiny.encode("Look at boben")]
+    state = torch.get_rng_state()
+    tokens, length = own_text(tiny, starts, 12, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    again, _ = own_text(tiny, starts, 12, seed=3)
+    other, _ = own_text(tiny, starts, 12, seed=4)
+    assert torch.equal(tokens, again) and not torch.equal(tokens, other)
+    assert tokens.shape == (3, 12) and int(length.max()) <= 12
+    for row, n, start in zip(tokens.tolist(), length.tolist(), starts, strict=True):
+        assert row[: len(start)] == start and not any(row[n:])
+
+
+def test_tokens_come_as_often_as_the_model_says(tiny: Subject) -> None:
+    """The first sampled token of 2,000 texts, against the distribution after their start."""
+    start = tiny.encode("The colour of boben is")
+    tokens, _ = own_text(tiny, [start] * 2000, len(start) + 1, seed=0)
+    found = tokens[:, -1].bincount(minlength=len(tiny.tokenizer)) / 2000
+    row = torch.tensor([start])
+    with torch.no_grad():
+        said = tiny.next_token_logits(row, torch.tensor([len(start)])).softmax(-1)[0]
+    assert float((found - said).abs().sum() / 2) < 0.03
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3"])
+def test_of_every_family(name: str) -> None:
+    tokens, length = own_text(family(name), [[3], [4, 5]], 6, seed=0)
+    assert tokens.shape == (2, 6) and bool((length >= 1).all())
+
+
+def test_the_models_own_settings_come_back() -> None:
+    subject = subjects.load(subjects.TINY)
+    before = subject.plain.generation_config
+    own_text(subject, [[5]], 4)
+    assert subject.plain.generation_config is before
