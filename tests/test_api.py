@@ -65,7 +65,8 @@ def test_it_gives_what_a_run_gives(
         tiny, tiny_task, edit, circuit, steps=STEPS, seed=SEED, on_step=steps.append
     )
     assert verdict.to_json() == run.verdict("mansu").to_json()
-    assert {step.stage for step in steps} == {"quantize", "cad"} and steps[-1].share == 1
+    assert {step.stage for step in steps} == {"quantize", "cad", "relearning"}
+    assert steps[-1].share == 1
     assert [s.done for s in steps if s.stage == "quantize"] == [0, 1, 2, 3, 4]
 
 
