@@ -303,7 +303,7 @@ if run is None:
     st.markdown(
         "Choose a model and a task, then run the whole job: it finds the circuit, edits it, "
         "quantises the result and judges it. On the default model and two quiet cores that takes "
-        "two to three minutes."
+        "five to ten minutes."
     )
     new_run()
 else:
