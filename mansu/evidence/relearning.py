@@ -114,8 +114,8 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     """The forget set split by answer into what is known and what is asked.
 
     With fewer than ``FEW_ANSWERS`` answers (the letters of multiple choice) an answer is not a
-    fact, and rows are split instead. The distractors of what is asked are no answers of what is
-    known, unless the task gives them.
+    fact, and rows are split instead. Else the distractors of what is asked are no answers of what
+    is known, unless the task gives them.
 
     Raises:
         MansuError: the forget set is too small to split.
@@ -130,7 +130,12 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     known = forget.select(is_known.nonzero().flatten().tolist())
     lines = {row for row, mine in zip(forget.rows, is_known.tolist(), strict=True) if not mine}
     rest = replace(task, facts=tuple(f for f in task.facts if f.row in lines))
-    asked = tasks.examples(rest, subject, "forget", seed=seed)
+    # The halves of few answers share them, and one alone may not have enough wrong ones.
+    asked = (
+        forget.select((~is_known).nonzero().flatten().tolist())
+        if few
+        else tasks.examples(rest, subject, "forget", seed=seed)
+    )
     if len(asked) > QUESTIONS:
         drawn = torch.randperm(len(asked), generator=_generator(seed))[:QUESTIONS]
         asked = asked.select(sorted(drawn.tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,15 @@ def test_what_is_gained_is_probability_among_the_choices(found: dict[str, Relear
     reference, hidden = found["retrained"], found["suppressor"]
     means = [np.mean([np.exp(s.choice) for s in r.curve[1:]]) for r in (hidden, reference)]
     assert gained(hidden, reference).value == pytest.approx(means[0] - means[1])
+
+
+def test_the_smallest_task_that_can_be_used_can_be_halved(tiny: Subject, tiny_task: Task) -> None:
+    """Four answers, one fact each: half of them alone would lack wrong answers."""
+    first = {f.answer: f.fact for f in reversed(tiny_task.split("forget"))}
+    some = set(list(first.values())[:4])
+    facts = tuple(f for f in tiny_task.facts if f.split != "forget" or f.fact in some)
+    known, asked = halves(replace(tiny_task, facts=facts), tiny)
+    assert len(known) == len(asked) == 6 and not set(known.rows) & set(asked.rows)
 
 
 def test_only_the_same_questions_compare(tiny: Subject, found: dict[str, Relearned]) -> None:
