@@ -14,7 +14,7 @@ from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples, entities
 
-TEXTS, ABOUT = 24, 120
+TEXTS, ABOUT = 24, 60
 """Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
 
 TOKENS, ABOUT_TOKENS = 32, 12

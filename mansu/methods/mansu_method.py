@@ -59,11 +59,16 @@ KEPT = 0.05
 allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
-CHECK_ROWS, CHECK_RETAIN = 64, 120
+CHECK_ROWS, CHECK_RETAIN = 96, 120
 RATE, TOY_RATE = 0.12, 0.3
 CHECK_EVERY = 3
-SLOWEST = 0.1
-"""Share of the rate that the last steps have: the first half is taken at all of it."""
+ALIKE = 0.1
+"""Accuracies on a part of the rows differ by less than this by chance: of checks alike the latest
+is kept, which the signal term has worked on longest."""
+
+SLOWEST = 0.03
+"""Share of the rate, and of the forget gradient, that the last steps have: the first half is taken
+at all of them."""
 CHANCE, NEAR = 0.25, 0.2
 ADVANTAGE = 0.25
 """Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
@@ -192,7 +197,7 @@ def run(problem: Problem, settings: Settings) -> Outcome:
 class _Best(NamedTuple):
     """The check that is returned if no better one comes."""
 
-    rank: tuple[bool, bool, float]
+    rank: tuple[bool, bool, int]
     step: int
     weights: dict[str, Tensor]
 
@@ -261,7 +266,9 @@ class _Work:
         in_nf4 = self.in_nf4
         forget_loss, forget, retain_loss, retain = self._gradients()
         left = 1 - (step - 1) / self.settings.steps
-        self.optimiser.step(forget, retain, step, share=max(min(1.0, 2 * left), SLOWEST))
+        share = max(min(1.0, 2 * left), SLOWEST)
+        # What is forgotten by half of the steps stays so: the second half mends what it cost.
+        self.optimiser.step(share * forget, retain, step, share)
         return {
             "in_nf4": float(in_nf4),
             "forget_loss": forget_loss,
@@ -323,8 +330,8 @@ class _Work:
         )
         furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
         fell = found.retain_fall > self.problem.task.tolerance
-        rank = (fell, found.retain_nats > 2 * KEPT, furthest)
-        if self.best is None or rank < self.best.rank:
+        rank = (fell, found.retain_nats > 2 * KEPT, round(furthest / ALIKE))
+        if self.best is None or rank <= self.best.rank:
             names = self.movable.places
             weights = {n: self.subject.parameters[n].detach().clone() for n in names}
             self.best = _Best(rank, step, weights)
