@@ -23,16 +23,15 @@ def _bar(names: list[str]) -> None:
     with st.container(key="jobs", gap="small"):
         for run in runs:
             status, left = run.status(), jobs.time_left(run)
-            text, button = st.columns([4, 1], vertical_alignment="bottom")
-            text.progress(
-                status.share,
-                f"**{state.plain(title(run))}** · {percent(status.share, 0)} · {left}",
-            )
-            button.button(
-                "Show",
-                key=f"show {run.name}",
-                help=f"Choose the run {run.name}. It is at: {jobs.doing(status)}.",
-                on_click=state.select,
-                args=("run", run.name),
-                width="stretch",
-            )
+            with st.container(horizontal=True, vertical_alignment="bottom", wrap=False):
+                st.progress(
+                    status.share,
+                    f"**{state.plain(title(run))}** · {percent(status.share, 0)} · {left}",
+                )
+                st.button(
+                    "Show",
+                    key=f"show {run.name}",
+                    help=f"Choose the run {run.name}. It is at: {jobs.doing(status)}.",
+                    on_click=state.select,
+                    args=("run", run.name),
+                )

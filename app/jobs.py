@@ -139,7 +139,9 @@ def doing(status: Status) -> str:
 def time_left(run: Run) -> str:
     """How long the job at work still takes, in words."""
     found = left(run)
-    return "the time left is being measured" if found is None else f"about {duration(found)} left"
+    if found is None:
+        return "the time left is being measured"
+    return f"about {duration(found)} left" if found >= 2 else "nearly done"
 
 
 def takes(subject: str, names: Sequence[str]) -> str:

@@ -45,10 +45,10 @@ def form(chosen: Run | None) -> None:
         subject = _subject()
     with right:
         task, own = _task(subject, chosen)
-    there = subjects.prepared(subject)
-    if task is not None and there and subject:
+    ready = subjects.prepared(subject) and task is not None and bool(subject)
+    if task is not None and ready:
         if own:
-            _base_accuracy(subject, task)
+            ready = _base_accuracy(subject, task)
         with st.expander("What is in the task", icon=":material/list:"):
             _preview(task, subject, st.session_state.get("pairs", Settings().pairs))
     *columns, last = st.columns(4)
@@ -64,7 +64,6 @@ def form(chosen: Run | None) -> None:
             help="The method that MANSU is compared with.",
         )
     asked = ["mansu", *([] if baseline == links.NO_BASELINE else [baseline])]
-    ready = task is not None and bool(subject) and there
     if ready:
         st.caption(f":material/timer: {jobs.takes(subject, asked)}")
     left, right = st.columns(2)
@@ -210,8 +209,12 @@ def _measured(subject: Subject, task: Task) -> Measurement:
         return measure_task(subject, task)
 
 
-def _base_accuracy(subject: str, task: Task) -> None:
-    """What the unedited model knows of a user's own task, before anything else is done."""
+def _base_accuracy(subject: str, task: Task) -> bool:
+    """What the unedited model knows of a user's own task, before anything else is done.
+
+    Returns:
+        Whether the task can be used with the model; else why not is said.
+    """
     with state.show_errors():
         model = state.subject(subject)
         check_usable(task, model, Settings())
@@ -225,6 +228,8 @@ def _base_accuracy(subject: str, task: Task) -> None:
         )
         st.caption("What the model knows before any edit. Guessing is right in 25 %.")
         refuse_unknown(model, found)
+        return True
+    return False
 
 
 def _preview(task: Task, subject: str, pairs: int) -> None:

@@ -297,12 +297,16 @@ def _cells(text: str) -> Iterator[tuple[int, Row]]:
     """The records of a CSV text; a spreadsheet may have put ; or a tab between the cells."""
     between = max(",;\t", key=text.partition("\n")[0].count)
     reader = DictReader(StringIO(text, newline=""), delimiter=between, strict=True)
+    read = 0
     try:
+        _ = reader.fieldnames  # reads the first line
+        read = reader.line_num
         for row in reader:
+            read = reader.line_num
             inside = sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
-            yield reader.line_num - inside, partial(_record, row)
+            yield read - inside, partial(_record, row)
     except CSVError as error:  # what follows would be read in the middle of a cell
-        yield reader.line_num, partial(_no_csv, str(error))
+        yield read + 1, partial(_no_csv, str(error))
 
 
 def _no_csv(why: str, where: str) -> Mapping[str, Any]:
