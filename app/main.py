@@ -17,8 +17,9 @@ STEPS = (  # the first is the default page; the last word is its group in the na
     ("nf4", "NF4", ":material/compress:", "Explore"),
     ("compare", "Compare", ":material/compare_arrows:", "Explore"),
 )
-ONE_ENTRY_A_PAGE = """<script>
-if (!history.oneEntryAPage) {
+SCRIPT = """<script>
+if (!window.mansu) {
+  window.mansu = true;
   // Streamlit adds a history entry for each choice that is written into the address: then Back has
   // to be pressed six times. Within a page the entry is replaced instead.
   const push = history.pushState.bind(history);
@@ -26,13 +27,17 @@ if (!history.oneEntryAPage) {
     new URL(url ?? location.href, location.href).pathname === location.pathname
       ? history.replaceState(state, title, url)
       : push(state, title, url);
-  history.oneEntryAPage = true;
+  // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
+  const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
+  addEventListener("beforeprint", () =>
+    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth))));
+  addEventListener("afterprint", () => charts().forEach((chart) => (chart.style.zoom = "")));
 }
 </script>"""
 
 # An icon of our own, and said first: a page's Material icon would be fetched from outside for the
 # browser's tab.
-st.set_page_config("MANSU", str(HERE / "icon.svg"), "wide", 340)
+st.set_page_config("MANSU", str(HERE / "icon.svg"), "wide", 300)
 
 groups: dict[str, list[st.Page]] = {}
 for name, title, icon, group in STEPS:
@@ -53,6 +58,6 @@ page = st.navigation({**groups, "": [alias]})
 st.set_page_config(f"{page.title} · MANSU")
 st.html(HERE / "page.css")
 with st.container(key="script"):
-    st.html(ONE_ENTRY_A_PAGE, unsafe_allow_javascript=True)
+    st.html(SCRIPT, unsafe_allow_javascript=True)
 bar.draw()
 page.run()

@@ -188,14 +188,9 @@ def _text(content: bytes) -> str:
 def _samples(example: str) -> None:
     """Buttons for the same sample task as JSONL and as CSV: it can be uploaded as it is."""
     task = tasks.load(example).sample(8)
-    left, right = st.columns(2)
-    for column, name, text in (
-        (left, "sample.jsonl", task.to_jsonl()),
-        (right, "sample.csv", task.to_csv()),
-    ):
-        column.download_button(
-            name, text, name, icon=":material/download:", width="stretch", on_click="ignore"
-        )
+    with st.container(horizontal=True):
+        for name, text in (("sample.jsonl", task.to_jsonl()), ("sample.csv", task.to_csv())):
+            st.download_button(name, text, name, icon=":material/download:", on_click="ignore")
 
 
 @st.cache_resource(

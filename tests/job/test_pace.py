@@ -34,18 +34,18 @@ def test_what_was_timed_counts_and_the_rest_is_in_proportion(run: Run) -> None:
     total = sum(stage.weight for stage in whole("mansu"))
     assert expected(run.subject, ["mansu"]) == pytest.approx(rate * total)
     run.save({"timings": {"base": 20.0, "unlearn mansu": 450.0, "cad mansu": 1000.0}})
-    assert expected(run.subject, ["mansu"]) > rate * total
+    assert (expected(run.subject, ["mansu"]) or 0) > rate * total
     assert expected("another", ["mansu"]) is None  # another model's times say nothing
 
 
 def test_the_share_of_a_job_follows_the_measured_times(run: Run) -> None:
     work = [("ga", whole("ga"))]
     before = Plan.of(run, work)
-    assert before.share(Step("circuit", 0, 1)) < 0.1
+    assert (before.share(Step("circuit", 0, 1)) or 1) < 0.1
     seconds = {pace.label(name, method): 1.0 for name, method, _ in before.parts}
     run.save({"timings": {**seconds, "base": 1000.0}})
     after = Plan.of(run, work)
-    assert after.share(Step("attribution", 0, 1)) > 0.98
+    assert (after.share(Step("attribution", 0, 1)) or 0) > 0.98
 
 
 def test_the_time_left_is_the_jobs_own_rate(run: Run) -> None:
