@@ -184,7 +184,7 @@ first, third and fourth; the baselines' the second."""
 _STYLES = {
     "forget_loss": (BLUE, "circle", "solid"),
     "forget": (BLUE, "circle", "solid"),
-    "forget_accuracy": (BLUE, "circle", "solid"),
+    "forget_accuracy": (PURPLE, "triangle-up", "solid"),
     "retain_loss": (GREEN, "square", "dash"),
     "retain": (GREEN, "square", "dash"),
     "text": (PURPLE, "triangle-up", "dot"),

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from mansu.errors import BadInputError
-from mansu.job.runs import Run
+from mansu.errors import BadInputError, MansuError
+from mansu.job.pace import left
+from mansu.job.pipeline import expected
+from mansu.job.runs import Run, Status, listed
 from mansu.progress import Step
+from mansu.show.numbers import duration, percent
 from mansu.show.sentences import sentence
 
 
@@ -35,8 +38,7 @@ def start(arguments: Sequence[str], run: Path) -> None:
         MansuError: a job is at work on this run already.
     """
     opened = Run.open(run)
-    if state(opened) == "running":
-        raise BadInputError("A job is at work on this run already: wait for it, or cancel it.")
+    refuse_busy(opened)
     with opened.new_log() as log:
         job = subprocess.Popen(
             [sys.executable, "-m", "mansu", *arguments],
@@ -58,6 +60,12 @@ def state(run: Run) -> str:
         found = run.status().state  # it may have ended between the two looks
         return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
     return "running" if found == "cancelling" else found
+
+
+def refuse_busy(run: Run) -> None:
+    """Raises BadInputError where a job is at work on the run."""
+    if state(run) == "running":
+        raise BadInputError("A job is at work on this run already: wait for it, or cancel it.")
 
 
 def cancel(run: Run) -> None:
@@ -104,14 +112,13 @@ def _progress(run: Run, shown: int) -> None:
     if state(run) != "running" or run.n_files() != shown:
         st.rerun()  # the page has something new to show
     status = run.status()
-    elapsed = int(time.time() - status.started)
     with st.container(border=True):
-        doing = sentence(status.step) if status.step else "starting"
-        st.progress(status.share, f"{status.share:.0%} · {doing}")
-        left, right = st.columns([3, 1], vertical_alignment="center")
-        left.caption(f"{elapsed // 60} min {elapsed % 60:02d} s so far. You may leave this page.")
+        st.progress(status.share, f"{percent(status.share, 0)} · {doing(status)}")
+        told, button = st.columns([3, 1], vertical_alignment="center")
+        spent = duration(time.time() - status.started)
+        told.caption(f"{spent} so far, {time_left(run)}. You may leave this page.")
         cancelling = status.state == "cancelling"
-        right.button(
+        button.button(
             "Cancelling …" if cancelling else "Cancel",
             key="cancel job",
             icon=":material/cancel:",
@@ -120,6 +127,46 @@ def _progress(run: Run, shown: int) -> None:
             args=(run,),
             width="stretch",
         )
+
+
+def doing(status: Status) -> str:
+    """What a job is at, in a few words."""
+    if status.state == "cancelling":
+        return "cancelling"
+    return sentence(status.step) if status.step else "starting"
+
+
+def time_left(run: Run) -> str:
+    """How long the job at work still takes, in words."""
+    found = left(run)
+    if found is None:
+        return "the time left is being measured"
+    return f"about {duration(found)} left" if found >= 2 else "nearly done"
+
+
+def takes(subject: str, names: Sequence[str]) -> str:
+    """How long a new run's whole job takes on this machine, as a sentence.
+
+    Args:
+        subject: its name. names: of the methods.
+    """
+    found = expected(subject, names)
+    if found is None:
+        return (
+            "No run of this model was timed on this machine yet: the time left is shown soon "
+            "after the start."
+        )
+    return f"The whole job takes about {duration(found)} here, going by earlier runs."
+
+
+def working() -> list[Run]:
+    """Every run that a job is at work on, the newest first."""
+    found = []
+    for run in listed():
+        with suppress(MansuError):  # a damaged status is said where its run is shown
+            if state(run) == "running":
+                found.append(run)
+    return found
 
 
 def _alive(pid: int) -> bool:

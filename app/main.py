@@ -6,18 +6,58 @@ from pathlib import Path
 
 import streamlit as st
 
-PAGES = Path(__file__).resolve().parent.parent / "pages"
-STEPS = (
-    ("attribution", "Attribution", ":material/conversion_path:"),
-    ("circuit", "Circuit", ":material/account_tree:"),
-    ("unlearn", "Unlearn", ":material/ink_eraser:"),
-    ("nf4", "NF4", ":material/compress:"),
-    ("compare", "Compare", ":material/compare_arrows:"),
-)
+from app import bar
 
-st.set_page_config(page_title="MANSU", layout="wide")
-pages = [
-    st.Page(PAGES / f"{name}.py", title=title, icon=icon, url_path=name)
-    for name, title, icon in STEPS
-]
-st.navigation(pages).run()
+HERE = Path(__file__).resolve().parent
+PAGES = HERE.parent / "pages"
+STEPS = (  # the first is the default page; the last word is its group in the navigation
+    ("attribution", "Attribution", ":material/conversion_path:", "Explore"),
+    ("circuit", "Circuit", ":material/account_tree:", "Explore"),
+    ("unlearn", "Unlearn", ":material/ink_eraser:", "Explore"),
+    ("nf4", "NF4", ":material/compress:", "Explore"),
+    ("compare", "Compare", ":material/compare_arrows:", "Explore"),
+)
+SCRIPT = """<script>
+if (!window.mansu) {
+  window.mansu = true;
+  // Streamlit adds a history entry for each choice that is written into the address: then Back has
+  // to be pressed six times. Within a page the entry is replaced instead.
+  const push = history.pushState.bind(history);
+  history.pushState = (state, title, url) =>
+    new URL(url ?? location.href, location.href).pathname === location.pathname
+      ? history.replaceState(state, title, url)
+      : push(state, title, url);
+  // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
+  const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
+  addEventListener("beforeprint", () =>
+    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth))));
+  addEventListener("afterprint", () => charts().forEach((chart) => (chart.style.zoom = "")));
+}
+</script>"""
+
+# An icon of our own, and said first: a page's Material icon would be fetched from outside for the
+# browser's tab.
+st.set_page_config("MANSU", str(HERE / "icon.svg"), "wide", 300)
+
+groups: dict[str, list[st.Page]] = {}
+for name, title, icon, group in STEPS:
+    # Streamlit serves the first page at / alone; its own path is that of the alias below.
+    path = name if groups else "start"
+    page = st.Page(PAGES / f"{name}.py", title=title, icon=icon, url_path=path)
+    groups.setdefault(group, []).append(page)
+first = next(iter(groups.values()))[0]
+
+
+def _to_first() -> None:
+    """What the first page's own path shows."""
+    st.switch_page(first, query_params=st.query_params.to_dict())
+
+
+alias = st.Page(_to_first, title=first.title, url_path=STEPS[0][0], visibility="hidden")
+page = st.navigation({**groups, "": [alias]})
+st.set_page_config(f"{page.title} · MANSU")
+st.html(HERE / "page.css")
+with st.container(key="script"):
+    st.html(SCRIPT, unsafe_allow_javascript=True)
+bar.draw()
+page.run()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import streamlit as st
 
+from app import jobs, links, words
 from mansu import subjects
 from mansu.circuits import lens
 from mansu.errors import MansuError, NotMeasuredError
-from mansu.job.runs import Run, listed, unreadable
+from mansu.job import library
+from mansu.job.runs import Run, folder, listed, unreadable
 from mansu.job.session import Session
 from mansu.tasks.tokens import Pairs
 
@@ -86,29 +89,37 @@ def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **
         default: index of the option for whoever has not chosen yet.
         more: other arguments of ``st.selectbox`` (``help``, ``format_func``, …).
     """
-    _recall(options, key, default)
+    _recall(options, key, options[default])
     return _keep(key, st.selectbox(label, options, key=key, **more))
 
 
 def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
     """Like ``choose`` for two or three options, side by side."""
-    _recall(options, key, default)
+    _recall(options, key, options[default])
     return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
 
 
-def _recall(options: Sequence[str], key: str, default: int) -> None:
-    """Set a widget that is about to be drawn to what was chosen before, if that is still there."""
+def _recall(options: Sequence[str], key: str, default: str | None) -> None:
+    """Set a widget that is about to be drawn to what was chosen last.
+
+    It is set each time: on another page Streamlit takes the widget for a new one and would begin
+    with the first option, while the state still has the old one's value.
+    """
     state = st.session_state
-    wanted = state.pop(f"next {key}", None)
-    if wanted is None and state.get(key) not in options:  # new on this page, or the option is gone
-        wanted = st.query_params.get(key, state.get(f"kept {key}"))
-        state[key] = options[default]
-    if wanted in options:
-        state[key] = wanted
+    kept, linked = state.get(f"kept {key}"), st.query_params.get(key)
+    wanted = (
+        state.pop(f"next {key}", None),  # chosen by a button
+        linked if linked != kept else None,  # a link or Back: the URL is not what we wrote
+        state.get(key),  # chosen in the widget
+        kept,
+    )
+    state[key] = next((value for value in wanted if value in options), default)
 
 
-def _keep(key: str, value: Any) -> str:
-    st.query_params[key] = st.session_state[f"kept {key}"] = value
+def _keep(key: str, value: Any) -> Any:
+    st.session_state[f"kept {key}"] = value
+    if st.query_params.get(key) != value:
+        st.query_params[key] = value
     return value
 
 
@@ -133,36 +144,140 @@ def begin(title: str, question: str) -> Run:
 
 
 def sidebar() -> Run | None:
-    """Draw the sidebar and return the chosen run; None where there is none yet."""
+    """Draw the sidebar and return the chosen run; None where there is none yet.
+
+    The page ends here where the run that a link names is gone: no other run's numbers are shown
+    in its place.
+    """
     with st.sidebar:
         runs = {run.name: run for run in listed()}
-        if refused := unreadable():
-            with st.expander(f"{len(refused)} folders of runs cannot be read"):
-                st.markdown("\n".join(f"- {sentence}" for sentence in refused))
-        if not runs:
+        gone = _gone(runs)
+        name = None
+        if runs:
+            _recall(list(runs), "run", None if gone else next(iter(runs)))
+            name = st.selectbox(
+                "Run",
+                list(runs),
+                index=None if gone else 0,
+                key="run",
+                format_func=_labels(list(runs.values())).__getitem__,
+                placeholder="Choose a run",
+                help="A run is a folder with everything measured about one subject and one task.",
+            )
+        else:
             st.caption("No run yet. Start one on the Attribution page.")
-            return None
+        if name is not None:
+            _about(runs[_keep("run", name)])
+        _others()
+    if name is not None:
+        return runs[name]
+    if gone:
+        where = " Choose one in the sidebar." if runs else ""
+        st.warning(f"There is no run “{plain(gone)}” here.{where}", icon=":material/link_off:")
+        if gone in library.trashed():
+            st.markdown("It was deleted, and lies in the trash.")
+            _restore(gone, "Restore it")
+        if runs:
+            st.stop()
+    return None
 
-        def label(name: str) -> str:
-            # Streamlit tells options apart by their label, so the seconds are part of it.
-            created = datetime.fromisoformat(runs[name].manifest["created"])
-            run = runs[name]
-            return f"{run.about['title']} · {Path(run.subject).name} · {created:%d %b %H:%M:%S}"
 
-        asked = st.query_params.get("run")
-        if asked is not None and asked not in runs:  # a dead link: its numbers are not these
-            st.warning(f"There is no run “{asked}” here: another one is shown.")
-        name = choose(
-            "Run",
-            list(runs),
-            "run",
-            format_func=label,
-            help="A run is a folder with everything measured about one subject and one task.",
-        )
-        run = runs[name]
-        done = ", ".join(run.edits()) or "none yet"
-        st.caption(
-            f"**Subject** {run.subject}  \n**Task** {run.about['title']}  \n"
-            f"**Edits** {done}  \n**Folder** `{run.path}`"
-        )
-        return run
+def _gone(runs: Collection[str]) -> str | None:
+    """The run that is asked for by the link, or was chosen last, if it is not there."""
+    state = st.session_state
+    asked = st.query_params.get("run", state.get("kept run"))
+    if asked is None or asked in runs:
+        return None
+    if asked not in (state.get("kept run"), state.get("gone run")):
+        state["gone run"], state["run"] = asked, None  # what was chosen before is not meant
+        state.pop("kept run", None)
+    return asked
+
+
+def _labels(runs: Sequence[Run]) -> dict[str, str]:
+    """Title, subject, methods and state of each run, by its name; no two are the same."""
+    texts = {run.name: " · ".join(_said(run)) for run in runs}
+    counts = Counter(texts.values())
+    for run in runs:
+        if counts[texts[run.name]] > 1:  # Streamlit tells options apart by their labels
+            texts[run.name] += f" · {_made(run)}"
+    counts = Counter(texts.values())
+    return {n: text if counts[text] == 1 else f"{text} · {n}" for n, text in texts.items()}
+
+
+def _said(run: Run) -> tuple[str, str, str, str]:
+    methods = ", ".join(words.title(name) for name in run.edits() or run.asked)
+    return library.title(run), Path(run.subject).name, methods, progress(run)
+
+
+def _made(run: Run) -> str:
+    return f"{datetime.fromisoformat(run.manifest['created']):%d %b %H:%M:%S}"
+
+
+def progress(run: Run) -> str:
+    """How far a run is, in a word or three."""
+    try:
+        found = jobs.state(run)
+    except MansuError:
+        return "damaged"
+    if found == "running":
+        return "at work"
+    missing = [name for name in run.asked if not run.has("verdict", name)]
+    if not missing:
+        return "done"
+    return f"{found}, not done" if found in ("failed", "cancelled", "stopped") else "not done"
+
+
+def _about(run: Run) -> None:
+    """What the chosen run is, and what can be done with it as a whole."""
+    title, _, methods, how_far = map(plain, _said(run))
+    own = f"**Name** {title}  \n" if title != plain(run.about["title"]) else ""
+    st.caption(
+        f"{own}**Task** {plain(run.about['title'])}  \n**Subject** {plain(run.subject)}  \n"
+        f"**Methods** {methods}  \n**State** {how_far}  \n**Made** {_made(run)}  \n"
+        f"**Folder** `{run.path}`"
+    )
+    with show_errors():
+        label = library.label(run)
+        if label.notes:
+            st.caption(plain(label.notes))
+    if run.path.resolve().parent != folder().resolve():
+        return  # an example that came with MANSU
+    with st.popover("Name, copy or delete", width="stretch"), show_errors():
+        label = library.label(run)
+        with st.form(f"label {run.name}", border=False):
+            name = st.text_input("Name", label.title, placeholder=run.about["title"])
+            notes = st.text_area("Notes", label.notes)
+            if st.form_submit_button("Save", width="stretch"):
+                library.describe(run, library.Label(name, notes))
+                st.rerun()
+        if st.button("Copy with other settings", icon=":material/content_copy:", width="stretch"):
+            st.switch_page(links.ATTRIBUTION, query_params=links.copied(run))
+        if st.button(
+            "Delete",
+            icon=":material/delete:",
+            disabled=how_far == "at work",
+            width="stretch",
+            help="It goes into the trash, and can be restored from there.",
+        ):
+            jobs.refuse_busy(run)
+            library.trash(run)
+            st.rerun()
+
+
+def _others() -> None:
+    """The runs that are not offered: deleted, or not readable."""
+    if names := library.trashed():
+        with st.expander(f"Deleted runs ({len(names)})", icon=":material/delete:"):
+            for name in names:
+                _restore(name, f"Restore {name}")
+    if refused := unreadable():
+        with st.expander(f"{len(refused)} folders of runs cannot be read"):
+            st.markdown("\n".join(f"- {plain(sentence)}" for sentence in refused))
+
+
+def _restore(name: str, label: str) -> None:
+    with show_errors():
+        if st.button(label, key=f"{label} {name}", icon=":material/restore_from_trash:"):
+            select("run", library.restore(name).name)
+            st.rerun()

@@ -30,7 +30,8 @@ def add_what(parser: argparse.ArgumentParser) -> None:
         "--subject", help=f"{DEFAULT_SUBJECT} (the default), tiny, a folder or a hub id"
     )
     parser.add_argument(
-        "--task", help=f"a shipped task or a .jsonl file (the subject's own, else {DEFAULT_TASK})"
+        "--task",
+        help=f"a shipped task, a .jsonl or .csv file (the subject's own, else {DEFAULT_TASK})",
     )
     parser.add_argument(
         "--folder",

@@ -30,6 +30,7 @@ from mansu.evidence.cad import PLACES, Scored
 from mansu.evidence.relearning import Relearned, relearning
 from mansu.evidence.strengths import strengths
 from mansu.evidence.verdict import Thresholds, judge
+from mansu.job import pace
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
@@ -114,8 +115,7 @@ def perform(
         told(Step(stage.name, 0, 1))
         made = stage.make(session, method or "", told)
         run.save(dict(zip(stage.makes, made, strict=True)), whose)
-        label = f"{stage.name} {whose}" if whose else stage.name
-        run.add_timing(label, time.perf_counter() - start)
+        run.add_timing(pace.label(stage.name, whose), time.perf_counter() - start)
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,19 @@ class Plan:
 
     @classmethod
     def of(cls, run: Run, work: Iterable[tuple[str | None, Iterable[Stage]]]) -> Plan:
-        """The plan of stages, by method; without what is done already."""
+        """The plan of stages, by method; without what is done already.
+
+        Weights are seconds where earlier runs of the subject took them here.
+        """
         parts: dict[tuple[str, str | None], float] = {}
         for method, stages in work:
             for stage in stages:
                 whose = method if stage.of_edit else None
                 if stage.always or not all(run.has(kind, method) for kind in stage.makes):
                     parts[stage.name, whose] = stage.weight
-        return cls(tuple((name, method, weight) for (name, method), weight in parts.items()))
+        labelled = [(pace.label(*part), weight) for part, weight in parts.items()]
+        weights = pace.seconds(labelled, pace.recorded(run.subject))
+        return cls(tuple((*p, w) for p, w in zip(parts, weights or parts.values(), strict=True)))
 
     def share(self, step: Step) -> float | None:
         """How much of all is done after a step, 0 to 1; None for a step that is not planned."""
@@ -477,3 +482,21 @@ RECOVERY = (BASE_ATTACKS, ATTACKS)
 def whole(method: str, given: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
     """Every stage from the task to the verdict on one method."""
     return (*CIRCUIT, unlearning(method, given), *MEASURE, *JUDGE)
+
+
+def expected(subject: str, names: Iterable[str]) -> float | None:
+    """Seconds that a new run's whole job takes here, by earlier runs of the subject.
+
+    Args:
+        subject: its name. names: of the methods.
+
+    Returns:
+        None where no run of it was timed here.
+    """
+    parts = {
+        pace.label(stage.name, name if stage.of_edit else None): stage.weight
+        for name in names
+        for stage in whole(name)
+    }
+    took = pace.seconds(parts.items(), pace.recorded(subject))
+    return None if took is None else sum(took)

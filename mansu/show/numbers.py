@@ -54,6 +54,20 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def duration(seconds: float | None) -> str:
+    """A time for people, no finer than it can be foretold; a dash for None."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{seconds:.0f} s"
+    if seconds < 55:
+        return f"{10 * round(seconds / 10)} s"
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def between(share: Estimate | None) -> str:
     """A share with its interval, in percent; a dash for None."""
     if share is None:

@@ -5,10 +5,12 @@ from mansu.tasks.facts import (
     N_DISTRACTORS,
     NEEDED,
     SPLITS,
+    SUFFIXES,
     Fact,
     Task,
     load,
     parse,
+    problems,
     shipped,
 )
 from mansu.tasks.tokens import Examples, Pairs, Reading, examples, pad, pairs, read, text
@@ -18,6 +20,7 @@ __all__ = [
     "NEEDED",
     "N_DISTRACTORS",
     "SPLITS",
+    "SUFFIXES",
     "Examples",
     "Fact",
     "Pairs",
@@ -28,6 +31,7 @@ __all__ = [
     "pad",
     "pairs",
     "parse",
+    "problems",
     "read",
     "shipped",
     "text",

@@ -15,8 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from csv import DictReader, DictWriter
+from csv import Error as CSVError
+from dataclasses import dataclass, field, replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -39,6 +44,9 @@ FOLDER = Path(__file__).parents[1] / "data" / "tasks"
 
 N_DISTRACTORS = 3
 
+
+SUFFIXES = (".jsonl", ".csv")
+"""Of a task file."""
 
 ABOUT = ("title", "description", "provenance", "margin", "tolerance", "base")
 LONGEST_LINE = 1_000_000
@@ -105,19 +113,29 @@ class Task(Shown):
 
     def to_jsonl(self) -> str:
         """The facts as JSONL, which ``parse`` reads back to an equal task."""
-        lines = []
+        rows = (json.dumps(_row(fact), ensure_ascii=False) for fact in self.facts)
+        return "\n".join(rows) + "\n"
+
+    def to_csv(self) -> str:
+        """The facts as CSV, which ``parse`` reads back; no distractor may hold a ``|``."""
+        rows = [_row(fact) for fact in self.facts]
+        names = dict.fromkeys(name for row in rows for name in row)
+        text = StringIO()
+        file = DictWriter(text, names, lineterminator="\n")
+        file.writeheader()
+        for row in rows:
+            several = {"distractors": "|".join(row["distractors"])} if "distractors" in row else {}
+            file.writerow({**row, **several})
+        return text.getvalue()
+
+    def sample(self, most: int) -> Task:
+        """At most so many facts of each group, the first ones."""
+        seen: Counter[tuple[str, str]] = Counter()
+        kept = []
         for fact in self.facts:
-            if fact.split == "text":
-                row: dict[str, Any] = {"text": fact.prompt, "split": "text"}
-            else:
-                row = {"prompt": fact.prompt, "answer": fact.answer, "split": fact.split}
-                row |= {"group": fact.group} if fact.group != fact.split else {}
-                row |= {"distractors": list(fact.distractors)} if fact.distractors else {}
-                row |= {"corrupt_prompt": fact.corrupt_prompt} if fact.corrupt_prompt else {}
-                row |= {"foil": fact.foil} if fact.foil else {}
-                row |= {"fact": fact.fact} if fact.fact else {}
-            lines.append(json.dumps(row, ensure_ascii=False))
-        return "\n".join(lines) + "\n"
+            seen[fact.split, fact.group] += 1
+            kept += [fact] if seen[fact.split, fact.group] <= most else []
+        return replace(self, facts=tuple(kept))
 
     @property
     def about(self) -> dict[str, Any]:
@@ -145,13 +163,25 @@ class Task(Shown):
         return load(str(path))
 
 
+def _row(fact: Fact) -> dict[str, Any]:
+    """A fact as the line that it came from."""
+    if fact.split == "text":
+        return {"text": fact.prompt, "split": "text"}
+    row: dict[str, Any] = {"prompt": fact.prompt, "answer": fact.answer, "split": fact.split}
+    row |= {"group": fact.group} if fact.group != fact.split else {}
+    row |= {"distractors": list(fact.distractors)} if fact.distractors else {}
+    row |= {"corrupt_prompt": fact.corrupt_prompt} if fact.corrupt_prompt else {}
+    row |= {"foil": fact.foil} if fact.foil else {}
+    return row | ({"fact": fact.fact} if fact.fact else {})
+
+
 def shipped() -> tuple[str, ...]:
     """Names of the tasks that ship with MANSU."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
 
 
 def load(name: str) -> Task:
-    """Load a shipped task by name or a user's JSONL file by path.
+    """Load a shipped task by name or a user's JSONL or CSV file by path.
 
     A ``.json`` of the same name beside the file gives title, description, provenance, margin and
     tolerance; any of them may be left out.
@@ -163,9 +193,10 @@ def load(name: str) -> Task:
     if name in shipped():
         return parse(path.read_text(encoding="utf-8"), name, **_about(path))
     try:
-        if Path(name).suffix == ".jsonl" and Path(name).is_file():
-            content = Path(name).read_text(encoding="utf-8-sig")
-            return parse(content, Path(name).stem, **_about(Path(name)))
+        path = Path(name)
+        if path.suffix in SUFFIXES and path.is_file():
+            content = path.read_text(encoding="utf-8-sig")
+            return parse(content, path.stem, csv=path.suffix == ".csv", **_about(path))
     except UnicodeDecodeError as error:
         raise BadInputError(
             f"The task file {name!r} is not UTF-8 text: save it as UTF-8."
@@ -175,7 +206,8 @@ def load(name: str) -> Task:
             f"The task file {name!r:.100} cannot be read ({error.strerror}): give another one."
         ) from error
     raise BadInputError(
-        f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl file."
+        f"Unknown task {name!r}: give one of {', '.join(shipped())}, or the path of a .jsonl or "
+        ".csv file."
     )
 
 
@@ -205,30 +237,95 @@ def _about(path: Path) -> dict[str, Any]:
     return about
 
 
-def parse(text: str, name: str, **about: Any) -> Task:
-    """Parse JSONL into a task.
+def parse(text: str, name: str, *, csv: bool = False, **about: Any) -> Task:
+    """Parse JSONL, or CSV with columns of the same names, into a task.
+
+    In CSV the first line names the columns, an empty cell is left out, and several ``distractors``
+    stand in one cell with ``|`` between them.
 
     Raises:
         MansuError: a malformed line (with its number), or an empty forget or retain set.
     """
-    facts = tuple(  # lines end with \n only: JSON may hold other breaks
-        _fact(line, number)
-        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
-        if line.strip()
-    )
-    for split in NEEDED:
-        if not any(f.split == split for f in facts):
-            raise BadInputError(
-                f'The task {name!r} has an empty {split} set: add lines with "split": "{split}".'
-            )
+    facts, wrong = _read(text, csv)
+    for error in (*wrong, *_missing(facts, f"The task {name!r}")):
+        raise error
     about.setdefault("title", name)
     about.setdefault("description", "")
-    return Task(name=name, facts=facts, **about)
+    return Task(name=name, facts=tuple(facts), **about)
 
 
-def _fact(line: str, number: int) -> Fact:
-    where = f"Line {number} of the task"
-    row = _object(line, where)
+def problems(text: str, *, csv: bool = False) -> list[str]:
+    """Everything for which ``parse`` refuses a text: a sentence a bad line, in order, with its
+    number; and one for each set that stays empty. None for a good one."""
+    facts, wrong = _read(text, csv)
+    return [str(error) for error in (*wrong, *_missing(facts, "The task"))]
+
+
+def _missing(facts: Sequence[Fact], task: str) -> list[MansuError]:
+    return [
+        BadInputError(f'{task} has an empty {split} set: add lines with "split": "{split}".')
+        for split in NEEDED
+        if not any(f.split == split for f in facts)
+    ]
+
+
+def _read(text: str, csv: bool) -> tuple[list[Fact], list[MansuError]]:
+    """The good lines, and what is wrong with the others."""
+    facts: list[Fact] = []
+    wrong: list[MansuError] = []
+    text = text.removeprefix("\ufeff")
+    for number, row in _cells(text) if csv else _objects(text):
+        where = f"Line {number} of the task"
+        try:
+            facts.append(_fact(row(where), number, where))
+        except MansuError as error:
+            wrong.append(error)
+    return facts, wrong
+
+
+Row = Callable[[str], Mapping[str, Any]]
+"""Reads a line, given how a message calls it; raises BadInputError."""
+
+
+def _objects(text: str) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold other breaks
+        if line.strip():
+            yield number, partial(_object, line)
+
+
+def _cells(text: str) -> Iterator[tuple[int, Row]]:
+    """The records of a CSV text; a spreadsheet may have put ; or a tab between the cells."""
+    between = max(",;\t", key=text.partition("\n")[0].count)
+    reader = DictReader(StringIO(text, newline=""), delimiter=between, strict=True)
+    read = 0
+    try:
+        _ = reader.fieldnames  # reads the first line
+        read = reader.line_num
+        for row in reader:
+            read = reader.line_num
+            inside = sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
+            yield read - inside, partial(_record, row)
+    except CSVError as error:  # what follows would be read in the middle of a cell
+        yield read + 1, partial(_no_csv, str(error))
+
+
+def _no_csv(why: str, where: str) -> Mapping[str, Any]:
+    raise BadInputError(f"{where} is not CSV ({why}): mend it; the lines after it were not read.")
+
+
+def _record(row: Mapping[Any, Any], where: str) -> Mapping[str, Any]:
+    if None in row:
+        raise BadInputError(
+            f"{where} has more cells than the first line has names: put quotes around a cell that "
+            "holds a comma."
+        )
+    found: dict[str, Any] = {str(name).strip(): cell for name, cell in row.items() if cell}
+    if "distractors" in found:
+        found["distractors"] = found["distractors"].split("|")
+    return found
+
+
+def _fact(row: Mapping[str, Any], number: int, where: str) -> Fact:
     split = row.get("split")
     if split not in SPLITS:
         raise BadInputError(f'{where} has "split": {split!r:.60}: use one of {", ".join(SPLITS)}.')

@@ -129,9 +129,9 @@ def test_a_task_the_model_cannot_use_leaves_no_folder(empty: Path) -> None:
     fact = '{"prompt": "a", "answer": " two words", "split": "%s"}'
     content = f"{fact % 'forget'}\n{fact % 'retain'}\n"
     at.file_uploader[0].upload("mine.jsonl", content.encode()).run()
-    next(b for b in at.button if b.label == "Attribute only").click().run()
     assert not at.exception
     assert len(at.error) == 1
+    assert all(b.disabled for b in at.button if b.label in ("Run the whole job", "Attribute only"))
     assert list(empty.iterdir()) == []
 
 
@@ -167,10 +167,10 @@ def test_the_circuit_page_follows_the_slider(shown: Run) -> None:
 
 def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
     at = page("circuit", run=shown.name)
-    assert [b.label for b in at.button] == ["Measure it"]
+    assert [b.label for b in at.main.button] == ["Measure it"]
     perform(Session(shown, tiny), [TRUST])
     at = page("circuit", run=shown.name)
-    assert not at.button
+    assert not at.main.button
     values = {m.label: m.value for m in at.metric}
     assert values["Overlap of resamples"] == f"{shown.trust().overlap[0]:.0%}"
     assert values["Metric, mask at zero"] == f"{shown.trust().metric_masked:.2f}"

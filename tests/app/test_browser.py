@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,6 +19,9 @@ import pytest
 from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
 from mansu.job import runs
+from mansu.job.runs import Run
+from mansu.subjects import Subject
+from mansu.tasks import Task
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(
@@ -92,7 +97,7 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
     page.get_by_role("button", name="Run the whole job").click()
 
     # Progress is real: it moves, and it is still there after a page change and a reload.
-    bar = page.get_by_test_id("stProgress")
+    bar = page.get_by_test_id("stProgress").last  # the first is in the bar at the page's foot
     expect(bar).to_be_visible()
     expect(bar).to_contain_text("mansu:")
     (run,) = runs.listed()
@@ -153,3 +158,64 @@ def test_the_main_job(address: str, browser_page: Page) -> None:
         expect(page.locator(".js-plotly-plot").first).to_be_visible()
         settled(page)
     expect(page.get_by_text("structural erasure").first).to_be_visible()
+
+
+def chosen(page: Page) -> str:
+    return page.get_by_test_id("stSidebar").get_by_role("combobox").input_value()
+
+
+def opened(page: Page, name: str) -> None:
+    """Go to a page by the navigation, and wait until it is drawn."""
+    page.get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+    expect(page.get_by_test_id("stSidebar").get_by_text("Folder")).to_be_visible()
+    settled(page)
+
+
+def test_two_people_keep_their_runs_and_back_is_one_press(
+    address: str, browser_page: Page, tiny: Subject, tiny_task: Task
+) -> None:
+    """Two runs and two sessions: each page shows the run that was chosen, and no other's."""
+    for name in ("first", "second"):
+        task = replace(tiny_task, title=f"The {name} one")
+        Run.create(tiny, task, path=runs.folder() / f"{name}-run")
+    browser = browser_page.context.browser
+    assert browser is not None
+    outside: list[str] = []
+    people = {name: browser.new_page() for name in ("first", "second")}
+    for name, page in people.items():
+        page.set_default_timeout(PATIENCE)
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url)
+            ),
+        )
+        page.goto(f"{address}/circuit?run={name}-run")
+        opened(page, "Circuit")
+    pages = ("NF4", "Compare", "Attribution")
+    for name in pages:
+        for who, page in people.items():
+            entries = page.evaluate("history.length")
+            opened(page, name)
+            assert chosen(page).startswith(f"The {who} one"), name
+            expect(page).to_have_url(re.compile(f"run={who}-run"))
+            assert page.evaluate("history.length") == entries + 1, name
+            assert page.title() == f"{name} · MANSU"
+    page = people["first"]
+    for name in (*reversed(pages[:-1]), "Circuit"):  # one press a page, with the run it had
+        page.go_back()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        settled(page)
+        assert chosen(page).startswith("The first one")
+
+    # The first page's own path, and a dead link.
+    page.goto(f"{address}/attribution?run=first-run")
+    expect(page.get_by_role("heading", name="Attribution", exact=True)).to_be_visible()
+    settled(page)
+    assert chosen(page).startswith("The first one")
+    expect(page.get_by_text("Page not found")).to_have_count(0)
+    page.goto(f"{address}/nf4?run=gone")
+    expect(page.get_by_text("There is no run “gone” here")).to_be_visible()
+    assert chosen(page) == ""
+    assert outside == []

@@ -172,6 +172,61 @@ def test_malformed_line_is_named_by_number(line: str, why: str) -> None:
     str(error.value).encode()
 
 
+def test_every_bad_line_is_named_not_only_the_first() -> None:
+    good = json.dumps(fact("p", "a"))
+    found = tasks.problems("\n".join([good, "nonsense", "", good, '{"split": "other"}']))
+    assert [sentence.split(" of ")[0] for sentence in found] == [
+        "Line 2",
+        "Line 5",
+        'The task has an empty retain set: add lines with "split": "retain".',
+    ]
+    assert tasks.problems(f"{good}\n{json.dumps(fact('q', 'b', 'retain'))}") == []
+
+
+@pytest.mark.parametrize("name", tasks.shipped())
+def test_a_task_as_csv_is_the_same_task(name: str) -> None:
+    task = tasks.load(name)
+    again = tasks.parse(task.to_csv(), name, csv=True, **task.about)
+    assert again.digest == task.digest and [f.split for f in again.facts] == [
+        f.split for f in task.facts
+    ]
+
+
+def test_csv_as_spreadsheets_write_it() -> None:
+    text = (
+        "\ufeffprompt;answer;split;distractors;group\r\n"
+        '"The ""red"" one;\nis"; a;forget; b| c;\r\n'
+        "\r\n"
+        "q; b;retain;;colours\r\n"
+    )
+    first, second = tasks.parse(text, "mine", csv=True).facts
+    assert first.prompt == 'The "red" one;\nis' and first.distractors == (" b", " c")
+    assert second.answer == " b" and second.group == "colours" and second.distractors == ()
+    assert (first.group, second.row) == ("forget", 5)  # as an editor counts the lines
+
+
+@pytest.mark.parametrize(
+    ("record", "where", "why"),
+    [
+        ("q, b,retained", "Line 3", '"split"'),
+        ("q,,retain", "Line 3", 'no "answer"'),
+        ("q, b,retain,more", "Line 3", "more cells"),
+        ('q," b,retain', "Line 3", "not CSV"),
+    ],
+)
+def test_a_bad_record_of_a_csv_is_named(record: str, where: str, why: str) -> None:
+    with pytest.raises(MansuError) as error:
+        tasks.parse(f"prompt,answer,split\np, a,forget\n{record}\n", "mine", csv=True)
+    assert where in str(error.value) and why in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_csv_file_is_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,answer,split\np, a,forget\nq, b,retain\n")
+    assert [f.answer for f in tasks.load(str(path)).facts] == [" a", " b"]
+
+
 @pytest.mark.parametrize("missing", ["forget", "retain"])
 def test_empty_forget_or_retain_set(missing: str) -> None:
     rows = [fact("p", "a", s) for s in ("forget", "retain", "holdout") if s != missing]

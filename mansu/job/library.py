@@ -1,0 +1,118 @@
+"""The folder of runs as a shelf: what a user calls a run, and the trash, from which it comes back.
+
+A name is a file of its own in the run folder, ``label.json``: the manifest says what was asked and
+measured, and is never written again. Folder names stay, so that links and jobs hold::
+
+    describe(run, Label("With a smaller rate", "The third try."))
+    trash(run)
+    restore(run.name)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mansu.errors import BadInputError, MansuError
+from mansu.files import read_json, reading, typed, write_json
+from mansu.job.runs import Run, folder
+
+LONGEST_TITLE, LONGEST_NOTES = 80, 4000
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a user calls a run.
+
+    Attributes:
+        title: one line; empty where the run has none of its own. notes: some text.
+    """
+
+    title: str = ""
+    notes: str = ""
+
+
+def label(run: Run) -> Label:
+    """What the run is called; an empty one where nobody named it.
+
+    Raises:
+        DamagedError: label.json is damaged.
+    """
+    path = run.path / "label.json"
+    if not path.is_file():
+        return Label()
+    with reading(path):
+        return typed(Label(**read_json(path)))
+
+
+def title(run: Run) -> str:
+    """The run's own title, else its task's."""
+    try:
+        own = label(run).title
+    except MansuError:  # a damaged name hides no run
+        own = ""
+    return own or str(run.about["title"])
+
+
+def describe(run: Run, given: Label) -> None:
+    """Name a run and describe it, instead of what it was called.
+
+    Raises:
+        BadInputError: the title has several lines, or something is too long.
+    """
+    one = Label(given.title.strip(), given.notes.strip())
+    if len(one.title.splitlines()) > 1:
+        raise BadInputError("A run's name is one line: put the rest into its notes.")
+    for what, text, most in (
+        ("name", one.title, LONGEST_TITLE),
+        ("notes", one.notes, LONGEST_NOTES),
+    ):
+        if len(text) > most:
+            raise BadInputError(f"The run's {what}: {len(text)} characters; give {most} at most.")
+    write_json(run.path / "label.json", asdict(one))
+
+
+def trash(run: Run) -> None:
+    """Move a run into the trash, whole; ``restore`` brings it back. No job may be at work on it.
+
+    Raises:
+        BadInputError: it is not in the folder of runs.
+    """
+    if run.path.resolve().parent != folder().resolve():
+        raise BadInputError(f"The run {run.name} is not in {folder()}: delete it where it lies.")
+    place = _bin() / run.name
+    if place.exists():  # an older one of that name
+        place = next(p for n in range(2, 10**6) if not (p := _bin() / f"{run.name}~{n}").exists())
+    _bin().mkdir(parents=True, exist_ok=True)
+    run.path.replace(place)
+
+
+def trashed() -> tuple[str, ...]:
+    """Names in the trash, the last one thrown away first."""
+    found = [p.parent for p in _bin().glob("*/manifest.json")]
+    return tuple(p.name for p in sorted(found, key=lambda p: p.stat().st_ctime, reverse=True))
+
+
+def restore(name: str) -> Run:
+    """Take a run out of the trash, under the name that it had.
+
+    Args:
+        name: of ``trashed``.
+
+    Raises:
+        BadInputError: it is not there, or another run has its name by now.
+    """
+    if name not in trashed():
+        raise BadInputError(f"There is no run {name!r:.80} in the trash: it may be back already.")
+    place = folder() / name.split("~")[0]
+    if place.exists():
+        raise BadInputError(
+            f"There is another run {place.name} by now: rename that folder, then restore this one."
+        )
+    (_bin() / name).replace(place)
+    return Run.open(place)
+
+
+def _bin() -> Path:
+    """A folder that ``listed`` does not look into: a run is one level down, these are two."""
+    return folder() / ".trash"

@@ -1,0 +1,226 @@
+"""What every page shares: the run in the sidebar, the bar of jobs, the form for a new run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import charts, jobs, links, state
+from mansu import tasks
+from mansu.job import library
+from mansu.job.library import Label
+from mansu.job.runs import Run, listed
+from mansu.job.settings import Settings
+from mansu.progress import Step
+from mansu.subjects import Subject
+from mansu.subjects.shipped import TINY
+from mansu.tasks import Task
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def two(
+    tiny: Subject, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Run, Run]:
+    """Two runs, the newer one first."""
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    made = []
+    for n, name in enumerate(("old", "new")):
+        run = Run.create(tiny, replace(tiny_task, title=f"The {name} one"), path=tmp_path / name)
+        manifest = json.loads(run.manifest_file.read_text())
+        manifest["created"] = f"2026-11-2{n}T10:00:00+00:00"
+        run.manifest_file.write_text(json.dumps(manifest))
+        made.append(Run.open(run.path))
+    return made[1], made[0]
+
+
+@pytest.fixture
+def worker() -> Iterator[int]:
+    """The pid of a process that a status may name: alive, and mansu in its command line."""
+    code = "import time; time.sleep(600)  # mansu"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def page(name: str, **query: str) -> AppTest:
+    at = AppTest.from_file(str(ROOT / "pages" / f"{name}.py"), default_timeout=60)
+    at.query_params |= query
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def button(at: AppTest, label: str) -> AppTest:
+    (found,) = [b for b in at.button if b.label == label]
+    at = found.click().run()
+    assert not at.exception, at.exception
+    return at
+
+
+def said(at: AppTest) -> str:
+    return " ".join(e.value for e in [*at.warning, *at.info, *at.error, *at.caption, *at.markdown])
+
+
+@pytest.mark.parametrize("name", ["attribution", "circuit", "unlearn", "nf4", "compare"])
+def test_a_dead_link_shows_no_other_runs_numbers(two: tuple[Run, Run], name: str) -> None:
+    at = page(name, run="gone")
+    assert "no run “gone”" in at.warning[0].value
+    assert at.sidebar.selectbox[0].value is None
+    assert not at.metric and not at.get("plotly_chart") and "The new one" not in said(at)
+    assert at.query_params["run"] == "gone"  # nor does the address name another one
+    at.sidebar.selectbox[0].set_value("old").run()
+    assert not at.warning and "The old one" in said(at) and at.query_params["run"] == "old"
+
+
+def test_a_link_wins_over_what_was_chosen_before(two: tuple[Run, Run]) -> None:
+    at = page("unlearn", run="old")
+    assert at.sidebar.selectbox[0].value == "old"
+    at.query_params["run"] = "new"  # Back, or a link within the session
+    assert at.run().sidebar.selectbox[0].value == "new"
+    at.sidebar.selectbox[0].set_value("old").run()
+    assert at.query_params["run"] == "old"
+    at.query_params["run"] = "gone"
+    assert at.run().sidebar.selectbox[0].value is None
+
+
+def test_a_label_says_subject_methods_and_state(
+    two: tuple[Run, Run], tiny: Subject, worker: int
+) -> None:
+    new, old = two
+    at = page("unlearn")
+    assert at.sidebar.selectbox[0].options == [
+        f"The {name} one · tiny · MANSU · not done" for name in ("new", "old")
+    ]
+    library.describe(old, Label("The new one"))
+    new.set_status("running", 0.4, pid=worker)
+    at = page("unlearn")
+    assert at.sidebar.selectbox[0].options == [
+        "The new one · tiny · MANSU · at work",
+        "The new one · tiny · MANSU · not done",
+    ]
+    new.set_status("failed", pid=worker)
+    old.set_status("failed", pid=worker)
+    first, second = page("unlearn").sidebar.selectbox[0].options
+    assert first != second and "failed" in first  # or Streamlit takes them for one
+
+
+def test_a_run_is_named_in_the_sidebar(two: tuple[Run, Run]) -> None:
+    at = page("unlearn", run="old")
+    at.sidebar.text_input[0].set_value("*Mine*")
+    at.sidebar.text_area[0].set_value("Some notes.")
+    at = button(at, "Save")
+    assert library.label(two[1]) == Label("*Mine*", "Some notes.")
+    assert r"\*Mine\*" in said(at) and "Some notes." in said(at)
+    at.sidebar.text_input[0].set_value("x" * 99)
+    assert "80 at most" in button(at, "Save").error[0].value
+
+
+def test_a_run_is_deleted_and_restored(two: tuple[Run, Run]) -> None:
+    at = button(page("unlearn", run="old"), "Delete")
+    assert [run.name for run in listed()] == ["new"]
+    assert "no run “old”" in at.warning[0].value and "The new one" not in said(at)
+    at = button(at, "Restore it")
+    assert len(listed()) == 2 and at.sidebar.selectbox[0].value == "old" and not at.warning
+
+
+def test_a_run_at_work_is_not_deleted(two: tuple[Run, Run], worker: int) -> None:
+    two[1].set_status("running", 0.4, pid=worker)
+    at = page("unlearn", run="old")
+    assert next(b for b in at.button if b.label == "Delete").disabled
+
+
+def test_a_copy_begins_as_the_run_was_made(
+    two: tuple[Run, Run], tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(pairs=9, steps=3, tau=0.7, seed=5)
+    own = replace(two[0].task(), facts=two[0].task().facts[:-1], title="Mine")
+    run = Run.create(tiny, own, settings, tmp_path / "mine", asked=("mansu", "npo"))
+    at = page("attribution", **links.copied(run))
+    assert at.selectbox(key="subject").value == TINY
+    assert at.selectbox(key="baseline").value == "npo"
+    started: list[list[str]] = []
+    monkeypatch.setattr(jobs, "start", lambda arguments, run: started.append([*arguments]))
+    at.number_input(key="steps").set_value(4).run()
+    at = button(at, "Run the whole job")
+    assert not at.error
+    (copy,) = {r.name: r for r in listed()}.keys() - {"old", "new", "mine"}
+    made = Run.open(tmp_path / copy)
+    assert made.settings == replace(settings, steps=4)
+    assert made.task().digest == own.digest and made.asked == ("mansu", "npo")
+    assert started == [["run", "--folder", str(made.path), "--method", "mansu", "--method", "npo"]]
+
+
+def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
+    two: tuple[Run, Run], worker: int
+) -> None:
+    def pages() -> None:
+        from app import bar, state
+
+        bar.draw()
+        state.begin("Page", "Which?")
+
+    at = AppTest.from_function(pages, default_timeout=60)
+    at.query_params["run"] = "old"
+    assert not [b for b in at.run().button if b.label == "Show"]
+    two[0].record(Step("base", 0, 1), 0.0)
+    two[0].set_status("running", 0.25, pid=worker)
+    at.run()
+    (progress,) = at.get("progress")
+    assert "The new one" in progress.proto.text and "25 %" in progress.proto.text
+    assert at.sidebar.selectbox[0].value == "old"
+    assert button(at, "Show").sidebar.selectbox[0].value == "new"
+
+
+def test_every_bad_line_of_an_upload_is_named_at_once(two: tuple[Run, Run]) -> None:
+    query = {"view": links.NEW, "subject": TINY, "task": links.OWN_TASK}
+    at = page("attribution", **query)
+    good = '{"prompt": "a", "answer": " b", "split": "forget"}'
+    at.file_uploader[0].upload("mine.jsonl", f"{good}\nnonsense\n{good}\n[]\n".encode()).run()
+    (error,) = at.error
+    assert all(f"Line {n} " in error.value for n in (2, 4)) and "retain set" in error.value
+    assert next(b for b in at.button if b.label == "Run the whole job").disabled
+    at = page("attribution", **query)
+    at.text_area(key="pasted").set_value("nonsense").run()
+    assert "Line 1 " in at.error[0].value
+
+
+def test_what_the_model_knows_of_an_upload_comes_first(two: tuple[Run, Run], tiny: Subject) -> None:
+    query = {"view": links.NEW, "subject": TINY, "task": links.OWN_TASK}
+    at = page("attribution", **query)
+    sample = tasks.load("tiny-colours").sample(8)
+    at.file_uploader[0].upload("../mine.csv", sample.to_csv().encode()).run()
+    assert not at.exception and not at.error
+    table = at.main.table[0].value
+    assert "100.0 %" in table.to_string() and "Forget" in table.to_string()
+    whole = next(b for b in at.button if b.label == "Run the whole job")
+    assert not whole.disabled
+    answers = sorted({f.answer for f in sample.split("forget")})
+    other = dict(zip(answers, (*answers[1:], answers[0]), strict=True))
+    facts = (replace(f, answer=other.get(f.answer, f.answer)) for f in sample.facts)
+    wrong = replace(sample, facts=tuple(facts))
+    at.file_uploader[0].upload("mine.jsonl", wrong.to_jsonl().encode()).run()
+    assert any("does not know this task" in e.value for e in at.error)
+    assert next(b for b in at.button if b.label == "Run the whole job").disabled
+
+
+def test_the_lines_of_one_panel_have_different_colours_and_no_two_panels_share_one() -> None:
+    keys = ("forget_loss", "retain_loss", "forget_accuracy", "forget_accuracy_nf4", "moved")
+    figure = charts.history([Step("unlearn", 1, 1, values=dict.fromkeys(keys, 1.0))])
+    colours = [trace["line"]["color"] for trace in json.loads(str(figure.to_json()))["data"]]
+    assert len(colours) == len(keys) == len(set(colours))
+
+
+def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
+    (two[0].path / "status.json").write_text("{")
+    assert state.progress(two[0]) == "damaged"
+    assert jobs.working() == []
