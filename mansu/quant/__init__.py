@@ -2,6 +2,7 @@
 
 from mansu.quant.codes import Quantized, bin_width, dequantize, quantize, sets_absmax
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
+from mansu.quant.followed import Coded, Followed, follow
 from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
 from mansu.quant.linear4bit import linear4bit_model
 from mansu.quant.survival import (
@@ -25,7 +26,9 @@ __all__ = [
     "FORMATS",
     "NF4",
     "QUANTILES",
+    "Coded",
     "Dequantized",
+    "Followed",
     "Format",
     "Kept",
     "NF4Report",
@@ -36,6 +39,7 @@ __all__ = [
     "code_centers",
     "dequantize",
     "floor_across",
+    "follow",
     "holds_cast",
     "kept_by_format",
     "leaves_bin",

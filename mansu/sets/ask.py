@@ -1,4 +1,4 @@
-"""One prompt, several models: the unedited one and edited ones, each in full precision and in NF4."""
+"""One prompt, several models: the unedited one and edited ones, in full precision and in NF4."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Answers:
         return self.models[UNEDITED, False]
 
     def shift(self, model: tuple[str, bool]) -> np.ndarray:
-        """How much more probable each token of the unedited model's is to a model, nats, ``[m]``."""
+        """How much more probable the unedited model's tokens are to another, nats, ``[m]``."""
         return self.models[model].reads - self.first.reads
 
 

@@ -76,7 +76,9 @@ def test_every_model_answers_as_it_does_alone(
         assert np.allclose(found.shift((name, nf4)), np.subtract(reads, found.first.own), atol=1e-4)
         top = next_token.exp().topk(5)
         assert torch.allclose(said.lens.probability[-1, 0], top.values, atol=1e-5)
-        assert float(said.lens.wanted[-1, 0, 0]) == pytest.approx(float(next_token[wanted]), abs=1e-4)
+        assert float(said.lens.wanted[-1, 0, 0]) == pytest.approx(
+            float(next_token[wanted]), abs=1e-4
+        )
     assert found.models["dense", False].tokens != found.first.tokens  # else nothing was compared
 
 
