@@ -10,6 +10,7 @@ PAGES = Path(__file__).resolve().parent.parent / "pages"
 STEPS = (
     ("attribution", "Attribution", ":material/conversion_path:"),
     ("circuit", "Circuit", ":material/account_tree:"),
+    ("ask", "Ask", ":material/forum:"),
     ("unlearn", "Unlearn", ":material/ink_eraser:"),
     ("nf4", "NF4", ":material/compress:"),
     ("compare", "Compare", ":material/compare_arrows:"),

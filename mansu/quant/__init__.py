@@ -2,7 +2,7 @@
 
 from mansu.quant.codes import Quantized, bin_width, dequantize, quantize, sets_absmax
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
-from mansu.quant.followed import Coded, Followed, follow
+from mansu.quant.followed import Coded, Followed, Moves, follow, moves
 from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
 from mansu.quant.linear4bit import linear4bit_model
 from mansu.quant.survival import (
@@ -31,6 +31,7 @@ __all__ = [
     "Followed",
     "Format",
     "Kept",
+    "Moves",
     "NF4Report",
     "Quantized",
     "Survival",
@@ -44,6 +45,7 @@ __all__ = [
     "kept_by_format",
     "leaves_bin",
     "linear4bit_model",
+    "moves",
     "quantize",
     "quantized",
     "report",

@@ -50,11 +50,12 @@ class Answers:
     """What each model says after one prompt.
 
     Attributes:
-        prompt: its token ids.
+        prompt: its token ids. wanted: the tokens whose log-probability each model's lens tells.
         models: by (name of the edit or ``UNEDITED``, in NF4), in the order they were asked.
     """
 
     prompt: tuple[int, ...]
+    wanted: tuple[int, ...]
     models: Mapping[tuple[str, bool], Said]
 
     @property
@@ -110,7 +111,8 @@ def ask(
         edits: by name, which is not ``UNEDITED``.
         tokens: at most so many new ones, by greedy decoding.
         top: so many of the most probable next tokens.
-        wanted: tokens whose log-probability the lens tells too, such as the right answer.
+        wanted: tokens whose log-probability the lens tells too, such as the right answer; by
+            default what the unedited model says next.
         nf4: the unedited weights in NF4, where they are at hand (as ``quant.quantized`` has them).
 
     Raises:
@@ -126,6 +128,8 @@ def ask(
 
     lenses, texts, own, reads = {}, {}, {}, {}
     with subject.lock:
+        if not wanted:
+            wanted = [int(logit_lens(subject, prompt, top=1, last=True).top[-1, 0, 0])]
         for name, edit in {UNEDITED: None, **edits}.items():
             with edit.applied(subject) if edit else nullcontext():
                 for in_nf4 in (False, True):
@@ -137,5 +141,6 @@ def ask(
         before = dict(zip(texts, scored(*texts.values()), strict=True))
     return Answers(
         tuple(row),
+        tuple(wanted),
         {k: Said(lenses[k], tuple(texts[k]), own[k], before[k], reads[k]) for k in texts},
     )

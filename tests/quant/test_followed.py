@@ -7,7 +7,7 @@ import torch
 from families import family
 
 from mansu.errors import MansuError
-from mansu.quant import FORMATS, NF4, Format, follow, quantize
+from mansu.quant import FORMATS, NF4, Format, follow, moves, quantize
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
@@ -67,6 +67,29 @@ def test_the_bin_is_where_the_code_changes() -> None:
         )
         assert half.ratio == pytest.approx(0.5, rel=1e-3)
     assert some > 20
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_moves_are_those_of_the_edit_by_how_far_they_go(kind: str) -> None:
+    subject = family(kind)
+    name = subject.quantized_names[0]
+    weight = subject.parameters[name].data
+    generator = torch.Generator().manual_seed(1)
+    where = torch.randperm(weight.numel(), generator=generator)[:9].sort().values
+    values = weight.reshape(-1)[where] + torch.linspace(0.001, 0.05, 9)
+    edit = Edit({name: (where, values)})
+    found = moves(subject, edit, name)
+    places = (found.rows * weight.shape[1] + found.columns).tolist()
+    assert sorted(places) == where.tolist()
+    ratios = [
+        follow(subject, edit, name, int(r), int(c)).ratio
+        for r, c in zip(found.rows, found.columns, strict=True)
+    ]
+    assert ratios == pytest.approx(found.ratio.tolist(), rel=1e-3) and ratios == sorted(ratios)
+    inside = torch.zeros(weight.shape, dtype=torch.bool)
+    inside.view(-1)[where[:4]] = True
+    assert len(moves(subject, edit, name, inside)) == 4
+    assert len(moves(subject, Edit({}), name)) == 0
 
 
 def test_what_is_not_there_is_named() -> None:
