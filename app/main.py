@@ -8,12 +8,14 @@ import streamlit as st
 
 PAGES = Path(__file__).resolve().parent.parent / "pages"
 STEPS = (
+    ("home", "Home", ":material/home:"),
     ("attribution", "Attribution", ":material/conversion_path:"),
     ("circuit", "Circuit", ":material/account_tree:"),
     ("ask", "Ask", ":material/forum:"),
     ("unlearn", "Unlearn", ":material/ink_eraser:"),
     ("nf4", "NF4", ":material/compress:"),
     ("compare", "Compare", ":material/compare_arrows:"),
+    ("glossary", "Glossary", ":material/dictionary:"),
 )
 
 st.set_page_config(page_title="MANSU", layout="wide")

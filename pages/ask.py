@@ -77,7 +77,7 @@ def answer(run: Run, methods: list[str]) -> None:
             help=words.help("difference"),
         )
     tokens = right_side.slider(
-        "New tokens", 1, 32, 8, key="tokens", bind="query-params", help=words.help("tokens")
+        "New tokens", 1, 32, 6, key="tokens", bind="query-params", help=words.help("tokens")
     )
     found = asking.answers(run, methods, prompt, right, tokens)
     subject, titles = state.session(run).subject, {m: words.title(m) for m in methods}

@@ -12,7 +12,13 @@ import torch
 from mansu import quant
 from mansu.circuits.lens import LogitLens, logit_lens
 from mansu.errors import BadInputError
-from mansu.sets.continuation import check_fits, greedy_tokens, token_log_probabilities
+from mansu.measure.scores import finite
+from mansu.sets.continuation import (
+    check_fits,
+    end_tokens,
+    greedy_tokens,
+    token_log_probabilities,
+)
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import no_text
@@ -121,11 +127,6 @@ def ask(
     Use: ``ask(subject, "The chemical symbol for gold is", {"mansu": edit}).models["mansu", True]``
     """
     row = check_prompt(subject, prompt, tokens)
-
-    def scored(*texts: list[int]) -> list[np.ndarray]:
-        rows = [row + text for text in texts]
-        return token_log_probabilities(subject, rows, [len(row)] * len(rows))
-
     lenses, texts, own, reads = {}, {}, {}, {}
     with subject.lock:
         if not wanted:
@@ -134,13 +135,47 @@ def ask(
             with edit.applied(subject) if edit else nullcontext():
                 for in_nf4 in (False, True):
                     key = name, in_nf4
+                    # What others said is likely said again: read it first, go on where it parts.
+                    drafts = [texts[k] for k in ((UNEDITED, False), (name, False)) if k in texts]
                     with quant.quantized(subject, nf4) if in_nf4 else nullcontext():
                         lenses[key] = logit_lens(subject, prompt, top=top, wanted=wanted, last=True)
-                        (texts[key],) = greedy_tokens(subject, [prompt], tokens=tokens)
-                        own[key], reads[key] = scored(texts[key], texts[UNEDITED, False])
-        before = dict(zip(texts, scored(*texts.values()), strict=True))
+                        texts[key], scores = _said(subject, row, drafts, tokens)
+                        first = texts[UNEDITED, False]
+                        own[key], reads[key] = scores[tuple(texts[key])], scores[tuple(first)]
+        rows = [row + text for text in texts.values()]
+        unedited = token_log_probabilities(subject, rows, [len(row)] * len(rows))
+    before = dict(zip(texts, unedited, strict=True))
     return Answers(
         tuple(row),
         tuple(wanted),
         {k: Said(lenses[k], tuple(texts[k]), own[k], before[k], reads[k]) for k in texts},
     )
+
+
+def _said(
+    subject: Subject, row: list[int], drafts: Sequence[list[int]], tokens: int
+) -> tuple[list[int], dict[tuple[int, ...], np.ndarray]]:
+    """What the model as it now is says after a row, by greedy decoding.
+
+    Args:
+        drafts: what it may say; as much of the best one as it does say is not decoded again.
+
+    Returns:
+        Its tokens, and their log-probabilities and those of each draft.
+    """
+    said, scores = [], {}
+    for draft in drafts:
+        length = torch.tensor([len(row) + len(draft)])
+        states = subject.states(torch.tensor([row + draft]), length)[len(row) - 1 :]
+        logs = finite(subject.head(states).double(), "logits").log_softmax(-1).cpu()
+        likeliest = logs.argmax(-1).tolist()
+        same = next((i for i, t in enumerate(draft) if likeliest[i] != t), len(draft))
+        said = max(said, [*draft[:same], likeliest[same]][:tokens], key=len)
+        scores[tuple(draft)] = logs[range(len(draft)), draft].numpy()
+    if ends := end_tokens(subject).intersection(said):
+        said = said[: min(map(said.index, ends))]
+    elif len(said) < tokens:
+        said = said + greedy_tokens(subject, [row + said], tokens=tokens - len(said))[0]
+    if tuple(said) not in scores:
+        (scores[tuple(said)],) = token_log_probabilities(subject, [row + said], [len(row)])
+    return said, scores

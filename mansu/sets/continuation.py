@@ -92,36 +92,39 @@ def greedy(
     Raises:
         MansuError: a prompt that leaves no room for the new tokens.
     """
-    found = greedy_tokens(subject, prompts, tokens=tokens, batch=batch, on_step=on_step)
+    rows = [subject.encode(p, start=True) for p in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        check_fits(subject, len(row) + tokens, prompt)
+    found = greedy_tokens(subject, rows, tokens=tokens, batch=batch, on_step=on_step)
     return [str(subject.tokenizer.decode(row, skip_special_tokens=True)) for row in found]
 
 
 @torch.no_grad()
 def greedy_tokens(
     subject: Subject,
-    prompts: Sequence[str],
+    rows: Sequence[list[int]],
     *,
     tokens: int,
     batch: int = 16,
     on_step: OnStep = silent,
 ) -> list[list[int]]:
-    """The most probable next tokens after each prompt, one after another, up to the end token.
+    """The most probable next tokens after each row of token ids, up to the end token.
 
     Rows are left-padded (the last real token must be the last column) and run through the model's
     own ``generate`` with its key-value cache. Of its ``generation_config`` only the end tokens
     count: a penalty or forced tokens that a checkpoint asks for would not be greedy.
 
-    Raises:
-        MansuError: a prompt that leaves no room for the new tokens.
+    Args:
+        rows: no longer than leaves room for ``tokens`` more (``check_fits``).
     """
-    rows = [subject.encode(p, start=True) for p in prompts]
-    for prompt, row in zip(prompts, rows, strict=True):
-        check_fits(subject, len(row) + tokens, prompt)
     model: Any = subject.plain
-    end = model.generation_config.eos_token_id
-    ends = set(end if isinstance(end, list) else [end])
+    ends = end_tokens(subject)
     plain = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, num_beams=1, pad_token_id=0, eos_token_id=end
+        max_new_tokens=tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=0,
+        eos_token_id=model.generation_config.eos_token_id,
     )
     found: list[list[int]] = [[]] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -144,6 +147,13 @@ def greedy_tokens(
             found[i] = row[:stop]
         on_step(Step("score", min(first + batch, len(order)), len(order)))
     return found
+
+
+def end_tokens(subject: Subject) -> set[int]:
+    """The tokens with which the model ends what it says."""
+    model: Any = subject.plain
+    end = model.generation_config.eos_token_id
+    return set(end if isinstance(end, list) else [end])
 
 
 @contextmanager
