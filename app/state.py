@@ -160,6 +160,8 @@ def sidebar() -> Run | None:
             help="A run is a folder with everything measured about one subject and one task.",
         )
         run = runs[name]
+        if run.is_example:
+            st.caption("An example that comes with MANSU: it can be read, and copied on Home.")
         done = ", ".join(run.edits()) or "none yet"
         st.caption(
             f"**Subject** {run.subject}  \n**Task** {run.about['title']}  \n"
