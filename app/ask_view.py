@@ -130,7 +130,8 @@ def lens(found: Answers, titles: Mapping[str, str]) -> go.Figure:
             marker={"symbol": "diamond" if nf4 else "circle", "size": 7},
             hovertemplate="%{fullData.name}<br>after %{x} layers: %{y:.2%}<extra></extra>",
         )
-    figure.update_xaxes(title="Layers passed", rangemode="tozero")
+    layers = len(found.first.lens.wanted) - 1
+    figure.update_xaxes(title="Layers passed", rangemode="tozero", dtick=1 + layers // 12)
     figure.update_yaxes(title="Probability", tickformat=".0%", range=[-0.03, 1.05])
     return figure.update_layout(
         height=360,

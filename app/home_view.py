@@ -14,8 +14,8 @@ from mansu.show.numbers import mark, percent
 
 STAGES = (
     ("before", "before", GREY, "circle"),
-    ("full", "after unlearning", BLUE, "square"),
-    ("nf4", "and in 4 bits", ORANGE, "diamond-open"),
+    ("full", "after", BLUE, "square"),
+    ("nf4", "in 4 bits", ORANGE, "diamond-open"),
 )
 
 QUESTIONS: Mapping[Name, str] = {
@@ -44,7 +44,7 @@ def picture(told: Sequence[Chapter]) -> go.Figure:
         shared_yaxes=True,
         column_widths=[0.4, 0.6],
         horizontal_spacing=0.06,
-        subplot_titles=("Moves left in 4 bits", "Right answers, facts to forget"),
+        subplot_titles=("Moves left", "Right answers"),
     )
     figure.update_annotations(font_size=13)
     figure.add_bar(
@@ -94,7 +94,7 @@ def picture(told: Sequence[Chapter]) -> go.Figure:
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.06], row=1, col=2)
     figure.update_yaxes(type="category")
     return figure.update_layout(
-        height=150 + 70 * len(told),
+        height=160 + 70 * len(told),
         margin={"l": 8, "r": 8, "t": 40, "b": 8},
-        legend={"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0.4, "xanchor": "left"},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "xanchor": "left"},
     )

@@ -133,9 +133,8 @@ HELP: Mapping[str, str] = {
     "no method saw. Retain: facts to be kept, which methods may train on. Held out and neighbours: "
     "facts to be kept that no method saw.",
     "difference": "Under each word: how much more (+, blue) or less (−, orange) probable it is to "
-    "this model than to the unedited one in full precision, in nats: "
-    "$\\log p(\\text{word}) - \\log p_{\\text{unedited}}(\\text{word})$. 0.7 is twice as "
-    "probable, −0.7 half as probable.",
+    "this model than to the unedited one in full precision, in nats: 0.7 "
+    "is twice as probable, −0.7 half as probable.",
     "tokens": "At most so many new tokens (words or parts of words), each the most probable one "
     "(greedy decoding).",
     "lens": "The logit lens: the state of the prompt's last token after each layer, read as if it "

@@ -12,7 +12,7 @@ from mansu.job.runs import Run, examples, listed
 from mansu.report import story
 
 PAGES = Path(__file__).parent
-DOORS = (
+DOORS = (  # title, what is behind it, and its pages: file and label
     (
         "Explore",
         "Ask the models, open the circuit behind the facts, follow one weight into its code.",
@@ -29,7 +29,6 @@ DOORS = (
         (("review", "Review this run"), ("compare", "See the evidence")),
     ),
 )
-"""Title, what is behind it, and its pages: file and label."""
 
 
 def beginning(run: Run) -> None:
@@ -52,7 +51,7 @@ def beginning(run: Run) -> None:
     )
     st.markdown(f"{answers}  \n{story.moral(told)}")
     chance, baseline = link("Chance", "chance"), link("Baseline", "baseline")
-    st.caption(
+    st.markdown(
         f"Dotted: {chance}, one answer in four. {link('MANSU')} is this workbench's method, the "
         f"other one a {baseline}."
     )
@@ -62,7 +61,7 @@ def verdict(run: Run) -> None:
     """The example's verdict in plain questions."""
     st.header("Did it work?")
     st.table(home_view.verdicts({words.title(m): run.verdict(m) for m in run.judged()}))
-    st.caption(
+    st.markdown(
         f"{glossary.link('Undecided')}: the {glossary.link('Interval', 'interval')} of what was "
         "measured reaches across the threshold. The evidence is on the Compare page."
     )
@@ -71,9 +70,10 @@ def verdict(run: Run) -> None:
 def doors(run: Run) -> None:
     """What to do with a run."""
     st.header("Where to go")
-    for column, (title, about, links) in zip(st.columns(3), DOORS, strict=True):
-        with column.container(border=True, height="stretch"):
-            st.subheader(title)
+    row = st.container(horizontal=True)  # a narrow page puts them below each other
+    for title, about, links in DOORS:
+        with row.container(border=True, width=300):
+            st.subheader(title, anchor=False)
             st.markdown(about)
             for page, label in links:
                 if (PAGES / f"{page}.py").is_file():
@@ -90,14 +90,13 @@ def own_work(example: Run) -> None:
     st.header("Your own work")
     st.markdown("The example comes with MANSU and stays as it is. This made it:")
     st.code(example.manifest["example"], language="bash", wrap_lines=True)
-    left, right = st.columns(2)
-    left.page_link(
+    st.page_link(
         PAGES / "attribution.py",
         label="Start with your own facts",
         icon=":material/add:",
         query_params={"view": "New run"},
     )
-    if right.button("Copy the example to work on it", icon=":material/content_copy:"):
+    if st.button("Copy the example to work on it", icon=":material/content_copy:"):
         state.select("run", copied(example).name)
         st.rerun()
 

@@ -39,6 +39,7 @@ def entry() -> AppTest:
 def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) -> None:
     app = entry()
     assert not app.error and not app.info
+    assert app.markdown[0].value.startswith("**")  # nothing of the script's own is shown
     said = " ".join(m.value for m in app.markdown)
     for method in example.judged():
         survival = example.survival(method).quantized
