@@ -11,11 +11,14 @@ from app import bar
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "pages"
 STEPS = (  # the first is the default page; the last word is its group in the navigation
+    ("home", "Home", ":material/home:", ""),
     ("attribution", "Attribution", ":material/conversion_path:", "Explore"),
     ("circuit", "Circuit", ":material/account_tree:", "Explore"),
+    ("ask", "Ask", ":material/forum:", "Explore"),
     ("unlearn", "Unlearn", ":material/ink_eraser:", "Explore"),
     ("nf4", "NF4", ":material/compress:", "Explore"),
     ("compare", "Compare", ":material/compare_arrows:", "Explore"),
+    ("glossary", "Glossary", ":material/dictionary:", "Learn"),
 )
 SCRIPT = """<script>
 if (!window.mansu) {
@@ -54,7 +57,8 @@ def _to_first() -> None:
 
 
 alias = st.Page(_to_first, title=first.title, url_path=STEPS[0][0], visibility="hidden")
-page = st.navigation({**groups, "": [alias]})
+groups[STEPS[0][3]].append(alias)
+page = st.navigation(groups)
 st.set_page_config(f"{page.title} · MANSU")
 st.html(HERE / "page.css")
 with st.container(key="script"):

@@ -241,8 +241,9 @@ def _about(run: Run) -> None:
         label = library.label(run)
         if label.notes:
             st.caption(plain(label.notes))
-    if run.path.resolve().parent != folder().resolve():
-        return  # an example that came with MANSU
+    if run.is_example:
+        st.caption("An example that comes with MANSU: it can be read, and copied on Home.")
+        return
     with st.popover("Name, copy or delete", width="stretch"), show_errors():
         label = library.label(run)
         with st.form(f"label {run.name}", border=False):

@@ -128,6 +128,22 @@ HELP: Mapping[str, str] = {
     "edge changed its rank.",
     "top_overlap": "Share of the 100 strongest edges that are still among the 100 strongest "
     "after the edit.",
+    # asking
+    "splits": "Forget: the facts to be forgotten. Paraphrase: the same facts in other words, which "
+    "no method saw. Retain: facts to be kept, which methods may train on. Held out and neighbours: "
+    "facts to be kept that no method saw.",
+    "difference": "Under each word: how much more (+, blue) or less (−, orange) probable it is to "
+    "this model than to the unedited one in full precision, in nats: 0.7 "
+    "is twice as probable, −0.7 half as probable.",
+    "tokens": "At most so many new tokens (words or parts of words), each the most probable one "
+    "(greedy decoding).",
+    "lens": "The logit lens: the state of the prompt's last token after each layer, read as if it "
+    "were the last: final norm, then unembedding.",
+    "facts": "As it was measured: four answers are offered, and the one of highest logit is taken. "
+    "✓ is the right one; else the word that is taken instead.",
+    "follow": "NF4 stores blocks of 64 weights as the block's largest magnitude (absmax) and one "
+    "of sixteen codes a weight. A weight that moves and keeps its code, in a block that keeps its "
+    "absmax, has not moved after NF4.",
     # recovery attacks
     "attacks": "Accuracy on forget facts under each attack. The facts are split by answer: the "
     "attacker knows one half and is asked for the other, so that what comes back was still in the "

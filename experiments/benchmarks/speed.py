@@ -345,8 +345,8 @@ def interaction(args: argparse.Namespace) -> None:
     shown("another node of that prompt", [lambda: node(looked) for _ in rows])
     shown("logit lens of a prompt", [lambda p=p: lens.logit_lens(subject, p) for p in prompts])
     shown(
-        "three answers of 20 tokens",
-        [lambda p=p: ask(subject, p, edit, nf4=nf4) for p in prompts],
+        "four models' answers of 8 tokens",
+        [lambda p=p: ask(subject, p, {"edit": edit}, nf4=nf4) for p in prompts],
     )
 
 

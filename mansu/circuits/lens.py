@@ -106,23 +106,40 @@ class LogitLens:
     """What the residual stream would say if the model ended after each layer.
 
     Attributes:
-        tokens: int64 ``[T]``, the prompt's. top: int64 ``[layers + 1, T, k]``, the most probable
-            next tokens before layer 0, before layer 1, … and at the end; probability: theirs.
+        tokens: int64 ``[T]``, those that were read: the prompt's, or its last.
+        top: int64 ``[layers + 1, T, k]``, the most probable next tokens before layer 0, before
+            layer 1, … and at the end. probability: theirs.
+        wanted: ``[layers + 1, T, n]``, the log-probability of n tokens that were asked for, nats.
     """
 
     tokens: Tensor
     top: Tensor
     probability: Tensor
+    wanted: Tensor
 
 
 @torch.no_grad()
-def logit_lens(subject: Subject, prompt: str, *, top: int = 5) -> LogitLens:
-    """The logit lens (nostalgebraist 2020) of a prompt, every layer and position in one pass."""
+def logit_lens(
+    subject: Subject,
+    prompt: str,
+    *,
+    top: int = 5,
+    wanted: Sequence[int] = (),
+    last: bool = False,
+) -> LogitLens:
+    """The logit lens (nostalgebraist 2020) of a prompt, every layer and position in one pass.
+
+    Args:
+        top: so many of the most probable tokens; all of a smaller vocabulary.
+        wanted: tokens whose log-probability is told, too.
+        last: at the prompt's last position only, which is much quicker.
+    """
     tokens = torch.tensor(subject.encode(prompt, start=True))
     streams: list[Tensor] = []
+    read = slice(-1, None) if last else slice(None)
 
     def keep(value: Tensor, hook: object) -> None:
-        streams.append(value[0])
+        streams.append(value[0, read])
 
     names = [Block(subject, i).hook_in for i in range(graph_of(subject).n_layers)]
     (pack,) = subject.packs(tokens[None], torch.tensor([len(tokens)]))
@@ -130,8 +147,10 @@ def logit_lens(subject: Subject, prompt: str, *, top: int = 5) -> LogitLens:
         with subject.bridge.hooks(fwd_hooks=[(n, keep) for n in [*names, "ln_final.hook_in"]]):
             subject.run(pack, pack.tokens[None], hooked=True)
         logits = subject.head(subject.bridge.ln_final(torch.stack(streams))).float()
-    values, found = logits.softmax(-1).topk(top)
-    return LogitLens(tokens, found.cpu(), values.cpu())
+    said = logits.log_softmax(-1).cpu()
+    values, found = said.exp().topk(min(top, said.shape[-1]))
+    asked = torch.tensor(list(wanted), dtype=torch.long)
+    return LogitLens(tokens[read], found, values, said[..., asked])
 
 
 def words(subject: Subject, tokens: Tensor | Sequence[int]) -> list[str]:

@@ -70,6 +70,10 @@ def folder() -> Path:
     return Path(os.environ.get("MANSU_RUNS", "runs"))
 
 
+EXAMPLES = Path(__file__).parents[1] / "data" / "examples"
+"""Finished runs that ship with MANSU, to be read and copied (``mansu.job.examples``)."""
+
+
 BOUND = "digest of the edit"
 """In every JSON file that was measured on an edit: which one."""
 
@@ -197,6 +201,23 @@ class Run:
         return self.path.name
 
     @property
+    def is_example(self) -> bool:
+        """Whether it ships with MANSU: it can be read and copied, not worked on."""
+        return self.path.resolve().parent == EXAMPLES.resolve()
+
+    def refuse_example(self) -> None:
+        """Refuse to work on a run that ships with MANSU.
+
+        Raises:
+            BadInputError: it is one.
+        """
+        if self.is_example:
+            raise BadInputError(
+                f"The run {self.name} is an example that ships with MANSU and stays as it is: copy "
+                "it first, and work on the copy."
+            )
+
+    @property
     def subject(self) -> str:
         return str(self.manifest["subject"])
 
@@ -282,6 +303,7 @@ class Run:
 
         An edit and what is saved with it come together: a new folder, or nothing.
         """
+        self.refuse_example()
         if "edit" in values:
             assert method is not None
             self.discard(method)
@@ -352,6 +374,7 @@ class Run:
 
     def discard(self, method: str) -> None:
         """Delete a method's edit and all that was measured on it."""
+        self.refuse_example()
         shutil.rmtree(self._edit_folder(method), ignore_errors=True)
 
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
@@ -461,6 +484,7 @@ class Run:
         Args:
             pid: of the job; this process by default.
         """
+        self.refuse_example()
         now, pid = time.time(), pid or os.getpid()
         try:
             old = self.status()
@@ -496,6 +520,7 @@ class Run:
 
     def new_log(self) -> IO[str]:
         """An empty file for what a job prints."""
+        self.refuse_example()
         return (self.path / "job.log").open("w", encoding="utf-8")
 
     def log(self) -> str:
@@ -528,19 +553,24 @@ def peak_memory() -> float:
 
 
 def listed() -> list[Run]:
-    """Every readable run, the newest first."""
-    runs, _ = _found()
-    return sorted(runs, key=lambda run: run.manifest["created"], reverse=True)
+    """Every readable run, the newest first; where there is none yet, the examples."""
+    runs, _ = _found(folder())
+    return sorted(runs, key=lambda run: run.manifest["created"], reverse=True) or examples()
+
+
+def examples() -> list[Run]:
+    """The runs that ship with MANSU, by name."""
+    return sorted(_found(EXAMPLES)[0], key=lambda run: run.name)
 
 
 def unreadable() -> list[str]:
     """A sentence for each run folder that cannot be opened."""
-    return _found()[1]
+    return _found(folder())[1]
 
 
-def _found() -> tuple[list[Run], list[str]]:
+def _found(where: Path) -> tuple[list[Run], list[str]]:
     runs, refused = [], []
-    for manifest in sorted(folder().glob("*/manifest.json"), reverse=True):
+    for manifest in sorted(where.glob("*/manifest.json"), reverse=True):
         try:
             runs.append(Run.open(manifest.parent))
         except (MansuError, OSError) as error:

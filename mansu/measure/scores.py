@@ -54,6 +54,8 @@ class Scores:
         groups: the group of each row; rows: its line in the task file.
         facts: the fact that each row asks for, where the answer does not say it (a letter of a
             multiple-choice question); then the clusters are the facts.
+        chosen: which of its four choices the model takes in each row, as text (the first, where
+            several tie); empty in a file of a MANSU that did not keep it.
     """
 
     correct: np.ndarray
@@ -66,6 +68,7 @@ class Scores:
     groups: tuple[str, ...]
     rows: tuple[int, ...]
     facts: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
 
     @property
     def clusters(self) -> np.ndarray:
@@ -110,6 +113,7 @@ class Scores:
             tuple(self.groups[i] for i in pick),
             tuple(self.rows[i] for i in pick),
             tuple(self.facts[i] for i in pick) if self.facts else (),
+            tuple(self.chosen[i] for i in pick) if self.chosen else (),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +128,7 @@ class Scores:
             "groups": list(self.groups),
             "rows": list(self.rows),
             **({"facts": list(self.facts)} if self.facts else {}),
+            **({"chosen": list(self.chosen)} if self.chosen else {}),
         }
 
     @classmethod
@@ -166,9 +171,12 @@ class Scores:
             texts("groups"),
             tuple(numbers("rows", int).tolist()),
             texts("facts") if "facts" in value else (),
+            texts("chosen") if "chosen" in value else (),
         )
-        arrays = [len(found) for name, found in scores.__dict__.items() if name != "facts"]
-        if {*arrays, len(scores.facts) or arrays[0]} != {arrays[0]}:
+        optional = ("facts", "chosen")
+        arrays = [len(found) for name, found in scores.__dict__.items() if name not in optional]
+        arrays += [len(value[name]) for name in optional if name in value]
+        if set(arrays) != {arrays[0]}:
             raise ValueError("its lists are of different lengths")
         return scores
 
@@ -296,13 +304,15 @@ def measure_sets(subject: Subject, sets: Sequence[Examples]) -> list[Scores]:
     place = order.argsort()
     sizes = [len(rows) for rows in sets]
     parts = (values[place].split(sizes) for values in (chosen, total, top))
-    return [_scores(rows, *values) for rows, *values in zip(sets, *parts, strict=True)]
+    return [_scores(subject, rows, *values) for rows, *values in zip(sets, *parts, strict=True)]
 
 
-def _scores(rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Scores:
+def _scores(subject: Subject, rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Scores:
     """From the logits of answer and distractors ``[N, 4]`` and the log-sum of all ``[N]``."""
     own, others = chosen[:, 0], chosen[:, 1:]
     among = chosen.log_softmax(1)
+    choices = torch.cat([rows.answer[:, None], rows.distractors], 1)
+    taken = choices.gather(1, chosen.argmax(1, keepdim=True))[:, 0].tolist()
     return Scores(
         correct=share_right(own, others).numpy().astype(float),
         top1=top.bool().numpy(),
@@ -314,6 +324,7 @@ def _scores(rows: Examples, chosen: Tensor, total: Tensor, top: Tensor) -> Score
         groups=rows.groups,
         rows=rows.rows,
         facts=rows.facts,
+        chosen=tuple(str(subject.tokenizer.decode([token])) for token in taken),
     )
 
 

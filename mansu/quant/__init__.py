@@ -2,6 +2,7 @@
 
 from mansu.quant.codes import Quantized, bin_width, dequantize, quantize, sets_absmax
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
+from mansu.quant.followed import Coded, Followed, Moves, follow, moves
 from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
 from mansu.quant.linear4bit import linear4bit_model
 from mansu.quant.survival import (
@@ -25,9 +26,12 @@ __all__ = [
     "FORMATS",
     "NF4",
     "QUANTILES",
+    "Coded",
     "Dequantized",
+    "Followed",
     "Format",
     "Kept",
+    "Moves",
     "NF4Report",
     "Quantized",
     "Survival",
@@ -36,10 +40,12 @@ __all__ = [
     "code_centers",
     "dequantize",
     "floor_across",
+    "follow",
     "holds_cast",
     "kept_by_format",
     "leaves_bin",
     "linear4bit_model",
+    "moves",
     "quantize",
     "quantized",
     "report",

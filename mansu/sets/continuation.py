@@ -45,6 +45,21 @@ def log_probabilities(
         if len(row) <= start:
             raise BadInputError(f"The text {text[:40]!r} has no token to score: give a longer one.")
         check_fits(subject, len(row), text)
+    return token_log_probabilities(subject, rows, starts, batch=batch)
+
+
+@torch.no_grad()
+def token_log_probabilities(
+    subject: Subject, rows: Sequence[list[int]], starts: Sequence[int], *, batch: int = 16
+) -> list[np.ndarray]:
+    """``log_probabilities`` of token ids: of every token of a row from its place ``starts`` on.
+
+    Args:
+        starts: at least 1; the row's length where nothing of it is to be scored.
+
+    Raises:
+        MansuError: logits that are not finite.
+    """
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: rows[i])  # those that begin alike together
     for first in range(0, len(order), batch):
@@ -72,11 +87,7 @@ def greedy(
     batch: int = 16,
     on_step: OnStep = silent,
 ) -> list[str]:
-    """The most probable next tokens after each prompt, one after another, up to the end token.
-
-    Rows are left-padded (the last real token must be the last column) and run through the model's
-    own ``generate`` with its key-value cache. Of its ``generation_config`` only the end tokens
-    count: a penalty or forced tokens that a checkpoint asks for would not be greedy.
+    """The most probable next tokens after each prompt as text (``greedy_tokens``).
 
     Raises:
         MansuError: a prompt that leaves no room for the new tokens.
@@ -84,13 +95,38 @@ def greedy(
     rows = [subject.encode(p, start=True) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         check_fits(subject, len(row) + tokens, prompt)
+    found = greedy_tokens(subject, rows, tokens=tokens, batch=batch, on_step=on_step)
+    return [str(subject.tokenizer.decode(row, skip_special_tokens=True)) for row in found]
+
+
+@torch.no_grad()
+def greedy_tokens(
+    subject: Subject,
+    rows: Sequence[list[int]],
+    *,
+    tokens: int,
+    batch: int = 16,
+    on_step: OnStep = silent,
+) -> list[list[int]]:
+    """The most probable next tokens after each row of token ids, up to the end token.
+
+    Rows are left-padded (the last real token must be the last column) and run through the model's
+    own ``generate`` with its key-value cache. Of its ``generation_config`` only the end tokens
+    count: a penalty or forced tokens that a checkpoint asks for would not be greedy.
+
+    Args:
+        rows: no longer than leaves room for ``tokens`` more (``check_fits``).
+    """
     model: Any = subject.plain
-    end = model.generation_config.eos_token_id
-    ends = set(end if isinstance(end, list) else [end])
+    ends = end_tokens(subject)
     plain = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, num_beams=1, pad_token_id=0, eos_token_id=end
+        max_new_tokens=tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=0,
+        eos_token_id=model.generation_config.eos_token_id,
     )
-    found = [""] * len(rows)
+    found: list[list[int]] = [[]] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), batch):
         some = order[first : first + batch]
@@ -108,9 +144,16 @@ def greedy(
             )[:, width:].tolist()
         for i, row in zip(some, out, strict=True):
             stop = next((at for at, token in enumerate(row) if token in ends), len(row))
-            found[i] = str(subject.tokenizer.decode(row[:stop], skip_special_tokens=True))
+            found[i] = row[:stop]
         on_step(Step("score", min(first + batch, len(order)), len(order)))
     return found
+
+
+def end_tokens(subject: Subject) -> set[int]:
+    """The tokens with which the model ends what it says."""
+    model: Any = subject.plain
+    end = model.generation_config.eos_token_id
+    return set(end if isinstance(end, list) else [end])
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def settled(page: Page) -> None:
 
 def test_the_main_job(address: str, browser_page: Page) -> None:
     page = browser_page
-    page.goto(f"{address}/?subject=tiny&pairs=32&steps=20&baseline=ga")
+    page.goto(f"{address}/attribution?view=New+run&subject=tiny&pairs=32&steps=20&baseline=ga")
     page.get_by_role("button", name="Run the whole job").click()
 
     # Progress is real: it moves, and it is still there after a page change and a reload.

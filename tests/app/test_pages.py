@@ -66,6 +66,7 @@ def test_without_a_run_it_says_what_to_do(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    monkeypatch.setattr("mansu.job.runs.EXAMPLES", tmp_path / "none")
     app = opened(page)
     assert "Attribution page" in app.info[0].value
 

@@ -1,0 +1,120 @@
+"""Asking the models of a run: what is loaded is shared, and an answer is given once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from app import state
+from mansu import quant
+from mansu.errors import BadInputError
+from mansu.job.runs import Run
+from mansu.measure.answers import Answered, answered
+from mansu.report import asked
+from mansu.sets.ask import Answers, ask
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Fact
+from mansu.tasks.tokens import read
+
+
+def edit(run: Run, method: str) -> Edit:
+    """A method's edit, read once for all sessions."""
+    return _edit(str(run.path), method, run.digest(method))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _edit(path: str, method: str, digest: str) -> Edit:
+    return Run.open(path).edit(method)
+
+
+@st.cache_resource(
+    max_entries=1,
+    show_spinner="Rounding the model to 4 bits …",
+    hash_funcs={Subject: lambda s: s.fingerprint},
+)
+def _nf4(subject: Subject) -> quant.Dequantized:
+    return quant.Dequantized.of(subject)
+
+
+def answers(run: Run, methods: Sequence[str], prompt: str, wanted: str, tokens: int) -> Answers:
+    """What the unedited model and each edit say after a prompt, in full precision and NF4.
+
+    Args:
+        wanted: the answer whose probability is followed; "" for what the unedited model says.
+
+    Raises:
+        MansuError: the prompt cannot be asked, or the run is of another subject.
+    """
+    subject = state.session(run).subject
+    digests = tuple(run.digest(method) for method in methods)
+    return _answers(run, subject, tuple(methods), digests, prompt, wanted, tokens)
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner="Asking the models …",
+    hash_funcs={Subject: lambda s: s.fingerprint, Run: lambda r: str(r.path)},
+)
+def _answers(
+    run: Run,
+    subject: Subject,
+    methods: tuple[str, ...],
+    digests: tuple[str, ...],
+    prompt: str,
+    wanted: str,
+    tokens: int,
+) -> Answers:
+    right = _token(subject, prompt, wanted) if wanted.strip() else ()
+    edits = {method: edit(run, method) for method in methods}
+    return ask(subject, prompt, edits, tokens=tokens, wanted=right, nf4=_nf4(subject))
+
+
+def _token(subject: Subject, prompt: str, answer: str) -> tuple[int]:
+    """The answer's token after the prompt, as the task's facts are read.
+
+    Raises:
+        BadInputError: it is not one token for this model.
+    """
+    found, _ = read([Fact(prompt, answer, "forget", 1, "forget")], subject)
+    if not found:
+        raise BadInputError(
+            f"The answer {answer!r:.40} is not one token after this prompt for {subject.name!r}: "
+            "give a shorter one, or leave it empty."
+        )
+    return (found[0].answer,)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which facts are shown: those of some sets whose answers one edit flips in one way.
+
+    Attributes:
+        flip: one of ``FLIPS``, or "" for any. sets: as ``asked.kind`` names them; none for all.
+    """
+
+    flip: str
+    sets: Sequence[str]
+
+    def places(self, found: Sequence[Answered]) -> list[int]:
+        """Where the facts are that it lets through."""
+        return [
+            i
+            for i, one in enumerate(found)
+            if self.flip in ("", one.flip) and (not self.sets or asked.kind(one.fact) in self.sets)
+        ]
+
+
+def facts(run: Run, methods: Sequence[str]) -> dict[str, tuple[Answered, ...]]:
+    """What the models answer to every fact of the run, by method, as it was measured.
+
+    Raises:
+        NotMeasuredError: an edit was not measured yet.
+    """
+    task, base = run.task(), run.base(nf4=False)
+    return {
+        m: answered(task, base, run.measurement(m, nf4=False), run.measurement(m, nf4=True))
+        for m in methods
+    }

@@ -1,0 +1,104 @@
+"""The words that the app uses, each explained once, in words that come before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+TERMS: Mapping[str, str] = {
+    # models
+    "Weight": "One of the numbers that a model is made of. A small language model has a hundred "
+    "million of them. What a model knows is in its weights.",
+    "Token": "A word or a part of a word: what a language model reads and writes, one at a time.",
+    "Subject": "The model under study.",
+    "Full precision": "Every weight is stored as it was made, in 16 or 32 bits.",
+    # unlearning
+    "Unlearning": "Changing the weights of a trained model so that it no longer gives certain "
+    "answers, and still gives all others, without training it anew.",
+    "Fact": "A prompt with its right answer, such as “The chemical symbol for gold is” and “Au”.",
+    "Task": "A list of facts: which to forget, and which to keep.",
+    "Forget set": "The facts to be forgotten.",
+    "Retain set": "Facts to be kept, which a method may be trained on. Held-out facts and "
+    "neighbours are kept, too, and no method sees them.",
+    "Rephrasing": "A fact to be forgotten in other words, which no method sees. Forgetting a "
+    "sentence is not forgetting a fact.",
+    "Edit": "The weights that a method changes, with their new values.",
+    "MANSU": "The method of this workbench: it finds the circuit behind the facts, moves only its "
+    "weights, and moves each of them into another 4-bit code or not at all.",
+    "Baseline": "A method from the literature to hold MANSU against.",
+    "GradDiff": "A baseline: gradient difference. It trains the model against the facts to forget "
+    "and for those to keep, and moves every weight a little.",
+    "Update": "How far an edit moves a weight.",
+    # 4 bits
+    "NF4": "A way to store weights in 4 bits, as most quantized models are. Weights are cut into "
+    "blocks of 64, and each is rounded to one of sixteen values (its code) times the largest of "
+    "its block.",
+    "Quantization": "Storing weights in fewer bits, by rounding each to one of a few values.",
+    "Block": "64 neighbouring weights that share one scale in NF4.",
+    "Absmax": "The largest magnitude of a block, which its sixteen values are multiplied by.",
+    "Code": "Which of the sixteen values a weight is rounded to, 0 to 15.",
+    "Bin": "All values that are rounded to one code. A move that stays inside its bin is rounded "
+    "away.",
+    "Floor": "MANSU's rule that each weight moves into another code or not at all.",
+    # measuring
+    "Accuracy": "The share of facts whose right answer is more probable than three wrong ones.",
+    "Chance": "The accuracy of a model that knows nothing: one in four, 25 %.",
+    "Log-probability": "The logarithm of how probable a model finds an answer. It moves before "
+    "accuracy does.",
+    "Nat": "The unit of a log-probability. 0.7 nats more is twice as probable.",
+    "Interval": "The range in which a number would lie for 95 % of other samples of facts "
+    "(bootstrap).",
+    "Came back": "Right before the edit, wrong after it, right again in NF4.",
+    "Recovery": "What brings forgotten answers back: 4 bits, other words, a hint, relearning.",
+    "Relearning": "Training an edited model for a few steps on half of the forgotten facts. If the "
+    "other half returns, it was hidden and not erased.",
+    # mechanism
+    "Head": "A part of a layer that moves information between tokens.",
+    "MLP": "The other part of a layer: it works on each token alone.",
+    "Node": "A head, an MLP, the embedding (the beginning) or the logits (the end).",
+    "Edge": "What one node reads of another.",
+    "Attribution": "An estimate, for each edge, of how much it carries an answer (EAP-IG).",
+    "Circuit": "The smallest set of edges that gives the answers alone.",
+    "Faithfulness": "How much of the behaviour a circuit keeps when all other edges are cut.",
+    "Mask": "The weights behind a circuit, which MANSU may move.",
+    "Logit lens": "What a model would say if it ended after a layer.",
+    "CAD": "Circuit attribution divergence: how far an edit changed the circuit, 0 (the same) to 1 "
+    "(nothing in common).",
+    "Signal CAD": "CAD of what the circuit's nodes write, so that an edit which only hides the "
+    "answer at the end stays low.",
+    "Suppressor": "An edit that hides the answers and erases nothing, to compare with.",
+    # judging
+    "Verdict": "Four questions to an edit: did it forget, did it keep the rest, does it stay "
+    "forgotten in 4 bits, is it erased. It is passed only if all four are.",
+    "Undecided": "The interval reaches across the threshold: another sample of facts might decide "
+    "otherwise.",
+    "Vacuous": "Nothing was forgotten, so that nothing could come back: it says nothing.",
+    "Run": "A folder with everything measured about one subject and one task.",
+    "Example": "A finished run that comes with MANSU. It can be read and copied.",
+}
+"""Term → what it means. The order is that in which they can be understood."""
+
+
+def anchor(term: str) -> str:
+    """Where on the glossary page a term is.
+
+    Raises:
+        KeyError: it is not explained there.
+    """
+    assert TERMS[term]
+    return re.sub(r"[^a-z0-9]+", "-", term.lower()).strip("-")
+
+
+def link(term: str, text: str = "") -> str:
+    """A term as a Markdown link to what it means.
+
+    Args:
+        text: how it is written here; the term by default.
+    """
+    return f"[{text or term}](glossary#{anchor(term)})"
+
+
+def found(query: str) -> dict[str, str]:
+    """The terms that a query is part of, or that are explained by it; all for an empty one."""
+    wanted = query.strip().lower()
+    return {t: text for t, text in TERMS.items() if wanted in t.lower() or wanted in text.lower()}

@@ -1,0 +1,118 @@
+"""Home: what happens to unlearning in 4 bits, seen on a finished example."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import glossary, home_view, state, words
+from mansu.job.examples import copied
+from mansu.job.runs import Run, examples, listed
+from mansu.report import story
+
+PAGES = Path(__file__).parent
+DOORS = (  # title, what is behind it, and its pages: file and label
+    (
+        "Explore",
+        "Ask the models, open the circuit behind the facts, follow one weight into its code.",
+        (("ask", "Ask the models"), ("circuit", "Open the circuit"), ("compare", "Compare edits")),
+    ),
+    (
+        "Learn",
+        "Why forgetting comes back, in ten steps: predict first, then see.",
+        (("learn", "Start the lesson"), ("glossary", "Look up a word")),
+    ),
+    (
+        "Review",
+        "Read what was measured, property by property, and decide whether you would sign.",
+        (("review", "Review this run"), ("compare", "See the evidence")),
+    ),
+)
+
+
+def beginning(run: Run) -> None:
+    """Three sentences, the picture, and what it teaches."""
+    told, link = story.chapters(run), glossary.link
+    moves = "; ".join(chapter.moves for chapter in told)
+    st.markdown(
+        f"A language model can be made to forget: its {link('Weight', 'weights')}, the numbers it "
+        f"is made of, are moved a little until certain answers are gone. But before it is used, a "
+        f"model is often stored in {link('NF4', '4 bits')}: each weight is rounded to one of "
+        "sixteen values, and a move that does not reach the next value is gone. "
+        f"**In this example, {moves}.**"
+    )
+    answers = "  \n".join(f"{chapter.answers}." for chapter in told)
+    st.plotly_chart(
+        home_view.picture(told),
+        config={"displayModeBar": False},
+        alt=f"Moves that 4 bits keep and right answers by edit. {moves}. {answers}",
+        key="picture",
+    )
+    st.markdown(f"{answers}  \n{story.moral(told)}")
+    chance, baseline = link("Chance", "chance"), link("Baseline", "baseline")
+    st.markdown(
+        f"Dotted: {chance}, one answer in four. {link('MANSU')} is this workbench's method, the "
+        f"other one a {baseline}."
+    )
+
+
+def verdict(run: Run) -> None:
+    """The example's verdict in plain questions."""
+    st.header("Did it work?")
+    st.table(home_view.verdicts({words.title(m): run.verdict(m) for m in run.judged()}))
+    st.markdown(
+        f"{glossary.link('Undecided')}: the {glossary.link('Interval', 'interval')} of what was "
+        "measured reaches across the threshold. The evidence is on the Compare page."
+    )
+
+
+def doors(run: Run) -> None:
+    """What to do with a run."""
+    st.header("Where to go")
+    row = st.container(horizontal=True)  # a narrow page puts them below each other
+    for title, about, links in DOORS:
+        with row.container(border=True, width=300):
+            st.subheader(title, anchor=False)
+            st.markdown(about)
+            for page, label in links:
+                if (PAGES / f"{page}.py").is_file():
+                    st.page_link(
+                        PAGES / f"{page}.py",
+                        label=label,
+                        icon=":material/arrow_forward:",
+                        query_params={"run": run.name},
+                    )
+
+
+def own_work(example: Run) -> None:
+    """From the example to work of one's own."""
+    st.header("Your own work")
+    st.markdown("The example comes with MANSU and stays as it is. This made it:")
+    st.code(example.manifest["example"], language="bash", wrap_lines=True)
+    st.page_link(
+        PAGES / "attribution.py",
+        label="Start with your own facts",
+        icon=":material/add:",
+        query_params={"view": "New run"},
+    )
+    if st.button("Copy the example to work on it", icon=":material/content_copy:"):
+        state.select("run", copied(example).name)
+        st.rerun()
+
+
+st.title("Does it stay forgotten?")
+st.markdown("**Machine unlearning, and what 4-bit storage does to it.**")
+shown = {run.name: run for run in examples()}
+name = next(iter(shown))
+if len(shown) > 1:
+    name = state.choose(
+        "Seen on", list(shown), "example", format_func=lambda n: shown[n].about["title"]
+    )
+example, runs = shown[name], listed()
+for part in (beginning, verdict):
+    with state.show_errors():
+        part(example)
+doors(example if example in runs else runs[0])
+with state.show_errors():
+    own_work(example)

@@ -1,0 +1,98 @@
+"""The Ask page, on the example that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import ask_view, asking
+from mansu.job import runs
+from mansu.job.runs import Run
+from mansu.measure.answers import FLIPS
+from mansu.quant import follow, moves
+from mansu.sets.ask import ask
+from mansu.show.numbers import number
+from mansu.subjects.subject import Subject
+
+MAIN = Path(__file__).resolve().parents[2] / "app" / "main.py"
+PAGE = MAIN.parents[1] / "pages" / "ask.py"
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    return runs.examples()[0]
+
+
+def opened(**query: str) -> AppTest:
+    app = AppTest.from_file(str(MAIN), default_timeout=90)
+    app.run()
+    app.switch_page(str(PAGE))
+    app.query_params |= query
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def html(app: AppTest) -> str:
+    return " ".join(str(e.proto.body) for e in app.get("html"))
+
+
+def test_a_fact_is_asked_of_every_model(example: Run, tiny: Subject) -> None:
+    fact = example.task().split("forget")[4]
+    app = opened(ask="forget", fact=str(fact.row))
+    assert not app.error and not app.info
+    wanted = tiny.continuation(fact.prompt, fact.answer)[1]
+    edits = {m: example.edit(m) for m in example.edits()}
+    found = ask(tiny, fact.prompt, edits, tokens=6, wanted=wanted)
+    titles = {"mansu": "MANSU", "graddiff": "GradDiff"}
+    assert ask_view.cards(tiny, found, titles, own=True) in html(app)
+    assert html(app).count("<article>") == 6
+    assert len(app.get("plotly_chart")) == 2  # the lens, the codes
+
+
+def test_what_cannot_be_asked_is_a_sentence_and_the_facts_stay(example: Run) -> None:
+    app = opened(ask="own", prompt="The colour of zzzyx is")
+    assert "zzzyx" in app.error[0].value
+    assert app.dataframe
+    app = opened(ask="own")
+    assert "Type the beginning" in app.info[0].value
+    app = opened(ask="own", prompt="The colour of boben is", answer="blue red green")
+    assert "not one token" in app.error[0].value
+
+
+def test_facts_are_filtered_by_flip_and_set(example: Run) -> None:
+    app = opened()
+    found = asking.facts(example, ["mansu"])["mansu"]
+    assert len(app.dataframe[-1].value) == len(found)
+    assert {one.flip for one in found} <= set(FLIPS)
+    for flip in ("forgotten", "kept"):
+        app.selectbox(key="flip").set_value(flip).run()
+        assert not app.exception
+        shown = app.dataframe[-1].value
+        assert set(shown["MANSU: outcome"]) == {flip}
+        assert len(shown) == sum(one.flip == flip for one in found)
+    places = asking.Filter("", ["Forget: colours"]).places(found)
+    assert [found[i].fact.split for i in places] == ["forget"] * len(places) and places
+
+
+def test_the_weight_followed_is_the_one_that_is_named(example: Run, tiny: Subject) -> None:
+    app = opened()
+    edit, name = example.edit("mansu"), str(app.selectbox(key="matrix").value)
+    moved = moves(tiny, edit, name, example.mask().dense(name))
+    app.slider(key="weight").set_value(len(moved)).run()
+    assert not app.exception
+    row, column = int(moved.rows[-1]), int(moved.columns[-1])
+    found = follow(tiny, edit, name, row, column)
+    said = next(m.value for m in app.markdown if m.value.startswith("Row "))
+    assert f"Row {row:,}, column {column:,}" in said and number(found.ratio) in said
+    cells = app.table[-1].value.set_index("Quantity")["MANSU"]
+    assert str(cells["Code"]) == str(found.after.code)
+
+
+def test_words_are_escaped_and_colours_have_numbers() -> None:
+    assert "<b>" not in ask_view._token("<b>", 1.0) and "&lt;b&gt;" in ask_view._token("<b>", 1.0)
+    for nats, said in ((2.04, "+2.0"), (-1.26, "−1.3"), (0.01, ">0<")):
+        assert said in ask_view._token("x", nats)

@@ -1,0 +1,108 @@
+"""The first page, on the example that ships: what it says is what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import glossary, home_view, words
+from mansu.evidence.verdict import ABOUT
+from mansu.job import runs
+from mansu.job.runs import Run
+from mansu.report import story
+from mansu.show.numbers import percent
+
+PAGES = Path(__file__).resolve().parents[2] / "pages"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def example() -> Run:
+    return runs.examples()[0]
+
+
+def entry() -> AppTest:
+    app = AppTest.from_file(str(PAGES.parent / "app" / "main.py"), default_timeout=60).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) -> None:
+    app = entry()
+    assert not app.error and not app.info
+    assert app.markdown[0].value.startswith("**")  # nothing of the script's own is shown
+    said = " ".join(m.value for m in app.markdown)
+    for method in example.judged():
+        survival = example.survival(method).quantized
+        assert f"{survival.moved:,} weights" in said
+        for nf4 in (False, True):
+            accuracy = example.measurement(method, nf4=nf4).splits["forget"].accuracy
+            assert percent(accuracy) in said
+        verdict, column = example.verdict(method), app.table[0].value[words.title(method)]
+        statuses = [getattr(verdict, name).status for name in ABOUT] + [verdict.status]
+        assert [cell.split()[-1] for cell in column] == statuses
+    assert len(app.get("plotly_chart")) == 1
+    assert list(home.iterdir()) == []  # looking made nothing
+
+
+def test_the_picture_is_of_the_run(example: Run) -> None:
+    told = story.chapters(example)
+    bars, *rest = json.loads(str(home_view.picture(told).to_json()))["data"]
+    assert bars["x"] == [example.survival(c.method).quantized.share for c in told]
+    stages = [trace["x"] for trace in rest if trace["mode"] == "markers"]
+    assert stages[1:] == [
+        [example.measurement(c.method, nf4=nf4).splits["forget"].accuracy for c in told]
+        for nf4 in (False, True)
+    ]
+
+
+def test_the_moral_follows_the_numbers(example: Run) -> None:
+    from dataclasses import replace
+
+    told = story.chapters(example)
+    lossy = [c for c in told if c.share_left < story.MOST]
+    assert lossy and "hardly an answer returns" in story.moral(told)
+    worse = replace(lossy[0], nf4=lossy[0].before)
+    assert "return with them" in story.moral([worse])
+    whole = [replace(c, left=c.moved) for c in told]
+    assert "No edit lost" in story.moral(whole)
+
+
+def test_the_example_is_copied_to_be_worked_on(home: Path, example: Run) -> None:
+    app = entry()
+    (button,) = [b for b in app.button if b.label.startswith("Copy")]
+    button.click().run()
+    assert not app.exception and not app.error
+    (mine,) = runs.listed()
+    assert mine.path == home / example.name and mine.judged() == example.judged()
+    (button,) = [b for b in app.button if b.label.startswith("Copy")]
+    button.click().run()
+    assert "already" in app.error[0].value  # and nothing of it was written over
+
+
+def test_every_linked_term_is_explained_and_none_twice() -> None:
+    anchors = [glossary.anchor(term) for term in glossary.TERMS]
+    assert len(anchors) == len(set(anchors))
+    text = " ".join(p.read_text() for p in PAGES.glob("*.py"))
+    linked = re.findall(r"glossary\.link\(['\"]([^'\"]+)|\blink\(['\"]([^'\"]+)", text)
+    assert linked
+    assert {a or b for a, b in linked} <= set(glossary.TERMS)
+    assert set(glossary.found("absmax")) >= {"Absmax"} and not glossary.found("zzz")
+
+
+def test_the_glossary_shows_what_is_looked_for() -> None:
+    app = AppTest.from_file(str(PAGES / "glossary.py"), default_timeout=60).run()
+    assert [h.value for h in app.header] == list(glossary.TERMS)
+    app.text_input(key="word").set_value("relearn").run()
+    assert not app.exception and "Relearning" in [h.value for h in app.header]
+    app.text_input(key="word").set_value("zzz").run()
+    assert not app.header and "shorter" in app.info[0].value

@@ -1,0 +1,104 @@
+"""The examples that ship: whole, as their command says, and not to be worked on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mansu import methods, tasks
+from mansu.errors import MansuError
+from mansu.job import examples, runs
+from mansu.job.artefacts import ARTEFACTS
+from mansu.job.runs import Run
+from mansu.subjects.subject import Subject
+from scripts import examples as script
+
+SHIPPED = runs.examples()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def test_one_ships() -> None:
+    assert "tiny-colours" in {run.name for run in SHIPPED}
+
+
+@pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
+def test_an_example_is_finished_small_and_of_a_shipped_task(run: Run) -> None:
+    assert run.judged() == run.edits() and set(run.asked) == set(run.edits())
+    assert len(run.edits()) >= 2
+    for kind, about in ARTEFACTS.items():
+        for method in run.edits() if about.of_edit else [None]:
+            if run.has(kind, method):
+                run.read(kind, method)  # nothing is damaged, nothing of another edit
+    for method in run.edits():
+        assert run.has("attacks", method) and run.has("strengths", method)
+        assert run.measurement(method, nf4=True).splits["forget"].chosen
+    assert run.task().digest == tasks.load(run.about["name"]).digest
+    assert sum(f.stat().st_size for f in run.path.rglob("*")) < 6 << 20
+    assert not list(run.path.glob("*suppressor*")) and not (run.path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
+def test_its_command_says_how_it_was_made(run: Run) -> None:
+    words = shlex.split(run.manifest["example"])
+    assert words[:3] == list(script.COMMAND)
+    options = script.parsed(words[3:])
+    assert script.command(options) == run.manifest["example"]
+    assert (options.subject, tuple(options.method)) == (run.subject, run.asked)
+    assert tasks.load(options.task).digest == run.about["digest"]
+    for name in run.asked:
+        own = [s.removeprefix(f"{name}.") for s in options.set if s.startswith(f"{name}.")]
+        given = methods.parse_settings(methods.named(name), own)
+        assert given == run.history(name)["given"]
+
+
+def test_the_tiny_one_is_of_the_subject_that_ships(tiny: Subject) -> None:
+    (run,) = [run for run in SHIPPED if run.subject == tiny.name]
+    run.check(tiny)
+    for method in run.edits():
+        run.edit(method).check(tiny)
+
+
+def test_examples_are_listed_until_there_is_a_run(home: Path) -> None:
+    assert [r.name for r in runs.listed()] == [r.name for r in SHIPPED]
+    copy = examples.copied(SHIPPED[0])
+    assert [r.path for r in runs.listed()] == [copy.path]
+    assert copy.path.parent == home and not copy.is_example
+    assert copy.judged() == SHIPPED[0].judged()
+    copy.set_status("done", 1.0)  # it can be worked on
+    with pytest.raises(MansuError, match="already"):
+        examples.copied(SHIPPED[0])
+
+
+def test_an_example_is_not_worked_on() -> None:
+    run = SHIPPED[0]
+    before = sorted((f, f.stat().st_mtime_ns) for f in run.path.rglob("*"))
+    for work in (
+        lambda: run.set_status("running"),
+        lambda: run.discard("mansu"),
+        lambda: run.save({"timings": {}}),
+        run.new_log,
+    ):
+        with pytest.raises(MansuError, match="copy it first"):
+            work()
+    assert sorted((f, f.stat().st_mtime_ns) for f in run.path.rglob("*")) == before
+
+
+def test_what_is_not_finished_or_too_large_is_not_shipped(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = examples.copied(SHIPPED[0])
+    monkeypatch.setattr(examples, "LARGEST", 1000)
+    with pytest.raises(MansuError, match="mansu_no_floor"):
+        examples.save(copy, "large", "", tmp_path / "shipped")
+    monkeypatch.undo()
+    copy.file("verdict", "mansu").unlink()
+    with pytest.raises(MansuError, match="no verdict on mansu"):
+        examples.save(copy, "unfinished", "", tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
