@@ -36,7 +36,8 @@ def keep(step: Step, bench: Bench, answer: Answer) -> None:
     """Keep a prediction, here and, without a name, in the class's tally."""
     person = st.session_state.setdefault(PERSON, uuid4().hex)
     st.session_state.setdefault(KEPT, {})[step.key] = answer
-    board().put(step.key, person, step.said(bench, answer))
+    caught = step.outcome(bench, answer).caught
+    board().put(step.key, person, step.said(bench, answer), caught)
 
 
 def begin_again() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.charts import CHANCE
-from app.lesson import figures
+from app.lesson import figures, real
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Link, Outcome, Step, between, first
 from app.lesson.weights import committed
@@ -90,6 +90,7 @@ REACH = Step(
     accepts=lambda answer: between(answer, (1, 2000)),
     said=lambda bench, answer: first(answer),
     link=Link("nf4", "See this histogram for a run", ("graddiff",), {"edit": "graddiff"}),
+    real=real.reach,
 )
 
 
@@ -280,4 +281,5 @@ DEPLOY = Step(
         ("mansu", "graddiff"),
         {"a": "mansu", "b": "graddiff"},
     ),
+    real=real.comes_back,
 )

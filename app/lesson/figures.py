@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import log2, log10
+from math import log2
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -42,6 +42,43 @@ def finished(figure: go.Figure, height: int, title: str = "") -> go.Figure:
     )
 
 
+def strip(
+    before: Sequence[float],
+    after: Sequence[float],
+    changed: Sequence[bool],
+    boundaries: Sequence[float],
+) -> go.Figure:
+    """Weights of a block on the line of codes, before and after, a point each.
+
+    Args:
+        before, after: in units of the largest; ``after`` empty where it is not to be told yet.
+        changed: which of them have another code after. boundaries: between two codes.
+    """
+    figure = go.Figure()
+    for x in boundaries:
+        figure.add_vline(x, line={"color": GREY, "dash": "dot", "width": 1})
+
+    def points(name: str, xs: Sequence[float], y: int, marker: dict[str, object]) -> None:
+        figure.add_scatter(
+            name=name,
+            x=list(xs),
+            y=[y] * len(xs),
+            mode="markers",
+            marker={"size": 10, **marker},
+            hovertemplate="%{x:.3f} of the largest<extra></extra>",
+        )
+
+    points("before", before, 1, {"color": BLUE})
+    if after:
+        same = [x for x, moved in zip(after, changed, strict=True) if not moved]
+        other = [x for x, moved in zip(after, changed, strict=True) if moved]
+        points("after, the same code", same, 0, {"color": BLUE, "symbol": "circle-open"})
+        points("after, another code", other, 0, {"color": ORANGE, "symbol": "x"})
+    figure.update_xaxes(title="in units of the largest (dotted: boundaries)", range=[-1.05, 1.05])
+    figure.update_yaxes(visible=False, range=[-0.7 if after else 0.3, 1.7])
+    return finished(figure, 210 if after else 170)
+
+
 def curve(points: Sequence[tuple[float, float]], at: float, guess: float, of: int) -> go.Figure:
     """How many of a block's other weights change their code, by how much its largest grows."""
     figure = go.Figure()
@@ -72,53 +109,33 @@ def ratios(edits: Mapping[str, Survival], guess: float) -> go.Figure:
     """Bin width ÷ update of every moved weight, an outline an edit, on a log scale."""
     figure = go.Figure()
     colours = (BLUE, ORANGE)
+    shares = {name: [n / max(sum(s.before), 1) for n in s.before] for name, s in edits.items()}
     for i, (name, survival) in enumerate(edits.items()):
-        total = max(sum(survival.before), 1)
         figure.add_scatter(
-            name=name,
+            name=f"{name}, median {number(survival.width_over_update)} ×",
             x=[10 ** -((a + b) / 2) for a, b in pairwise(EDGES)],
-            y=[count / total for count in survival.before],
+            y=shares[name],
             mode="lines",
             line={"color": colours[i % 2], "width": 3, "dash": ("solid", "dash")[i % 2]},
             fill="tozeroy" if i == 0 else None,
             hovertemplate=f"{name}<br>%{{x:.3~g}} × too short: %{{y:.1%}} of the moved weights"
             "<extra></extra>",
         )
-        middle = survival.width_over_update
-        if middle is not None:
-            figure.add_vline(middle, line={"color": colours[i % 2], "width": 2})
-            figure.add_annotation(
-                x=log10(middle),
-                y=1 - 0.1 * i,
-                yref="paper",
-                text=f"median {number(middle)} ×",
-                showarrow=False,
-                xanchor="left",
-                xshift=4,
-            )
+    top = max(map(max, shares.values()))
     figure.add_vrect(*PAPER, fillcolor=GREY, opacity=0.2, line_width=0)
-    figure.add_annotation(
-        x=log10(PAPER[0]),
-        y=0.02,
-        yref="paper",
-        text="paper: medians",
-        showarrow=False,
-        xanchor="left",
-        xshift=4,
-    )
     figure.add_vline(1, line={"color": GREY, "dash": "dash", "width": 2})
-    figure.add_vline(guess, line=GUESS)
-    figure.add_annotation(
-        x=log10(guess),
-        y=0.8,
-        yref="paper",
-        text="your prediction",
-        showarrow=False,
-        xanchor="left",
-        xshift=4,
+    figure.add_scatter(
+        name="your prediction",
+        x=[guess, guess],
+        y=[0, top],
+        mode="lines",
+        line=GUESS,
+        hovertemplate="you said %{x:,.0f} ×<extra></extra>",
     )
     figure.update_xaxes(
-        type="log", title="Bin width ÷ update (dashed: 1, as wide as the bin)", range=[-1, 4]
+        type="log",
+        title="Bin width ÷ update (dashed: as wide as the bin; grey: medians in the paper)",
+        range=[-1, 4],
     )
     figure.update_yaxes(title="share of moved weights", tickformat=".0%", rangemode="tozero")
     return finished(figure, 420)
@@ -213,7 +230,7 @@ def tradeoff(
         zmin=0,
         zmax=1,
         colorscale="Blues_r",
-        text=[[f"{percent(c.forget, 0)}<br>−{c.damage:.2f}" for c in row] for row in grid],
+        text=[[f"{percent(c.forget, 0)}<br>{loss(c)}" for c in row] for row in grid],
         texttemplate="%{text}",
         customdata=[[[c.moved, c.distance, c.survival, c.damage] for c in row] for row in grid],
         hovertemplate="%{customdata[0]:,} weights, %{customdata[1]:.3~g} bins each<br>"
@@ -255,6 +272,11 @@ def tradeoff(
         ticktext=[fraction(distance) for distance in distances],
     )
     return finished(figure, 460)
+
+
+def loss(cell: Cell) -> str:
+    """What other answers lose, to a hundredth of a nat; a gain is no loss."""
+    return f"{max(cell.damage, 0.0):.2f}"
 
 
 def fraction(distance: float) -> str:

@@ -161,9 +161,8 @@ def _predict_hidden(bench: Bench) -> Answer | None:
         index=None,
         key="lesson hidden",
     )
-    if choice is None:
-        return None
-    return (choice,) if committed("hidden") else None
+    asked = committed("hidden", "" if choice else "Choose one of the three.")
+    return (choice,) if asked and choice else None
 
 
 def _half(bench: Bench, name: str) -> int | None:
@@ -308,10 +307,8 @@ def _predict_sign(bench: Bench) -> Answer | None:
                 key=f"lesson sign {edit} {p.name}",
             )
             given += [choice] if choice else []
-    if len(given) < len(ABOUT):
-        st.caption(f"{len(given)} of {len(ABOUT)} given.")
-        return None
-    return (edit, *given) if committed("sign") else None
+    lacking = "" if len(given) == len(ABOUT) else f"{len(given)} of {len(ABOUT)} given."
+    return (edit, *given) if committed("sign", lacking) else None
 
 
 def _capital(text: str) -> str:
@@ -369,7 +366,7 @@ SIGN = Step(
     question="Would you sign that this edit has forgotten, for good, at no cost?",
     story="Three unlabelled edits, four properties, and what was measured of each. Choose an edit, "
     "read, and give your verdict by property. “Cannot tell” is a verdict, too.",
-    minutes=3,
+    minutes=2,
     ask="Which single number would you want to see before you sign?",
     notes="The edit that was trained anew is what perfect unlearning would give; on this toy it is "
     "known. Ask who would have signed the others.",

@@ -8,7 +8,8 @@ from html import escape
 from app.lesson.step import Outcome, Step
 
 STYLE = """
-.sheet { font-family: system-ui, sans-serif; line-height: 1.45; max-width: 46rem; }
+body { font-family: system-ui, sans-serif; }
+.sheet { line-height: 1.45; max-width: 46rem; }
 .sheet table { border-collapse: collapse; width: 100%; }
 .sheet th, .sheet td { border: 1px solid #999; padding: 0.35rem 0.5rem; text-align: left;
   vertical-align: top; font-size: 0.9rem; overflow-wrap: anywhere; }
@@ -28,7 +29,7 @@ def page(done: Sequence[tuple[Step, Outcome]], of: int, model: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<title>Why forgetting comes back: my sheet</title></head><body>"
-        f"{body(done, of, model)}</body></html>"
+        f"<h1>Why forgetting comes back</h1>{body(done, of, model)}</body></html>"
     )
 
 
@@ -42,7 +43,7 @@ def body(done: Sequence[tuple[Step, Outcome]], of: int, model: str) -> str:
     )
     return (
         f"<style>{STYLE}</style><div class='sheet'>"
-        f"<h2>Why forgetting comes back</h2><p>{len(done)} of {of} steps answered. "
+        f"<p>{len(done)} of {of} steps answered. "
         f"Measured on {escape(model)}.</p>"
         "<table><thead><tr><th scope='col'>Question</th><th scope='col'>I said</th>"
         "<th scope='col'>Measured</th><th scope='col'>Difference</th></tr></thead>"

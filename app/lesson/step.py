@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from app.lesson.bench import Bench
 from app.lesson.tally import Said
+from mansu.job.runs import Run
 
 Answer = tuple[float | str, ...]
 """A prediction, with the choices that it was made for."""
@@ -59,6 +60,7 @@ class Step:
         accepts: whether an answer (out of an address) is one of this step's.
         said: what of an answer the class's tally counts.
         link: where the workbench shows the same.
+        real: the same of a run of a larger model, a sentence.
     """
 
     key: str
@@ -74,6 +76,7 @@ class Step:
     accepts: Callable[[Answer], bool]
     said: Callable[[Bench, Answer], Said]
     link: Link
+    real: Callable[[Run], str] | None = None
 
 
 def between(answer: Answer, *ends: tuple[float, float]) -> bool:

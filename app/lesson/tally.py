@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from threading import Lock
 
@@ -16,21 +17,27 @@ class Board:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._said: dict[str, dict[str, Said]] = {}
+        self._said: dict[str, dict[str, tuple[Said, str]]] = {}
 
-    def put(self, step: str, person: str, said: Said) -> None:
+    def put(self, step: str, person: str, said: Said, caught: str = "") -> None:
         """Keep an answer.
 
         Args:
             person: a random token of the session; it says nothing about who it is.
+            caught: the common mistake that it shows, if it shows one.
         """
         with self._lock:
-            self._said.setdefault(step, {})[person] = said
+            self._said.setdefault(step, {})[person] = said, caught
 
     def answers(self, step: str) -> list[Said]:
         """Of everybody, in no order that tells who is who."""
         with self._lock:
-            return sorted(self._said.get(step, {}).values(), key=str)
+            return sorted((said for said, _ in self._said.get(step, {}).values()), key=str)
+
+    def caught(self, step: str) -> Mapping[str, int]:
+        """The common mistakes that answers show, and how many do."""
+        with self._lock:
+            return Counter(found for _, found in self._said.get(step, {}).values() if found)
 
     def counts(self) -> Mapping[str, int]:
         """How many people have answered, by step."""

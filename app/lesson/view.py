@@ -7,12 +7,13 @@ from statistics import median
 import streamlit as st
 
 from app import state
-from app.lesson import STEPS, answers, bench, figures, sheet
+from app.lesson import STEPS, answers, bench, figures, real, sheet
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Outcome, Step
 from app.lesson.tally import board
 from mansu.errors import MansuError
 from mansu.job.runs import Run, listed
+from mansu.progress import Step as Done
 from mansu.show.numbers import number
 
 NUMBERS = tuple(str(i) for i in range(1, len(STEPS) + 1))
@@ -64,21 +65,32 @@ def lesson() -> None:
 def _step(step: Step, made: Bench) -> None:
     answer = answers.get(step)
     if answer is None:
-        with st.spinner("Measuring …", show_time=True):
-            given = step.predict(made)
-        if given is not None:
-            answers.keep(step, made, given)
-            st.rerun()
+        _ask(step, made)
         return
     with st.spinner("Measuring …", show_time=True):
         outcome = step.outcome(made, answer)
     _said(outcome)
     step.reveal(made, answer)
+    larger = real.larger(listed(), made.subject.fingerprint)
+    if step.real is not None and larger is not None:
+        st.info(step.real(larger), icon=":material/public:")
     st.success(outcome.lesson, icon=":material/lightbulb:")
     if outcome.caught:
         st.warning(outcome.caught, icon=":material/psychology:")
     _class(step, made, answer)
     _elsewhere(step, made)
+
+
+@st.fragment
+def _ask(step: Step, made: Bench) -> None:
+    """The prediction; dragging and choosing draws nothing else of the page again."""
+    with state.show_errors():
+        with st.spinner("Measuring …", show_time=True):
+            given = step.predict(made)
+        if given is not None:
+            with st.spinner("Measuring …", show_time=True):
+                answers.keep(step, made, given)
+            st.rerun()
 
 
 def _said(outcome: Outcome) -> None:
@@ -111,6 +123,8 @@ def _tally(step: Step, said: list[float | str]) -> None:
             f"{len(values)} answers, without names; the one in the middle is "
             f"{number(median(values))}."
         )
+    for mistake, count in board().caught(step.key).items():
+        st.caption(f"{count} of {len(said)} show: {mistake}")
     st.plotly_chart(
         figures.class_answers(said),
         alt=f"What the class answered to: {step.question}",
@@ -146,10 +160,12 @@ def run_for(step: Step, made: Bench) -> Run | None:
 
 def _onward(place: int) -> None:
     left, middle, right = st.columns(3)
-    if place and left.button("Back", icon=":material/arrow_back:", width="stretch"):
+    if place and left.button(
+        "Back", key="step back", icon=":material/arrow_back:", width="stretch"
+    ):
         _go(place - 1)
     if place + 1 < len(STEPS):
-        if right.button("Next", icon=":material/arrow_forward:", width="stretch"):
+        if right.button("Next", key="step next", icon=":material/arrow_forward:", width="stretch"):
             _go(place + 1)
     elif middle.button("My sheet", icon=":material/description:", width="stretch"):
         state.select("view", "My sheet")
@@ -190,7 +206,7 @@ def my_sheet() -> None:
         "text/html",
         icon=":material/download:",
     )
-    if right.button("Begin again", icon=":material/restart_alt:"):
+    if right.button("Begin again", key="begin again", icon=":material/restart_alt:"):
         answers.begin_again()
         state.select("view", "Lesson")
         state.select("step", NUMBERS[0])
@@ -206,9 +222,11 @@ def teacher() -> None:
     )
     if st.button("Measure everything now, so that nobody waits", icon=":material/speed:"):
         bar = st.progress(0.0)
-        shared().prepare(
-            lambda done: bar.progress(done.share, f"Measured {done.done} of {done.total} parts")
-        )
+
+        def tell(done: Done) -> None:
+            bar.progress(done.share, f"Measured {done.done} of {done.total} parts")
+
+        shared().prepare(tell)
     everybody()
     for place, step in enumerate(STEPS):
         st.subheader(f"{place + 1}. {step.question}")
@@ -230,7 +248,7 @@ def everybody() -> None:
                     _tally(step, board().answers(step.key))
         with st.popover("Clear the class's answers", icon=":material/delete:"):
             st.markdown("This forgets what everybody answered. It cannot be undone.")
-            if st.button("Clear them", type="primary"):
+            if st.button("Clear them", key="clear class", type="primary"):
                 board().clear()
                 st.rerun(scope="fragment")
 

@@ -20,9 +20,17 @@ MOST = 0.5
 """The curve of the second step ends there."""
 
 
-def committed(step: str) -> bool:
-    """The button that keeps a prediction."""
-    return st.button(SHOW, key=f"keep {step}", type="primary", icon=":material/lock:")
+def committed(step: str, lacking: str = "") -> bool:
+    """The button that keeps a prediction.
+
+    Args:
+        lacking: what has to be done first; then it cannot be pressed.
+    """
+    if lacking:
+        st.caption(lacking)
+    return st.button(
+        SHOW, key=f"keep {step}", type="primary", icon=":material/lock:", disabled=bool(lacking)
+    )
 
 
 # One weight on the line.
@@ -38,12 +46,10 @@ def _predict_line(bench: Bench) -> Answer | None:
         own_label="the weight",
     )
     move = place - own
-    st.markdown(
-        f"You have moved it by **{move:+.3f}** of its block's largest weight."
-        if move
-        else "Drag the round handle, or choose it and press the arrow keys."
-    )
-    return (round(place, 4),) if committed("line") and move else None
+    if move:
+        st.markdown(f"You have moved it by **{move:+.3f}** of its block's largest weight.")
+    lacking = "" if move else "Drag the round handle, or choose it and press the arrow keys."
+    return (round(place, 4),) if committed("line", lacking) else None
 
 
 def _end(bin: Bin, place: float) -> float:
@@ -121,6 +127,7 @@ def _predict_block(bench: Bench) -> Answer | None:
         required=True,
         key="lesson growth",
     )
+    _strip(bench, growth)
     guess = st.slider(
         f"How many of the other {others} weights, which do not move, get another code?",
         0,
@@ -131,6 +138,24 @@ def _predict_block(bench: Bench) -> Answer | None:
     return (growth, float(guess)) if committed("block") else None
 
 
+def _strip(bench: Bench, growth: float, *, answered: bool = False) -> None:
+    """The block on the line of codes, and where its weights stand once the largest has grown."""
+    largest = int(bench.block.abs().argmax())
+    scaled = bench.block / bench.block.abs().max()
+    others = [x for i, x in enumerate(scaled.tolist()) if i != largest]
+    before, after = stretched(bench.block, growth)
+    st.plotly_chart(
+        figures.strip(
+            others,
+            [x / (1 + growth) for x in others] if answered else [],
+            (before != after).tolist() if answered else [],
+            BOUNDARIES.tolist(),
+        ),
+        alt="The weights of the block on the line of codes, with the boundaries",
+        key=f"lesson strip {answered}",
+    )
+
+
 def _changed(bench: Bench, growth: float) -> int:
     before, after = stretched(bench.block, growth)
     return int((before != after).sum())
@@ -138,6 +163,7 @@ def _changed(bench: Bench, growth: float) -> int:
 
 def _reveal_block(bench: Bench, answer: Answer) -> None:
     growth, guess = map(float, answer)
+    _strip(bench, growth, answered=True)
     points = [(i / 200, _changed(bench, i / 200)) for i in range(int(200 * MOST) + 1)]
     st.plotly_chart(
         figures.curve(points, growth, guess, len(bench.block) - 1),

@@ -6,7 +6,7 @@ from math import log
 
 import streamlit as st
 
-from app.lesson import figures
+from app.lesson import figures, real
 from app.lesson.bench import SILENCED, Bench
 from app.lesson.step import Answer, Link, Outcome, Step, between
 from app.lesson.weights import committed
@@ -62,7 +62,7 @@ def _predict_grid(bench: Bench) -> Answer | None:
     columns = st.columns(3)
     columns[0].metric("Codes that change", percent(cell.survival, 0))
     columns[1].metric("Colours right, in 4 bits", percent(cell.forget, 0))
-    columns[2].metric("Other answers lose", f"{cell.damage:.2f} nats")
+    columns[2].metric("Other answers lose", f"{figures.loss(cell)} nats")
     st.caption(
         f"Aim: at most {percent(bench.forgotten(), 0)} of the colours right, at the least loss for "
         f"everything else. (A nat is a unit of surprise: a loss of {log(2):.1f} halves an answer's "
@@ -84,7 +84,7 @@ def _reveal_grid(bench: Bench, answer: Answer) -> None:
     )
     st.caption(
         "In each field: colours right in 4 bits, and what other answers lose (nats). Dark: "
-        "forgotten. A field on the left with long moves changes every code; one below moves so "
+        "forgotten. A field on the left with long moves changes nearly every code; one below moves so "
         "little that few codes change."
     )
 
@@ -110,7 +110,7 @@ def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
             "the same field"
             if mine == found
             else f"colours right {percent(mine.forget, 0)} against {percent(found.forget, 0)}, "
-            f"loss {mine.damage:.2f} against {found.damage:.2f} nats"
+            f"loss {figures.loss(mine)} against {figures.loss(found)} nats"
         )
     return Outcome(
         said=_told(mine),
@@ -133,7 +133,7 @@ GRID = Step(
     question="How many weights should move, and how far?",
     story="Two sliders. The weights that the strong training moved furthest go first, each in the "
     "same direction. Look around, then keep the best place that you found.",
-    minutes=3,
+    minutes=2,
     ask="Which of the two makes a change outlive 4 bits? Which one does the damage?",
     notes="Let them wander: the way is drawn afterwards. The best field is usually in the middle.",
     predict=_predict_grid,
@@ -160,11 +160,9 @@ def _predict_nodes(bench: Bench) -> Answer | None:
         format_func=lambda node: names[node],
         key="lesson nodes",
     )
-    if len(chosen) != SILENCED:
-        st.caption(f"{len(chosen)} chosen: choose {SILENCED}.")
-        st.button("Keep my prediction and show the answer", key="keep nodes early", disabled=True)
-        return None
-    return tuple(float(node) for node in sorted(chosen)) if committed("nodes") else None
+    enough = len(chosen) == SILENCED
+    lacking = "" if enough else f"{len(chosen)} chosen: choose {SILENCED}."
+    return tuple(map(float, sorted(chosen))) if committed("nodes", lacking) else None
 
 
 def _chosen(answer: Answer) -> tuple[int, ...]:
@@ -210,8 +208,8 @@ def _outcome_nodes(bench: Bench, answer: Answer) -> Outcome:
         "connections do the work (the *circuit*). But a part has other work, too: with "
         f"attribution's {SILENCED} off, {percent(kept, 0)} of what was to be kept is right "
         f"({percent(random, 0)} with {SILENCED} at random). So a circuit says where to look, and "
-        f"single weights of it are moved: {percent(circuit.mask.fraction)} of this toy's weights "
-        "may, a fraction of a percent in a real model.",
+        f"only single weights of it are moved: {percent(circuit.mask.fraction)} of this toy's may, "
+        "far fewer of a large model's.",
     )
 
 
@@ -236,4 +234,5 @@ NODES = Step(
     ),
     said=lambda bench, answer: ", ".join(bench.nodes()[node] for node in _chosen(answer)),
     link=Link("circuit", "Explore the circuit", (), {}),
+    real=real.circuit,
 )
