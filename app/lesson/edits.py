@@ -255,7 +255,7 @@ def _outcome_deploy(bench: Bench, answer: Answer) -> Outcome:
         f"{percent(worst.full['forget'].accuracy, 0)} to {percent(nf4, 0)} when it is stored in 4 "
         "bits. It is the worst case: no move may leave its bin. The strong training on this toy, "
         f"which may, goes from {percent(usual.full['forget'].accuracy, 0)} to "
-        f"{percent(usual.nf4['forget'].accuracy, 0)}. Real edits lie between the two.",
+        f"{percent(usual.nf4['forget'].accuracy, 0)}. What a real edit does has to be measured.",
     )
 
 

@@ -84,8 +84,7 @@ def _reveal_grid(bench: Bench, answer: Answer) -> None:
     )
     st.caption(
         "In each field: colours right in 4 bits, and what other answers lose (nats). Dark: "
-        "forgotten. A field on the left with long moves changes nearly every code; one below moves so "
-        "little that few codes change."
+        "forgotten. Long moves change nearly every code, short ones few."
     )
 
 
