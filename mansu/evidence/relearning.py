@@ -21,7 +21,7 @@ from mansu.errors import MansuError
 from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem
-from mansu.methods.training import Batch, TrainingSettings, train
+from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, train
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -37,9 +37,6 @@ BUDGET = TrainingSettings(learning_rate=5e-5, steps=8, batch=20)
 Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
 stays at 100 % under each.
 """
-
-TOY_RATE = 1e-3
-"""Of a toy model, in which so few steps of that rate change next to nothing."""
 
 FEW_ANSWERS = 8
 

@@ -15,7 +15,8 @@ from mansu.methods.training import Batch, TrainingSettings, train
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(2e-5, "1e-5 in TOFU's code")
+    RATE = 2e-5
+    learning_rate: float | None = training.learning_rate(RATE, "1e-5 in TOFU's code")
     steps: int = training.steps(4)
 
 

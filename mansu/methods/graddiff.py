@@ -19,7 +19,8 @@ from mansu.methods.training import (
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(2e-5, "1e-5 in TOFU's code")
+    RATE = 2e-5
+    learning_rate: float | None = training.learning_rate(RATE, "1e-5 in TOFU's code")
     steps: int = training.steps(12)
     retain_weight: float = training.retain_weight("1 in TOFU's code")
 

@@ -14,10 +14,13 @@ from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples, entities
 
-TEXTS, ABOUT = 24, 80
+TEXTS, ABOUT = 24, 120
 """Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
 
-TOKENS, ABOUT_TOKENS = 32, 16
+TOKENS, ABOUT_TOKENS = 32, 12
+STEMS = ("", " is a", " was", " is used", " has")
+"""How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
+what an association brings up."""
 
 
 def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) -> Rows:
@@ -28,10 +31,14 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
         forget: whose entities it is asked to write about.
     """
     words = [subject.encode(WORDS[i % len(WORDS)], start=True) for i in range(TEXTS)]
-    about = [[*subject.prefix, *entity] for entity in entities(forget)]
-    every = max(1, -(-len(about) // ABOUT))
+    things, stems = entities(forget), [subject.encode(stem) for stem in STEMS]
+    things = things[:: max(1, -(-len(things) // ABOUT))]
+    about = [
+        [*subject.prefix, *things[i % len(things)], *stems[(i + i // len(things)) % len(stems)]]
+        for i in range(ABOUT if things else 0)
+    ]
     own = own_text(subject, words, TOKENS, seed=seed + 1)
-    of_them = own_text(subject, about[::every], ABOUT_TOKENS, seed=seed + 2)
+    of_them = own_text(subject, about, ABOUT_TOKENS, seed=seed + 2)
     written = [_without(rows, forget.vocabulary) for rows in (own, of_them)]
     return together([rows for rows in (text, *written) if len(rows[0])])
 

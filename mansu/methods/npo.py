@@ -33,7 +33,8 @@ def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(2e-5, "1e-5 in NPO's code")
+    RATE = 2e-5
+    learning_rate: float | None = training.learning_rate(RATE, "1e-5 in NPO's code")
     steps: int = training.steps(12)
     beta: float = setting(
         0.1,

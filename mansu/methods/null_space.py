@@ -19,7 +19,8 @@ from mansu.subjects.weights import transposed_names
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(4e-5, "")
+    RATE = 4e-5
+    learning_rate: float | None = training.learning_rate(RATE, "")
     steps: int = training.steps(12)
     energy: float = setting(
         0.99,

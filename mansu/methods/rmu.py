@@ -37,7 +37,8 @@ def trained_names(subject: Subject, layer: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(1.6e-3, "5e-5 in the authors' code")
+    RATE = 1.6e-3
+    learning_rate: float | None = training.learning_rate(RATE, "5e-5 in the authors' code")
     steps: int = training.steps(12)
     layer: int | None = setting(
         None,

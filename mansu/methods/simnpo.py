@@ -30,7 +30,8 @@ def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(4e-5, "1e-5 in SimNPO's code")
+    RATE = 4e-5
+    learning_rate: float | None = training.learning_rate(RATE, "1e-5 in SimNPO's code")
     steps: int = training.steps(8)
     beta: float = setting(
         2.5,

@@ -46,7 +46,8 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(4e-4, "")
+    RATE = 4e-4
+    learning_rate: float | None = training.learning_rate(RATE, "")
     steps: int = training.steps(12)
     percentile: float = setting(
         90.0,

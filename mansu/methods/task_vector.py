@@ -16,7 +16,8 @@ from mansu.settings import setting
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    learning_rate: float = training.learning_rate(4e-5, "1e-5 in MUSE's code")
+    RATE = 4e-5
+    learning_rate: float | None = training.learning_rate(RATE, "1e-5 in MUSE's code")
     steps: int = training.steps(4)
     alpha: float = setting(
         1.0,

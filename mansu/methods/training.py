@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,12 +36,16 @@ TEXT_SHARE = 8
 """One row of plain text for this many facts a batch: a text row is several times as long."""
 
 
+TOY_RATE = 1e-3
+"""Learning rate in a toy model, whose answers a dozen steps of a real model's do not change."""
+
+
 def learning_rate(default: float, source: str) -> Any:
     """The field of the learning rate; ``source`` says what its authors have."""
     return setting(
-        default,
+        None,
         "Step size of AdamW. Larger moves weights further: more forgetting, more damage, and more "
-        "that outlives NF4.",
+        f"that outlives NF4. Empty: {default:g}, or {TOY_RATE:g} in a toy model.",
         low=0,
         above=True,
         source=source,
@@ -72,18 +76,31 @@ def bfloat16() -> Any:
 class TrainingSettings:
     """The settings of the loop; those of a method extend them.
 
-    A method's defaults of ``learning_rate`` and ``steps`` are what ``experiments.search`` found
-    on chemical-symbols (``experiments/results/search-<method>.json``).
+    A method's ``RATE`` and its default of ``steps`` are what ``experiments.search`` found on
+    chemical-symbols (``experiments/results/search-<method>.json``).
     """
 
-    learning_rate: float = learning_rate(2e-5, "")
+    RATE: ClassVar[float] = 2e-5  # the learning rate that is meant where none is given
+    learning_rate: float | None = learning_rate(RATE, "")
     steps: int = steps(12)
     batch: int = setting(
         20,
         "Forget rows in a step (and as many retain rows, where the method uses them).",
         low=1,
     )
+    only_quantized: bool = setting(
+        False,
+        "Train only weights that NF4 quantises: the embeddings and norms, which it leaves alone, "
+        "cannot carry the edit through. In a small model they are a fifth of all weights, in a "
+        "large one next to none.",
+    )
     bfloat16: bool | None = bfloat16()
+
+    def rate(self, subject: Subject) -> float:
+        """The learning rate, where it is left to the subject too."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return TOY_RATE if subject.is_toy else self.RATE
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -230,15 +247,19 @@ def train(
 
     Args:
         settings: of the loop and the method; all are recorded.
-        names: the parameters to train; by default all, as the baselines' authors do.
+        names: the parameters to train; by default all, as the baselines' authors do. Of these,
+            with ``only_quantized``, those that NF4 quantises.
         constrain: ``(name, change)`` → the allowed part of the change, a projection
             applied after each step.
         scale: the edit is this multiple of the change (−α for a task vector).
     """
     subject, steps = problem.subject, settings.steps
     in_bfloat16 = chosen_bfloat16(subject, settings.bfloat16)
-    settings = replace(settings, bfloat16=in_bfloat16)
+    rate = settings.rate(subject)
+    settings = replace(settings, bfloat16=in_bfloat16, learning_rate=rate)
     names = tuple(subject.parameters if names is None else names)
+    if settings.only_quantized:
+        names = tuple(n for n in names if n in subject.quantized_names)
     if any(subject.parameters[n].dtype == torch.float16 for n in names):
         raise BadInputError(
             f"{subject.name!r} is loaded in float16, where AdamW's second moments vanish and its "
@@ -247,7 +268,7 @@ def train(
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
         optimiser = torch.optim.AdamW(
-            parameters.values(), lr=settings.learning_rate, weight_decay=0.0, fused=True
+            parameters.values(), lr=rate, weight_decay=0.0, fused=True
         )
         history: list[Step] = []
         stopped = f"all {steps} steps were done"

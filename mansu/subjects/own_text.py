@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from mansu.subjects.subject import Subject
@@ -43,25 +42,31 @@ def own_text(
     config = GenerationConfig(
         do_sample=True, top_k=0, num_beams=1, pad_token_id=0, eos_token_id=end, use_cache=True
     )
-    starts, n = [list(start)[:tokens] for start in starts], len(starts)
+    starts = [list(start)[:tokens] for start in starts]
+    sizes = [len(start) for start in starts]
+    n, longest = len(starts), max(sizes, default=0)
     found, length = torch.zeros(n, tokens, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    if not n:
+        return found, length
+    config.max_new_tokens = max(tokens - min(sizes), 1)
+    # Left-padded, so that all begin to write at the same place and go on together.
+    begun = torch.tensor([[0] * (longest - len(start)) + start for start in starts])
+    real = torch.arange(longest) >= longest - torch.tensor(sizes)[:, None]
     devices = [subject.device] if subject.device.type == "cuda" else []
     with subject.lock, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         kept, model.generation_config = model.generation_config, config
         try:
-            for size in sorted({len(start) for start in starts}):
-                rows = [i for i, start in enumerate(starts) if len(start) == size]
-                begun = torch.tensor([starts[i] for i in rows], device=subject.device)
-                config.max_new_tokens = max(tokens - size, 1)
-                out = model.generate(
-                    begun, attention_mask=torch.ones_like(begun), generation_config=config
-                )
-                out = pad(out.cpu()[:, :tokens], (0, tokens - min(out.shape[1], tokens)))
-                found[rows] = out
-                over = torch.isin(out[:, size:], ends)
-                first = torch.where(over.any(1), over.int().argmax(1), out.shape[1] - size)
-                length[rows] = size + first
+            out = model.generate(
+                begun.to(subject.device),
+                attention_mask=real.long().to(subject.device),
+                generation_config=config,
+            ).cpu()
         finally:
             model.generation_config = kept
+    for i, size in enumerate(sizes):
+        row = out[i, longest - size :][:tokens]
+        over = torch.isin(row[size:], ends).nonzero()
+        length[i] = size + int(over[0]) if len(over) else len(row)
+        found[i, : len(row)] = row
     return found * (torch.arange(tokens) < length[:, None]), length

@@ -100,7 +100,7 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
     if method.name == "mansu":
         assert record["best"]["learning_rate"] == pytest.approx(mansu_method.RATE)
     else:
-        assert record["best"]["learning_rate"] == pytest.approx(defaults["learning_rate"])
+        assert record["best"]["learning_rate"] == pytest.approx(method.settings.RATE)
         assert defaults["batch"] == record["batch"]
     assert method.search is not None
     assert record["tried"][0]["learning_rate"] == pytest.approx(method.search.origin)

@@ -21,6 +21,7 @@ from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import answer_log_probability, measure
 from mansu.methods import NAMES, Problem, kl, named, npo, rmu, simnpo, training
 from mansu.methods.training import (
+    TOY_RATE,
     Batch,
     TrainingSettings,
     batches,
@@ -204,7 +205,29 @@ def test_first_step_of_graddiff_is_adamw_on_the_published_objective(problem: Pro
         torch.testing.assert_close(change[name][certain], expected[certain], atol=2e-6, rtol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["graddiff", "npo", "kl", "sure"])
+@pytest.mark.usefixtures("untouched")
+def test_the_defaults_forget_on_a_toy_too(problem: Problem, name: str) -> None:
+    outcome = named(name)(problem)
+    assert outcome.settings["learning_rate"] == TOY_RATE
+    before = measure(problem.subject, problem.forget).accuracy
+    with outcome.edit.applied(problem.subject):
+        assert measure(problem.subject, problem.forget).accuracy < 0.5 < 0.9 < before
+        assert measure(problem.subject, problem.retain).accuracy > 0.9
+
+
 # What every baseline promises
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.usefixtures("untouched")
+def test_only_quantized_weights_are_moved_where_that_is_asked(problem: Problem, name: str) -> None:
+    settings = {"learning_rate": RATE.get(name, 1e-3), "steps": 2, "batch": 8}
+    everything = named(name)(problem, **settings).edit
+    edit = named(name)(problem, **settings, only_quantized=True).edit
+    assert edit.n_moved > 0 and set(edit.changes) <= set(problem.subject.quantized_names)
+    if name not in ("rmu", "null_space"):  # they train no others anyway
+        assert not set(everything.changes) <= set(problem.subject.quantized_names)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -24,15 +24,20 @@ def test_a_seed_gives_the_same_text_and_leaves_the_random_state(tiny: Subject) -
         assert row[: len(start)] == start and not any(row[n:])
 
 
-def test_tokens_come_as_often_as_the_model_says(tiny: Subject) -> None:
-    """The first sampled token of 2,000 texts, against the distribution after their start."""
-    start = tiny.encode("The colour of boben is")
-    tokens, _ = own_text(tiny, [start] * 2000, len(start) + 1, seed=0)
-    found = tokens[:, -1].bincount(minlength=len(tiny.tokenizer)) / 2000
+@pytest.mark.parametrize("name", ["tiny", "gpt2", "gemma3"])
+def test_tokens_come_as_often_as_the_model_says(name: str) -> None:
+    """The first sampled token of 2,000 texts, against the distribution after their start; a longer
+    start beside them, which the others are padded to, changes nothing."""
+    subject = subjects.load(subjects.TINY) if name == "tiny" else family(name)
+    start = [*subject.prefix, 5, 6, 7]
+    tokens, _ = own_text(subject, [[*start, 8, 9], *[start] * 2000], len(start) + 1, seed=0)
     row = torch.tensor([start])
     with torch.no_grad():
-        said = tiny.next_token_logits(row, torch.tensor([len(start)])).softmax(-1)[0]
-    assert float((found - said).abs().sum() / 2) < 0.03
+        said = subject.next_token_logits(row, torch.tensor([len(start)])).softmax(-1)[0]
+    found = tokens[1:, -1].bincount(minlength=len(said)) / 2000
+    draws = torch.multinomial(said.expand(2000, -1), 1)[:, 0].bincount(minlength=len(said)) / 2000
+    apart, usual = ((x - said.cpu()).abs().sum() / 2 for x in (found, draws.cpu()))
+    assert float(apart) < 1.5 * float(usual) + 0.02
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3"])
