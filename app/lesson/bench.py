@@ -7,7 +7,7 @@ draws.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from threading import RLock
@@ -22,7 +22,7 @@ from mansu.circuits import Circuit
 from mansu.circuits.graph import graph_of
 from mansu.circuits.silence import silenced
 from mansu.evidence import Verdict, controls
-from mansu.evidence.concealed import gradient_difference
+from mansu.evidence.concealed import concealed
 from mansu.evidence.relearning import Relearned, halves, relearning
 from mansu.evidence.tradeoff import Cell, grid
 from mansu.measure.scores import Scores, measure_sets
@@ -41,10 +41,10 @@ TASK = "tiny-colours"
 PLACE = ("model.layers.1.mlp.down_proj.weight", 2903)
 """The weight that the lesson follows, by its tensor and its place in it: one that MANSU moves."""
 
-GENTLE = GradDiff()
+GENTLE: Mapping[str, Any] = {"learning_rate": GradDiff.RATE}
 """The rate that the method's search found on a real model: this toy hardly feels it."""
 
-STRONG = TrainingSettings(learning_rate=3e-4, steps=40)
+STRONG: Mapping[str, Any] = {"learning_rate": 3e-4, "steps": 40}
 """A rate and a length that make the toy forget."""
 
 SILENCED = 3
@@ -163,9 +163,9 @@ class Bench:
         """``gentle`` and ``ordinary`` (gradient difference at two rates), ``concealed`` (the same,
         held inside its bins), ``mansu``, ``suppressor`` or ``retrained``."""
         makers: dict[str, Callable[[], Edit]] = {
-            "gentle": partial(self._trained, GENTLE, inside=False),
-            "ordinary": partial(self._trained, STRONG, inside=False),
-            "concealed": partial(self._trained, STRONG, inside=True),
+            "gentle": partial(self._trained, GENTLE),
+            "ordinary": partial(self._trained, STRONG),
+            "concealed": lambda: concealed(self._problem(), TrainingSettings(**STRONG)),
             "mansu": lambda: mansu.unlearn(self.subject, self.task, self.circuit()),
             "suppressor": self._suppressor,
             "retrained": lambda: methods.named("retrained")(self._problem()).edit,
@@ -177,8 +177,10 @@ class Bench:
         text = tasks.text(self.task, self.subject)
         return Problem(self.subject, self.task, rows["forget"], rows["retain"], text)
 
-    def _trained(self, settings: TrainingSettings, *, inside: bool) -> Edit:
-        return gradient_difference(self._problem(), settings, inside=inside)
+    def _trained(self, settings: Mapping[str, Any]) -> Edit:
+        """Of weights that NF4 stores: what it does not, would carry an edit through it."""
+        train = methods.named("graddiff")
+        return train(self._problem(), **settings, only_quantized=True).edit
 
     def _suppressor(self) -> Edit:
         """With MANSU's forget accuracy, as nearly as one is found."""

@@ -20,13 +20,10 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.weights import layout, transposed_names
 
 
-def gradient_difference(problem: Problem, settings: TrainingSettings, *, inside: bool) -> Edit:
-    """GradDiff on the quantised weights alone, with or without a wall at the ends of each bin.
+def concealed(problem: Problem, settings: TrainingSettings) -> Edit:
+    """GradDiff on the quantised weights alone, with a wall at the ends of each bin.
 
     The subject's lock is held, and the subject is bit for bit as before when this ends.
-
-    Args:
-        inside: no weight may leave its NF4 bin.
 
     Raises:
         MansuError: as training does.
@@ -35,7 +32,7 @@ def gradient_difference(problem: Problem, settings: TrainingSettings, *, inside:
     with subject.lock:
         transposed = transposed_names(subject)
         ends = {}
-        for name in subject.quantized_names if inside else ():
+        for name in subject.quantized_names:
             pair = room(layout(subject, name))
             ends[name] = tuple(x.T for x in pair) if name in transposed else pair
 
@@ -47,12 +44,5 @@ def gradient_difference(problem: Problem, settings: TrainingSettings, *, inside:
             now, kept = forget_and_retain(subject, rows)
             yield from {"forget": now.mean(), **kept}.items()
 
-        made = train(
-            problem,
-            settings,
-            loss,
-            names=subject.quantized_names,
-            constrain=within if inside else None,
-        )
-    label = "concealed" if inside else "graddiff"
-    return replace(made.edit, label=label, meta={"fingerprint": subject.fingerprint})
+        made = train(problem, settings, loss, names=subject.quantized_names, constrain=within)
+    return replace(made.edit, label="concealed", meta={"fingerprint": subject.fingerprint})

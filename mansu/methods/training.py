@@ -267,9 +267,7 @@ def train(
         )
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
-        optimiser = torch.optim.AdamW(
-            parameters.values(), lr=rate, weight_decay=0.0, fused=True
-        )
+        optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0, fused=True)
         history: list[Step] = []
         stopped = f"all {steps} steps were done"
         for step, rows in zip(range(1, steps + 1), batches(problem, settings.batch), strict=False):

@@ -22,7 +22,6 @@ from mansu.job.pipeline import CIRCUIT, QUANTIZE, perform, unlearning
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
-from mansu.methods.training import TrainingSettings
 from mansu.quant import quantize
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -107,8 +106,8 @@ def test_every_number_follows_what_is_measured(
     """Another weight, another training, fewer of the grid: other numbers, in every step."""
     before = {step.key: step.outcome(made, SAID[step.key]) for step in STEPS}
     monkeypatch.setattr(bench, "PLACE", ("model.layers.0.mlp.up_proj.weight", 777))
-    monkeypatch.setattr(bench, "GENTLE", TrainingSettings(learning_rate=1e-5, steps=6))
-    monkeypatch.setattr(bench, "STRONG", TrainingSettings(learning_rate=2e-4, steps=8))
+    monkeypatch.setattr(bench, "GENTLE", {"learning_rate": 1e-5, "steps": 6})
+    monkeypatch.setattr(bench, "STRONG", {"learning_rate": 2e-4, "steps": 8})
     monkeypatch.setattr(bench, "SILENCED", 2)
     monkeypatch.setattr(bench, "DRAWS", 3)
     other = Bench(made.subject, tiny_task)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mansu import quant
-from mansu.evidence.concealed import gradient_difference
+from mansu.evidence.concealed import concealed
 from mansu.measure.scores import measure
 from mansu.methods import Problem
 from mansu.methods.training import TrainingSettings
@@ -17,7 +17,7 @@ SETTINGS = TrainingSettings(learning_rate=1e-3, steps=12)
 
 @pytest.mark.usefixtures("untouched")
 def test_a_concealed_edit_forgets_and_nf4_undoes_it_whole(problem: Problem, tiny: Subject) -> None:
-    edit = gradient_difference(problem, SETTINGS, inside=True)
+    edit = concealed(problem, SETTINGS)
     with quant.quantized(tiny):
         base = measure(tiny, problem.forget)
     with edit.applied(tiny):
@@ -28,9 +28,3 @@ def test_a_concealed_edit_forgets_and_nf4_undoes_it_whole(problem: Problem, tiny
     torch.testing.assert_close(nf4.log_probability, base.log_probability, atol=0, rtol=0)
     assert quant.report(tiny, edit).quantized.changed == 0
     assert edit.changes.keys() <= {*tiny.quantized_names}
-
-
-def test_without_the_wall_codes_change(problem: Problem, tiny: Subject) -> None:
-    edit = gradient_difference(problem, SETTINGS, inside=False)
-    share = quant.report(tiny, edit).quantized.share
-    assert share is not None and share > 0.2

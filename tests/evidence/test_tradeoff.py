@@ -6,19 +6,16 @@ import pytest
 import torch
 
 from mansu import quant
-from mansu.evidence.concealed import gradient_difference
 from mansu.evidence.tradeoff import Cell, best, grid
 from mansu.measure.scores import measure
-from mansu.methods import Problem
-from mansu.methods.training import TrainingSettings
+from mansu.methods import Problem, named
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
 
 @pytest.mark.usefixtures("untouched")
 def test_a_cell_is_what_it_says(problem: Problem, tiny: Subject) -> None:
-    settings = TrainingSettings(learning_rate=1e-3, steps=12)
-    edit = gradient_difference(problem, settings, inside=False)
+    edit = named("graddiff")(problem, learning_rate=1e-3, only_quantized=True).edit
     told: list[int] = []
     found = grid(
         tiny,
