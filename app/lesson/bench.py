@@ -77,10 +77,6 @@ class Bench:
         self._made: dict[str, Any] = {}
         self._lock = RLock()
 
-    def has(self, name: str) -> bool:
-        """Whether something is made already, so that asking for it takes no time."""
-        return name in self._made
-
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:  # what is made is given at once, whatever else is being made
             with self._lock:

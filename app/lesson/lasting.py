@@ -103,7 +103,7 @@ def _outcome_floor(bench: Bench, answer: Answer) -> Outcome:
         difference=f"{100 * off:.0f} points at most",
         lesson=f"By construction, and checked with the real rounding: all of MANSU's {moved:,} "
         f"moves change their code in {whole} of the {len(FORMATS)} formats asked, for a weight "
-        "moves to the middle of another bin or not at all (the *floor*). Of the strong training's "
+        "moves to the middle of another bin or not at all (the floor). Of the strong training's "
         f"moves {percent(usual, 0)} do in NF4.",
     )
 

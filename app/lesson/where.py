@@ -23,16 +23,13 @@ PATH = "lesson path"
 
 def cells(bench: Bench) -> dict[tuple[int, int], Cell]:
     """The grid by place: which count, which distance. Progress is shown where it takes time."""
-    if bench.has("grid"):
-        found = bench.grid()
-    else:
-        bar = st.progress(0.0, "Measuring every choice once, for everybody on this server …")
+    place = st.empty()  # always there: else what follows would move when the bar goes
 
-        def tell(step: Done) -> None:
-            bar.progress(step.share, f"Measured {step.done} of {step.total} choices …")
+    def tell(step: Done) -> None:
+        place.progress(step.share, f"Measured {step.done} of {step.total} choices, for everybody …")
 
-        found = bench.grid(tell)
-        bar.empty()
+    found = bench.grid(tell)
+    place.empty()
     return {divmod(i, len(DISTANCES)): cell for i, cell in enumerate(found)}
 
 
@@ -204,7 +201,7 @@ def _outcome_nodes(bench: Bench, answer: Answer) -> Outcome:
         difference=f"{hit} of {SILENCED} the same; colours right {percent(found['yours'][0], 0)} "
         f"against {percent(forget, 0)}",
         lesson=f"Few parts carry the colours: {len(circuit)} of {circuit.layout.n_edges} "
-        "connections do the work (the *circuit*). But a part has other work, too: with "
+        "connections do the work (the circuit). But a part has other work, too: with "
         f"attribution's {SILENCED} off, {percent(kept, 0)} of what was to be kept is right "
         f"({percent(random, 0)} with {SILENCED} at random). So a circuit says where to look, and "
         f"only single weights of it are moved: {percent(circuit.mask.fraction)} of this toy's may, "

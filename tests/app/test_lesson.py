@@ -212,6 +212,7 @@ def test_a_step_asks_first_and_then_shows(step: Step, made: Bench) -> None:
     at = page(step=place, **said(step.key))
     outcome = step.outcome(made, SAID[step.key])
     assert at.success[0].value == outcome.lesson
+    assert "*" not in outcome.lesson  # it is printed, too
     shown = " ".join(markdown.value for markdown in at.markdown)
     assert outcome.difference.split(",")[0] in shown.replace("\\", "")
     assert [w.value for w in at.warning] == ([outcome.caught] if outcome.caught else [])
