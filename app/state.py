@@ -17,7 +17,7 @@ from mansu import subjects
 from mansu.circuits import lens
 from mansu.errors import MansuError, NotMeasuredError
 from mansu.job import library
-from mansu.job.runs import Run, folder, listed, unreadable
+from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.tasks.tokens import Pairs
 

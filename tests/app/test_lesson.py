@@ -1,0 +1,302 @@
+"""The lesson: what it says follows from what is measured, and a student can walk through it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from app.lesson import STEPS, bench, lasting, real, sheet, view
+from app.lesson.answers import PREFIX
+from app.lesson.bench import Bench
+from app.lesson.step import Answer, Step
+from app.lesson.tally import Board, board
+from mansu import tasks
+from mansu.job.pipeline import CIRCUIT, QUANTIZE, perform, unlearning
+from mansu.job.runs import Run
+from mansu.job.session import Session
+from mansu.job.settings import Settings
+from mansu.quant import quantize
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+ROOT = Path(__file__).parents[2]
+SAID: dict[str, Answer] = {
+    "line": (0.4,),
+    "block": (0.1, 0.0),
+    "reach": (5.0,),
+    "flip": ("gentle", 0.0),
+    "deploy": (0.3,),
+    "grid": (2.0, 4.0),
+    "nodes": (1.0, 2.0, 5.0),
+    "floor": (0.5, 0.6, 0.7),
+    "hidden": ("mansu",),
+    "sign": ("mansu", "passed", "passed", "passed", "failed"),
+}
+BY_KEY = {step.key: step for step in STEPS}
+
+
+@pytest.fixture(scope="module")
+def made() -> Bench:
+    return view.shared()
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No runs here, and nobody has answered."""
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    board().clear()
+    yield
+    board().clear()
+
+
+def page(**query: str) -> AppTest:
+    at = AppTest.from_file(str(ROOT / "pages" / "learn.py"), default_timeout=120)
+    at.query_params |= query
+    at.run()
+    assert not at.exception, at.exception
+    return at
+
+
+def said(*keys: str) -> dict[str, str]:
+    return {PREFIX + key: ",".join(map(str, SAID[key])) for key in keys}
+
+
+# What it says.
+
+
+def test_twenty_minutes_in_ten_steps() -> None:
+    assert len(STEPS) == len({step.key for step in STEPS}) == 10
+    assert sum(step.minutes for step in STEPS) <= 20
+    assert SAID.keys() == BY_KEY.keys()
+
+
+NAMES = r"NF4|FP4|int8|4 bits|4-bit|8 bits|step 1|arXiv \d+\.\d+"
+
+
+@pytest.mark.parametrize("name", ["weights", "edits", "where", "lasting", "real", "view", "bench"])
+def test_no_number_is_written_in(name: str) -> None:
+    """No text of the lesson holds a digit, but for names and the number of the first step."""
+    tree = ast.parse((ROOT / "app" / "lesson" / f"{name}.py").read_text())
+    skip: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FormattedValue) and node.format_spec:
+            skip |= {id(part) for part in ast.walk(node.format_spec)}
+        if isinstance(node, ast.Expr):  # a docstring
+            skip |= {id(part) for part in ast.walk(node) if isinstance(part, ast.Constant)}
+            skip -= {id(p) for c in ast.walk(node) if isinstance(c, ast.Call) for p in ast.walk(c)}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skip
+    ]
+    prose = [text for text in texts if " " in text and "%" not in text and "<style>" not in text]
+    assert not [text for text in prose if re.search(r"\d", re.sub(NAMES, "", text))]
+
+
+def test_every_number_follows_what_is_measured(
+    made: Bench, tiny_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another weight, another training, fewer of the grid: other numbers, in every step."""
+    before = {step.key: step.outcome(made, SAID[step.key]) for step in STEPS}
+    monkeypatch.setattr(bench, "PLACE", ("model.layers.0.mlp.up_proj.weight", 777))
+    monkeypatch.setattr(bench, "GENTLE", {"learning_rate": 1e-5, "steps": 6})
+    monkeypatch.setattr(bench, "STRONG", {"learning_rate": 2e-4, "steps": 8})
+    monkeypatch.setattr(bench, "SILENCED", 2)
+    monkeypatch.setattr(bench, "DRAWS", 3)
+    other = Bench(made.subject, tiny_task)
+    other._made["edit mansu"] = made.edit("mansu").thinned(0.5)
+    other._made["grid"] = tuple(replace(c, moved=2 * c.moved) for c in made.grid())
+    other._made["circuit"], other._made["scores"] = made.circuit(), made._made["scores"].flip(0)
+    other._made["verdict mansu"] = made.verdict("retrained")
+    for step in STEPS:
+        after = step.outcome(other, SAID[step.key])
+        assert (after.truth, after.lesson) != before[step.key][1:4:2], step.key
+
+
+def test_the_followed_weight_is_one_that_mansu_moves(made: Bench) -> None:
+    moved = made.moved_to(made.edit("mansu"))
+    assert moved is not None and not made.bin.low <= moved <= made.bin.high
+    assert f"code {made.bin.code}" in lasting.followed(made)
+    name, place = bench.PLACE
+    weight = made.subject.parameters[name].detach()
+    with made.edit("mansu").applied(made.subject):
+        now = int(quantize(weight).codes[place])
+    assert f"code {now} lies" in lasting.followed(made)
+
+
+def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
+    step = BY_KEY["deploy"]
+    asked = made.asked("concealed")
+    assert asked.nf4["forget"].accuracy > asked.full["forget"].accuracy + 0.5
+    assert f"{100 * asked.nf4['forget'].accuracy:.0f} %" in step.outcome(made, (0.3,)).truth
+    assert all(kept.share == 1.0 for kept in made.kept("mansu").values())
+    found = BY_KEY["hidden"].outcome(made, ("suppressor",))
+    assert found.truth == "a suppressor" and found.difference == "right" and not found.caught
+
+
+def test_mistakes_are_caught_and_good_answers_are_not(made: Bench) -> None:
+    good: dict[str, Answer] = {
+        "block": (0.1, 16.0),
+        "flip": ("gentle", 0.014),
+        "hidden": ("suppressor",),
+    }
+    for key, answer in good.items():
+        assert BY_KEY[key].outcome(made, SAID[key]).caught
+        assert not BY_KEY[key].outcome(made, answer).caught
+
+
+def test_kind_and_strict_are_told_apart(made: Bench) -> None:
+    verdict = made.verdict("retrained")
+    assert verdict.status == "passed"
+    assert lasting.compared(verdict, ("passed",) * 4) == (4, 0, 0)
+    assert lasting.compared(verdict, ("failed", "undecided", "passed", "passed")) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("key", "answer"),
+    [
+        ("line", (2.0,)),
+        ("line", ()),
+        ("block", (0.1, 64.0)),
+        ("flip", ("other", 0.5)),
+        ("grid", (9.0, 0.0)),
+        ("nodes", (1.0, 1.0, 2.0)),
+        ("nodes", (1.0, 2.0, 16.0)),
+        ("hidden", ("neither",)),
+        ("sign", ("mansu", "passed", "passed", "passed")),
+        ("reach", (float("nan"),)),
+    ],
+)
+def test_nonsense_is_no_answer(key: str, answer: Answer) -> None:
+    assert BY_KEY[key].accepts(SAID[key])
+    assert not BY_KEY[key].accepts(answer)
+
+
+def test_the_subject_is_left_as_it_was(made: Bench, tiny: Subject) -> None:
+    for name, parameter in made.subject.parameters.items():
+        assert torch.equal(parameter, tiny.parameters[name]), name
+
+
+# The class.
+
+
+def test_a_person_counts_once_and_mistakes_are_counted() -> None:
+    found = Board()
+    found.put("line", "a", 0.5)
+    found.put("line", "b", 0.7, "a mistake")
+    found.put("line", "a", 0.6)
+    assert found.answers("line") == [0.6, 0.7]
+    assert found.caught("line") == {"a mistake": 1}
+    assert found.counts() == {"line": 2}
+    found.clear()
+    assert not found.counts() and not found.answers("line")
+
+
+# The page.
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.key)
+def test_a_step_asks_first_and_then_shows(step: Step, made: Bench) -> None:
+    place = str(STEPS.index(step) + 1)
+    at = page(step=place)
+    assert not at.error and not at.success  # nothing is told before the prediction
+    assert any(step.question in header.value for header in at.header)
+    at = page(step=place, **said(step.key))
+    outcome = step.outcome(made, SAID[step.key])
+    assert at.success[0].value == outcome.lesson
+    assert "*" not in outcome.lesson  # it is printed, too
+    shown = " ".join(markdown.value for markdown in at.markdown)
+    assert outcome.difference.split(",")[0] in shown.replace("\\", "")
+    assert [w.value for w in at.warning] == ([outcome.caught] if outcome.caught else [])
+    assert any("There is no run of this model" in c.value for c in at.caption)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_prediction_is_kept_and_counted() -> None:
+    at = page(step="5")
+    at.slider(key="lesson deploy").set_value(55).run()
+    at.button(key="keep deploy").click().run()
+    assert not at.exception
+    assert at.success and at.query_params["my-deploy"] == "0.55"
+    assert board().answers("deploy") == [0.55]
+    at.button(key="step next").click().run()
+    assert any(STEPS[5].question in header.value for header in at.header)
+    at.button(key="step back").click().run()
+    assert at.success  # it is still there
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_link_with_nonsense_asks_anew() -> None:
+    at = page(step="5", **{PREFIX + "deploy": "seven"})
+    assert not at.success and at.slider(key="lesson deploy").value == 30
+    assert PREFIX + "deploy" not in at.query_params
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_two_sliders_answer_from_the_grid(made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = made.grid()
+    at = page(step="6")
+    monkeypatch.setattr("app.lesson.bench.grid", None)  # it is not measured again
+    at.select_slider(key="lesson count").set_value(4).run()
+    at.select_slider(key="lesson distance").set_value(4).run()
+    shown = {m.label: m.value for m in at.metric}
+    cell = cells[4 * 6 + 4]
+    assert shown["Colours right, in 4 bits"] == f"{100 * cell.forget:.0f} %"
+    assert shown["Other answers lose"] == f"{cell.damage:.2f} nats"
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_sheet_has_what_was_answered_and_begins_again(made: Bench) -> None:
+    at = page(view="My sheet", **said("line", "flip"))
+    done = [(BY_KEY[key], BY_KEY[key].outcome(made, SAID[key])) for key in ("line", "flip")]
+    written = sheet.page(done, len(STEPS), "the model")
+    for step, outcome in done:
+        assert step.question in written and outcome.truth in written
+    assert not re.search(r"(src|href)=", written)  # nothing from outside
+    at.button(key="begin again").click().run()
+    assert not at.exception
+    assert not [name for name in at.query_params if name.startswith(PREFIX)]
+    assert any(STEPS[0].question in header.value for header in at.header)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_teacher_sees_the_class_and_clears_it() -> None:
+    board().put("flip", "a", 0.0, "a mistake of many")
+    board().put("flip", "b", 0.5)
+    at = page(view="Teacher")
+    for step in STEPS:
+        assert any(step.ask in m.value for m in at.markdown)
+    assert any("1 of 2 show: a mistake of many" in c.value for c in at.caption)
+    at.button(key="clear class").click().run()
+    assert not board().counts()
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_projector_is_in_the_address() -> None:
+    at = page(step="1", projector="on")
+    assert at.toggle(key="projector").value is True
+    at.toggle(key="projector").set_value(False).run()
+    assert "projector" not in at.query_params
+
+
+# Runs.
+
+
+def test_a_larger_model_is_told_of_by_its_own_numbers(tmp_path: Path, tiny: Subject) -> None:
+    run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8, steps=1), tmp_path / "r")
+    assert real.larger([run], "another model") is None  # nothing is measured yet
+    perform(Session(run, tiny), (*CIRCUIT, unlearning("graddiff"), QUANTIZE), "graddiff")
+    assert real.larger([run], tiny.fingerprint) is None  # it is the toy itself
+    assert real.larger([run], "another model") == run
+    share = run.survival("graddiff").quantized.share
+    assert share is not None and f"{100 * share:.1f} %" in real.reach(run)
+    assert f"{100 * run.mask().fraction:.2f} %" in real.circuit(run)
+    assert "100.0 %" in real.comes_back(run)

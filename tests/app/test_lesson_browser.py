@@ -1,0 +1,57 @@
+"""The lesson's line in a real Chromium: dragged, moved by the keys, kept through a reload."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+from test_browser import address, browser_page, settled
+
+from app.lesson import STEPS
+
+__all__ = ["address", "browser_page"]  # fixtures
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_weight_is_dragged_and_the_prediction_kept(address: str, browser_page: Page) -> None:
+    page = browser_page
+    page.goto(f"{address}/learn")
+    handle = page.get_by_role("slider", name="Where the weight gets another code")
+    expect(handle).to_be_visible()
+    keep = page.get_by_role("button", name="Keep my prediction")
+    expect(keep).to_be_disabled()
+    start = float(handle.get_attribute("aria-valuenow") or "nan")
+
+    # With the keys.
+    handle.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    expect(handle).to_have_attribute("aria-valuenow", f"{start + 0.02:.3f}")
+    expect(page.get_by_text(f"moved it by {0.02:+.3f}")).to_be_visible()
+
+    # With a mouse.
+    settled(page)
+    box = handle.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=5)
+    page.mouse.up()
+    expect(page.get_by_text(f"moved it by {0.02:+.3f}")).to_have_count(0)
+    assert float(handle.get_attribute("aria-valuenow") or "nan") > start + 0.05
+    settled(page)
+
+    keep.click()
+    expect(page.get_by_text("You said")).to_be_visible()
+    fixed = page.get_by_role("slider", name="Where you put it")
+    expect(fixed).to_have_attribute("aria-disabled", "true")
+    page.wait_for_url(re.compile("my-line="))
+    page.reload()
+    expect(page.get_by_text("You said")).to_be_visible()
+    settled(page)
+    page.get_by_role("button", name="Next").click()
+    expect(page.get_by_role("heading", name=STEPS[1].question)).to_be_visible()
+    settled(page)
