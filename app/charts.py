@@ -25,7 +25,7 @@ from mansu.report.compare import Spot
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
 SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
-ACCURACY = "Accuracy, 4-way choice (dotted: chance, 25 %)"
+ACCURACY = "4-way accuracy (dotted: chance, 25 %)"
 CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 NOT_QUANTISED = ("embedding", "head", "norm", "bias")
@@ -336,9 +336,11 @@ def divergences(series: Mapping[str, Divergences]) -> go.Figure:
             )
         figure.update_xaxes(range=[-0.12 * (top or 1), 1.12 * (top or 1)], row=row, col=1)
         _bands(figure, labels, row=row, col=1)
-    figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
+    figure.update_xaxes(title="CAD, bits (0 to 1)", row=len(groups))
     lines = sum(len(labels) for labels in groups.values())
-    return _finish(figure, 140 + lines * (24 + 22 * len(series)))
+    figure.update_annotations(x=0, xanchor="left")  # else the legend lies on the first title
+    height = 160 + lines * (24 + 22 * len(series))
+    return _finish(figure, height).update_layout(legend_y=1 + 30 / height, margin_t=80)
 
 
 def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
@@ -371,8 +373,13 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
                 f"[{y.low:+.3f}, {y.high:+.3f}] nats<extra></extra>",
             )
     figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
+    reached = [
+        v for spots in series.values() for s in spots for v in (s.forgetting.low, s.forgetting.high)
+    ]
     figure.update_xaxes(
-        title="Forgetting: fall of accuracy towards chance", tickformat=".0%", rangemode="tozero"
+        title="Forgetting: fall towards chance",
+        tickformat=".0%",
+        range=[min([0.0, *reached]) - 0.04, max([0.5, *reached]) + 0.04],
     )
     ends = [
         v for spots in series.values() for s in spots for v in (s.permanence.low, s.permanence.high)

@@ -13,6 +13,7 @@ STEPS = (
     ("unlearn", "Unlearn", ":material/ink_eraser:"),
     ("nf4", "NF4", ":material/compress:"),
     ("compare", "Compare", ":material/compare_arrows:"),
+    ("review", "Review", ":material/fact_check:"),
 )
 
 st.set_page_config(page_title="MANSU", layout="wide")

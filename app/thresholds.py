@@ -81,8 +81,8 @@ def _slider(run: Run, about: Setting, original: float) -> float:
         help=about.help,
     )
     there = isclose(value / scale, original, abs_tol=1e-9)
-    mark = "the original" if there else f"original: {numbers.amount(original, unit).lstrip('+')}"
-    st.caption(mark if there else f":orange[{mark}]")
+    before = numbers.amount(original, unit).lstrip("+")
+    st.markdown("The original" if there else f":orange-badge[moved] Originally {before}")
     return original if there else value / scale
 
 

@@ -40,6 +40,15 @@ CAD: Mapping[str, str] = {
 }
 """What each number of ``Divergences`` is called in a table."""
 
+MARKS: Mapping[str, str] = {
+    "passed": ":green[:material/check_circle:] passed",
+    "failed": ":red[:material/cancel:] failed",
+    "undecided": ":orange[:material/balance:] undecided",
+    "vacuous": ":orange[:material/block:] vacuous",
+    "unknown": ":orange[:material/help:] unknown",
+}
+"""How a status is drawn: colour, sign and word."""
+
 EXPORTS: Mapping[str, str] = {
     "hf": "Checkpoint",
     "nf4": "NF4 checkpoint",
@@ -155,6 +164,8 @@ HELP: Mapping[str, str] = {
     "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
+    "flips": "Right: the answer outscores its three distractors. Back in NF4: the edit made it "
+    "wrong, and NF4 makes it right again. Lost: a kept fact that the edit made wrong.",
     # the verdict
     "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
     "held-out rephrasings: "

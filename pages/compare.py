@@ -15,14 +15,7 @@ from mansu.job.judging import judged
 from mansu.job.runs import Run
 from mansu.report import rows
 from mansu.report.compare import Side, compare, sizes, spots
-
-MARKS = {
-    "passed": ":green[:material/check_circle:] passed",
-    "failed": ":red[:material/cancel:] failed",
-    "undecided": ":orange[:material/balance:] undecided",
-    "vacuous": ":orange[:material/block:] vacuous",
-    "unknown": ":orange[:material/help:] unknown",
-}
+from mansu.show.sentences import capitalised
 
 T = TypeVar("T")
 
@@ -73,7 +66,7 @@ def verdict_table(found: Mapping[str, Verdict]) -> None:
     titles = [capitalised(title) for title in ABOUT.values()]
     columns: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
     for label, verdict in found.items():
-        together = f"{MARKS[verdict.status]}  \n{verdict.counts}"
+        together = f"{words.MARKS[verdict.status]}  \n{verdict.counts}"
         columns[label] = [*map(mark, verdict.properties), together]
     st.table(columns)
 
@@ -81,16 +74,12 @@ def verdict_table(found: Mapping[str, Verdict]) -> None:
 def mark(p: Property) -> str:
     """A property's status, and the check that decides it."""
     told = "not measured" if p.worst is None else capitalised(str(p.worst))
-    return f"{MARKS[p.status]}  \n{state.plain(told)}"
-
-
-def capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return f"{words.MARKS[p.status]}  \n{state.plain(told)}"
 
 
 def evidence(p: Property) -> None:
     """A property with its evidence and everything that it asks."""
-    st.markdown(f"**{capitalised(p.title)}**: {MARKS[p.status]}", help=words.help(p.name))
+    st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
     st.caption(state.plain(p.evidence))
     if p.checks:
         st.table(rows.checks(p).columns)

@@ -285,16 +285,20 @@ class Comparison(Shown):
         for side, found in zip(self.sides[1:], self.differences, strict=True):
             who = f"{side.label} against {first.label}"
             if not comparable(first.run, side.run):
-                yield f"{who}: another subject or task, so their numbers do not compare."
+                yield f"{who}. Another subject or task, so their numbers do not compare."
                 continue
             if not found:
-                yield f"{who}: nothing that both have was measured."
+                yield f"{who}. Nothing was measured of both."
                 continue
             parts = []
-            for says in ("better", "worse", "lower", "higher"):
-                told = [str(d) for d in found if d.says == says]
-                parts += [f"{says}: {'; '.join(told)}"] if told else []
-            yield f"{who}, {'. '.join(parts) or 'nothing that was measured tells them apart'}."
+            for title, says in (
+                ("Better", ("better",)),
+                ("Worse", ("worse",)),
+                ("Neither good nor bad", ("lower", "higher")),
+            ):
+                told = [str(d) for d in found if d.says in says]
+                parts += [f"{title}: {'; '.join(told)}"] if told else []
+            yield f"{who}. {'. '.join(parts) or 'Nothing that was measured tells them apart'}."
 
     def table(self) -> Table:
         """A row a quantity, a column an edit: its value."""

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made import CHANCE, changed, run_of
 
 from mansu.errors import MismatchError
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement, Scores, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.report.compare import Rows, Side, compare, sizes, spots
-from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
-
-CHANCE = 0.25
-
-
-def changed(base: Measurement, **splits: Mapping[str, float]) -> Measurement:
-    """A measurement whose splits have these values in every row."""
-    found = {
-        name: replace(
-            base.splits[name],
-            **{field: np.full(len(base.splits[name].rows), v) for field, v in values.items()},
-        )
-        for name, values in splits.items()
-    }
-    return Measurement({**base.splits, **found}, base.text_loss, (0.01,) * 8)
 
 
 def shuffled(scores: Scores) -> Scores:
@@ -46,18 +31,6 @@ TEXTS = ("groups", "rows", "facts")
 @pytest.fixture(scope="module")
 def base(tiny: Subject, tiny_task: Task) -> Measurement:
     return measure_task(tiny, tiny_task)
-
-
-def run_of(
-    path: Path, subject: Subject, task: Task, base: Measurement, edits: Mapping[str, Measurement]
-) -> Run:
-    run = Run.create(subject, task, path=path)
-    run.save({"base": base, "base_nf4": base})
-    name, weight = next(iter(subject.parameters.items()))
-    for method, measured in edits.items():
-        run.save({"edit": Edit.between({name: weight}, {name: weight + 1}, method)}, method)
-        run.save({"full": measured, "nf4": measured}, method)
-    return run
 
 
 @pytest.fixture
@@ -87,11 +60,11 @@ def test_what_separates_two_edits_is_said_the_right_way_round(run: Run) -> None:
     assert says["Kept: change of log-probability"][0] == "worse"
     assert says["Comes back in NF4: the answer among its choices"][0] == "not told apart"
     (sentence,) = compare(sides(run)).headline
-    assert sentence.startswith("GradDiff against MANSU, worse: 25.0 [")
+    assert sentence.startswith("GradDiff against MANSU. Worse: 25.0 [")
     assert "farther from chance on the forget rows" in sentence
-    assert "less left of the kept answers" in sentence and "better" not in sentence
+    assert "less left of the kept answers" in sentence and "Better" not in sentence
     (turned,) = compare(sides(run)[::-1]).headline
-    assert turned.startswith("MANSU against GradDiff, better: 25.0 [")
+    assert turned.startswith("MANSU against GradDiff. Better: 25.0 [")
 
 
 def test_rows_are_paired_by_identity_and_not_by_position(
@@ -105,7 +78,7 @@ def test_rows_are_paired_by_identity_and_not_by_position(
         Measurement({**base.splits, "forget": scores}, base.text_loss, (0.0,) * 8)
         for scores in (one, other, shuffled(other))
     ]
-    edits = dict(zip(("mansu", "ga", "npo"), paired, strict=True))
+    edits: dict[str, Measurement] = dict(zip(("mansu", "ga", "npo"), paired, strict=True))
     made = run_of(tmp_path / "paired", tiny, tiny_task, base, edits)
     named = [Side(m, made, m) for m in edits]
     straight, mixed = compare(named).differences
