@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mansu import methods
+from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
-    "none": ("As is", "The asked half of the forget set, without an attack."),
-    "paraphrase": ("Paraphrase", "Rephrasings that no method saw, of all the facts."),
-    "hint": ("Hint", "A sentence before the question names its topic."),
-    "demonstrations": (
-        "Examples",
-        "Three facts of the known half, right answers and all, stand before the question.",
-    ),
-    "relearning": (
-        "Relearning",
-        "The model is fine-tuned for a few steps on the known half; the other half is asked for.",
-    ),
-    "NF4": ("NF4", "The model is loaded in NF4."),
-    "FP4": ("FP4", "The model is loaded in FP4."),
-    "int8": ("int8", "The model is loaded in 8-bit integers."),
+    name: (ATTACK_TITLES[name], text)
+    for name, text in {
+        "none": "The asked half of the forget set, without an attack.",
+        "paraphrase": "Rephrasings that no method saw, of all the facts.",
+        "hint": "A sentence before the question names its topic.",
+        "demonstrations": "Three facts of the known half, right answers and all, stand before the "
+        "question.",
+        "relearning": "The model is fine-tuned for a few steps on the known half; the other half "
+        "is asked for.",
+        "NF4": "The model is loaded in NF4.",
+        "FP4": "The model is loaded in FP4.",
+        "int8": "The model is loaded in 8-bit integers.",
+    }.items()
 }
 """Title and sentence of each recovery attack, by its name in ``mansu.evidence.attacks``."""
 

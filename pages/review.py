@@ -33,7 +33,7 @@ def verdict(found: Dossier) -> None:
             st.markdown(
                 f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name)
             )
-            st.caption(state.plain(p.evidence))
+            st.markdown(state.plain(p.evidence))
             if p.checks:
                 with st.expander(f"All {len(p.checks)} checks: {p.title}"):
                     st.table(rows.checks(p).columns)
@@ -47,7 +47,8 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
         st.info("Nobody has signed this edit yet.", icon=":material/edit_document:")
     else:
         who = f"{signed.decision}: {signed.name}, {signed.date}"
-        st.success(state.plain(capitalised(who)), icon=":material/verified:")
+        draw = st.success if signed.decision == "accepted" else st.warning
+        draw(state.plain(capitalised(who)), icon=":material/edit_document:")
         if signed.seen != found.status:
             st.warning(f"It was signed when the verdict was {signed.seen}.")
     before = {} if signed is None else signed.notes

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mansu import __version__, methods
 from mansu.errors import DamagedError, MansuError
+from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT, LIMITS, Verdict
 from mansu.files import reading, replacing, write_json
@@ -335,7 +336,7 @@ def attacks_table(found: Dossier) -> Table | None:
     if found.attacks is None:
         return None
     rows = [
-        (capitalised(name), *(numbers.between(interval(v)) for v in both))
+        (ATTACKS.get(name, name), *(numbers.between(interval(v)) for v in both))
         for name, both in found.attacks.items()
     ]
     return Table(("Accuracy under", "Unedited", "This edit"), rows)

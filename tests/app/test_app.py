@@ -83,7 +83,7 @@ def test_every_page_opens_from_the_entry(shown: Run) -> None:
     at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
     assert not at.exception
     assert at.title[0].value == "Attribution"
-    for name in ("circuit", "unlearn", "nf4", "compare"):
+    for name in ("circuit", "unlearn", "nf4", "compare", "review"):
         at.switch_page(str(ROOT / "pages" / f"{name}.py")).run()
         assert not at.exception, name
         assert at.query_params["run"] == shown.name  # the choice came along

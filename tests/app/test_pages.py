@@ -65,7 +65,7 @@ def metrics(app: AppTest) -> dict[str, str]:
     return {m.label: m.value for m in app.metric}
 
 
-@pytest.mark.parametrize("page", ["unlearn", "nf4", "compare"])
+@pytest.mark.parametrize("page", ["unlearn", "nf4", "compare", "review"])
 def test_without_a_run_it_says_what_to_do(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +74,7 @@ def test_without_a_run_it_says_what_to_do(
     assert "Attribution page" in app.info[0].value
 
 
-@pytest.mark.parametrize("page", ["nf4", "compare"])
+@pytest.mark.parametrize("page", ["nf4", "compare", "review"])
 def test_without_an_edit_it_says_what_to_do(page: str, runs: Path) -> None:
     app = opened(page, run="begun")
     assert "Unlearn page" in app.info[0].value
