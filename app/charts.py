@@ -6,7 +6,7 @@ readable on white and on near-black.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +20,12 @@ from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
+from mansu.report.compare import Spot
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
 SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
+ACCURACY = "4-way accuracy (dotted: chance, 25 %)"
 CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 NOT_QUANTISED = ("embedding", "head", "norm", "bias")
@@ -46,45 +48,58 @@ CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
 """Fields of ``Divergences`` that are intervals, by which CAD they are, with their labels."""
 
 
-def accuracy_bars(series: Mapping[str, Measurement]) -> go.Figure:
-    """Accuracy of each set under each model, with bootstrap intervals.
+UNEDITED = "Unedited"
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#8a6d00", "#00838f")
+
+
+def marks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and symbol of each model of a chart; the unedited one is grey, and not counted.
+
+    An edit looks the same in every chart that has the same edits; no two of 24 look alike.
+    """
+    edits = [name for name in names if name != UNEDITED]
+    found = {name: (COLOURS[i % len(COLOURS)], SYMBOLS[i % 8]) for i, name in enumerate(edits)}
+    return {**found, UNEDITED: (GREY, "diamond-tall")}
+
+
+def accuracies(series: Mapping[str, tuple[Measurement, Measurement | None]]) -> go.Figure:
+    """Accuracy of each set under each model, in full precision (filled) and in NF4 (open).
 
     Args:
-        series: name → measurement. Names that end in ``NF4`` are hatched; names that start with
-            ``Unedited`` are grey.
+        series: name → measured in full precision and, where it was, in NF4. A set that one model
+            was not asked is left out of its line.
     """
+    labels = list(dict.fromkeys(name for both in series.values() for name in both[0].sets()))
     figure = go.Figure()
-    labels: list[str] = []
-    for name, measurement in series.items():
-        groups = measurement.sets()
-        labels = labels or list(groups)
-        intervals = [s.interval for s in groups.values()]
-        figure.add_bar(
-            name=name,
-            orientation="h",
-            y=list(groups),
-            x=[i.value for i in intervals],
-            error_x=_whiskers(intervals),
-            marker={
-                "color": GREY if name.startswith("Unedited") else BLUE,
-                "pattern": HATCH if name.endswith("NF4") else {},
-            },
-            customdata=[
-                [i.low, i.high, len(s.correct)]
-                for i, s in zip(intervals, groups.values(), strict=True)
-            ],
-            hovertemplate=(
-                "%{y}<br>%{fullData.name}: %{x:.1%} "
-                "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]<br>"
-                "%{customdata[2]} rows<extra></extra>"
-            ),
-        )
+    step = 0.8 / max(2 * len(series), 1)
+    look = marks(series)
+    for i, (name, both) in enumerate(series.items()):
+        colour, symbol = look[name]
+        for j, (measured, what) in enumerate(zip(both, ("", ", NF4"), strict=True)):
+            if measured is None:
+                continue
+            sets = measured.sets()
+            intervals = [scores.interval for scores in sets.values()]
+            figure.add_scatter(
+                name=f"{name}{what}",
+                mode="markers",
+                x=[v.value for v in intervals],
+                y=[labels.index(s) + (2 * i + j + 0.5) * step - 0.4 for s in sets],
+                error_x={**_whiskers(intervals), "color": colour},
+                marker={"color": colour, "symbol": f"{symbol}-open" if j else symbol, "size": 9},
+                customdata=[
+                    [title, v.low, v.high, len(scores.rows)]
+                    for (title, scores), v in zip(sets.items(), intervals, strict=True)
+                ],
+                hovertemplate="%{customdata[0]}<br>%{fullData.name}: %{x:.1%} "
+                "[%{customdata[1]:.1%}, %{customdata[2]:.1%}]<br>%{customdata[3]} rows"
+                "<extra></extra>",
+            )
     figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2})
-    figure.update_xaxes(
-        title="Accuracy, 4-way choice (dotted: chance, 25 %)", tickformat=".0%", range=[0, 1.04]
-    )
-    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
-    return _finish(figure, 110 + len(labels) * (16 * len(series) + 14), bargap=0.25)
+    figure.update_xaxes(title=ACCURACY, tickformat=".0%", range=[-0.02, 1.04])
+    _bands(figure, labels)
+    return _finish(figure, 130 + len(labels) * (20 * len(series) + 12))
 
 
 def bin_histogram(survival: Survival) -> go.Figure:
@@ -126,6 +141,44 @@ def bin_histogram(survival: Survival) -> go.Figure:
     figure.update_yaxes(title="weights", tickformat="~s", nticks=5)
     figure.update_layout(showlegend=False)
     return _finish(figure, 420)
+
+
+def bin_histograms(series: Mapping[str, Survival], boundary: float) -> go.Figure:
+    """log10(|update| ÷ bin width) of several edits on one axis, each a share of what it moved.
+
+    Args:
+        series: name → the survival of its quantised weights.
+        boundary: where the line is drawn, log10.
+    """
+    figure = go.Figure()
+    some: list[int] = []
+    look = marks(series)
+    for i, (name, survival) in enumerate(series.items()):
+        counts, colour = survival.before, look[name][0]
+        some += [k for k, count in enumerate(counts) if count]
+        figure.add_scatter(
+            name=name,
+            x=list(EDGES),
+            y=[*(count / max(survival.moved, 1) for count in counts), 0.0],
+            customdata=[*(f"{10**a:.3g} to {10**b:.3g}" for a, b in pairwise(EDGES)), ""],
+            mode="lines",
+            line={"color": colour, "shape": "hv", "width": 2, "dash": DASHES[i % len(DASHES)]},
+            fill="tozeroy" if len(series) == 1 else None,
+            hovertemplate="%{fullData.name}, ratio %{customdata}: %{y:.2%} of its moved weights"
+            "<extra></extra>",
+        )
+    figure.add_vline(boundary, line={"color": GREY, "dash": "dash", "width": 2})
+    low, high = (EDGES[min(some)], EDGES[max(some) + 1]) if some else (-1.0, 1.0)
+    low, high = min(low, boundary, -1.0) - 0.2, max(high, boundary, 1.0) + 0.2
+    ticks = list(range(int(low), int(high) + 1))
+    figure.update_xaxes(
+        range=[low, high],
+        tickvals=ticks,
+        ticktext=[_power(t) for t in ticks],
+        title="|update| ÷ bin width (dashed: the boundary)",
+    )
+    figure.update_yaxes(title="Share of moved weights", tickformat="~%", rangemode="tozero")
+    return _finish(figure, 340)
 
 
 def survival_by_layer(layers: Mapping[int, Survival]) -> go.Figure:
@@ -227,46 +280,113 @@ def history(steps: Sequence[Step]) -> go.Figure:
     return _finish(figure, 130 + 180 * len(panels))
 
 
-def divergences(d: Divergences) -> go.Figure:
-    """CAD and signal CAD of an edit between their controls, each measured value with interval."""
+def divergences(series: Mapping[str, Divergences]) -> go.Figure:
+    """CAD and signal CAD of edits between their controls, each measured value with its interval.
+
+    An edit's controls have its colour and symbol, open: a suppressor is fitted to its edit.
+    """
     groups = {
-        title: {field: label for field, label in fields.items() if getattr(d, field) is not None}
+        title: [
+            label
+            for field, label in fields.items()
+            if any(getattr(d, field) is not None for d in series.values())
+        ]
         for title, fields in CAD_FIELDS.items()
     }
-    groups = {title: fields for title, fields in groups.items() if fields}
+    groups = {title: labels for title, labels in groups.items() if labels}
     figure = make_subplots(
         rows=len(groups),
         vertical_spacing=0.16,
         subplot_titles=list(groups),
-        row_heights=[len(fields) for fields in groups.values()],
+        row_heights=[len(labels) for labels in groups.values()],
     )
-    for row, fields in enumerate(groups.values(), start=1):
-        intervals = [getattr(d, f) for f in fields]
-        ours = [label.startswith("This edit") for label in fields.values()]
-        figure.add_scatter(
-            x=[i.value for i in intervals],
-            y=list(fields.values()),
-            mode="markers+text",
-            text=[f"{i.value:.3f}" for i in intervals],
-            textposition="top center",
-            error_x=_whiskers(intervals),
-            marker={
-                "size": 11,
-                "color": [BLUE if o else ORANGE for o in ours],
-                "symbol": ["circle" if o else "diamond" for o in ours],
-            },
-            customdata=[[i.low, i.high] for i in intervals],
-            hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
-            "<extra></extra>",
-            row=row,
-            col=1,
-        )
-        top = max(i.high for i in intervals) or 1.0
-        figure.update_xaxes(range=[-0.12 * top, 1.12 * top], row=row, col=1)
-        figure.update_yaxes(range=[len(fields) - 0.5, -0.8], type="category", row=row, col=1)
-    figure.update_xaxes(title="bits (0 the same circuit, 1 nothing in common)", row=len(groups))
-    figure.update_layout(showlegend=False)
-    return _finish(figure, 120 + 50 * sum(len(f) for f in groups.values()))
+    step, look = 0.7 / max(len(series), 1), marks(series)
+    for row, (title, labels) in enumerate(groups.items(), start=1):
+        top = 0.0
+        for i, (name, d) in enumerate(series.items()):
+            colour, symbol = look[name]
+            found = {
+                label: value
+                for field, label in CAD_FIELDS[title].items()
+                if (value := getattr(d, field)) is not None
+            }
+            intervals = list(found.values())
+            top = max([top, *(v.high for v in intervals)])
+            figure.add_scatter(
+                name=name,
+                legendgroup=name,
+                showlegend=row == 1,
+                x=[v.value for v in intervals],
+                y=[labels.index(label) + (i + 0.5) * step - 0.35 for label in found],
+                mode="markers",
+                error_x={**_whiskers(intervals), "color": colour},
+                marker={
+                    "size": 10,
+                    "color": colour,
+                    "symbol": [
+                        symbol if label.startswith("This edit") else f"{symbol}-open"
+                        for label in found
+                    ],
+                },
+                customdata=[[label, v.low, v.high] for label, v in found.items()],
+                hovertemplate="%{fullData.name}, %{customdata[0]}: %{x:.3f} "
+                "[%{customdata[1]:.3f}, %{customdata[2]:.3f}]<extra></extra>",
+                row=row,
+                col=1,
+            )
+        figure.update_xaxes(range=[-0.12 * (top or 1), 1.12 * (top or 1)], row=row, col=1)
+        _bands(figure, labels, row=row, col=1)
+    figure.update_xaxes(title="CAD, bits (0 to 1)", row=len(groups))
+    lines = sum(len(labels) for labels in groups.values())
+    figure.update_annotations(x=0, xanchor="left")  # else the legend lies on the first title
+    height = 160 + lines * (24 + 22 * len(series))
+    return _finish(figure, height).update_layout(legend_y=1 + 30 / height, margin_t=80)
+
+
+def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
+    """Forgetting against permanence, whole edits with their intervals: the top right is best.
+
+    Args:
+        series: name → its spots; the first of them (the forget rows) is filled, others are open.
+    """
+    figure = go.Figure()
+    look = marks(series)
+    for name, spots in series.items():
+        colour, symbol = look[name]
+        for j, spot in enumerate(spots):
+            x, y = spot.forgetting, spot.permanence
+            figure.add_scatter(
+                name=f"{name}, {spot.of}",
+                mode="markers",
+                x=[x.value],
+                y=[y.value],
+                error_x={**_whiskers([x]), "color": colour},
+                error_y={**_whiskers([y]), "color": colour},
+                marker={
+                    "color": colour,
+                    "symbol": f"{symbol}-open" if j else symbol,
+                    "size": 12,
+                    "line": {"width": 2, "color": colour},
+                },
+                hovertemplate=f"%{{fullData.name}}<br>fall towards chance %{{x:.1%}} "
+                f"[{x.low:.1%}, {x.high:.1%}]<br>permanence %{{y:+.3f}} "
+                f"[{y.low:+.3f}, {y.high:+.3f}] nats<extra></extra>",
+            )
+    figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
+    reached = [
+        v for spots in series.values() for s in spots for v in (s.forgetting.low, s.forgetting.high)
+    ]
+    figure.update_xaxes(
+        title="Forgetting: fall towards chance",
+        tickformat=".0%",
+        range=[min([0.0, *reached]) - 0.04, max([0.5, *reached]) + 0.04],
+    )
+    ends = [
+        v for spots in series.values() for s in spots for v in (s.permanence.low, s.permanence.high)
+    ]
+    _at_least(figure, ends)
+    figure.update_yaxes(title="Permanence, nats (below 0: comes back)")
+    return _finish(figure, 430)
 
 
 def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
@@ -301,17 +421,9 @@ def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
     figure.update_xaxes(
         title="Forgetting: fall of forget accuracy", tickformat=".0%", rangemode="tozero"
     )
+    _at_least(figure, [p.permanence for points in edits.values() for p in points])
     figure.update_yaxes(title="Permanence, nats (below 0 it comes back)")
     return _finish(figure, 480)
-
-
-_MARKS: Sequence[tuple[str, str]] = (
-    (GREY, "diamond"),
-    (BLUE, "circle"),
-    (ORANGE, "square"),
-    (GREEN, "triangle-up"),
-    (PURPLE, "cross"),
-)
 
 
 def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figure:
@@ -321,11 +433,11 @@ def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figu
         series: name → attacks on a model. labels: attack → its title, in order.
     """
     figure = go.Figure()
-    step = 0.7 / max(len(series), 1)
+    step, look = 0.7 / max(len(series), 1), marks(series)
     for i, (name, found) in enumerate(series.items()):
         shown = [a for a in labels if a in found.scores]
         intervals = [found.accuracy(a) for a in shown]
-        colour, symbol = _MARKS[i % len(_MARKS)]
+        colour, symbol = look[name]
         figure.add_scatter(
             name=name,
             mode="markers",
@@ -341,23 +453,16 @@ def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figu
             "[%{customdata[1]:.1%}, %{customdata[2]:.1%}]<br>%{customdata[3]} rows<extra></extra>",
         )
     figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2})
-    figure.update_xaxes(
-        title="Accuracy, 4-way choice (dotted: chance, 25 %)", tickformat=".0%", range=[-0.02, 1.04]
-    )
-    figure.update_yaxes(
-        tickvals=list(range(len(labels))),
-        ticktext=list(labels.values()),
-        range=[len(labels) - 0.5, -0.5],
-        zeroline=False,
-    )
+    figure.update_xaxes(title=ACCURACY, tickformat=".0%", range=[-0.02, 1.04])
+    _bands(figure, list(labels.values()))
     return _finish(figure, 130 + len(labels) * (14 * len(series) + 14))
 
 
 def relearning(series: Mapping[str, Attacks]) -> go.Figure:
     """Accuracy on the asked half after each step of relearning."""
-    figure = go.Figure()
-    for i, (name, found) in enumerate(series.items()):
-        colour, symbol = _MARKS[i % len(_MARKS)]
+    figure, look = go.Figure(), marks(series)
+    for name, found in series.items():
+        colour, symbol = look[name]
         figure.add_scatter(
             name=name,
             mode="lines+markers",
@@ -371,6 +476,23 @@ def relearning(series: Mapping[str, Attacks]) -> go.Figure:
     figure.update_xaxes(title="Steps of fine-tuning on the known half", dtick=1)
     figure.update_yaxes(title="Accuracy, 4-way", tickformat=".0%", range=[-0.02, 1.04])
     return _finish(figure, 340)
+
+
+def _at_least(figure: go.Figure, values: Sequence[float]) -> None:
+    """A y axis in nats that shows thousandths as the trifle that they are."""
+    low, high = min([-0.2, *values]), max([0.2, *values])
+    figure.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+
+
+def _bands(figure: go.Figure, labels: Sequence[str], **of: Any) -> None:
+    """A category axis on which markers can lie beside each other: band i is around i."""
+    figure.update_yaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=list(labels),
+        range=[len(labels) - 0.5, -0.5],
+        zeroline=False,
+        **of,
+    )
 
 
 def _whiskers(intervals: Sequence[Interval]) -> dict[str, Any]:

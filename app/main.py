@@ -18,6 +18,7 @@ STEPS = (  # the first is the default page; the last word is its group in the na
     ("unlearn", "Unlearn", ":material/ink_eraser:", "Explore"),
     ("nf4", "NF4", ":material/compress:", "Explore"),
     ("compare", "Compare", ":material/compare_arrows:", "Explore"),
+    ("review", "Review", ":material/fact_check:", "Review"),
     ("learn", "Lesson", ":material/school:", "Learn"),
     ("glossary", "Glossary", ":material/dictionary:", "Learn"),
 )

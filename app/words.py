@@ -5,24 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mansu import methods
+from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
-    "none": ("As is", "The asked half of the forget set, without an attack."),
-    "paraphrase": ("Paraphrase", "Rephrasings that no method saw, of all the facts."),
-    "hint": ("Hint", "A sentence before the question names its topic."),
-    "demonstrations": (
-        "Examples",
-        "Three facts of the known half, right answers and all, stand before the question.",
-    ),
-    "relearning": (
-        "Relearning",
-        "The model is fine-tuned for a few steps on the known half; the other half is asked for.",
-    ),
-    "NF4": ("NF4", "The model is loaded in NF4."),
-    "FP4": ("FP4", "The model is loaded in FP4."),
-    "int8": ("int8", "The model is loaded in 8-bit integers."),
+    name: (ATTACK_TITLES[name], text)
+    for name, text in {
+        "none": "The asked half of the forget set, without an attack.",
+        "paraphrase": "Rephrasings that no method saw, of all the facts.",
+        "hint": "A sentence before the question names its topic.",
+        "demonstrations": "Three facts of the known half, right answers and all, stand before the "
+        "question.",
+        "relearning": "The model is fine-tuned for a few steps on the known half; the other half "
+        "is asked for.",
+        "NF4": "The model is loaded in NF4.",
+        "FP4": "The model is loaded in FP4.",
+        "int8": "The model is loaded in 8-bit integers.",
+    }.items()
 }
 """Title and sentence of each recovery attack, by its name in ``mansu.evidence.attacks``."""
+
+CAD: Mapping[str, str] = {
+    "edited": "CAD: the edit",
+    "edited_nf4": "CAD: the edit in NF4",
+    "noise_floor": "CAD: noise floor",
+    "suppressor": "CAD: suppressor",
+    "ablation": "CAD: circuit ablated",
+    "signal": "Signal CAD: the edit",
+    "signal_nf4": "Signal CAD: the edit in NF4",
+    "signal_suppressor": "Signal CAD: suppressor at the output",
+    "signal_ablation": "Signal CAD: circuit ablated",
+    "suppressor_accuracy": "The suppressor's forget accuracy, a share",
+    "rank_correlation": "Rank correlation of edges",
+    "top_overlap": "Strongest edges kept, a share",
+}
+"""What each number of ``Divergences`` is called in a table."""
+
+MARKS: Mapping[str, str] = {
+    "passed": ":green[:material/check_circle:] passed",
+    "failed": ":red[:material/cancel:] failed",
+    "undecided": ":orange[:material/balance:] undecided",
+    "vacuous": ":orange[:material/block:] vacuous",
+    "unknown": ":orange[:material/help:] unknown",
+}
+"""How a status is drawn: colour, sign and word."""
 
 EXPORTS: Mapping[str, str] = {
     "hf": "Checkpoint",
@@ -88,9 +113,9 @@ HELP: Mapping[str, str] = {
     "ratio": "$|\\delta| / \\text{bin width}$: an update as a multiple of the bin that its weight "
     "sits in, $\\text{width} = \\text{width of the code} \\times \\text{absmax of its block of "
     "64}$. Below 1, whether the code changes depends on where in its bin the weight lies.",
-    "width_over_update": "Median over the moved weights of $\\text{bin width} / |\\delta|$: how "
-    "many such updates would fit in one bin. The paper reports 47 to 828 for gradient methods; "
-    "below 1, the typical update is wider than its bin.",
+    "update_over_width": "Median over the moved weights of $|\\delta| / \\text{bin width}$. Above "
+    "1, the typical update is wider than its bin. The paper reports 1/828 to 1/47 for gradient "
+    "methods.",
     "share": "Moved weights whose NF4 code changes ÷ moved weights: the part of the update that "
     "NF4 can see.",
     "expected_share": "Mean of $\\min(1, |\\delta| / \\text{bin width})$ over the moved weights: "
@@ -148,10 +173,15 @@ HELP: Mapping[str, str] = {
     "attacks": "Accuracy on forget facts under each attack. The facts are split by answer: the "
     "attacker knows one half and is asked for the other, so that what comes back was still in the "
     f"model. The unedited model is attacked too, since attacks also cost accuracy. {_INTERVAL}",
+    "permanence": "Right: accuracy fell further towards chance. Up: after NF4 the answer is less "
+    "probable among its four choices, counted from chance up, than in full precision; below 0 it "
+    f"came back. Filled: the forget rows; open: rephrasings that no method saw. {_INTERVAL}",
     "tradeoff": "Right: forget accuracy fell further. Up: after NF4 the answer is less probable "
     "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
+    "flips": "Right: the answer outscores its three distractors. Back in NF4: the edit made it "
+    "wrong, and NF4 makes it right again. Lost: a kept fact that the edit made wrong.",
     # the verdict
     "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
     "held-out rephrasings: "

@@ -19,9 +19,9 @@ GROUPS = {
 
 def numbers(survival: Survival) -> None:
     """The numbers of one group, each with its formula in a tooltip."""
-    ratio, share = survival.width_over_update, survival.share
+    ratio, share = survival.update_over_width, survival.share
     shown = (
-        ("Median bin width ÷ update", f"{number(ratio)}×", "width_over_update"),
+        ("Median update ÷ bin width", number(ratio), "update_over_width"),
         ("Codes that change", percent(share, 2), "share"),
         ("Codes expected to change", percent(survival.expected_share, 2), "expected_share"),
         ("Energy that survives", percent(survival.energy), "energy"),
@@ -132,7 +132,7 @@ with state.show_errors():
                     "Codes changed": [s.changed for s in parts.values()],
                     "Share": [s.share for s in parts.values()],
                     "Expected": [s.expected_share for s in parts.values()],
-                    "Width ÷ update": [s.width_over_update for s in parts.values()],
+                    "Update ÷ width": [s.update_over_width for s in parts.values()],
                     "Energy": [s.energy for s in parts.values()],
                     "Noise": [s.noise for s in parts.values()],
                     "Blocks rescaled": [s.rescaled for s in parts.values()],

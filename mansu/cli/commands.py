@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, str] = {
     "verdict": "Measure CAD and judge an edit.",
     "attack": "Try to recover what an edit removed.",
     "strengths": "Measure an edit at parts of its strength.",
+    "dossier": "Write all that a reviewer of an edit must see, as one HTML file; sign it.",
+    "bundle": "Put a run into one file, or take it out of one.",
     "export": "Write the edited model as files that other tools read.",
     "subject": "List the subjects, or prepare one of them.",
     "task": "Make a task file of WMDP and MMLU rows (multiple choice).",

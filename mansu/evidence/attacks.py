@@ -34,7 +34,15 @@ FORMATS: Mapping[str, quant.Format] = {
 }
 
 
-ATTACKS = ("none", "paraphrase", "hint", "demonstrations", "relearning", *FORMATS)
+ATTACKS: Mapping[str, str] = {
+    "none": "As is",
+    "paraphrase": "Paraphrase",
+    "hint": "Hint",
+    "demonstrations": "Examples",
+    "relearning": "Relearning",
+    **{name: name for name in FORMATS},
+}
+"""Every attack in order, with its title for people."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,7 @@ from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
+from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, percent
 from mansu.show.table import Shown, Table
@@ -58,31 +59,70 @@ ABOUT: Mapping[Name, str] = {
 class Thresholds:
     """What the properties are held against; where a control gives it, the control does.
 
-    Attributes:
-        margin: by how much 4-way accuracy must fall towards chance in full precision, a share of
-            the forget rows; on rephrasings by as much of what was known of them.
-        tolerance: by how much the accuracy of each kept group may fall, in full precision and in
-            NF4, each against the unedited model in the same format.
-        nats: by how much the mean log-probability of its answers may.
-        drift: KL from the unedited model on text of its own, nats a token.
-        gap: by how much accuracy may be higher in NF4 than in full precision. Not 0: of no finite
-            number of rows can it be known that nothing at all comes back. Near chance rows flip by
-            thousandths of a nat, and a smaller gap leaves a model that never knew the facts
-            undecided.
-        gap_nats: by how much the answer's log-probability among its choices, of what lies above
-            chance, may.
-        relearned: by how much more relearning one half of the facts brings back of the other than
-            in the reference that does not know them: the answer's probability among its choices,
-            mean over the steps.
+    Each field says what it limits, and how far it can be moved (``mansu.settings``).
     """
 
-    margin: float
-    tolerance: float
-    nats: float = 0.1
-    drift: float = 0.1
-    gap: float = 0.1
-    gap_nats: float = 0.1
-    relearned: float = 0.1
+    margin: float = setting(
+        MISSING,
+        "By how much 4-way accuracy must fall towards chance in full precision, a share of the "
+        "forget rows; on rephrasings by as much of what was known of them.",
+        low=0,
+        high=1,
+    )
+    tolerance: float = setting(
+        MISSING,
+        "By how much the accuracy of each kept group may fall, in full precision and in NF4, each "
+        "against the unedited model in the same format.",
+        low=0,
+        high=1,
+    )
+    nats: float = setting(
+        0.1, "By how much the mean log-probability of its answers may fall.", low=0, high=2
+    )
+    drift: float = setting(
+        0.1, "How far the model may drift on text of its own: KL, nats a token.", low=0, high=2
+    )
+    # Not 0: of no finite number of rows can it be known that nothing at all comes back. Near
+    # chance rows flip by thousandths of a nat, and a smaller gap leaves a model that never knew
+    # the facts undecided.
+    gap: float = setting(
+        0.1, "By how much accuracy may be higher in NF4 than in full precision.", low=0, high=1
+    )
+    gap_nats: float = setting(
+        0.1,
+        "By how much the answer's log-probability among its choices, of what lies above chance, "
+        "may be higher in NF4.",
+        low=0,
+        high=2,
+    )
+    relearned: float = setting(
+        0.1,
+        "By how much more relearning one half of the facts may bring back of the other than in "
+        "the reference that does not know them: the answer's probability among its choices, mean "
+        "over the steps.",
+        low=0,
+        high=1,
+    )
+
+    def moved(self, changes: Mapping[str, Any]) -> Thresholds:
+        """These with some changed.
+
+        Raises:
+            BadInputError: there is no such threshold, or it is out of range.
+        """
+        return configure(Thresholds, {**asdict(self), **changes}, "the verdict")
+
+
+LIMITS: Mapping[str, tuple[str, Unit]] = {
+    "margin": ("Fall towards chance, at least", "share"),
+    "tolerance": ("Fall of kept accuracy, at most", "share"),
+    "nats": ("Fall of kept log-probability, at most", "nats"),
+    "drift": ("Drift on text, at most", "nats"),
+    "gap": ("Gap in accuracy, at most", "share"),
+    "gap_nats": ("Gap among the choices, at most", "nats"),
+    "relearned": ("Relearned above the reference, at most", "share"),
+}
+"""What each threshold is called, for people, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +290,21 @@ class Verdict(Shown):
         """The worst of the four: passed only if all are."""
         return _together(self.properties)
 
+    @property
+    def counts(self) -> str:
+        """How many properties have each status: ``1 failed, 1 undecided, 2 passed``.
+
+        The worst alone would hide that another one is not decided.
+        """
+        found = [p.status for p in self.properties]
+        return ", ".join(f"{found.count(s)} {s}" for s in STATUSES if s in found)
+
     def table(self) -> Table:
         """A row a property: status, the check that decides, threshold, margin; evidence below."""
-        passed = sum(p.status == "passed" for p in self.properties)
         return Table(
             ("Property", "Status", "Decided by", "Value [95 %]", "Threshold", "Margin"),
             [(p.title, p.status, *_shown(p.worst)) for p in self.properties],
-            caption=f"{self.status}: {passed} of {len(ABOUT)} properties passed; all must",
+            caption=f"{self.status}: {self.counts}; all must pass",
             align="<<<>>>",
             notes=[f"{p.title}: {p.evidence}" for p in self.properties],
         )
@@ -341,7 +389,7 @@ ASKED: Mapping[str, str] = {"forget": "forget rows", "paraphrase": "rephrasings"
 """The splits that ask for what is to be forgotten."""
 
 
-def _asked(*measured: Measurement) -> Iterator[tuple[str, str, tuple[Scores, ...]]]:
+def asked(*measured: Measurement) -> Iterator[tuple[str, str, tuple[Scores, ...]]]:
     """(split, what it is called, its scores in each) of those that all measurements have."""
     for split, title in ASKED.items():
         if all(split in m.splits for m in measured):
@@ -352,8 +400,8 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
     """Accuracy falls towards chance; below it, it is known by its avoidance, and counts alike."""
     checks, details, told = [], {}, []
     known = 0.0
-    for split, title, (before, after) in _asked(base, edited):
-        fall = _towards_chance(before, after)
+    for split, title, (before, after) in asked(base, edited):
+        fall = towards_chance(before, after)
         had = abs(before.accuracy - CHANCE)
         known = had if split == "forget" else known
         # Of rephrasings the model knew less: of what it knew, as much must go.
@@ -374,7 +422,7 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
     return Property("forgetting", _together(checks), tuple(checks), text, details)
 
 
-def _towards_chance(before: Scores, after: Scores) -> Interval:
+def towards_chance(before: Scores, after: Scores) -> Interval:
     """By how much closer to chance accuracy is, over the same rows."""
     before.refuse_other(after)
     rows = np.stack([before.correct, after.correct], 1).astype(float)
@@ -454,8 +502,8 @@ def _gap(
     checks: list[Check] = []
     details: dict[str, Any] = {}
     told = []
-    for split, title, (full, quantised) in _asked(edited, edited_nf4):
-        gap, nats = _paired(quantised, full, "correct"), _above_chance(quantised, full)
+    for split, title, (full, quantised) in asked(edited, edited_nf4):
+        gap, nats = _paired(quantised, full, "correct"), above_chance(quantised, full)
         checks.append(Check(f"gap, {title}", "share", gap, thresholds.gap))
         checks.append(Check(f"gap among the choices, {title}", "nats", nats, thresholds.gap_nats))
         test = mcnemar(quantised.correct, full.correct)
@@ -474,12 +522,12 @@ def _gap(
     text = f"4-way accuracy: {'; '.join(told)}."
     status = _together(checks)
     first = base.splits.get("forget")
-    if first is not None and _towards_chance(first, edited.splits["forget"]).low <= 0:
+    if first is not None and towards_chance(first, edited.splits["forget"]).low <= 0:
         status, text = "vacuous", f"Nothing was forgotten that could come back. {text}"
     return Property("gap", status, tuple(checks), text, details)
 
 
-def _above_chance(first: Scores, second: Scores) -> Interval:
+def above_chance(first: Scores, second: Scores) -> Interval:
     """Bootstrap of first − second, the answer's log-probability among its choices, from chance up.
 
     What is improbable beyond chance is no knowledge, whichever of two small numbers it is.

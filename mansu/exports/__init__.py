@@ -1,6 +1,7 @@
 """An edited model as files that other tools read."""
 
-from mansu.exports.card import model_card, repeat_command
+from mansu.exports.bundle import pack, unpack
+from mansu.exports.card import model_card
 from mansu.exports.checkpoint import checkpoint, nf4_checkpoint
 from mansu.exports.formats import FORMATS, HARNESS, write
 from mansu.exports.harness import harness_command, harness_name, lm_eval
@@ -14,6 +15,7 @@ __all__ = [
     "lm_eval",
     "model_card",
     "nf4_checkpoint",
-    "repeat_command",
+    "pack",
+    "unpack",
     "write",
 ]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import shlex
-from dataclasses import asdict
 
 from huggingface_hub import ModelCardData
 
-from mansu import __version__, methods, quant, tasks
+from mansu import __version__, methods, quant
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.report import rows
+from mansu.report.repeat import LIMITS, repeat_command
 from mansu.show.numbers import percent
 from mansu.subjects.subject import Subject
 
@@ -97,14 +95,7 @@ def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str
 
 
 def _limits(format: quant.Format | None) -> str:
-    limits = [
-        "The verdict is about this task's facts only: a pass here is **no guarantee of safety**, "
-        "and says nothing about other knowledge or other ways to ask for it.",
-        "The intervals are bootstrap intervals over the task's facts, not over models or seeds.",
-        "Fine-tuning, and access to the weights in general, may bring back what was forgotten.",
-        "The unlearned weights differ from the base model's, which may be had: comparing the two "
-        "shows what was edited.",
-    ]
+    limits = list(LIMITS)
     if format is not None:
         limits.append(
             "On processors with AVX512-BF16 bitsandbytes computes in bfloat16 whatever the config "
@@ -123,20 +114,3 @@ def _repeat_section(run: Run, method: str) -> str:
         f"- `manifest.json`, sha256 `{hashlib.sha256(manifest).hexdigest()}`\n"
         f"- the edit, sha256 `{run.digest(method)}`"
     )
-
-
-def repeat_command(run: Run, method: str) -> str:
-    """The ``mansu run`` that makes this edit again, with every setting that is not the default.
-
-    A task of the user's own is called ``task.jsonl``, as in the run folder.
-    """
-    task = run.about
-    shipped = task["name"] in tasks.shipped() and tasks.load(task["name"]).digest == task["digest"]
-    words = ["mansu", "run", "--subject", run.subject]
-    words += ["--task", task["name"] if shipped else "task.jsonl", "--method", method]
-    for name, value in asdict(run.settings).items():
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    used = run.history(method)["settings"] if run.has("history", method) else {}
-    for name, value in methods.named(method).changed(used).items():
-        words += ["--set", f"{name}={json.dumps(value)}"]
-    return shlex.join(words)

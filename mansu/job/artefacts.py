@@ -16,6 +16,7 @@ from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
 from mansu.evidence.cad import Divergences, Scored
 from mansu.evidence.relearning import Relearned
+from mansu.evidence.review import Review
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
 from mansu.files import read_json, typed, write_json
@@ -166,6 +167,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
     "relearned": Artefact("relearned.json", _value(Relearned), "relearning", "verdict", True),
     "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
+    "review": Artefact("review.json", _value(Review), "review", "dossier", True),
     "attacks": Artefact("attacks.json", _value(Attacks), "recovery attacks", "attack", True),
     "strengths": Artefact(
         "strengths.json", _value(Strengths), "measurement by strength", "strengths", True

@@ -29,9 +29,9 @@ from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import PLACES, Scored
 from mansu.evidence.relearning import Relearned, relearning
 from mansu.evidence.strengths import strengths
-from mansu.evidence.verdict import Thresholds, judge
 from mansu.job import pace
 from mansu.job.artefacts import ARTEFACTS
+from mansu.job.judging import judged
 from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
@@ -399,18 +399,7 @@ def _relearned(session: Session, edit: Edit, stage: str, on_step: OnStep) -> Rel
 
 
 def _verdict(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
-    run = session.run
-    found = judge(
-        base=run.base(nf4=False),
-        edited=run.measurement(method, nf4=False),
-        base_nf4=run.base(nf4=True),
-        edited_nf4=run.measurement(method, nf4=True),
-        divergences=run.divergences(method),
-        relearned=run.read("relearned", method),
-        reference=run.read("reference"),
-        thresholds=Thresholds(run.about["margin"], run.about["tolerance"]),
-    )
-    return (found,)
+    return (judged(session.run, method),)
 
 
 def _base_attacks(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:

@@ -85,6 +85,19 @@ class Survival:
         return self.expected / self.moved if self.moved else None
 
     @property
+    def update_over_width(self) -> float | None:
+        """Median of |δ| / bin width over the moved weights."""
+        return self.quantiles[QUANTILES.index(0.5)] if self.moved else None
+
+    def share_above(self, exponent: float) -> float | None:
+        """Share of the moved weights whose |δ| / bin width is above 10 to this power.
+
+        To the next higher of ``EDGES``, where it lies between two.
+        """
+        first = next((i for i, e in enumerate(EDGES) if e >= exponent - 1e-9), len(self.before))
+        return sum(self.before[first:]) / self.moved if self.moved else None
+
+    @property
     def width_over_update(self) -> float | None:
         """Median of bin width / |δ|: the paper's 47 to 828."""
         return 1 / self.quantiles[QUANTILES.index(0.5)] if self.moved else None

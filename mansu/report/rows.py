@@ -12,9 +12,11 @@ from typing import Any
 
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
+from mansu.evidence.cad import Divergences
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.measure.scores import Measurement
-from mansu.quant.survival import Kept, floor_across
+from mansu.measure.statistics import Interval
+from mansu.quant.survival import Kept, Survival, floor_across
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, between, number, percent
 from mansu.show.table import Table
@@ -32,12 +34,12 @@ def accuracies(measured: Mapping[str, Measurement], caption: str = "") -> Table:
 
 
 def verdicts(judged: Mapping[str, Verdict], caption: str = "") -> Table:
-    """A row a property, a column an edit: status and value."""
+    """A row a property, a column an edit: status and value; how many have each together."""
     rows = []
     for name, title in ABOUT.items():
         found = (getattr(verdict, name) for verdict in judged.values())
         rows.append((title, *(f"{p.status} {p.worst or NOTHING}" for p in found)))
-    together = ("Together", *(verdict.status for verdict in judged.values()))
+    together = ("Together", *(f"{v.status} ({v.counts})" for v in judged.values()))
     return Table(("Property", *judged), [*rows, together], caption, "<" * (1 + len(judged)))
 
 
@@ -65,17 +67,59 @@ def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Ta
 
 
 def attacked(models: Mapping[str, Attacks], titles: Mapping[str, str], caption: str = "") -> Table:
-    """A row a model, a column an attack.
+    """A row an attack, a column a model: its accuracy with the interval.
 
     Args:
         titles: attack → its title, in order.
     """
-    rows = [(name, *(_under(found, attack) for attack in titles)) for name, found in models.items()]
-    return Table(("Model", *titles.values()), rows, caption)
+    rows = [
+        (title, *(_under(found, attack) for found in models.values()))
+        for attack, title in titles.items()
+    ]
+    return Table(("Attack", *models), rows, caption)
 
 
 def _under(found: Attacks, attack: str) -> str:
     return between(found.accuracy(attack)) if attack in found.scores else NOTHING
+
+
+def boundary(edits: Mapping[str, Survival], exponent: float, caption: str = "") -> Table:
+    """A row an edit: the share of its moved weights beyond a boundary of update ÷ bin width.
+
+    Args:
+        exponent: the boundary, log10.
+    """
+    rows = [
+        (
+            name,
+            f"{s.moved:,}",
+            number(s.update_over_width),
+            percent(s.share_above(exponent), 2),
+            percent(s.share, 2),
+        )
+        for name, s in edits.items()
+    ]
+    head = ("Edit", "Weights moved", "Median update ÷ bin", f"Above {10**exponent:.3g}")
+    return Table((*head, "Codes that change in NF4"), rows, caption)
+
+
+def divergences(edits: Mapping[str, Divergences], titles: Mapping[str, str]) -> Table:
+    """A row a number of CAD and its controls, a column an edit.
+
+    Args:
+        titles: field of ``Divergences`` → what it is called, in order.
+    """
+    found = {title: [getattr(d, field) for d in edits.values()] for field, title in titles.items()}
+    lines = [
+        (title, *(_divergence(v) for v in values))
+        for title, values in found.items()
+        if any(v is not None for v in values)
+    ]
+    return Table(("What", *edits), lines)
+
+
+def _divergence(value: Interval | float | None) -> str:
+    return numbers.measured(value, "CAD") if isinstance(value, Interval) else number(value)
 
 
 def formats(kept: Mapping[str, Kept], caption: str = "") -> Table:

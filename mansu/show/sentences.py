@@ -32,6 +32,11 @@ VALUES: Mapping[str, str] = {
 """How values are written; those without an entry by their name, those with an empty one not."""
 
 
+def capitalised(text: str) -> str:
+    """With a capital first letter, and the others as they are: ``PTQ gap``, ``This edit, NF4``."""
+    return text[:1].upper() + text[1:]
+
+
 def sentence(step: Step) -> str:
     """The record as text, e.g. ``mansu: step 3 of 36: forget loss 1.203, 812 weights moved``."""
     count = f"{step.done:,} of {step.total:,}"

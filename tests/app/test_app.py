@@ -84,7 +84,8 @@ def ended(run: Run, seconds: float = 240) -> str:
 def test_every_page_opens_from_the_entry(shown: Run) -> None:
     at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
     assert not at.exception
-    for name in ("attribution", "circuit", "ask", "unlearn", "nf4", "compare"):
+    pages = ("attribution", "circuit", "ask", "unlearn", "nf4", "compare", "review", "learn")
+    for name in pages:
         at.switch_page(str(ROOT / "pages" / f"{name}.py")).run()
         assert not at.exception, name
         assert at.query_params["run"] == shown.name  # the choice came along

@@ -10,18 +10,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, live, settings, words
+from app import charts, jobs, live, settings, state, words
 from mansu import methods, tasks
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
+from mansu.job.judging import judged, originals
 from mansu.job.pipeline import perform, whole
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step
+from mansu.quant.survival import EDGES
+from mansu.report.compare import Side, compare
 from mansu.show import numbers
 from mansu.subjects.subject import Subject
 
@@ -47,7 +51,7 @@ def runs(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     patch.undo()
 
 
-def opened(page: str, **query: str) -> AppTest:
+def opened(page: str, **query: str | list[str]) -> AppTest:
     """The page as a link with these choices opens it."""
     app = AppTest.from_file(str(PAGES / f"{page}.py"), default_timeout=60)
     for name, value in query.items():
@@ -61,7 +65,7 @@ def metrics(app: AppTest) -> dict[str, str]:
     return {m.label: m.value for m in app.metric}
 
 
-@pytest.mark.parametrize("page", ["unlearn", "nf4", "compare"])
+@pytest.mark.parametrize("page", ["unlearn", "nf4", "compare", "review"])
 def test_without_a_run_it_says_what_to_do(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +75,7 @@ def test_without_a_run_it_says_what_to_do(
     assert "Attribution page" in app.info[0].value
 
 
-@pytest.mark.parametrize("page", ["nf4", "compare"])
+@pytest.mark.parametrize("page", ["nf4", "compare", "review"])
 def test_without_an_edit_it_says_what_to_do(page: str, runs: Path) -> None:
     app = opened(page, run="begun")
     assert "Unlearn page" in app.info[0].value
@@ -184,27 +188,101 @@ def test_the_histogram_has_every_weight_and_the_boundary(runs: Path) -> None:
     assert f"{survival.moved:,}" in figure["layout"]["annotations"][0]["text"]
 
 
-def test_compare_shows_both_edits(runs: Path) -> None:
+def verdict_cells(app: AppTest) -> pd.DataFrame:
+    (table,) = [t.value for t in app.table if "Property" in t.value]
+    return table
+
+
+def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
     run = Run.open(runs / "finished")
     app = opened("compare", run="finished")
-    assert app.selectbox(key="a").value == "mansu" and app.selectbox(key="b").value == "graddiff"
-    assert len(app.get("plotly_chart")) == 6
-    table = app.table[0].value
+    assert app.multiselect[0].value == ["finished/mansu", "finished/graddiff"]
+    assert len(app.get("plotly_chart")) == 4
+    table = verdict_cells(app)
     for column, method in zip(table.columns[1:], SHORT, strict=True):
-        statuses = [p.status for p in run.verdict(method).properties]
-        statuses.append(run.verdict(method).status)
+        verdict = run.verdict(method)
+        statuses = [*(p.status for p in verdict.properties), verdict.status]
         assert all(s in cell for s, cell in zip(statuses, table[column], strict=True))
-    for method in SHORT:
-        for p in run.verdict(method).properties:
-            assert any(p.evidence in c.value for c in app.caption)
+        assert verdict.counts in table[column].iloc[-1]  # what "together" hides otherwise
+        for p in verdict.properties:
+            assert any(state.plain(p.evidence) == c.value for c in app.caption)
+    sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
+    assert any(state.plain(sentence) in m.value for m in app.markdown)
+
+
+def test_compare_takes_any_number_of_edits_and_a_link_restores_them(runs: Path) -> None:
+    app = opened("compare", run="finished", edits="finished/graddiff")
+    assert app.multiselect[0].value == ["finished/graddiff"]
+    assert any("second edit" in i.value for i in app.info)
+    shutil.copytree(runs / "finished", runs / "copy")
+    manifest = {**Run.open(runs / "copy").manifest, "created": "2020-01-01T00:00:00+00:00"}
+    (runs / "copy" / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        three = ["finished/mansu", "finished/graddiff", "copy/mansu"]
+        app = opened("compare", run="finished")
+        app.multiselect[0].set_value(three).run()
+        assert not app.exception and app.query_params["edits"] == three
+        (told,) = [t.value for t in app.table if any(" − " in c for c in t.value.columns)]
+        assert all("not told apart" in cell for cell in told.iloc[:, 2])  # its own copy
+        app = opened("compare", run="finished", edits=["finished/mansu", "finished/gone"])
+        assert "no edit" in app.warning[0].value and "gone" in app.warning[0].value
+        assert app.multiselect[0].value == ["finished/mansu"]
+    finally:
+        shutil.rmtree(runs / "copy")
+
+
+def test_moved_thresholds_judge_anew_and_live_in_the_link(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    app = opened("compare", run="finished")
+    slider = app.slider(key="nats of finished")
+    assert slider.value == originals(run).nats
+    slider.set_value(2.0).run()
+    assert not app.exception and app.query_params["nats"] == "2"
+    assert any("originally 0.100 nats" in w.value for w in app.warning)
+    for cell, method in zip(verdict_cells(app).iloc[1, 1:], SHORT, strict=True):
+        moved = judged(run, method, {"nats": 2.0}).retention
+        assert moved.status in cell and state.plain(str(moved.worst))[1:] in cell
+    assert judged(run, "mansu").to_json() == run.verdict("mansu").to_json()  # nothing was saved
+    again = opened("compare", run="finished", nats="2")
+    assert verdict_cells(again).equals(verdict_cells(app))
+    (back,) = [b for b in again.button if b.label.startswith("Back to")]
+    back.click().run()
+    assert not again.warning and "nats" not in again.query_params
+    refused = opened("compare", run="finished", nats="1e9")
+    assert "The original is used" in refused.warning[0].value
+    assert refused.slider(key="nats of finished").value == originals(run).nats
+
+
+def test_the_share_above_the_boundary_follows_it(runs: Path) -> None:
+    survival = Run.open(runs / "finished").survival("graddiff").quantized
+    app = opened("compare", run="finished")
+
+    def shown() -> str:
+        (table,) = [t.value for t in app.table if "Median update ÷ bin" in t.value]
+        return table.iloc[1, 3]
+
+    assert shown() == numbers.percent(survival.share_above(0), 2)
+    app.slider(key="boundary").set_value(-2.0).run()
+    assert shown() == numbers.percent(survival.share_above(-2), 2) != "0.00 %"
+    assert survival.share_above(-8) == 1 and survival.share_above(3) == 0
+    counted = sum(c for c, edge in zip(survival.before, EDGES, strict=False) if edge >= -2)
+    assert survival.share_above(-2) == counted / survival.moved
 
 
 def test_compare_shows_every_divergence_that_was_measured(runs: Path) -> None:
     d = Run.open(runs / "finished").divergences("mansu")
-    figure = charts.divergences(d)
+    figure = charts.divergences({"MANSU": d, "again": d})
     drawn = [x for trace in figure.data for x in trace.x]  # type: ignore[attr-defined]
     measured = [v.value for v in d.__dict__.values() if hasattr(v, "low")]
-    assert sorted(drawn) == sorted(measured) and len(drawn) == 9
+    assert sorted(drawn) == sorted([*measured, *measured]) and len(drawn) == 18
+    assert {f for group in charts.CAD_FIELDS.values() for f in group} <= set(words.CAD)
+
+
+def test_no_two_edits_of_a_chart_look_alike() -> None:
+    names = [f"edit {i}" for i in range(24)]
+    looks = charts.marks([charts.UNEDITED, *names])
+    assert len({looks[name] for name in names}) == 24
+    assert looks[names[0]] == charts.marks(names)[names[0]]  # with the unedited one and without
 
 
 def test_compare_survives_an_edit_that_is_half_measured(runs: Path) -> None:
@@ -213,6 +291,7 @@ def test_compare_survives_an_edit_that_is_half_measured(runs: Path) -> None:
     try:
         app = opened("compare", run="finished")
         assert any("has no CAD by graddiff" in i.value for i in app.info)
+        assert "unknown" in verdict_cells(app).iloc[3, 2]
     finally:
         (folder / "away").rename(folder / "cad.json")
 
@@ -230,14 +309,14 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
         assert jobs.state(run) == "done", run.log()
         app = opened("compare", run="finished")
         assert not [b for b in app.button if b.label == "Run the attacks"]
-        assert len(app.get("plotly_chart")) == 8
-        table = app.dataframe[0].value.set_index("Model")
-        assert list(table.index) == ["Unedited", *map(words.title, SHORT)]
-        for name, method in zip(table.index, [None, *SHORT], strict=True):
+        assert len(app.get("plotly_chart")) == 6
+        (table,) = [t.value.set_index("Attack") for t in app.table if "Attack" in t.value]
+        assert list(table.columns) == ["Unedited", *map(words.title, SHORT)]
+        for name, method in zip(table.columns, [None, *SHORT], strict=True):
             found = run.attacks(method)
             assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
             for attack in ATTACKS:
-                shown = table.loc[name, words.ATTACKS[attack][0]]
+                shown = table.loc[words.ATTACKS[attack][0], name]
                 assert shown == numbers.between(found.accuracy(attack))
         series = {"edit": run.attacks("mansu")}
         labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}

@@ -22,13 +22,13 @@ from mansu.circuits.metric import MEMORY
 from mansu.cli.commands import COMMANDS
 from mansu.evidence import cad
 from mansu.evidence.attacks import ATTACKS, attack
-from mansu.exports.card import repeat_command
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
 from mansu.quant.formats import FORMATS
 from mansu.quant.swap import quantized
+from mansu.report.repeat import repeat_command
 from mansu.show.numbers import between
 from mansu.subjects.shipped import TINY_FOLDER
 from mansu.subjects.subject import Subject

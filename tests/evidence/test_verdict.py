@@ -323,9 +323,9 @@ def test_what_is_no_verdict_is_refused(saved: object) -> None:
 
 def test_it_is_shown_in_its_units() -> None:
     text = str(verdict())
-    assert "passed: 4 of 4" in text
+    assert "passed: 4 passed" in text
     assert "+73.0 [" in text and "≥ 60.0 points" in text  # forgetting, a share
     assert "Signal CAD is 0.200" in text and "0.050 (at the output)" in text
     unknown = str(verdict(divergences=None))
-    assert "unknown: 3 of 4" in unknown and "CAD was not measured." in unknown
-    assert repr(verdict()) == "Verdict(passed: 4 of 4 properties passed; all must)"
+    assert "unknown: 1 unknown, 3 passed" in unknown and "CAD was not measured." in unknown
+    assert repr(verdict()) == "Verdict(passed: 4 passed; all must pass)"

@@ -1,0 +1,100 @@
+"""The verdict's thresholds as sliders: what the user moves judges the saved measurements anew."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import isclose
+
+import streamlit as st
+
+from mansu.errors import BadInputError
+from mansu.evidence.verdict import LIMITS, Thresholds
+from mansu.job.judging import originals
+from mansu.job.runs import Run
+from mansu.settings import Setting, settings_of, typed_in
+from mansu.show import numbers
+
+STEPS = {"share": (100.0, 0.5, "%.1f", "points"), "nats": (1.0, 0.01, "%.2f", "nats")}
+"""By unit: what a slider's value is multiplied by, its step, its format, and what it counts."""
+
+
+def moved(run: Run) -> dict[str, float]:
+    """Sliders for every threshold; those that are not the run's original ones, by name.
+
+    The URL keeps them, and pages share them.
+    """
+    known, before = settings_of(Thresholds), asdict(originals(run))
+    changes: dict[str, float] = {}
+    with st.expander("Move the thresholds", icon=":material/tune:"):
+        st.caption(
+            "The measurements stay as they are; only the verdict is made anew. Nothing is saved "
+            "but in this page's address."
+        )
+        if st.button("Back to the original thresholds", icon=":material/restart_alt:"):
+            for name in LIMITS:
+                st.session_state[f"kept {name}"] = before[name]
+                st.session_state.pop(_key(run, name), None)
+        columns = st.columns(2)
+        for i, name in enumerate(LIMITS):
+            with columns[i % 2]:
+                value = _slider(run, known[name], before[name])
+            if not isclose(value, before[name], abs_tol=1e-9):
+                changes[name] = value
+                st.query_params[name] = f"{value:g}"
+            else:
+                st.query_params.pop(name, None)
+            st.session_state[f"kept {name}"] = changes.get(name)
+    if changes:
+        st.warning(told(run, changes), icon=":material/tune:")
+    return changes
+
+
+def told(run: Run, changes: dict[str, float]) -> str:
+    """Which thresholds are not the original ones, a sentence."""
+    before = asdict(originals(run))
+    parts = [
+        f"{title.lower()} {numbers.amount(changes[name], unit).lstrip('+')} "
+        f"(originally {numbers.amount(before[name], unit).lstrip('+')})"
+        for name, (title, unit) in LIMITS.items()
+        if name in changes
+    ]
+    return f"Judged by moved thresholds: {'; '.join(parts)}."
+
+
+def _key(run: Run, name: str) -> str:
+    return f"{name} of {run.name}"
+
+
+def _slider(run: Run, about: Setting, original: float) -> float:
+    title, unit = LIMITS[about.name]  # type: ignore[index]
+    scale, step, form, counted = STEPS[unit]
+    key = _key(run, about.name)
+    if key not in st.session_state:
+        st.session_state[key] = round(scale * _asked(about, original), 6)
+    value = st.slider(
+        f"{title} ({counted})",
+        round(scale * (about.low or 0.0), 6),
+        round(scale * (about.high or 1.0), 6),
+        step=step,
+        format=form,
+        key=key,
+        help=about.help,
+    )
+    there = isclose(value / scale, original, abs_tol=1e-9)
+    before = numbers.amount(original, unit).lstrip("+")
+    st.markdown("The original" if there else f":orange-badge[moved] Originally {before}")
+    return original if there else value / scale
+
+
+def _asked(about: Setting, original: float) -> float:
+    """What was chosen before, else what the link asks for, else the original."""
+    kept, linked = st.session_state.get(f"kept {about.name}"), st.query_params.get(about.name)
+    if kept is not None:
+        return kept
+    if linked is None:
+        return original
+    try:
+        return about.check(typed_in(linked), "the link")
+    except BadInputError as error:
+        st.warning(f"{error} The original is used.")
+        return original

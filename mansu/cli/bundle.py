@@ -1,0 +1,30 @@
+"""``mansu bundle``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", type=Path, help="a run folder to pack, or a bundle to unpack")
+    parser.add_argument(
+        "--to", type=Path, help="the new .zip, or the new run folder (default: beside it, runs/…)"
+    )
+    parser.add_argument(
+        "--method", action="append", default=[], help="whose edits go in (all); several times"
+    )
+
+
+def bundle(options: argparse.Namespace) -> None:
+    from mansu import exports
+    from mansu.job.runs import Run
+
+    if options.what.is_file():
+        run = exports.unpack(options.what, options.to)
+        print(f"run folder: {run.path}")
+        return
+    run = Run.open(options.what)
+    path = (options.to or run.path.parent / run.path.resolve().name).with_suffix(".zip")
+    exports.pack(run, path, options.method)
+    print(f"bundle: {path} ({path.stat().st_size / 1e6:.1f} MB)")

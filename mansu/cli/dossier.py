@@ -1,0 +1,77 @@
+"""``mansu dossier``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+from mansu.errors import BadInputError
+from mansu.settings import typed_in
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    from mansu.evidence.review import DECISIONS
+
+    parser.add_argument("folder", type=Path, nargs="?", help="a run folder")
+    parser.add_argument("--method", default="mansu", help="whose edit (%(default)s)")
+    parser.add_argument("--to", type=Path, help="an .html file; its .json is written beside it")
+    parser.add_argument(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a threshold that is not the original one, e.g. nats=0.2; several times",
+    )
+    parser.add_argument("--decision", choices=DECISIONS, help="sign it with this decision")
+    parser.add_argument("--name", default="", help="of the reviewer who signs")
+    parser.add_argument(
+        "--note",
+        action="append",
+        default=[],
+        metavar="PROPERTY=TEXT",
+        help="of the reviewer, on forgetting, retention, gap or erasure; several times",
+    )
+    parser.add_argument("--against", type=Path, help="another dossier's .json, to compare with")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema, and no more")
+
+
+def dossier(options: argparse.Namespace) -> None:
+    from mansu.evidence.review import Review
+    from mansu.job.judging import judged
+    from mansu.job.runs import Run
+    from mansu.report.dossier import Dossier, differences, schema
+    from mansu.report.dossier import dossier as made
+
+    if options.schema:
+        print(json.dumps(schema(), indent=1))
+        return
+    if options.folder is None:
+        raise BadInputError("Whose dossier? Give a run folder: mansu dossier runs/…")
+    other = Dossier.load(options.against) if options.against else None
+    run, method = Run.open(options.folder), options.method
+    changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
+    if options.decision:
+        notes = dict(_pairs(options.note, "--note"))
+        seen = judged(run, method, changes).status
+        today = date.today().isoformat()
+        review = Review(options.decision, options.name, today, seen, notes, changes)
+        run.save({"review": review}, method)
+    elif options.note or options.name:
+        raise BadInputError("A note or a name belongs to a decision: give --decision, too.")
+    found = made(run, method, changes)
+    print(found.judged)
+    if other is not None:
+        print(differences(found, other))
+    if options.to:
+        path = options.to.with_suffix(".html")
+        found.save(path)
+        print(f"dossier: {path} and {path.with_suffix('.json').name}")
+
+
+def _pairs(texts: list[str], option: str) -> list[tuple[str, str]]:
+    for text in texts:
+        if "=" not in text:
+            raise BadInputError(f"{option} {text!r} has no =: write it as NAME=VALUE.")
+    return [(name, value) for name, _, value in (text.partition("=") for text in texts)]

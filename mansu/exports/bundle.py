@@ -1,0 +1,222 @@
+"""A run as one file that opens elsewhere: a zip of what the run measured.
+
+It holds safetensors and JSON only, each with its sha256, and no path or name of this machine::
+
+    pack(Run.open("runs/mine"), Path("mine.zip"))
+    unpack(Path("mine.zip")).verdict("mansu")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import zipfile
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from mansu.errors import BadInputError, DamagedError, MansuError
+from mansu.files import new_folder, replacing
+from mansu.job.artefacts import ARTEFACTS
+from mansu.job.runs import Run, folder
+
+VERSION = 1
+CONTENTS = "bundle.json"
+LARGEST = 8 * 2**30
+"""Bytes of a bundle's files together."""
+MOST = 10_000
+"""Files of a bundle."""
+
+_NAME = r"[A-Za-z0-9][\w.+ -]{0,150}"
+_DAY = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
+
+
+def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        methods: whose edits go in; all by default.
+
+    Raises:
+        NotMeasuredError: there is no edit by such a method.
+        MansuError: a file of the run is damaged.
+    """
+    for method in methods:
+        run.require("edit", method)
+    files = {
+        place.as_posix(): run.path / place
+        for place in sorted(p.relative_to(run.path) for p in run.path.rglob("*"))
+        if _belongs(place.as_posix())
+        and (run.path / place).is_file()
+        and not (run.path / place).is_symlink()
+        and not (methods and place.parts[0] == "edits" and place.parts[1] not in methods)
+    }
+    try:
+        contents = _public(run, files)
+    except (ValueError, OSError) as error:
+        raise DamagedError(f"A file of the run {run.name} cannot be read ({error}).") from error
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    about = {"version": VERSION, "run": run.name, "files": sums}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
+        for name, data in {CONTENTS: _text(about), **contents}.items():
+            entry = zipfile.ZipInfo(name, _DAY)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            bundle.writestr(entry, data)
+
+
+def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
+    """Make a run folder of a bundle, whole or not at all, and check that it opens.
+
+    Args:
+        path: of the bundle, or the open file.
+        to: the new folder; by default one of the run's name among the runs.
+
+    Raises:
+        BadInputError: it is no bundle, holds what a run does not (a path that leads out, a link,
+            another kind of file), is too large, or ``to`` is not empty.
+        DamagedError: a file differs from its sha256, or the run does not open.
+    """
+    shown = path.name if isinstance(path, Path) else "The bundle"
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            about = _contents(bundle)
+            place = to or _free(folder() / about["run"])
+            with new_folder(place) as new:
+                for name, digest in about["files"].items():
+                    target = new / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    _extract(bundle, name, target, digest)
+                run = Run.open(new)
+                run.task()
+                for method in run.edits():
+                    run.edit(method)
+            return Run.open(place)
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, MansuError):
+            raise
+        raise BadInputError(
+            f"{shown} is no bundle of a run ({error!s:.100}): make one with `mansu bundle FOLDER "
+            "--to FILE.zip`."
+        ) from error
+
+
+def _belongs(name: str) -> bool:
+    """Whether a run has a file of this place; nothing that leads out of its folder has one."""
+    parts = PurePosixPath(name).parts
+    if "/".join(parts) != name or not all(re.fullmatch(_NAME, part) for part in parts):
+        return False
+    return any(
+        len(pattern) == len(parts) and all(map(fnmatchcase, parts, pattern))
+        for pattern in _PATTERNS
+    )
+
+
+_PATTERNS = [
+    ("manifest.json",),
+    ("task.jsonl",),
+    *(
+        tuple((f"edits/*/{a.file}" if a.of_edit else a.file.replace("{}", "*")).split("/"))
+        for a in ARTEFACTS.values()
+    ),
+]
+
+
+def _contents(bundle: zipfile.ZipFile) -> Mapping[str, Any]:
+    """The bundle's own description, if every file in it is one that it names and a run has."""
+    about = _parsed(bundle.read(CONTENTS)) if CONTENTS in bundle.namelist() else None
+    if not isinstance(about, dict) or about.get("version") != VERSION:
+        raise BadInputError(f"The file is no bundle that this MANSU reads: it has no {CONTENTS}.")
+    name, files = about.get("run"), about.get("files")
+    if not (isinstance(name, str) and re.fullmatch(_NAME, name)) or not isinstance(files, dict):
+        raise BadInputError(f"{CONTENTS} in the bundle is damaged: make the bundle again.")
+    entries = [entry for entry in bundle.infolist() if entry.filename != CONTENTS]
+    for entry in entries:
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if not _belongs(entry.filename) or kind not in (0, stat.S_IFREG):
+            raise BadInputError(
+                f"The bundle holds {entry.filename!r:.80}, which is no file of a run: nothing was "
+                "written."
+            )
+    named = [entry.filename for entry in entries]
+    if sorted(named) != sorted(files) or not {"manifest.json", "task.jsonl"} <= set(named):
+        raise BadInputError("The bundle lacks files that it names, or has others: make it again.")
+    if len(named) > MOST or sum(entry.file_size for entry in entries) > LARGEST:
+        raise BadInputError(
+            f"The bundle is larger than {LARGEST / 2**30:.0f} GiB or has more than {MOST:,} files."
+        )
+    return about
+
+
+def _extract(bundle: zipfile.ZipFile, name: str, target: Path, digest: str) -> None:
+    found = hashlib.sha256()
+    with bundle.open(name) as source, target.open("wb") as file:
+        while part := source.read(2**20):  # no more than the size that was counted
+            found.update(part)
+            file.write(part)
+    if found.hexdigest() != digest:
+        raise DamagedError(f"{name} in the bundle is not what was packed: copy the bundle again.")
+
+
+def _free(place: Path) -> Path:
+    """The folder, or the first of ``…-2``, ``…-3`` that is not there."""
+    if not place.exists():
+        return place
+    number = 2
+    while (found := place.with_name(f"{place.name}-{number}")).exists():
+        number += 1
+    return found
+
+
+def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
+    """The files' bytes without the path of a subject that is a folder, which is named instead.
+
+    A file that changes has another sha256, which stands in others: that is put right, too.
+    """
+    contents = {name: path.read_bytes() for name, path in files.items()}
+    subject = Path(run.subject)
+    if not subject.is_absolute():
+        return contents
+    changed = {}
+    for name, data in contents.items():
+        if name.endswith(".safetensors"):
+            contents[name] = _renamed(files[name], str(subject), subject.name, data)
+            old, new = (hashlib.sha256(d).hexdigest() for d in (data, contents[name]))
+            changed |= {old: new} if old != new else {}
+    changed[_in_json(str(subject))] = _in_json(subject.name)
+    for name in (n for n in contents if not n.endswith(".safetensors")):
+        text = contents[name].decode("utf-8")
+        for old, new in changed.items():
+            text = text.replace(old, new)
+        contents[name] = text.encode("utf-8")
+    return contents
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _renamed(path: Path, old: str, new: str, data: bytes) -> bytes:
+    with safe_open(str(path), "pt") as file:
+        about = file.metadata() or {}
+        if not any(_in_json(old) in value for value in about.values()):
+            return data
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return save(tensors, {k: v.replace(_in_json(old), _in_json(new)) for k, v in about.items()})
+
+
+def _text(value: Any) -> bytes:
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8")
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None

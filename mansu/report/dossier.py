@@ -1,0 +1,427 @@
+"""The dossier of an edit: all that a reviewer who signs must see, as JSON and as one HTML file.
+
+::
+
+    found = dossier(Run.open("runs/mine"), "mansu")
+    found.save("mine.html")          # and mine.json beside it
+    print(differences(found, Dossier.load("theirs.json")))
+
+Nothing is measured here, and nothing in it is a path of this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mansu import __version__, methods
+from mansu.errors import DamagedError, MansuError
+from mansu.evidence.attacks import ATTACKS
+from mansu.evidence.review import Review
+from mansu.evidence.verdict import ABOUT, LIMITS, Verdict
+from mansu.files import reading, replacing, write_json
+from mansu.job.artefacts import ARTEFACTS
+from mansu.job.judging import judged, originals
+from mansu.job.runs import Run
+from mansu.measure.statistics import Interval
+from mansu.quant.survival import EDGES
+from mansu.report import repeat
+from mansu.report.flips import FINE, Flip, counts, flips
+from mansu.show import numbers
+from mansu.show.sentences import capitalised
+from mansu.show.table import Table
+from mansu.subjects.shipped import TABLE
+
+VERSION = 1
+MODELS = ("unedited", "unedited, NF4", "this edit", "this edit, NF4")
+"""Whose accuracies there are, in order."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What was judged.
+
+    Attributes:
+        run, made: name of the run, and when it was made. subject, fingerprint, licence: the model.
+        task, title, description, provenance, digest: what was to be forgotten.
+        rows: of the task, by split. method, by: the method's name, and what it does.
+        settings: of the method. run_settings: of the run. seed: of everything random.
+        moved, fraction: how many parameters the edit moves, and what share that is.
+    """
+
+    run: str
+    made: str
+    subject: str
+    fingerprint: str
+    licence: str
+    task: str
+    title: str
+    description: str
+    provenance: str
+    digest: str
+    rows: Mapping[str, int]
+    method: str
+    by: str
+    settings: Mapping[str, Any]
+    run_settings: Mapping[str, Any]
+    seed: int
+    moved: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Moved weights that NF4 quantises, by log10(update ÷ bin width).
+
+    Attributes:
+        edges: of the bins, one more than counts. before, after: counts before and after NF4.
+        median: of update ÷ bin width. codes: share of the codes that change.
+    """
+
+    edges: Sequence[float]
+    before: Sequence[int]
+    after: Sequence[int]
+    median: float | None
+    codes: float | None
+
+
+@dataclass(frozen=True)
+class Dossier:
+    """Everything that is shown of one edit.
+
+    Attributes:
+        version: of this format. mansu: the version that wrote it. python, packages: what the run
+            was made with.
+        about: what was judged. status: the verdict together, by the thresholds in ``thresholds``.
+        verdict: as ``Verdict.to_json`` gives it. original: the same by the original thresholds;
+            None where none was moved.
+        thresholds: that the verdict is held against; originals: the task's and MANSU's own.
+        accuracies: set → value with interval of each of ``MODELS``.
+        histogram: None where the edit was not measured in NF4.
+        facts: every row that was asked, with what became of it.
+        attacks: attack → value with interval of the unedited and of the edited model; None where
+            they were not tried.
+        limits: what the verdict does not say. commands: what repeats it.
+        files: sha256 of each file that was read, by its place in the run.
+        review: who signed, and what was decided; None of a dossier without a signature.
+    """
+
+    version: int
+    mansu: str
+    python: str
+    packages: Mapping[str, str]
+    about: About
+    status: str
+    verdict: Mapping[str, Any]
+    original: Mapping[str, Any] | None
+    thresholds: Mapping[str, float]
+    originals: Mapping[str, float]
+    accuracies: Mapping[str, Sequence[Sequence[float] | None]]
+    histogram: Histogram | None
+    facts: Sequence[Flip]
+    attacks: Mapping[str, Sequence[Sequence[float] | None]] | None
+    limits: Sequence[str]
+    commands: Sequence[str]
+    files: Mapping[str, str]
+    review: Mapping[str, Any] | None
+
+    @property
+    def judged(self) -> Verdict:
+        """The verdict by the dossier's thresholds."""
+        return Verdict.from_json(self.verdict)
+
+    @property
+    def signed(self) -> Review | None:
+        """The review, if there is one."""
+        return None if self.review is None else Review.from_json(self.review)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, to ``schema()``."""
+        return json.loads(json.dumps(asdict(self), allow_nan=False))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Dossier:
+        """Read the text of a dossier's JSON file.
+
+        Raises:
+            DamagedError: it is something else, damaged, or of another version.
+        """
+        try:
+            found = _ADAPTER.validate_json(text, strict=True, extra="forbid")
+            _ = found.judged, found.signed
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise DamagedError(
+                f"This is no dossier of MANSU ({where}: {first['msg']}): give the JSON file that "
+                "lies beside a dossier."
+            ) from error
+        except (MansuError, TypeError) as error:
+            raise DamagedError(f"This dossier is damaged ({error}): make it again.") from error
+        if found.version != VERSION:
+            raise DamagedError(
+                f"This dossier is of version {found.version}, and this MANSU reads version "
+                f"{VERSION}: make it again."
+            )
+        return found
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dossier:
+        """Read a dossier's JSON file.
+
+        Raises:
+            NotMeasuredError: there is no such file. DamagedError: it is no dossier.
+        """
+        with reading(Path(path)):
+            return cls.from_json(Path(path).read_bytes())
+
+    def save(self, path: str | Path) -> None:
+        """Write the page, and the JSON beside it under the same name, each whole or not at all."""
+        from mansu.report.page import page
+
+        path = Path(path)
+        with replacing(path) as temporary:
+            temporary.write_text(page(self), encoding="utf-8")
+        write_json(path.with_suffix(".json"), self.to_json())
+
+
+_ADAPTER = TypeAdapter(Dossier)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a dossier's JSON file, published as ``docs/dossier.schema.json``."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_ADAPTER.json_schema(),
+    }
+
+
+def dossier(run: Run, method: str, changes: Mapping[str, float] | None = None) -> Dossier:
+    """The dossier of an edit, from what its run has saved.
+
+    Args:
+        changes: thresholds that are not the original ones, by name.
+
+    Raises:
+        NotMeasuredError: the edit was not measured in full precision and NF4.
+        DamagedError, MismatchError: a file is damaged, or of another edit.
+        BadInputError: there is no such threshold, or it is out of range.
+    """
+    changes, first = changes or {}, originals(run)
+    thresholds = first.moved(changes)
+    verdict = judged(run, method, changes)
+    review = run.read("review", method).to_json() if run.has("review", method) else None
+    return Dossier(
+        version=VERSION,
+        mansu=__version__,
+        python=run.manifest["python"],
+        packages=run.manifest["packages"],
+        about=_about(run, method),
+        status=verdict.status,
+        verdict=verdict.to_json(),
+        original=judged(run, method).to_json() if thresholds != first else None,
+        thresholds=asdict(thresholds),
+        originals=asdict(first),
+        accuracies=_accuracies(run, method),
+        histogram=_histogram(run, method),
+        facts=flips(run, method),
+        attacks=_attacks(run, method),
+        limits=repeat.LIMITS,
+        commands=repeat.commands(run, method, changes),
+        files=dict(_files(run, method)),
+        review=review,
+    )
+
+
+def _about(run: Run, method: str) -> About:
+    history = run.history(method) if run.has("history", method) else {}
+    edit, about, by = run.edit(method), run.about, methods.named(method)
+    facts = [fact.split for fact in run.task().facts]
+    return About(
+        run=run.name,
+        made=str(run.manifest["created"]),
+        subject=repeat.public_subject(run),
+        fingerprint=run.fingerprint,
+        licence=TABLE[run.subject].licence if run.subject in TABLE else "unknown to MANSU",
+        task=about["name"],
+        title=about["title"],
+        description=about["description"],
+        provenance=about["provenance"],
+        digest=about["digest"],
+        rows={split: facts.count(split) for split in dict.fromkeys(facts)},
+        method=method,
+        by=f"{by.title}. {by.about}",
+        settings=history.get("settings", {}),
+        run_settings=asdict(run.settings),
+        seed=run.settings.seed,
+        moved=edit.n_moved,
+        fraction=history.get("fraction", 0.0),
+    )
+
+
+def _accuracies(run: Run, method: str) -> dict[str, list[list[float] | None]]:
+    measured = [run.base(nf4=False), run.base(nf4=True)]
+    measured += [run.measurement(method, nf4=nf4) for nf4 in (False, True)]
+    sets = [m.sets() for m in measured]
+    return {
+        title: [s[title].interval.to_json() if title in s else None for s in sets]
+        for title in sets[0]
+    }
+
+
+def _histogram(run: Run, method: str) -> Histogram | None:
+    if not run.has("survival", method):
+        return None
+    found = run.survival(method).quantized
+    return Histogram(EDGES, found.before, found.after, found.update_over_width, found.share)
+
+
+def _attacks(run: Run, method: str) -> dict[str, list[list[float] | None]] | None:
+    if not (run.has("base_attacks") and run.has("attacks", method)):
+        return None
+    both = run.attacks(None), run.attacks(method)
+    return {
+        attack: [a.accuracy(attack).to_json() if attack in a.scores else None for a in both]
+        for attack in both[1].scores
+    }
+
+
+def _files(run: Run, method: str) -> list[tuple[str, str]]:
+    """Place in the run and sha256 of what the dossier rests on."""
+    kinds = (k for k in ARTEFACTS if "{}" not in ARTEFACTS[k].file and k != "review")
+    paths = [run.manifest_file, run.path / "task.jsonl", *(run.file(k, method) for k in kinds)]
+    found = []
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found.append((path.relative_to(run.path).as_posix(), digest))
+    return found
+
+
+def about_table(found: Dossier) -> Table:
+    """What was judged, a line a thing."""
+    a = found.about
+    rows = [
+        ("Subject", f"{a.subject}, fingerprint {a.fingerprint}, licence {a.licence}"),
+        ("Task", f"{a.title}: {a.description}"),
+        ("Its source", a.provenance),
+        ("Its rows", ", ".join(f"{n} {split}" for split, n in a.rows.items())),
+        ("Its digest", a.digest),
+        ("Method", a.by),
+        ("Weights moved", f"{a.moved:,} ({numbers.percent(a.fraction, 3)} of all)"),
+        ("Run", f"{a.run}, made {a.made}"),
+        ("Seed", str(a.seed)),
+    ]
+    return Table(("What", "Value"), rows, align="<<")
+
+
+def accuracy_table(found: Dossier) -> Table:
+    """A row a set, a column a model."""
+    rows = [
+        (title, *(numbers.between(interval(v)) for v in values))
+        for title, values in found.accuracies.items()
+    ]
+    return Table(("Set", *map(capitalised, MODELS)), rows)
+
+
+def attacks_table(found: Dossier) -> Table | None:
+    """A row an attack; None where they were not tried."""
+    if found.attacks is None:
+        return None
+    rows = [
+        (ATTACKS.get(name, name), *(numbers.between(interval(v)) for v in both))
+        for name, both in found.attacks.items()
+    ]
+    return Table(("Accuracy under", "Unedited", "This edit"), rows)
+
+
+def files_table(found: Dossier) -> Table:
+    """A row a file that was read."""
+    return Table(("File of the run", "sha256"), list(found.files.items()), align="<<")
+
+
+def counts_table(found: Dossier) -> Table:
+    """How many facts became what."""
+    rows = [(capitalised(kind), str(n)) for kind, n in counts(found.facts).items()]
+    return Table(("What became of it", "Rows"), rows)
+
+
+def failing(found: Dossier) -> list[str]:
+    """The kinds of facts that fail or flip, as there are some."""
+    return [kind for kind in counts(found.facts) if kind not in FINE]
+
+
+def thresholds_table(found: Dossier) -> Table:
+    """A row a threshold: what it is, what it was, and whether it was moved."""
+    rows = []
+    for name, (title, unit) in LIMITS.items():
+        now, first = found.thresholds[name], found.originals[name]
+        shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now, first))
+        rows.append((title, shown, was, "the original" if now == first else "MOVED"))
+    return Table(("Threshold", "Here", "Originally", ""), rows, align="<>><")
+
+
+def facts_table(found: Dossier, kinds: Sequence[str]) -> Table:
+    """A row a fact that became one of these."""
+    rows = [
+        (capitalised(f.kind), f.split, f"{f.prompt} →{f.answer}", f.path)
+        for f in found.facts
+        if f.kind in kinds
+    ]
+    head = ("What became of it", "Split", "Fact", "Before → after → after NF4")
+    return Table(head, rows, align="<<<<")
+
+
+def differences(one: Dossier, other: Dossier) -> Table:
+    """Two dossiers beside each other: what was judged, by what, and how; differences are marked."""
+
+    def line(what: str, *values: str) -> tuple[str, ...]:
+        return (what, *values, "" if values[0] == values[1] else "differs")
+
+    both = (one, other)
+    rows = [
+        line(what, *(str(getattr(d.about, field)) for d in both))
+        for what, field in (
+            ("Run", "run"),
+            ("Subject", "subject"),
+            ("Fingerprint", "fingerprint"),
+            ("Task", "title"),
+            ("Digest of the task", "digest"),
+            ("Method", "method"),
+            ("Seed", "seed"),
+        )
+    ]
+    settings = [d.about.settings for d in both]
+    for name in dict.fromkeys(name for s in settings for name in s):
+        values = [str(s.get(name, numbers.NOTHING)) for s in settings]
+        if values[0] != values[1]:
+            rows.append(line(f"Setting: {name.replace('_', ' ')}", *values))
+    for name, (title, unit) in LIMITS.items():
+        rows.append(line(title, *(numbers.amount(d.thresholds[name], unit) for d in both)))
+    for name, title in ABOUT.items():
+        properties = [getattr(d.judged, name) for d in both]
+        rows.append(line(capitalised(title), *(p.status for p in properties)))
+        rows.append(line("  decided by", *(str(p.worst or numbers.NOTHING) for p in properties)))
+    rows.append(line("Together", *(f"{d.status} ({d.judged.counts})" for d in both)))
+    rows.append(line("Decision", *(_decided(d) for d in both)))
+    names = [f"{d.about.run}, {d.about.method}" for d in both]
+    if names[0] == names[1]:
+        names = [f"{names[0]} (first)", f"{names[1]} (second)"]
+    return Table(("What", *names, ""), rows, "two dossiers", "<<<<")
+
+
+def _decided(found: Dossier) -> str:
+    signed = found.signed
+    return "not signed" if signed is None else f"{signed.decision}, {signed.name}, {signed.date}"
+
+
+def interval(value: Sequence[float] | None) -> Interval | None:
+    """A value with its interval, as a dossier holds it."""
+    return None if value is None else Interval(*value)

@@ -1,0 +1,191 @@
+"""A dossier as one HTML file: no script, nothing from outside, and it prints on A4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from mansu.evidence.review import Review
+from mansu.evidence.verdict import ABOUT, CHANCE, Name
+from mansu.report import rows as tables
+from mansu.report import svg
+from mansu.report.dossier import (
+    MODELS,
+    Dossier,
+    about_table,
+    accuracy_table,
+    attacks_table,
+    counts_table,
+    facts_table,
+    failing,
+    files_table,
+    interval,
+    thresholds_table,
+)
+from mansu.show.numbers import number, percent
+from mansu.show.sentences import capitalised
+from mansu.show.table import Table
+
+STYLE = """
+@page { size: A4; margin: 16mm; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 720px; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2rem; border-bottom: 1px solid #8888; }
+h2, h3 { break-after: avoid; }
+figure, tr, .property { break-inside: avoid; }
+figure { margin: 1rem 0; } figcaption { font-size: 13px; }
+svg { width: 100%; height: auto; font-size: 12px; } svg text { fill: currentColor; }
+.grid { stroke: #8886; } .chance { stroke: currentColor; stroke-dasharray: 2 3; stroke-width: 1.5; }
+rect.before { fill: #1f6fb2; } rect.after { fill: none; stroke: #c25400; stroke-width: 1.5; }
+table { border-collapse: collapse; width: 100%; font-size: 13px; margin: .6rem 0; }
+.wide td { white-space: pre-line; }
+th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: top;
+  overflow-wrap: anywhere; }
+td:last-child, th:last-child { min-width: 3.5rem; }
+.wide { overflow-x: auto; }
+code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.status { font-weight: 700; } .moved { border: 2px solid #c25400; padding: .4rem .8rem; }
+@media print { body { margin: 0; max-width: none; font-size: 11pt; }
+  details > * { display: block; } .wide { overflow: visible; } }
+"""
+
+
+def page(found: Dossier) -> str:
+    """The whole file as text. Everything that came from a file or a person is escaped."""
+    about = found.about
+    title = f"Dossier: {about.title}, {about.method}, {about.subject}"
+    sections = [
+        ("Verdict", _verdict(found)),
+        ("Decision of the reviewer", _review(found)),
+        ("What was asked", _asked(found)),
+        ("Accuracy", _accuracy(found)),
+        ("Update and bin", _bins(found)),
+        ("Facts that fail or flip", _facts(found)),
+        ("Recovery attacks", _attacks(found)),
+        ("Limits", _list(map(_markdown, found.limits))),
+        ("How to repeat it", _repeat(found)),
+    ]
+    body = "\n".join(f"<section><h2>{name}</h2>\n{text}</section>" for name, text in sections)
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
+        f"<h1>{escape(title)}</h1>\n{body}</main></body></html>\n"
+    )
+
+
+def _verdict(found: Dossier) -> str:
+    verdict = found.judged
+    parts = [
+        f'<p>Together: <span class="status">{verdict.status}</span> ({verdict.counts}). Passed '
+        "only if all four properties are.</p>"
+    ]
+    if found.original is not None:
+        parts.append(
+            '<p class="moved"><strong>Judged by moved thresholds.</strong> By the original ones: '
+            f"{escape(str(found.original['status']))}.</p>"
+        )
+    for p in verdict.properties:
+        parts.append(
+            f'<div class="property"><h3>{escape(capitalised(p.title))}: '
+            f'<span class="status">{p.status}</span></h3><p>{escape(p.evidence)}</p></div>'
+        )
+        if p.checks:
+            parts.append(_wide(tables.checks(p)))
+    parts.append(
+        "<p>✓ passed: the whole 95 % interval lies on the right side of the threshold; ✗ failed: "
+        "on the wrong side; ~ undecided: it reaches across.</p>"
+    )
+    return "\n".join([*parts, "<h3>Thresholds</h3>", _wide(thresholds_table(found))])
+
+
+def _review(found: Dossier) -> str:
+    signed = found.signed
+    if signed is None:
+        return (
+            "<p>Not signed.</p>"
+            + _wide(Table(("Property", "Note"), [(capitalised(t), "") for t in ABOUT.values()]))
+            + "<p>Decision: ____________________ Name: ____________________ Date: ____________</p>"
+        )
+    text = (
+        f'<p><span class="status">{escape(signed.decision.capitalize())}</span>, '
+        f"{escape(signed.name)}, {escape(signed.date)}; the verdict was then: {signed.seen}.</p>"
+    )
+    if signed.seen != found.status:
+        text += '<p class="moved">The verdict shown here is another one.</p>'
+    notes = [(capitalised(ABOUT[name]), note) for name, note in _notes(signed)]
+    return text + (_wide(Table(("Property", "Note"), notes, align="<<")) if notes else "")
+
+
+def _notes(signed: Review) -> list[tuple[Name, str]]:
+    return [(name, signed.notes[name]) for name in ABOUT if name in signed.notes]
+
+
+def _asked(found: Dossier) -> str:
+    settings = tables.settings({**found.about.run_settings, **found.about.settings})
+    return (
+        _wide(about_table(found))
+        + f"<details><summary>Settings</summary>{_wide(settings)}</details>"
+    )
+
+
+def _accuracy(found: Dossier) -> str:
+    rows = {title: [interval(v) for v in values] for title, values in found.accuracies.items()}
+    return svg.intervals(rows, MODELS, chance=CHANCE) + _wide(accuracy_table(found))
+
+
+def _bins(found: Dossier) -> str:
+    h = found.histogram
+    if h is None:
+        return "<p>Not measured.</p>"
+    return (
+        f"<p>The median update is {number(h.median)} of its bin; {percent(h.codes, 2)} of the "
+        "codes of moved weights change in NF4.</p>" + svg.histogram(h.before, h.after, h.edges)
+    )
+
+
+def _facts(found: Dossier) -> str:
+    text, kinds = _wide(counts_table(found)), failing(found)
+    if not kinds:
+        return text + "<p>No fact fails or flips.</p>"
+    table = facts_table(found, kinds)
+    return text + (
+        f"<details open><summary>The {len(table.rows)} facts that fail or flip</summary>"
+        f"{_wide(table)}</details>"
+    )
+
+
+def _attacks(found: Dossier) -> str:
+    table = attacks_table(found)
+    if table is None:
+        return "<p>Not tried: nothing is known of what brings the forgotten back.</p>"
+    return _wide(table)
+
+
+def _repeat(found: Dossier) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
+    lines = "\n".join(escape(command) for command in found.commands)
+    return (
+        f"<pre>{lines}</pre><p>MANSU {escape(found.mansu)}, Python {escape(found.python)}, "
+        f"{escape(versions)}; seed {found.about.seed}. Run them in the folder that the run's "
+        "folder lies in.</p>"
+        f"<details open><summary>Files and their hashes</summary>{_wide(files_table(found))}"
+        "</details>"
+    )
+
+
+def _wide(table: Table) -> str:
+    return f'<div class="wide">{table.html()}</div>'
+
+
+def _list(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+
+
+def _markdown(text: str) -> str:
+    """A sentence whose bold is Markdown's."""
+    parts = escape(text).split("**")
+    return "".join(f"<strong>{p}</strong>" if i % 2 else p for i, p in enumerate(parts))

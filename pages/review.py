@@ -1,0 +1,196 @@
+"""Review: the dossier of an edit, the reviewer's decision on it, and the run as one file."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import streamlit as st
+
+from app import charts, state, thresholds, words
+from app.charts import UNEDITED
+from mansu import exports
+from mansu.evidence.review import DECISIONS, Review
+from mansu.evidence.verdict import ABOUT
+from mansu.job.runs import Run, listed
+from mansu.report import dossier as of
+from mansu.report import rows
+from mansu.report.dossier import Dossier, dossier
+from mansu.report.page import page
+from mansu.show.sentences import capitalised
+
+
+def verdict(found: Dossier) -> None:
+    """The verdict with everything that each property asks."""
+    judged = found.judged
+    st.subheader("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
+    st.markdown(f"Together: **{judged.status}** ({judged.counts}).")
+    for p in judged.properties:
+        with st.container(border=True):
+            st.markdown(
+                f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name)
+            )
+            st.markdown(state.plain(p.evidence))
+            if p.checks:
+                with st.expander(f"All {len(p.checks)} checks: {p.title}"):
+                    st.table(rows.checks(p).columns)
+
+
+def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
+    """The reviewer's decision, and the form that makes it."""
+    st.subheader("Decision")
+    signed = found.signed
+    if signed is None:
+        st.info("Nobody has signed this edit yet.", icon=":material/edit_document:")
+    else:
+        who = f"{signed.decision}: {signed.name}, {signed.date}"
+        draw = st.success if signed.decision == "accepted" else st.warning
+        draw(state.plain(capitalised(who)), icon=":material/edit_document:")
+        if signed.seen != found.status:
+            st.warning(f"It was signed when the verdict was {signed.seen}.")
+    before = {} if signed is None else signed.notes
+    with st.expander("Sign" if signed is None else "Sign anew"), st.form("sign"):
+        decision = st.radio("Decision", DECISIONS, horizontal=True)
+        name = st.text_input("Your name", "" if signed is None else signed.name)
+        notes = {
+            key: st.text_area(f"Note on {title}", before.get(key, ""), height=80)
+            for key, title in ABOUT.items()
+        }
+        if st.form_submit_button("Sign", icon=":material/edit_document:"):
+            with state.show_errors():
+                said = {key: note.strip() for key, note in notes.items() if note.strip()}
+                today = date.today().isoformat()
+                review = Review(decision, name, today, found.judged.status, said, changes)
+                run.save({"review": review}, method)
+                st.rerun()
+
+
+def evidence(run: Run, method: str, found: Dossier) -> None:
+    """What was asked, accuracies, histogram, facts, attacks."""
+    st.subheader("What was asked")
+    st.table(of.about_table(found).columns)
+    st.subheader("Accuracy", help=words.help("accuracy"))
+    both = {
+        UNEDITED: (run.base(nf4=False), run.base(nf4=True)),
+        words.title(method): (
+            run.measurement(method, nf4=False),
+            run.measurement(method, nf4=True),
+        ),
+    }
+    alt = "Accuracy by set before and after the edit, in full precision and NF4"
+    st.plotly_chart(charts.accuracies(both), alt=alt, key="accuracy")
+    with st.expander("As a table"):
+        st.table(of.accuracy_table(found).columns)
+    if run.has("survival", method):
+        st.subheader("Update ÷ bin width", help=words.help("ratio"))
+        alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
+        survival = run.survival(method).quantized
+        st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
+    st.subheader("Facts that fail or flip", help=words.help("flips"))
+    st.table(of.counts_table(found).columns)
+    kinds = of.failing(found)
+    if kinds:
+        chosen = st.pills(
+            "Show those that are",
+            kinds,
+            selection_mode="multi",
+            default=kinds,
+            key="kinds",
+            format_func=capitalised,
+        )
+        st.dataframe(
+            of.facts_table(found, chosen).columns,
+            hide_index=True,
+            alt="Facts that fail or flip, with what became of each",
+        )
+    st.subheader("Recovery attacks", help=words.help("attacks"))
+    table = of.attacks_table(found)
+    if table is None:
+        st.info("Not tried on this edit yet: run them on the Compare page.")
+    else:
+        st.table(table.columns)
+
+
+def repeat(found: Dossier) -> None:
+    """Limits, commands, files."""
+    st.subheader("What the verdict does not say")
+    st.markdown("\n".join(f"- {limit}" for limit in found.limits))
+    st.subheader("How to repeat it")
+    st.code("\n".join(found.commands), language="bash", wrap_lines=True)
+    versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
+    st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
+    with st.expander("Files and their hashes"):
+        st.table(of.files_table(found).columns)
+
+
+def against(run: Run, method: str, found: Dossier) -> None:
+    """This dossier beside another one."""
+    with st.expander("Hold it against another dossier", icon=":material/compare_arrows:"):
+        others = {
+            f"{r.name}/{m}": (r, m)
+            for r in listed()
+            for m in r.edits()
+            if (r.path, m) != (run.path, method)
+        }
+        given = st.file_uploader("The .json of another dossier", type="json")
+        name = st.selectbox("Or an edit that is here", list(others), index=None)
+        other = None
+        if given is not None:
+            other = Dossier.from_json(given.getvalue())
+        elif name is not None:
+            other = dossier(*others[name])
+        if other is not None:
+            st.table(of.differences(found, other).columns)
+
+
+def take_along(run: Run, method: str, found: Dossier) -> None:
+    """The dossier and the run as files, and a run of such a file."""
+    st.subheader("Take it along")
+    name = f"{run.name}-{method}"
+    left, middle, right = st.columns(3)
+    icon = ":material/download:"
+    left.download_button("Dossier, one HTML file", lambda: page(found), f"{name}.html", icon=icon)
+    middle.download_button(
+        "The same as JSON", lambda: json.dumps(found.to_json()), f"{name}.json", icon=icon
+    )
+    right.download_button("The run as one file", lambda: bundled(run), f"{run.name}.zip", icon=icon)
+
+
+def bundled(run: Run) -> bytes:
+    with tempfile.TemporaryDirectory() as home:
+        exports.pack(run, Path(home) / "run.zip")
+        return (Path(home) / "run.zip").read_bytes()
+
+
+def bring() -> None:
+    """A run out of a bundle."""
+    with st.expander("Open a run that somebody sent you", icon=":material/upload:"):
+        given = st.file_uploader("A bundle (.zip)", type="zip", max_upload_size=512)
+        if given is not None and st.button("Add this run", icon=":material/add:"):
+            with state.show_errors():
+                made = exports.unpack(io.BytesIO(given.getvalue()))
+                state.select("run", made.name)
+                st.rerun()
+
+
+run = state.begin("Review", "What must you know before you sign for this edit?")
+bring()
+if not run.edits():
+    st.info("This run has no edit yet: make one on the Unlearn page.", icon=":material/info:")
+    st.stop()
+method = state.choose("Edit", run.edits(), "edit", format_func=words.title)
+with state.show_errors():
+    changes = thresholds.moved(run)
+    found = dossier(run, method, changes)
+    take_along(run, method, found)
+    verdict(found)
+    with st.expander("The thresholds"):
+        st.table(of.thresholds_table(found).columns)
+    sign(run, method, found, changes)
+    evidence(run, method, found)
+    repeat(found)
+    with state.show_errors():
+        against(run, method, found)

@@ -1,0 +1,74 @@
+"""``mansu dossier`` and ``mansu bundle``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from made import run_of
+
+from mansu import cli
+from mansu.job.runs import Run
+from mansu.measure.scores import measure_task
+from mansu.report.dossier import Dossier
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+
+@pytest.fixture
+def run(tiny: Subject, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    base = measure_task(tiny, tiny_task)
+    return run_of(tmp_path / "mine", tiny, tiny_task, base, {"mansu": base})
+
+
+def test_a_dossier_is_written_signed_and_repeated_by_its_own_command(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign = ["--decision", "rejected", "--name", "Ada", "--note", "gap=says nothing = vacuous"]
+    moved = ["--threshold", "nats=0.3"]
+    assert cli.main(["dossier", "mine", *moved, *sign, "--to", "first.html"]) == 0
+    first = Dossier.load(tmp_path / "first.json")
+    assert first.signed is not None and first.signed.notes == {"gap": "says nothing = vacuous"}
+    assert first.signed.thresholds == {"nats": 0.3} and first.thresholds["nats"] == 0.3
+    last = shlex.split(first.commands[-1])
+    assert cli.main(last[1:]) == 0
+    assert (tmp_path / last[-1]).read_text() == (tmp_path / "first.html").read_text()
+    capsys.readouterr()
+    assert cli.main(["dossier", "mine", "--against", "first.json"]) == 0
+    assert "differs" in capsys.readouterr().out
+    assert cli.main(["dossier", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["facts"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Give a run folder"),
+        (["mine", "--method", "npo"], "npo"),
+        (["mine", "--threshold", "nats"], "NAME=VALUE"),
+        (["mine", "--threshold", "nats=-1"], "at least 0"),
+        (["mine", "--threshold", "nonsense=1"], "no setting of the verdict"),
+        (["mine", "--name", "Ada"], "belongs to a decision"),
+        (["mine", "--decision", "rejected"], "needs a name"),
+        (["mine", "--against", "mine/manifest.json"], "no dossier"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    run: Run, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["dossier", *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not run.has("review", "mansu")
+
+
+def test_a_run_is_packed_and_unpacked(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bundle", "mine"]) == 0
+    assert "mine.zip" in capsys.readouterr().out
+    assert cli.main(["bundle", "mine.zip", "--to", "there"]) == 0
+    assert Run.open(tmp_path / "there").edits() == ("mansu",)
+    assert cli.main(["bundle", "nothing"]) == 2

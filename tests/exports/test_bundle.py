@@ -1,0 +1,153 @@
+"""A run as one file: it opens elsewhere, and nothing in it may lead out of its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made import changed, run_of
+
+from mansu.errors import BadInputError, DamagedError, MansuError
+from mansu.exports.bundle import CONTENTS, pack, unpack
+from mansu.job.runs import Run
+from mansu.measure.scores import measure_task
+from mansu.report.dossier import dossier
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Subject, tiny_task: Task, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    base = measure_task(tiny, tiny_task)
+    edited = changed(base, forget={"correct": 0.0})
+    home = tmp_path_factory.mktemp("bundles")
+    return run_of(home / "packed", tiny, tiny_task, base, {"mansu": edited, "ga": base})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_a_run_opens_elsewhere_as_it_was(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "job.log").write_text(f"{run.path}: what a job printed")
+    (run.path / "notes.py").write_text("print()")
+    pack(run, tmp_path / "a.zip")
+    pack(run, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "elsewhere"))
+    made = unpack(tmp_path / "a.zip")
+    assert made.path == tmp_path / "elsewhere" / "packed"  # links to it work there, too
+    left = {"job.log", "notes.py"}
+    assert files(made.path) == {n: d for n, d in files(run.path).items() if n not in left}
+    assert dossier(made, "mansu").to_json() == dossier(run, "mansu").to_json()
+    assert unpack(tmp_path / "a.zip").name == "packed-2"
+    with pytest.raises(BadInputError, match="not an empty folder"):
+        unpack(tmp_path / "a.zip", made.path)
+
+
+def test_some_edits_can_be_left_out(run: Run, tmp_path: Path) -> None:
+    pack(run, tmp_path / "one.zip", ["ga"])
+    assert unpack(tmp_path / "one.zip", tmp_path / "one").edits() == ("ga",)
+    with pytest.raises(MansuError, match="no edit by npo"):
+        pack(run, tmp_path / "none.zip", ["npo"])
+    assert not (tmp_path / "none.zip").exists()
+
+
+def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_path: Path) -> None:
+    secret = tmp_path / "home" / "somebody" / "a model"
+    base = measure_task(tiny, tiny_task)
+    run = run_of(tmp_path / "private", tiny, tiny_task, base, {"mansu": base})
+    manifest = {**run.manifest, "subject": str(secret)}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    run = Run.open(run.path)
+    edit = run.edit("mansu")
+    told = Edit(**{**edit.__dict__, "meta": {**edit.meta, "subject": str(secret)}})
+    run.save({"edit": told, "full": base, "nf4": base}, "mansu")
+    pack(run, tmp_path / "p.zip")
+    with zipfile.ZipFile(tmp_path / "p.zip") as bundle:
+        for name in bundle.namelist():
+            data = bundle.read(name)
+            assert b"somebody" not in data and str(tmp_path).encode() not in data, name
+    made = unpack(tmp_path / "p.zip", tmp_path / "made")
+    assert made.subject == "a model" and made.edit("mansu").meta["subject"] == "a model"
+    assert made.measurement("mansu", nf4=True).splits.keys() == base.splits.keys()  # still bound
+
+
+def rewritten(
+    source: Path, target: Path, change: Callable[[dict[str, bytes]], None], mode: int = 0o644
+) -> None:
+    """A bundle with other contents, its own sums put right."""
+    with zipfile.ZipFile(source) as bundle:
+        contents = {name: bundle.read(name) for name in bundle.namelist()}
+    change(contents)
+    about = json.loads(contents.pop(CONTENTS))
+    about["files"] = {n: hashlib.sha256(d).hexdigest() for n, d in contents.items()}
+    with zipfile.ZipFile(target, "w") as bundle:
+        bundle.writestr(CONTENTS, json.dumps(about))
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = (0o644 if name == "manifest.json" else mode) << 16
+            bundle.writestr(entry, data)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.json",
+        "/evil.json",
+        "edits/../../evil.json",
+        "edits/../manifest.json",
+        "edits//mansu/edit.safetensors",
+        "edits/mansu/../../../full.json",
+        "edits/.hidden/full.json",
+        "C:\\evil.json",
+        "evil.py",
+        "edits/mansu/evil.pkl",
+        "exports/hf/model.py",
+        "edits/mansu/sub/full.json",
+    ],
+)
+def test_what_leads_out_or_is_no_file_of_a_run_is_refused(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    pack(run, tmp_path / "good.zip")
+    rewritten(tmp_path / "good.zip", tmp_path / "bad.zip", lambda c: c.update({name: b"{}"}))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(BadInputError, match="no file of a run"):
+        unpack(tmp_path / "bad.zip", tmp_path / "in" / "run")
+    assert set(tmp_path.rglob("*")) == before and not (tmp_path.parent / "evil.json").exists()
+
+
+def test_links_changed_bytes_and_other_files_are_refused(run: Run, tmp_path: Path) -> None:
+    good, bad, to = tmp_path / "good.zip", tmp_path / "bad.zip", tmp_path / "to"
+    pack(run, good)
+    rewritten(good, bad, lambda c: None, mode=stat.S_IFLNK | 0o777)
+    with pytest.raises(BadInputError, match="no file of a run"):
+        unpack(bad, to)
+    rewritten(good, bad, lambda c: c.update({"task.jsonl": b"{}"}))
+    with pytest.raises(MansuError):
+        unpack(bad, to)
+    with zipfile.ZipFile(good) as bundle:
+        contents = {name: bundle.read(name) for name in bundle.namelist()}
+    with zipfile.ZipFile(bad, "w") as bundle:  # the sums are left as they were
+        for name, data in contents.items():
+            bundle.writestr(
+                name, data.replace(b"forget", b"forgot") if name[:4] == "task" else data
+            )
+    with pytest.raises(DamagedError, match="not what was packed"):
+        unpack(bad, to)
+    for data in (b"", b"PK", b"not a zip", good.read_bytes()[:2000]):
+        bad.write_bytes(data)
+        with pytest.raises(BadInputError, match="no bundle"):
+            unpack(bad, to)
+    assert not to.exists() and not list(tmp_path.glob("*.part"))

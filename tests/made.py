@@ -1,0 +1,41 @@
+"""Runs whose measurements are known beforehand, of the tiny subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mansu.job.runs import Run
+from mansu.measure.scores import Measurement
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+CHANCE = 0.25
+
+
+def changed(base: Measurement, **splits: Mapping[str, float]) -> Measurement:
+    """A measurement whose splits have these values in every row."""
+    found = {
+        name: replace(
+            base.splits[name],
+            **{field: np.full(len(base.splits[name].rows), v) for field, v in values.items()},
+        )
+        for name, values in splits.items()
+    }
+    return Measurement({**base.splits, **found}, base.text_loss, (0.01,) * 8)
+
+
+def run_of(
+    path: Path, subject: Subject, task: Task, base: Measurement, edits: Mapping[str, Measurement]
+) -> Run:
+    run = Run.create(subject, task, path=path)
+    run.save({"base": base, "base_nf4": base})
+    name, weight = next(iter(subject.parameters.items()))
+    for method, measured in edits.items():
+        run.save({"edit": Edit.between({name: weight}, {name: weight + 1}, method)}, method)
+        run.save({"full": measured, "nf4": measured}, method)
+    return run

@@ -1,0 +1,199 @@
+"""The dossier: whole, from one file, without a word from outside, and repeatable."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from made import changed, run_of
+
+from mansu.cli.commands import parser
+from mansu.errors import BadInputError, DamagedError
+from mansu.evidence.review import Review
+from mansu.evidence.verdict import ABOUT
+from mansu.job.runs import Run
+from mansu.measure.scores import Measurement, measure_task
+from mansu.report.dossier import Dossier, differences, dossier, schema, thresholds_table
+from mansu.report.flips import counts, flips
+from mansu.report.page import page
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import Task
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = '</td><script src="http://x/y.js">alert(1)</script><img src=http://x/z onerror=1>'
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Subject, tiny_task: Task) -> Measurement:
+    return measure_task(tiny, tiny_task)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement) -> Run:
+    hostile = replace(tiny_task, title=HOSTILE, provenance=HOSTILE)
+    edited = changed(base, forget={"correct": 0.0}, paraphrase={"correct": 0.0})
+    return run_of(tmp_path / "run", tiny, hostile, base, {"mansu": edited, "ga": base})
+
+
+def signed(run: Run, **changes: object) -> Review:
+    about = {"decision": "rejected", "name": HOSTILE, "date": "2026-11-26", "seen": "unknown"}
+    return Review(**{**about, "notes": {"gap": HOSTILE}, **changes})  # type: ignore[arg-type]
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_it_is_read_as_it_was_written_and_to_its_schema(run: Run, tmp_path: Path) -> None:
+    run.save({"review": signed(run)}, "mansu")
+    made = dossier(run, "mansu", {"nats": 0.5})
+    made.save(tmp_path / "d.html")
+    read = Dossier.load(tmp_path / "d.json")
+    assert read.to_json() == made.to_json()
+    assert read.judged == made.judged and read.signed == signed(run)
+    jsonschema.validate(read.to_json(), schema())
+    published = json.loads((ROOT / "docs" / "dossier.schema.json").read_text(encoding="utf-8"))
+    assert published == schema()  # else: mansu dossier --schema > docs/dossier.schema.json
+    assert (tmp_path / "d.html").read_text(encoding="utf-8") == page(read)
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(run: Run) -> None:
+    run.save({"review": signed(run)}, "mansu")
+    text = page(dossier(run, "mansu"))
+    elements = Elements(text).found
+    tags = {tag for tag, _ in elements}
+    assert {"svg", "table", "h1", "figure"} <= tags
+    assert not tags & {"script", "img", "link", "iframe", "object", "embed", "base", "form"}
+    names = {name for _, attributes in elements for name in attributes}
+    assert not {n for n in names if n.startswith("on") or n in ("src", "href", "srcset", "action")}
+    assert "url(" not in text and "@import" not in text
+    assert "&lt;script" in text  # what was hostile is shown
+    levels = [int(tag[1]) for tag in (t for t, _ in elements) if tag in ("h1", "h2", "h3")]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_thresholds_that_were_moved_are_marked(run: Run) -> None:
+    plain, moved = dossier(run, "mansu"), dossier(run, "mansu", {"nats": 0.5})
+    assert plain.original is None and "moved thresholds" not in page(plain)
+    assert moved.original == plain.verdict and "moved thresholds" in page(moved)
+    marks = [(row[0], row[3]) for row in thresholds_table(moved).rows if row[3] == "MOVED"]
+    assert len(marks) == 1 and "log-probability" in marks[0][0]
+    with pytest.raises(BadInputError, match="nonsense"):
+        dossier(run, "mansu", {"nonsense": 1.0})
+
+
+def test_every_fact_is_followed_through_the_models(
+    tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
+) -> None:
+    forget, retain = base.splits["forget"], base.splits["retain"]
+    assert (forget.correct == 1).all() and (retain.correct == 1).all()
+    full = changed(base, forget={"correct": 0.0})
+    back = forget.correct * (np.arange(len(forget.rows)) == 3)
+    lost = np.where(np.arange(len(retain.rows)) == 5, 0.5, 1.0)  # a tie is not right
+    full = replace(full, splits={**full.splits, "retain": replace(retain, correct=lost)})
+    nf4 = {**full.splits, "forget": replace(forget, correct=back)}
+    run = run_of(tmp_path / "flips", tiny, tiny_task, base, {"mansu": full})
+    run.save({"nf4": replace(full, splits=nf4)}, "mansu")
+    found = {flip.row: flip for flip in flips(run, "mansu")}
+    assert [row for row, f in found.items() if f.kind == "back in NF4"] == [forget.rows[3]]
+    assert [row for row, f in found.items() if f.kind == "lost"] == [retain.rows[5]]
+    flip = found[forget.rows[3]]
+    assert flip.path == "right → wrong → right"
+    assert flip.prompt == tiny_task.facts[flip.row - 1].prompt
+    rows = sum(len(s.rows) for s in base.splits.values())
+    assert sum(counts(found.values()).values()) == rows == len(found)
+
+
+def test_every_command_is_one_of_the_command_line_s(run: Run, tmp_path: Path) -> None:
+    commands = dossier(run, "mansu", {"nats": 0.5}).commands
+    assert len(commands) >= 2
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "mansu"
+        options = parser(words[1:]).parse_args(words[1:])  # it exits where it does not know one
+        assert options.function
+        assert str(tmp_path) not in command
+    assert "--threshold nats=0.5" in commands[-1]
+
+
+def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "somebody" / "model"
+    manifest = {**run.manifest, "subject": str(home)}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    text = json.dumps(dossier(Run.open(run.path), "mansu").to_json())
+    assert str(tmp_path) not in text and '"subject": "model"' in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"about": None},
+        {"facts": [{"row": "1"}]},
+        {"verdict": {}},
+        {"more": 1},
+        {"review": {"decision": "maybe"}},
+    ],
+)
+def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> None:
+    whole = dossier(run, "mansu").to_json()
+    assert Dossier.from_json(json.dumps(whole)).about.run == run.name
+    with pytest.raises(DamagedError):
+        Dossier.from_json(json.dumps({**whole, **change}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"version": NaN}', "[" * 100_000])
+def test_what_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(DamagedError, match="no dossier"):
+        Dossier.from_json(text)
+
+
+def test_a_review_goes_with_its_edit(run: Run) -> None:
+    review = signed(run)
+    run.save({"review": review}, "mansu")
+    assert run.read("review", "mansu") == review
+    run.save({"edit": run.edit("ga")}, "mansu")  # another edit: nobody has signed that
+    assert not run.has("review", "mansu")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"decision": "maybe"}, "no decision"),
+        ({"name": " "}, "needs a name"),
+        ({"date": "yesterday"}, "no date"),
+        ({"notes": {"beauty": "x"}}, "no property"),
+        ({"notes": {"gap": "x" * 5001}}, "too long"),
+        ({"seen": "fine"}, "no status"),
+    ],
+)
+def test_a_review_that_says_nothing_is_refused(
+    run: Run, change: dict[str, object], says: str
+) -> None:
+    with pytest.raises(BadInputError, match=says):
+        signed(run, **change)
+
+
+def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
+    one, other = dossier(run, "mansu"), dossier(run, "ga", {"nats": 0.5})
+    marks = {row[0]: row[3] for row in differences(one, other).rows}
+    assert marks["Method"] == "differs" and marks["Fingerprint"] == ""
+    assert marks["Fall of kept log-probability, at most"] == "differs"
+    assert marks["Drift on text, at most"] == ""
+    assert len([name for name in marks if name.lower() in ABOUT.values()]) >= 3
+    assert not any(row[3] for row in differences(one, one).rows)
