@@ -71,7 +71,7 @@ def test_the_manifest_repeats_the_run(run: Run, tiny: Subject) -> None:
     ("changes", "sentence"),
     [
         ({"version": 1}, "of version 1.*make it again, in a new folder"),
-        ({"version": 99}, "of version 99, and this MANSU reads version 2"),
+        ({"version": 99}, "of version 99, and this MANSU reads version 3"),
         ({"settings": {"pairs": 0}}, "manifest of the run folder .* is damaged"),
         ({"task": None}, "damaged|of version"),
     ],
@@ -94,7 +94,7 @@ def test_a_folder_that_is_no_run_is_bad_input(tmp_path: Path, tiny: Subject) -> 
     with pytest.raises(BadInputError, match="not a run folder"):
         Run.open(tmp_path)
     for path in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(BadInputError, match="not empty"):
+        with pytest.raises(BadInputError, match="not an empty"):
             Run.create(tiny, tasks.load("tiny-colours"), path=path)
 
 
@@ -121,7 +121,7 @@ def test_a_damaged_file_is_called_damaged(run: Run, kind: str, spoil: str) -> No
 def test_a_result_of_another_edit_is_refused_by_name(run: Run, kind: str) -> None:
     run.require(kind, "ga")
     shutil.copyfile(run.file(kind, "graddiff"), run.file(kind, "ga"))
-    with pytest.raises(MismatchError, match=f"{ARTEFACTS[kind].file} was measured on another"):
+    with pytest.raises(MismatchError, match=f"{ARTEFACTS[kind].file} was measured on another edit"):
         run.read(kind, "ga")
 
 
@@ -217,7 +217,6 @@ def test_a_file_that_is_missing_or_a_folder_is_one_sentence(finished: Run, tmp_p
         {"packages": []},
         {"subject": None},
         {"task": {}},
-        {"task": {"extra": 1}},
         {"task": {"margin": "a lot"}},
         {"task": {"margin": 7}},
         {"task": {"title": None}},
@@ -298,7 +297,7 @@ def test_status_of_a_new_job_starts_anew(run: Run) -> None:
     began = run.status().started
     run.set_status("cancelled")
     assert run.status().share == 0.7 and run.status().started == began
-    run.set_status("running", pid=1)
+    run.set_status("running", begins=True)
     assert run.status().share == 0.0 and run.status().step is None
 
 
