@@ -229,6 +229,13 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise _no(path, "a file stands where its folder should be") from error
+
+
 @contextmanager
 def _part(parent: Path) -> Iterator[Path]:
     """A folder for what is not whole yet; its maker holds a lock on it, which dies with it.
@@ -305,7 +312,7 @@ def replacing(path: Path) -> Iterator[Path]:
         StorageError: it cannot be written.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         # In a folder of its own, and not by mkstemp, whose files only their owner may read.
         with _part(path.parent) as home:
             mode = _mode(home)
@@ -367,7 +374,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     with writing(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise taken
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(path)
         with _part(path.parent) as home:
             mode = _mode(home)
             folder = home / "new"  # not home itself, which only its owner may read

@@ -304,8 +304,7 @@ class Run:
         return place / about.file.format(slug(part))
 
     def _edit_folder(self, method: str | None) -> Path:
-        assert method, "a file of an edit needs the name of its method"
-        if method != slug(method):
+        if method is None or method != slug(method):
             raise BadInputError(f"{method!r:.60} is no name of a method.")
         return self.path / "edits" / method
 

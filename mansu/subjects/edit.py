@@ -263,6 +263,8 @@ class Edit(Shown):
                 }
                 for name, size in header.get("sizes", {}).items():
                     bits, values = changes[name]
+                    if bits.dtype != torch.uint8 or not 0 <= size <= 8 * len(bits) < size + 8:
+                        raise ValueError(f"the mask of {name} has not {size} entries")
                     mask = np.unpackbits(bits.numpy(), count=size).view(np.bool_)
                     changes[name] = torch.from_numpy(mask), values
             return cls(changes, str(header["label"]), dict(header["meta"]))

@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import pytest
 
 from mansu import tasks
@@ -233,6 +235,103 @@ def test_a_manifest_of_other_types_is_damaged_and_does_not_hide_the_other_runs(
         Run.open(run.path)
     monkeypatch.setenv("MANSU_RUNS", str(run.path.parent))
     assert [found.name for found in listed()] == ["good"] and len(unreadable()) == 1
+
+
+OF_THE_RUN = (
+    "base",
+    "base_nf4",
+    "attribution",
+    "circuit",
+    "mask",
+    "trust",
+    "ablation",
+    "reference",
+)
+
+
+@pytest.mark.parametrize("kind", [*OF_THE_RUN, "base_attacks", "edit", "verdict", "cad", "nf4"])
+def test_a_result_of_another_run_is_refused_by_name(
+    finished: Run, tiny: Subject, kind: str, tmp_path: Path
+) -> None:
+    """Of the same subject, even: with another seed, another margin, or another task."""
+    task = tasks.load("tiny-colours")
+    fewer = "\n".join(task.to_jsonl().splitlines()[:-1])
+    for i, (of, settings) in enumerate(
+        (
+            (task, Settings(pairs=8, steps=1, seed=1)),
+            (replace(task, margin=0.5), Settings(pairs=8, steps=1)),
+            (tasks.parse(fewer, "fewer"), Settings(pairs=8, steps=1)),
+        )
+    ):
+        run = Run.create(tiny, of, settings, tmp_path / f"{i}")
+        method = "ga" if ARTEFACTS[kind].of_edit else None
+        path = run.file(kind, method)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(finished.file(kind, method), path)
+        for refused in (run.read, run.require):
+            with pytest.raises(MismatchError, match=f"{path.name} was measured in another run"):
+                refused(kind, method)
+
+
+def test_a_run_of_version_2_is_read_and_its_results_still_belong_to_their_edit(run: Run) -> None:
+    rewritten(run.manifest_file, version=2)
+    for path in run.path.rglob("*.json"):
+        value = json.loads(path.read_text())
+        value.pop("digest of the run", None)
+        path.write_text(json.dumps(value))
+    old = Run.open(run.path)
+    assert old.measurement("ga", nf4=True).splits["forget"].rows
+    shutil.copyfile(run.file("full", "graddiff"), run.file("full", "ga"))
+    with pytest.raises(MismatchError, match="was measured on another edit"):
+        old.measurement("ga", nf4=False)
+    rewritten(run.manifest_file, version=3)
+    with pytest.raises(MismatchError, match="was measured in another run"):
+        Run.open(run.path).base(nf4=False)
+
+
+@pytest.mark.parametrize("name", ["../graddiff", "..", "", "/etc", "a/../ga", "x" * 300, "\0"])
+def test_no_name_leads_out_of_a_run(run: Run, name: str) -> None:
+    with pytest.raises(BadInputError, match="is no name of a method"):
+        run.read("edit", name)
+    with pytest.raises(BadInputError, match="is no name of a method"):
+        run.discard(name)
+    run.save({"search": {}}, part=name)
+    assert run.file("search", part=name).parent == run.path
+
+
+def test_a_link_that_leads_out_of_a_run_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(run.path, outside)
+    for file, use in {
+        "base.json": lambda: run.base(nf4=False),
+        "status.json": run.status,
+        "events.jsonl": lambda: run.record(Step("cad", 1, 2), 0.5),
+        "job.log": run.new_log,
+        "edits/ga": lambda: run.history("ga"),
+    }.items():
+        path = run.path / file
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path) if path.exists() else None
+        path.symlink_to(outside / file)
+        with pytest.raises(BadInputError, match=f"{file}.* leads out of"):
+            use()
+    assert not (outside / "events.jsonl").exists() and not (outside / "job.log").exists()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "link").symlink_to(outside)
+    monkeypatch.setenv("MANSU_RUNS", str(runs))
+    assert listed() == [] and "leads out of" in unreadable()[0]
+
+
+def test_nothing_but_a_sentence_comes_out_of_damaged_files(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    fuzzer = fuzz.Fuzzer(Run.open(shutil.copytree(finished.path, tmp_path / "run")))
+    for number in (*fuzz.KEPT, *range(400)):
+        fuzzer.case(number)
+    assert sum(fuzzer.refused.values()) > 200 and len(fuzzer.done) == 4
 
 
 def test_measurements_of_other_rows_are_not_compared(
