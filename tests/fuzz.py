@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import re
+import shutil
 import struct
 import sys
 import tempfile
@@ -101,19 +104,16 @@ class Fuzzer:
         if path.name == "manifest.json":
             assert len(listed()) + len(unreadable()) == 1
         run = Run.open(self.run.path)
-        str(run.digest_of_run), run.status(), run.events(), run.edits(), run.judged()
+        _ = run.digest_of_run, run.status(), run.events(), run.edits(), run.judged()
         if path.name == "task.jsonl":
             run.task()
+        inside = path.relative_to(run.path).as_posix()
+        method = inside.split("/")[1] if inside.startswith("edits/") else None
         for kind, about in ARTEFACTS.items():
-            head, _, tail = about.file.partition("{}")
-            inside = path.relative_to(run.path).as_posix()
-            method = inside.split("/")[1] if inside.startswith("edits/") else None
             name = path.name if about.of_edit else inside
-            if about.of_edit is (method is not None) and name.startswith(head):
-                if name.endswith(tail) and len(name) >= len(head + tail):
-                    part = name[len(head) : len(name) - len(tail)] if "{}" in about.file else ""
-                    if run.has(kind, method, part) and run.file(kind, method, part) == path:
-                        str(run.read(kind, method, part))
+            matched = re.fullmatch(re.escape(about.file).replace(r"\{\}", "(.+)"), name)
+            if matched and about.of_edit is (method is not None):
+                str(run.read(kind, method, *matched.groups()))
         if path.suffix == ".json" and rng.random() < 0.1 and self.methods:
             session: Any = SimpleNamespace(run=run)
             for verdict in VERDICT.make(session, self.methods[0], silent):
@@ -213,7 +213,7 @@ def _value(value: Any, rng: random.Random) -> Any:
             del inside[key]
         elif what == 1 and isinstance(inside, list):
             inside.append(inside[key])
-        elif what == 1:
+        elif what == 1 and isinstance(inside, dict):
             inside[rng.choice(["x", "", "digest of the run"])] = rng.choice(ODD)
         elif what == 2 and isinstance(inside, list):
             rng.shuffle(inside)
@@ -264,9 +264,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the number of the first case")
     parser.add_argument("--run", type=Path, help="a run folder to copy, instead of a new one")
     options = parser.parse_args()
-    import os
-    import shutil
-
     with tempfile.TemporaryDirectory() as home:
         os.environ["MANSU_RUNS"] = home
         if options.run:

@@ -182,5 +182,6 @@ def test_a_job_of_the_app_has_its_lock_from_the_first_moment(run: Run) -> None:
     finally:
         job.kill()
         job.wait()
-        job.stdout and job.stdout.close()
+        assert job.stdout
+        job.stdout.close()
     assert lock.holder(run.path) is None
