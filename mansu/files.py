@@ -121,44 +121,44 @@ def save_values(
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     of: Mapping[str, str] | None = None,
+    *,
+    name: str = "mansu",
 ) -> None:
     """Write tensors and JSON values as one safetensors file, whole or not at all.
 
     Args:
-        of: what was measured, for ``header`` to find.
+        of: what was measured, for ``measured_on`` to find.
+        name: of the header's only text: safetensors writes several in an order of chance, and the
+            same values have to give the same bytes.
 
     Raises:
         BadInputError: a number, in a tensor or a value, is NaN or infinite; it is named.
         StorageError: it cannot be written.
     """
-    for name, tensor in tensors.items():
+    for each, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise _refused(path, f"the tensor {name}")
-    save_tensors(path, tensors, {"mansu": _json_of(path, dict(meta)), **(of or {})})
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write tensors and texts as one safetensors file, whole or not at all.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            raise _refused(path, f"the tensor {each}")
+    contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
+    header = {name: _json_of(path, {**meta, **({OF: dict(of)} if of else {})})}
     with replacing(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata=dict(header))
+            save_file(contiguous, temporary, metadata=header)
         except SafetensorError as error:  # which is no OSError, also of a full disk
             raise _no(path, str(error)) from error
 
 
-def header(path: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file.
+OF = "of"
+
+
+def measured_on(path: Path) -> dict[str, str]:
+    """What a safetensors file of ours was measured on, as it was given to ``save_values``.
 
     Raises:
-        NotMeasuredError: there is no such file. DamagedError: it is none.
+        NotMeasuredError: there is no such file. DamagedError: it is none of ours.
     """
     with reading(path), safe_open(str(path), "pt") as file:
-        return dict(file.metadata() or {})
+        (text,) = (file.metadata() or {}).values()
+        return made_of(dict[str, str], parsed_json(text).get(OF, {}))
 
 
 def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -172,6 +172,7 @@ def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta = parsed_json(file.metadata()["mansu"])
         if not isinstance(meta, dict):
             raise TypeError("its header is no object")
+        meta.pop(OF, None)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in tensors.items():
             if not _is_finite(tensor):
@@ -379,7 +380,10 @@ def new_folder(path: Path) -> Iterator[Path]:
             mode = _mode(home)
             folder = home / "new"  # not home itself, which only its owner may read
             folder.mkdir()
-            yield folder
+            try:
+                yield folder
+            except StorageError as error:  # names the place that the user knows
+                raise StorageError(str(error).replace(str(folder), str(path))) from error
             for each in [*folder.rglob("*"), folder]:
                 if not each.is_symlink():
                     _settle(each, mode)

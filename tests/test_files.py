@@ -21,6 +21,7 @@ from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageE
 from mansu.files import (
     confined,
     load_values,
+    measured_on,
     new_folder,
     read_json,
     replacing,
@@ -247,3 +248,13 @@ def test_a_lock_on_an_unfinished_folder_ends_with_it(tmp_path: Path) -> None:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(held)
     assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
+def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
+    of = {"digest of the run": "a", "digest of the edit": "b"}
+    contents = set()
+    for i in range(20):  # safetensors has texts of its header in an order of chance
+        save_values(tmp_path / f"{i}", {"a": torch.ones(2), "b": torch.ones(1)}, {"c": 1}, of)
+        contents.add((tmp_path / f"{i}").read_bytes())
+    assert len(contents) == 1 and measured_on(tmp_path / "0") == of
+    assert load_values(tmp_path / "0")[1] == {"c": 1}

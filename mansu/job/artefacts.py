@@ -18,7 +18,7 @@ from mansu.evidence.cad import Divergences, Scored
 from mansu.evidence.relearning import Relearned
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
-from mansu.files import header, made_of, read_json, typed, write_json
+from mansu.files import made_of, measured_on, read_json, typed, write_json
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
@@ -61,7 +61,7 @@ def _named(cls: Any) -> Codec:
     """A class that gives its file a name of its own in a folder."""
     return Codec(
         lambda path, value, of: value.save(path.parent, of),
-        lambda path: (cls.load(path.parent), header(path)),
+        lambda path: (cls.load(path.parent), measured_on(path)),
     )
 
 
@@ -69,7 +69,7 @@ def _whole(cls: Any) -> Codec:
     """A class that writes and reads a path."""
     return Codec(
         lambda path, value, of: value.save(path, of),
-        lambda path: (cls.load(path), header(path)),
+        lambda path: (cls.load(path), measured_on(path)),
     )
 
 

@@ -59,8 +59,8 @@ from mansu.evidence.verdict import Verdict
 from mansu.files import (
     confined,
     discard,
-    header,
     made_of,
+    measured_on,
     new_folder,
     parsed_json,
     read_json,
@@ -391,7 +391,7 @@ class Run:
             self.read(kind, method)
             return
         path = self.file(kind, method)
-        self._refuse_other(path, header(confined(path, self.path)), None)
+        self._refuse_other(path, measured_on(confined(path, self.path)), None)
 
     def digest(self, method: str | None) -> str:
         """sha256 of the file of an edit.
@@ -409,7 +409,7 @@ class Run:
 
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
         """Where the app exports an edit to."""
-        return self.path / "exports" / "-".join([method, *formats])
+        return self.path / "exports" / slug("-".join([method, *formats]))
 
     def n_files(self) -> int:
         """How many results the run holds."""
@@ -488,16 +488,15 @@ class Run:
     # The job at work.
 
     def status(self) -> Status:
-        """What the last job is at.
-
-        Raises:
-            DamagedError: status.json is damaged.
-        """
-        path = self._own("status.json")
-        if not path.is_file():
-            return Status("none")
-        with reading(path):
-            found = made_of(Status, read_json(path))
+        """What the last job is at; where that cannot be read, it failed, and the error says so."""
+        try:
+            path = self._own("status.json")
+            if not path.is_file():
+                return Status("none")
+            with reading(path):
+                found = made_of(Status, read_json(path))
+        except MansuError as error:  # a page shows it, and the next job writes it anew
+            return Status("failed", error=str(error))
         asked = found.state == "running" and asked_to_stop(self.path)
         return replace(found, state="cancelling") if asked else found
 
@@ -519,9 +518,7 @@ class Run:
             MismatchError: the run folder is not there any more.
         """
         self._refuse_gone()
-        now, old = time.time(), Status(state)
-        with suppress(MansuError):
-            old = old if begins else self.status()
+        now, old = time.time(), Status(state) if begins else self.status()
         step, share = step or old.step, old.share if share is None else share
         status = Status(state, share, step, old.started or now, now, error)
         value = {**status.__dict__, "step": None if step is None else _plain(step)}

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.errors import BadInputError, DamagedError, MansuError, MismatchError
-from mansu.files import reading, save_tensors
+from mansu.files import reading, save_values
 from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -234,8 +234,7 @@ class Edit(Shown):
             tensors[f"{name}/where"] = where
             tensors[f"{name}/values"] = values.cpu().contiguous()
         header = {"version": VERSION, "label": self.label, "meta": dict(self.meta), "sizes": sizes}
-        text = json.dumps(header, allow_nan=False)
-        save_tensors(path, tensors, {"mansu.edit": text, **(of or {})})
+        save_values(path, tensors, header, of, name="mansu.edit")
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:

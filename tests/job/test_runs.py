@@ -186,7 +186,8 @@ def test_whatever_is_wrong_with_a_file_is_one_sentence(
         except MansuError as error:
             assert "\n" not in str(error)
         else:
-            harmless = damage not in REPLACED or path.name == "events.jsonl"
+            said = path.name == "events.jsonl" or "is damaged" in run.status().error
+            harmless = damage not in REPLACED or said
             assert harmless, f"{path} that is {damage} was read"
         assert all(str(one.manifest["created"]) for one in listed())
         path.write_bytes(content)
@@ -259,7 +260,7 @@ def test_a_result_of_another_run_is_refused_by_name(
     for i, (of, settings) in enumerate(
         (
             (task, Settings(pairs=8, steps=1, seed=1)),
-            (replace(task, margin=0.5), Settings(pairs=8, steps=1)),
+            (replace(task, margin=0.25), Settings(pairs=8, steps=1)),
             (tasks.parse(fewer, "fewer"), Settings(pairs=8, steps=1)),
         )
     ):
@@ -306,7 +307,6 @@ def test_a_link_that_leads_out_of_a_run_is_refused(
     shutil.copytree(run.path, outside)
     for file, use in {
         "base.json": lambda: run.base(nf4=False),
-        "status.json": run.status,
         "events.jsonl": lambda: run.record(Step("cad", 1, 2), 0.5),
         "job.log": run.new_log,
         "edits/ga": lambda: run.history("ga"),
