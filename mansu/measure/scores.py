@@ -167,6 +167,9 @@ class Scores:
             tuple(numbers("rows", int).tolist()),
             texts("facts") if "facts" in value else (),
         )
+        for name in ("log_probability", "choice"):
+            if (getattr(scores, name) > 1e-3).any():  # it was rounded
+                raise ValueError(f"a value of {name} is the logarithm of more than 1")
         arrays = [len(found) for name, found in scores.__dict__.items() if name != "facts"]
         if {*arrays, len(scores.facts) or arrays[0]} != {arrays[0]}:
             raise ValueError("its lists are of different lengths")

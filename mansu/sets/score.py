@@ -147,7 +147,7 @@ def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) ->
             for part, q in sets.items()
         }
 
-    return once, sets
+    return once, {part: [(q.question, q.choices) for q in each] for part, each in sets.items()}
 
 
 def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Asked:

@@ -324,6 +324,14 @@ def test_a_link_that_leads_out_of_a_run_is_refused(
     assert listed() == [] and "leads out of" in unreadable()[0]
 
 
+def test_the_logarithm_of_a_probability_above_one_is_damaged(run: Run) -> None:
+    saved = json.loads(run.file("base").read_text())
+    saved["splits"]["forget"]["choice"][0] = 700.0
+    rewritten(run.file("base"), splits=saved["splits"])
+    with pytest.raises(DamagedError, match="choice is the logarithm of more than 1"):
+        run.base(nf4=False)
+
+
 def test_nothing_but_a_sentence_comes_out_of_damaged_files(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
