@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: app test install chromium clean
+.PHONY: app test fuzz install chromium clean
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
@@ -23,6 +23,10 @@ test: install chromium
 		{ echo "pyright cannot start: its npm package is fetched once, which needs a network."; exit 1; }
 	$(BIN)/pyright
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
+fuzz: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --cases 50000
 
 install: $(STAMP)
 

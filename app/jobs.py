@@ -1,13 +1,12 @@
 """Long work: the command line in a process of its own, which outlives pages and reloads.
 
-The run's status and events are the only channel from the job to the page; SIGTERM is the only one
-back.
+The run's status and events are the only channel from the job to the page; a flag and a signal
+(``mansu.job.lock``) are the only one back.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 import streamlit as st
 
 from mansu.errors import BadInputError, MansuError
+from mansu.job import lock
 from mansu.job.pace import left
 from mansu.job.pipeline import expected
 from mansu.job.runs import Run, Status, listed
@@ -38,28 +38,27 @@ def start(arguments: Sequence[str], run: Path) -> None:
         MansuError: a job is at work on this run already.
     """
     opened = Run.open(run)
-    refuse_busy(opened)
-    with opened.new_log() as log:
+    with lock.handing_on(run) as held, opened.new_log() as log:
+        opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), begins=True)
         job = subprocess.Popen(
             [sys.executable, "-m", "mansu", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the server's terminal is not for the job
+            pass_fds=[held.file],
+            env={**os.environ, lock.INHERITED: str(held.file)},
         )
+        held.say(lock.Holder.of(job.pid, ["mansu", *arguments]))
     threading.Thread(target=job.wait, daemon=True).start()  # else it stays as a zombie
-    if opened.status().pid != job.pid:  # it has not said anything yet
-        opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), pid=job.pid)
 
 
 def state(run: Run) -> str:
     """One of running, done, failed, cancelled, stopped (without a word) and none (no job yet)."""
-    status = run.status()
-    found = status.state
-    if found in ("running", "cancelling") and not _alive(status.pid):
-        found = run.status().state  # it may have ended between the two looks
-        return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
-    return "running" if found == "cancelling" else found
+    if lock.holder(run.path):
+        return "running"
+    found = run.status().state  # asked for after the job is known to have ended
+    return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
 
 
 def refuse_busy(run: Run) -> None:
@@ -69,13 +68,9 @@ def refuse_busy(run: Run) -> None:
 
 
 def cancel(run: Run) -> None:
-    """Ask the job to stop; it keeps what it finished."""
-    status = run.status()
-    if state(run) == "running":
-        # Said first, for a job so young that it dies of the signal without a word.
-        run.set_status("cancelling", pid=status.pid)
-        with suppress(ProcessLookupError):  # it has just ended
-            os.kill(status.pid, signal.SIGTERM)
+    """Ask the job to stop; it keeps what it finished. What does not stop is ended."""
+    if who := lock.ask_to_stop(run.path):
+        threading.Thread(target=lock.end, args=[who], daemon=True).start()
 
 
 def panel(run: Run) -> bool:
@@ -167,17 +162,3 @@ def working() -> list[Run]:
             if state(run) == "running":
                 found.append(run)
     return found
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process of ours or of another session still runs."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == 0  # our own child: reaped here if it has ended
-    except ChildProcessError:
-        pass
-    try:
-        os.kill(pid, 0)
-        command = Path(f"/proc/{pid}/cmdline")  # the number may be another process's by now
-        return not command.exists() or b"mansu" in command.read_bytes()
-    except (ProcessLookupError, FileNotFoundError, PermissionError):  # or another user's
-        return False

@@ -29,6 +29,7 @@ from mansu import methods, subjects, tasks
 from mansu.errors import BadInputError, MansuError
 from mansu.files import write_json
 from mansu.job import pipeline
+from mansu.job.lock import hold
 from mansu.job.pipeline import perform
 from mansu.job.runs import Run
 from mansu.job.session import Session
@@ -131,19 +132,20 @@ def measure(
         else:
             task = tasks.load(experiment.task)
             run = Run.create(subject, task, path=path, asked=experiment.methods)
-        for name in experiment.methods:
-            if name not in only:
-                continue
-            # A session a method, so that what one leaves is not in the next one's peak of memory.
-            session = Session(run, subject)
-            perform(session, pipeline.CIRCUIT, on_step=on_step)
-            stages = [pipeline.unlearning(name, _settings(experiment, session, name, on_step))]
-            if name in experiment.in_detail:
-                stages += pipeline.MEASURE
-            stages += [pipeline.BASE_NF4, pipeline.QUANTIZE, *pipeline.JUDGE]
-            if name in experiment.attacked:
-                stages += [*pipeline.RECOVERY, pipeline.STRENGTHS]
-            perform(session, stages, name, on_step)
+        with hold(run.path):
+            for name in experiment.methods:
+                if name not in only:
+                    continue
+                # One a method, so that what it leaves is not in the next one's peak of memory.
+                session = Session(run, subject)
+                perform(session, pipeline.CIRCUIT, on_step=on_step)
+                stages = [pipeline.unlearning(name, _settings(experiment, session, name, on_step))]
+                if name in experiment.in_detail:
+                    stages += pipeline.MEASURE
+                stages += [pipeline.BASE_NF4, pipeline.QUANTIZE, *pipeline.JUDGE]
+                if name in experiment.attacked:
+                    stages += [*pipeline.RECOVERY, pipeline.STRENGTHS]
+                perform(session, stages, name, on_step)
         runs.append(run)
     return runs
 

@@ -14,6 +14,14 @@ class BadInputError(MansuError):
     """What the user gave: a model, a task, a setting, a name."""
 
 
+class TakenError(BadInputError):
+    """The place of a new file or folder is taken: something is there, or a job is at work on it."""
+
+
+class StorageError(MansuError):
+    """The machine said no: a full disk, a folder that may not be written, a name too long."""
+
+
 class NotMeasuredError(MansuError):
     """A result that nobody has made yet: the message says which step makes it."""
 

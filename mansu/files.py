@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import errno
+import fcntl
 import json
 import math
+import os
+import re
+import shutil
 import tempfile
-import types
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mansu.errors import BadInputError, DamagedError, NotMeasuredError
+from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError, TakenError
 
 T = TypeVar("T")
 
@@ -68,58 +74,91 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+@lru_cache(maxsize=256)
+def _schema(cls: Any) -> TypeAdapter[Any]:
+    """What pydantic checks a dataclass by: no value is turned into one of another type."""
+    strict = ConfigDict(
+        strict=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=True,  # tensors and arrays: that they are some
+        revalidate_instances="always",
+    )
+    listed: Any = tuple[cls]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(listed, config=strict)  # a dataclass itself takes no other config
+
+
 def typed(value: T) -> T:
     """A dataclass that was made of a file, each field of which must be what its hint says.
 
     Raises:
-        TypeError: one is not; it is named.
+        ValueError: one is not; it is named.
     """
-    hints = get_type_hints(type(value))
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        found = getattr(value, field.name)
-        if not _fits(found, hints[field.name]):
-            raise TypeError(f"{field.name} is {found!r:.60}")
+    _check(lambda schema: schema.validate_python((value,)), type(value))
     return value
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is Any:
-        return True
-    if kind in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if kind is Literal:
-        return value in parts
-    if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if not isinstance(value, kind):
-        return False
-    if kind is tuple and parts:
-        every = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        return len(value) == len(every) and all(map(_fits, value, every))
-    if isinstance(value, Mapping) and parts:
-        return all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
-    if dataclasses.is_dataclass(value):
-        typed(value)
-    return True
+def made_of(cls: type[T], value: Any) -> T:
+    """A dataclass of JSON values: objects for dataclasses, lists for tuples; more is passed over.
+
+    Raises:
+        ValueError: a field is missing or not what its hint says; it is named.
+    """
+    text = json.dumps([value], allow_nan=False)
+    return _check(lambda schema: schema.validate_json(text), cls)[0]
 
 
-def save_values(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def _check(validate: Callable[[TypeAdapter[Any]], Any], cls: Any) -> Any:
+    try:
+        return validate(_schema(cls))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"][1:])) or "the value"
+        raise ValueError(f"{place} is {first['input']!r:.60}: {first['msg']}") from error
+
+
+def save_values(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    of: Mapping[str, str] | None = None,
+    *,
+    name: str = "mansu",
+) -> None:
     """Write tensors and JSON values as one safetensors file, whole or not at all.
+
+    Args:
+        of: what was measured, for ``measured_on`` to find.
+        name: of the header's only text: safetensors writes several in an order of chance, and the
+            same values have to give the same bytes.
 
     Raises:
         BadInputError: a number, in a tensor or a value, is NaN or infinite; it is named.
+        StorageError: it cannot be written.
     """
-    for name, tensor in tensors.items():
+    for each, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise _refused(path, f"the tensor {name}")
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {"mansu": _json_of(path, dict(meta))}
+            raise _refused(path, f"the tensor {each}")
+    contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
+    header = {name: _json_of(path, {**meta, **({OF: dict(of)} if of else {})})}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata=metadata)
+        try:
+            save_file(contiguous, temporary, metadata=header)
+        except SafetensorError as error:  # which is no OSError, also of a full disk
+            raise _no(path, str(error)) from error
+
+
+OF = "of"
+
+
+def measured_on(path: Path) -> dict[str, str]:
+    """What a safetensors file of ours was measured on, as it was given to ``save_values``.
+
+    Raises:
+        NotMeasuredError: there is no such file. DamagedError: it is none of ours.
+    """
+    with reading(path), safe_open(str(path), "pt") as file:
+        (text,) = (file.metadata() or {}).values()
+        return made_of(dict[str, str], parsed_json(text).get(OF, {}))
 
 
 def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -130,9 +169,10 @@ def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DamagedError: it is not one of ours, or holds a number that is NaN or infinite.
     """
     with reading(path), safe_open(str(path), "pt") as file:
-        meta = _parsed(file.metadata()["mansu"])
+        meta = parsed_json(file.metadata()["mansu"])
         if not isinstance(meta, dict):
             raise TypeError("its header is no object")
+        meta.pop(OF, None)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in tensors.items():
             if not _is_finite(tensor):
@@ -144,18 +184,144 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
+PART = ".part"
+"""The end of the name of what is not whole yet."""
+STALE = 60
+"""Seconds after which such a folder that nobody holds is of a process that was killed."""
+NO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""What a machine says where a path cannot be written, and not a program's fault."""
+
+
+def _no(path: Path, why: str) -> StorageError:
+    return StorageError(
+        f"{path} was not written ({why:.200}): make room, or give a place that can be written. "
+        "What was there before is kept."
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes a path: where the machine says no, that is one sentence.
+
+    Raises:
+        StorageError: a full disk, no permission, a name too long, a file where a folder should be.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO:
+            raise _no(path, error.strerror or str(error)) from error
+        if isinstance(error, ValueError) and "null byte" in str(error):
+            raise _no(path, "a name holds a null byte") from error
+        raise
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise _no(path, "a file stands where its folder should be") from error
+
+
+@contextmanager
+def _part(parent: Path) -> Iterator[Path]:
+    """A folder for what is not whole yet; its maker holds a lock on it, which dies with it.
+
+    So one that nobody holds is left over from a process that was killed, and is deleted.
+    """
+    for left in parent.glob(f"*{PART}"):
+        _sweep(left)
+    home = Path(tempfile.mkdtemp(dir=parent, suffix=PART))
+    held = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+        os.close(held)
+
+
+def _sweep(left: Path) -> None:
+    """Delete an unfinished folder of a process that is no more."""
+    with suppress(OSError):
+        held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if time.time() - os.fstat(held).st_mtime > STALE:  # else it may have no lock yet
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(held)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, so that no half of it is ever seen in its place."""
+    if folder.is_dir():
+        with writing(folder), _part(folder.parent) as home:
+            folder.replace(home / "old")
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left unfinished in a folder, at any depth."""
+    for left in folder.rglob(f"*{PART}"):
+        _sweep(left)
+
+
+def _settle(path: Path, mode: int) -> None:
+    """Bring a file to the disk, so that its new name never stands for an empty one; set its mode.
+
+    safetensors makes files that only their owner may read, whatever the umask says.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if path.is_file():
+            os.fchmod(file, mode)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _mode(home: Path) -> int:
+    """The mode of a new file, which the umask decides (it cannot be asked without setting it)."""
+    probe = home / "mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    return mode
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file to write; it takes ``path``'s place at the end of a block that succeeds.
 
     After an exception ``path`` is what it was, and nothing is left beside it.
+
+    Raises:
+        StorageError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own, and not by mkstemp, whose files only their owner may read.
-    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as home:
-        temporary = Path(home) / path.name
-        yield temporary
-        temporary.replace(path)
+    with writing(path):
+        _make_parent(path)
+        # In a folder of its own, and not by mkstemp, whose files only their owner may read.
+        with _part(path.parent) as home:
+            mode = _mode(home)
+            temporary = home / path.name
+            yield temporary
+            _settle(temporary, mode)
+            temporary.replace(path)
+            _settle(path.parent, mode)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -202,16 +368,57 @@ def new_folder(path: Path) -> Iterator[Path]:
     After an exception (also one that a signal raises) nothing of it is left.
 
     Raises:
-        BadInputError: ``path`` is there and is not an empty folder.
+        TakenError: ``path`` is there and is not an empty folder, at the start or at the end.
+        StorageError: it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise BadInputError(f"{path} is there already and is not an empty folder: give a new one.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".part") as home:
-        folder = Path(home) / "new"  # not home itself, which only its owner may read
-        folder.mkdir()
-        yield folder
-        folder.replace(path)
+    taken = TakenError(f"{path} is there already and is not an empty folder: give a new one.")
+    with writing(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise taken
+        _make_parent(path)
+        with _part(path.parent) as home:
+            mode = _mode(home)
+            folder = home / "new"  # not home itself, which only its owner may read
+            folder.mkdir()
+            try:
+                yield folder
+            except StorageError as error:  # names the place that the user knows
+                raise StorageError(str(error).replace(str(folder), str(path))) from error
+            for each in [*folder.rglob("*"), folder]:
+                if not each.is_symlink():
+                    _settle(each, mode)
+            try:
+                folder.replace(path)
+            except OSError as error:  # somebody else was quicker
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise taken from error
+                raise
+            _settle(path.parent, mode)
+
+
+LONGEST_NAME = 80
+"""Characters of a name in a path: file systems take 255 bytes, and others are added to it."""
+
+
+def slug(name: str) -> str:
+    """A name as part of a path: letters of ASCII, digits, and ``._-`` inside; never a path itself.
+
+    ::
+
+        slug("../../my task") == "my-task"
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:LONGEST_NAME].rstrip("._-") or "x"
+
+
+def confined(path: Path, folder: Path) -> Path:
+    """The path, if it lies in ``folder`` after every link has been followed.
+
+    Raises:
+        BadInputError: it leads out, by ``..`` or by a link.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInputError(f"{path} leads out of {folder}: give a name inside, without links.")
+    return path
 
 
 def read_json(path: Path) -> Any:
@@ -222,10 +429,16 @@ def read_json(path: Path) -> Any:
         DamagedError: it is damaged, or holds a number that is NaN or infinite.
     """
     with reading(path):
-        return _parsed(path.read_text(encoding="utf-8"))
+        return parsed_json(path.read_text(encoding="utf-8"))
 
 
-def _parsed(text: str) -> Any:
+def parsed_json(text: str) -> Any:
+    """JSON as Python values.
+
+    Raises:
+        ValueError: it is none, or holds a number that is NaN or infinite.
+        RecursionError: it is nested too deeply.
+    """
     return json.loads(text, parse_float=_number, parse_constant=_number)
 
 

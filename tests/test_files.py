@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +17,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mansu.errors import BadInputError, DamagedError, NotMeasuredError
-from mansu.files import load_values, new_folder, read_json, save_values, write_json
+from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError
+from mansu.files import (
+    confined,
+    load_values,
+    measured_on,
+    new_folder,
+    read_json,
+    replacing,
+    save_values,
+    slug,
+    sweep,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +115,146 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
     for path in (tmp_path, tmp_path / "mine"):
         with pytest.raises(BadInputError, match="is not an empty folder"), new_folder(path):
             pass
+
+
+def test_a_folder_that_appears_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(BadInputError, match="is not an empty folder"), new_folder(path) as new:
+        (new / "mine").write_text("1")
+        path.mkdir()
+        (path / "theirs").write_text("precious")
+    assert [p.name for p in path.iterdir()] == ["theirs"] and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_get_the_umask_s_mode(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        save_values(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {})
+        with new_folder(tmp_path / "new") as new:
+            save_file({"a": torch.ones(1)}, new / "b.safetensors")
+    finally:
+        os.umask(before)
+    for name in ("a.json", "a.safetensors", "new/b.safetensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
+
+
+def test_what_a_killed_process_left_is_swept_and_what_is_at_work_is_not(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom mansu.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('half')\n    print(flush=True)\n    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "deep" / "a.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout and job.stdout.readline() == "\n"
+        (left,) = (tmp_path / "deep").iterdir()
+        os.utime(left, (0, 0))
+        sweep(tmp_path)
+        assert left.exists()
+        job.kill()
+        job.wait()
+    sweep(tmp_path)
+    assert not left.exists()
+    young = tmp_path / "young.part"
+    young.mkdir()
+    sweep(tmp_path)
+    assert young.exists()  # its maker may be about to lock it
+    os.utime(young, (time.time() - 3600, time.time() - 3600))
+    write_json(tmp_path / "b.json", 1)  # whoever writes beside it sweeps, too
+    assert not young.exists()
+
+
+@pytest.mark.parametrize("kind", ["json", "safetensors", "folder"])
+def test_a_full_disk_is_one_sentence_and_loses_nothing(kind: str, tmp_path: Path) -> None:
+    """A limit on the size of files says no in the middle of writing, as a full disk does."""
+    tensors = {"a": torch.ones(40_000)}
+    write_json(tmp_path / "a.json", "kept")
+    save_values(tmp_path / "a.safetensors", {"a": torch.ones(1)}, {})
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"was not written \(.*large.*\): make room") as told:
+            if kind == "json":
+                write_json(tmp_path / "a.json", "x" * 100_000)
+            elif kind == "safetensors":
+                save_values(tmp_path / "a.safetensors", tensors, {})
+            else:
+                with new_folder(tmp_path / "new") as new:
+                    save_values(new / "a.safetensors", tensors, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(told.value)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/inside", "null\0byte"])
+def test_a_place_that_cannot_be_is_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(StorageError, match="was not written"):
+        write_json(tmp_path / name, 1)
+    with pytest.raises(StorageError, match="was not written"), new_folder(tmp_path / name):
+        pass
+
+
+def test_a_fault_of_the_work_inside_is_not_called_the_disk_s(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.json"):
+        (tmp_path / "nowhere").read_text()
+    with pytest.raises(ValueError, match="mine"), new_folder(tmp_path / "new"):
+        raise ValueError("mine")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tiny-colours", "tiny-colours"),
+        ("../../../x", "x"),
+        ("/etc/passwd", "etc-passwd"),
+        ("..", "x"),
+        ("", "x"),
+        (".hidden", "hidden"),
+        ("a b\0c\nd", "a-b-c-d"),
+        ("x" * 300, "x" * 80),
+        ("größe 😀", "gr-e"),
+    ],
+)
+def test_a_name_is_a_part_of_a_path_and_no_path(name: str, expected: str) -> None:
+    assert slug(name) == expected == slug(expected)
+
+
+def test_what_leads_out_is_refused(tmp_path: Path) -> None:
+    inside = tmp_path / "run"
+    inside.mkdir()
+    (tmp_path / "secret").write_text("1")
+    (inside / "link").symlink_to(tmp_path / "secret")
+    (inside / "own").write_text("1")
+    (inside / "short").symlink_to(inside / "own")
+    for path in (inside / "link", inside / ".." / "secret", tmp_path):
+        with pytest.raises(BadInputError, match="leads out of"):
+            confined(path, inside)
+    for path in (inside / "short", inside / "own", inside / "not-there-yet"):
+        assert confined(path, inside) == path
+
+
+def test_a_lock_on_an_unfinished_folder_ends_with_it(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "new") as new:
+        held = os.open(new.parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(held)
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]
+
+
+def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
+    of = {"digest of the run": "a", "digest of the edit": "b"}
+    contents = set()
+    for i in range(20):  # safetensors has texts of its header in an order of chance
+        save_values(tmp_path / f"{i}", {"a": torch.ones(2), "b": torch.ones(1)}, {"c": 1}, of)
+        contents.add((tmp_path / f"{i}").read_bytes())
+    assert len(contents) == 1 and measured_on(tmp_path / "0") == of
+    assert load_values(tmp_path / "0")[1] == {"c": 1}

@@ -24,7 +24,7 @@ no difference is written. Sums go over the *live* tokens only, which are the oth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -112,14 +112,14 @@ class Attribution(Shown, Sourced):
         )
         return self.layout.table(order, flat[order], caption)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``attribution.safetensors`` into ``folder``."""
+    def save(self, folder: str | Path, of: Mapping[str, str] | None = None) -> None:
+        """Write ``attribution.safetensors`` into ``folder``; ``of``: as ``save_values`` has it."""
         meta = {"layout": self.layout.meta(), "clean": self.clean, "corrupt": self.corrupt}
         meta |= {"method": self.method, "steps": self.steps, "metric": self.metric}
         meta |= {"n_pairs": self.n_pairs, "subject": self.subject}
         meta |= {"fingerprint": self.fingerprint, "pairs": self.pairs}
         tensors = {name: getattr(self, name) for name in self.TENSORS}
-        save_values(Path(folder) / "attribution.safetensors", tensors, meta)
+        save_values(Path(folder) / "attribution.safetensors", tensors, meta, of)
 
     @classmethod
     def load(cls, folder: str | Path) -> Attribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -142,16 +143,20 @@ class Circuit(Shown, Sourced):
             result.nodes[self.node(source)["name"]]["score"] += score
         return result
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``circuit.safetensors`` and, with a mask, ``mask.safetensors`` into ``folder``."""
+    def save(self, folder: str | Path, of: Mapping[str, str] | None = None) -> None:
+        """Write ``circuit.safetensors`` and, with a mask, ``mask.safetensors`` into ``folder``.
+
+        Args:
+            of: as ``save_values`` has it.
+        """
         names = ("faithfulness", "interval", "tau", "clean", "corrupt")
         names += ("metric", "subject", "n_pairs", "fingerprint", "pairs")
         meta = {name: getattr(self, name) for name in names} | {"layout": self.layout.meta()}
         tensors = ("order", "order_scores", "kept", "curve")
         path = Path(folder) / "circuit.safetensors"
         if self.mask is not None:
-            self.mask.save(folder)
-        save_values(path, {name: getattr(self, name) for name in tensors}, meta)
+            self.mask.save(folder, of)
+        save_values(path, {name: getattr(self, name) for name in tensors}, meta, of)
 
     @classmethod
     def load(cls, folder: str | Path) -> Circuit:

@@ -68,13 +68,13 @@ class Mask:
         """``size`` as a fraction of all parameters."""
         return self.size / self.total
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``mask.safetensors`` into ``folder``."""
+    def save(self, folder: str | Path, of: Mapping[str, str] | None = None) -> None:
+        """Write ``mask.safetensors`` into ``folder``; ``of``: as ``save_values`` has it."""
         tensors = {f"rows:{name}": index for name, index in self.rows.items()}
         tensors |= {f"columns:{name}": index for name, index in self.columns.items()}
         meta = {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
         meta |= {name: getattr(self, name) for name in ("total", "mass", "n_slices", "n_neurons")}
-        save_values(Path(folder) / "mask.safetensors", tensors, meta)
+        save_values(Path(folder) / "mask.safetensors", tensors, meta, of)
 
     @classmethod
     def load(cls, folder: str | Path) -> Mask:

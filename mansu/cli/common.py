@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mansu.cli.commands import Cancelled
-from mansu.errors import MismatchError
+from mansu.errors import MansuError, MismatchError
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.settings import configure, settings_of, typed_in
 
 if TYPE_CHECKING:
     from mansu.job.pipeline import Stage
-    from mansu.job.runs import Run
+    from mansu.job.runs import Run, State
     from mansu.subjects.subject import Subject
 
 DEFAULT_SUBJECT = "smollm2-135m-instruct"
@@ -222,19 +223,28 @@ def perform(
     work: Sequence[tuple[str | None, Sequence[Stage]]],
     subject: Subject | None = None,
     *,
-    discard: Sequence[str] = (),
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    again: bool = False,
 ) -> None:
     """Do stages, a method at a time, keeping the run's status true whatever happens.
 
     Args:
         subject: the run's, where it is loaded already.
-        discard: the methods whose edits are thrown away first.
+        given: of methods whose edits are made, the settings. again: throw away those that are
+            there first.
+
+    Raises:
+        TakenError: another job is at work on the run.
+        MismatchError: an edit that is there was made with other settings.
     """
     from mansu.job import pipeline
 
     def do(job: Job) -> None:
-        for name in discard:
-            run.discard(name)
+        for name, settings in (given or {}).items():  # now that nobody else can change it
+            if again:
+                run.discard(name)
+            else:
+                pipeline.refuse_other_settings(run, name, settings)
         job.plan = pipeline.Plan.of(run, work)
         for method, stages in work:
             pipeline.perform(job.session, stages, method, job.on_step)
@@ -256,35 +266,61 @@ class Job:
         self.plan = Plan(())
 
     def on_step(self, step: Step) -> None:
-        """Keep a step and print it."""
+        """Keep a step and print it.
+
+        Raises:
+            Cancelled: somebody asked for it. MismatchError: the run folder is gone.
+        """
         from mansu.show.sentences import sentence
 
+        self.lock.check()
+        if self.lock.cancelled:
+            raise Cancelled
         found = self.plan.share(step)
         self.share = self.share if found is None else max(self.share, found)
         self.run.record(step, self.share)
         print(f"{self.share:4.0%}  {sentence(step)}", file=sys.stderr, flush=True)
 
-    def do(self, work: Any) -> None:
-        """Load the subject and do ``work(self)``; SIGTERM raises ``Cancelled`` in it."""
+    def do(self, work: Callable[[Job], None]) -> None:
+        """Load the subject and do ``work(self)``; SIGTERM raises ``Cancelled`` in it.
+
+        Raises:
+            TakenError: another job is at work on the run.
+        """
+        from mansu.files import sweep
+        from mansu.job.lock import hold
+
+        run = self.run
+        with hold(run.path) as self.lock:
+            signal.signal(signal.SIGTERM, _cancel)
+            print(f"run folder: {run.path}", flush=True)
+            try:
+                run.set_status("running", 0.0, begins=True)
+                sweep(run.path)
+                self._work(work)
+            except (Cancelled, KeyboardInterrupt):
+                self._end("cancelled")
+                raise
+            except Exception as error:
+                self._end("failed", str(error))
+                raise
+            self._end("done")
+
+    def _work(self, work: Callable[[Job], None]) -> None:
         from mansu import subjects
         from mansu.job.session import Session
 
-        signal.signal(signal.SIGTERM, _cancel)
-        run = self.run
-        print(f"run folder: {run.path}", flush=True)
-        try:
-            self.on_step(Step("load", 0, 1, part=run.subject))
-            self.session = Session(run, self.subject or subjects.load(run.subject))
-            for note in self.session.notes:
-                print(f"note: {note}", file=sys.stderr, flush=True)
-            work(self)
-        except (Cancelled, KeyboardInterrupt):
-            run.set_status("cancelled")
-            raise
-        except Exception as error:
-            run.set_status("failed", error=str(error))
-            raise
-        run.set_status("done", 1.0)
+        self.on_step(Step("load", 0, 1, part=self.run.subject))
+        self.session = Session(self.run, self.subject or subjects.load(self.run.subject))
+        for note in self.session.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+        work(self)
+
+    def _end(self, state: State, error: str = "") -> None:
+        """Say how it ended, where that can be written: a full disk hides no other error."""
+        with suppress(MansuError, OSError):
+            self.lock.check()
+            self.run.set_status(state, 1.0 if state == "done" else None, error=error)
 
 
 def _cancel(*_: object) -> None:

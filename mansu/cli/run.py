@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     names = options.method or here.asked
     given = common.edit_settings(here, options, names)
     work = [(name, whole(name, given[name])) for name in names]
-    common.perform(here, work, subject, discard=names if options.again else ())
+    common.perform(here, work, subject, given=given, again=options.again)
     for name in names:
         print(terminal.accuracies(here, name))
         print(terminal.sentences(name, here.verdict(name)))

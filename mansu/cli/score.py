@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from mansu.cli import common
@@ -35,7 +36,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def score(options: argparse.Namespace) -> None:
     from mansu import subjects
-    from mansu.files import read_json, write_json
+    from mansu.files import read_json, slug, write_json
+    from mansu.job.lock import hold
     from mansu.job.runs import Run, folder
     from mansu.sets import score as sets
     from mansu.show.sentences import sentence
@@ -43,32 +45,37 @@ def score(options: argparse.Namespace) -> None:
     if options.method and not options.run:
         raise BadInputError("--method needs --run: give the run folder that holds its edit.")
     run = Run.open(options.run) if options.run else None
-    edit = run.edit(options.method) if run and options.method else None
+    if run and options.method:
+        run.require("edit", options.method)
     name = run.subject if run else options.subject
     reference = read_json(options.reference) if options.reference else None
     subject = subjects.load(name)
     if run:
         run.check(subject)
-    result = sets.score(
-        subject,
-        options.set,
-        options.source,
-        edit=edit,
-        in_nf4=options.nf4,
-        form=options.form,
-        shots=options.shots,
-        tokens=options.tokens,
-        reference=reference,
-        on_step=lambda step: print(sentence(step), file=sys.stderr, flush=True),
-    )
-    result |= {"run": run and run.name, "method": options.method}
-    part = "-".join([options.set, options.method or Path(name).name])
-    path = options.output or (
-        run.file("scores", part=part) if run else folder() / "scores" / f"{part}.json"
-    )
-    if run and not options.output:
-        run.save({"scores": result}, part=part)
-    else:
-        write_json(path, result)
+    part = "-".join([options.set, options.method or slug(Path(name).name)])
+    with hold(run.path) if run else nullcontext():
+        edit = run.edit(options.method) if run and options.method else None
+        result = sets.score(
+            subject,
+            options.set,
+            options.source,
+            edit=edit,
+            in_nf4=options.nf4,
+            form=options.form,
+            shots=options.shots,
+            tokens=options.tokens,
+            reference=reference,
+            on_step=lambda step: print(sentence(step), file=sys.stderr, flush=True),
+        )
+        result |= {"run": run and run.name, "method": options.method}
+        path = options.output or (
+            run.file("scores", part=part) if run else folder() / "scores" / f"{part}.json"
+        )
+        if run and not options.output:
+            run.save({"scores": result}, options.method, part)
+        else:
+            write_json(path, result)
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     print(sets.table(result))
     print(f"saved: {path}")

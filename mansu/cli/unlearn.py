@@ -21,7 +21,7 @@ def unlearn(options: argparse.Namespace) -> None:
     given = common.edit_settings(run, options, [method])
     run.require("mask")
     stages = (unlearning(method, given[method]),)
-    common.perform(run, [(method, stages)], discard=[method] if options.again else [])
+    common.perform(run, [(method, stages)], given=given, again=options.again)
     history = run.history(method)
     print(
         f"{method}: {history['moved']:,} parameters moved ({history['fraction']:.3%}); "

@@ -115,9 +115,9 @@ class Scored:
     plain: Tensor
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
-        save_values(path, {"signal": self.signal, "plain": self.plain}, self.about)
+    def save(self, path: Path, of: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file, whole or not at all; ``of``: as ``save_values`` has it."""
+        save_values(path, {"signal": self.signal, "plain": self.plain}, self.about, of)
 
     @classmethod
     def load(cls, path: Path) -> Scored:

@@ -19,7 +19,7 @@ from mansu.evidence.relearning import Relearned
 from mansu.evidence.review import Review
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
-from mansu.files import read_json, typed, write_json
+from mansu.files import made_of, measured_on, read_json, typed, write_json
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
@@ -28,12 +28,14 @@ from mansu.subjects.edit import Edit
 
 @dataclass(frozen=True)
 class Codec:
-    """How a value is written to a path and read from it; JSON has its two halves, too."""
+    """How a value is written to a path and read from it, each with what was measured.
 
-    write: Callable[[Path, Any], None]
-    read: Callable[[Path], Any]
-    to_json: Callable[[Any], Any] | None = None
-    from_json: Callable[[Any], Any] | None = None
+    Attributes:
+        write: (path, value, what was measured, by name). read: the value, and what was measured.
+    """
+
+    write: Callable[[Path, Any, Mapping[str, str]], None]
+    read: Callable[[Path], tuple[Any, Mapping[str, str]]]
 
 
 def _same(value: Any) -> Any:
@@ -41,12 +43,14 @@ def _same(value: Any) -> Any:
 
 
 def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any] = _same) -> Codec:
-    return Codec(
-        lambda path, value: write_json(path, to_json(value)),
-        lambda path: from_json(read_json(path)),
-        to_json,
-        from_json,
-    )
+    """A JSON object; what was measured stands among its keys, as "digest of …"."""
+
+    def read(path: Path) -> tuple[Any, Mapping[str, str]]:
+        found = _object(read_json(path))
+        of = {name: found.pop(name) for name in list(found) if name.startswith("digest of ")}
+        return from_json(found), of
+
+    return Codec(lambda path, value, of: write_json(path, {**to_json(value), **of}), read)
 
 
 def _value(cls: Any) -> Codec:
@@ -56,12 +60,18 @@ def _value(cls: Any) -> Codec:
 
 def _named(cls: Any) -> Codec:
     """A class that gives its file a name of its own in a folder."""
-    return Codec(lambda path, value: value.save(path.parent), lambda path: cls.load(path.parent))
+    return Codec(
+        lambda path, value, of: value.save(path.parent, of),
+        lambda path: (cls.load(path.parent), measured_on(path)),
+    )
 
 
 def _whole(cls: Any) -> Codec:
     """A class that writes and reads a path."""
-    return Codec(lambda path, value: value.save(path), cls.load)
+    return Codec(
+        lambda path, value, of: value.save(path, of),
+        lambda path: (cls.load(path), measured_on(path)),
+    )
 
 
 @dataclass(frozen=True)
@@ -96,16 +106,14 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _timings(value: Any) -> dict[str, float]:
-    if not all(type(seconds) in (int, float) for seconds in _object(value).values()):
-        raise TypeError("a time is no number")
-    return value
+    return made_of(dict[str, float], value)
 
 
 @dataclass(frozen=True)
 class _History:
     """What ``history.json`` holds (``pipeline.unlearning``), for its types."""
 
-    steps: list[Any]
+    steps: list[Step]
     stopped: str
     settings: dict[str, Any]
     given: dict[str, Any]
@@ -116,17 +124,16 @@ class _History:
 
 
 def _history(value: Any) -> dict[str, Any]:
-    for step in typed(_History(**value)).steps:
-        typed(Step.from_json(step))
+    made_of(_History, value)
     return value
 
 
 _MEASUREMENT = _json(lambda value: value.to_json(), _measured)
 _FORMATS = _json(
     lambda kept: {name: asdict(each) for name, each in kept.items()},
-    lambda value: {name: typed(Kept(**each)) for name, each in value.items()},
+    lambda value: {name: made_of(Kept, each) for name, each in value.items()},
 )
-_BOUNDS = _json(asdict, lambda value: typed(Bounds(**value)))
+_BOUNDS = _json(asdict, lambda value: made_of(Bounds, value))
 
 ARTEFACTS: Mapping[str, Artefact] = {
     "base": Artefact(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, reading, typed, write_json
+from mansu.job import lock
 from mansu.job.runs import Run, folder
 
 LONGEST_TITLE, LONGEST_NOTES = 80, 4000
@@ -73,10 +74,10 @@ def describe(run: Run, given: Label) -> None:
 
 
 def trash(run: Run) -> None:
-    """Move a run into the trash, whole; ``restore`` brings it back. No job may be at work on it.
+    """Move a run into the trash, whole; ``restore`` brings it back.
 
     Raises:
-        BadInputError: it is not in the folder of runs.
+        BadInputError: it is not in the folder of runs. TakenError: a job is at work on it.
     """
     if run.path.resolve().parent != folder().resolve():
         raise BadInputError(f"The run {run.name} is not in {folder()}: delete it where it lies.")
@@ -84,7 +85,8 @@ def trash(run: Run) -> None:
     if place.exists():  # an older one of that name
         place = next(p for n in range(2, 10**6) if not (p := _bin() / f"{run.name}~{n}").exists())
     _bin().mkdir(parents=True, exist_ok=True)
-    run.path.replace(place)
+    with lock.hold(run.path):
+        run.path.replace(place)
 
 
 def trashed() -> tuple[str, ...]:

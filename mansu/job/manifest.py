@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from mansu.files import typed
+from pydantic import Field
+
+from mansu.files import made_of
 from mansu.job.settings import Settings
 from mansu.settings import configure
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,12 @@ class _About:
     title: str
     description: str
     provenance: str
-    margin: float
-    tolerance: float
+    margin: Share
+    tolerance: Share
     digest: str
+
+
+ABOUT = tuple(field.name for field in fields(_About))
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class _Manifest:
     created: str
     subject: str
     fingerprint: str
-    task: dict[str, Any]
+    task: _About
     settings: dict[str, Any]
     asked: list[str]
     python: str
@@ -41,12 +48,7 @@ class _Manifest:
 
 
 def check_manifest(manifest: Any) -> None:
-    """Raises KeyError, TypeError or ValueError where a manifest is not one."""
-    manifest = typed(_Manifest(**{f.name: manifest[f.name] for f in fields(_Manifest)}))
-    datetime.fromisoformat(manifest.created)
-    about = typed(_About(**manifest.task))
-    if not (0 <= about.margin <= 1 and 0 <= about.tolerance <= 1):
-        raise ValueError("margin or tolerance is not between 0 and 1")
-    if not all(isinstance(method, str) for method in manifest.asked):
-        raise TypeError("asked is no list of methods")
-    configure(Settings, manifest.settings, "a run")
+    """Raises ValueError where a manifest is not one."""
+    found = made_of(_Manifest, manifest)
+    datetime.fromisoformat(found.created)
+    configure(Settings, found.settings, "a run")

@@ -10,7 +10,11 @@ job.log         what the app's last job printed
 timings.json    seconds by stage
 exports/        what the app exported
 
-Everything under edits/<method>/ says which edit it was measured on, by the digest of its file.
+job.lock        held by the job at work (``lock``); cancel: it was asked to stop
+
+Every result says what it was measured on, and is refused where that is something else: the run's
+subject, task and settings (``Run.digest_of_run``), and under edits/<method>/ the edit, by the
+digest of its file.
 """
 
 from __future__ import annotations
@@ -20,18 +24,19 @@ import json
 import os
 import platform
 import resource
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
@@ -44,15 +49,29 @@ from mansu.errors import (
     MansuError,
     MismatchError,
     NotMeasuredError,
+    TakenError,
 )
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
 from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
-from mansu.files import new_folder, read_json, reading, typed, write_json
+from mansu.files import (
+    confined,
+    discard,
+    made_of,
+    measured_on,
+    new_folder,
+    parsed_json,
+    read_json,
+    reading,
+    slug,
+    write_json,
+    writing,
+)
 from mansu.job.artefacts import ARTEFACTS
-from mansu.job.manifest import check_manifest
+from mansu.job.lock import asked_to_stop
+from mansu.job.manifest import ABOUT, check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
@@ -61,7 +80,9 @@ from mansu.settings import configure
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
-VERSION = 2
+VERSION = 3
+READ = (2, 3)
+"""Versions that are read. In a run of version 2, results need not say which run measured them."""
 PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 
 
@@ -73,9 +94,10 @@ def folder() -> Path:
 EXAMPLES = Path(__file__).parents[1] / "data" / "examples"
 """Finished runs that ship with MANSU, to be read and copied (``mansu.job.examples``)."""
 
+OF_RUN, OF_EDIT = "digest of the run", "digest of the edit"
+"""In every result, in JSON or in the header of safetensors: what it was measured on."""
 
-BOUND = "digest of the edit"
-"""In every JSON file that was measured on an edit: which one."""
+State = Literal["none", "running", "done", "failed", "cancelling", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -86,14 +108,15 @@ class Status:
         state: ``running``, ``done``, ``failed``, ``cancelling``, ``cancelled``, or ``none``: no job
             ever.
         share: of the whole job, 0 to 1. step: the last one reported; None before the first.
-        pid: of the process. started, updated: seconds since 1970.
+        started, updated: seconds since 1970.
         error: why it failed, a sentence.
+
+    Whether the job still lives, ``lock.holder`` says.
     """
 
-    state: str = "none"
-    share: float = 0.0
+    state: State
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
     step: Step | None = None
-    pid: int = 0
     started: float = 0.0
     updated: float = 0.0
     error: str = ""
@@ -128,38 +151,33 @@ class Run:
             asked: the methods that the run is for.
 
         Raises:
-            BadInputError: the folder exists and is not empty.
+            TakenError: the folder exists and is not empty.
+            StorageError: it cannot be written.
         """
         now = datetime.now(UTC)
-        if path is None:
-            short = Path(subject.name).name
-            path = folder() / f"{now:%Y%m%d-%H%M%S}-{task.name}-{short}"
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BadInputError(f"The folder {path} is not empty: give a new one.")
         manifest = {
             "version": VERSION,
             "created": now.isoformat(timespec="seconds"),
             "subject": subject.name,
             "fingerprint": subject.fingerprint,
-            "task": {
-                "name": task.name,
-                "title": task.title,
-                "description": task.description,
-                "provenance": task.provenance,
-                "margin": task.margin,
-                "tolerance": task.tolerance,
-                "digest": task.digest,
-            },
+            "task": {name: getattr(task, name) for name in ABOUT},
             "settings": asdict(settings or Settings()),
             "asked": list(asked),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
             "threads": torch.get_num_threads(),
         }
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "task.jsonl").write_text(task.to_jsonl(), encoding="utf-8")
-        write_json(path / "manifest.json", manifest)
-        return cls(path, manifest)
+        name = f"{now:%Y%m%d-%H%M%S}-{slug(task.name)}-{slug(Path(subject.name).name)}"
+        # Two of one second: the one that comes second gets a number.
+        places = [path] if path is not None else [folder() / name]
+        places += [folder() / f"{name}-{i}" for i in range(2, 100) if path is None]
+        for place in places:
+            with suppress(TakenError) if place != places[-1] else nullcontext():
+                with new_folder(place) as new:
+                    (new / "task.jsonl").write_text(task.to_jsonl(), encoding="utf-8")
+                    write_json(new / "manifest.json", manifest)
+                return cls(place, manifest)
+        raise AssertionError("the last place raises")
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -176,7 +194,7 @@ class Run:
             with reading(path / "manifest.json"):
                 manifest = read_json(path / "manifest.json")
                 found = manifest["version"]
-                if found == VERSION:
+                if type(found) is int and found in READ:
                     check_manifest(manifest)
                     return cls(path, manifest)
         except MansuError as error:
@@ -247,8 +265,8 @@ class Run:
             DamagedError: task.jsonl is missing or is no task.
             MismatchError: task.jsonl was changed since.
         """
-        about = {k: v for k, v in self.about.items() if k not in ("name", "digest")}
-        path = self.path / "task.jsonl"
+        about = {name: self.about[name] for name in ABOUT if name not in ("name", "digest")}
+        path = self._own("task.jsonl")
         if not path.is_file():
             raise DamagedError(
                 f"There is no task.jsonl in the run folder {self.path}, the facts that it is "
@@ -278,20 +296,36 @@ class Run:
                 f"{self.fingerprint}). Put the checkpoint back, or start a new run."
             )
 
+    @cached_property
+    def digest_of_run(self) -> str:
+        """Of all that its results depend on: subject, task (with its margins) and settings."""
+        task = {name: self.about[name] for name in ("digest", "margin", "tolerance")}
+        what = [self.fingerprint, task, asdict(self.settings)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
     # Files.
+
+    def _own(self, name: str) -> Path:
+        """A file of the run that is no result; refused where it is a link that leads out."""
+        return confined(self.path / name, self.path)
 
     @property
     def manifest_file(self) -> Path:
         return self.path / "manifest.json"
 
     def file(self, kind: str, method: str | None = None, part: str = "") -> Path:
-        """Where a kind of ``ARTEFACTS`` is, or would be."""
+        """Where a kind of ``ARTEFACTS`` is, or would be.
+
+        Raises:
+            BadInputError: the method has a name that no method can have.
+        """
         about = ARTEFACTS[kind]
         place = self._edit_folder(method) if about.of_edit else self.path
-        return place / about.file.format(part)
+        return place / about.file.format(slug(part))
 
     def _edit_folder(self, method: str | None) -> Path:
-        assert method, "a file of an edit needs the name of its method"
+        if method is None or method != slug(method):
+            raise BadInputError(f"{method!r:.60} is no name of a method.")
         return self.path / "edits" / method
 
     def has(self, kind: str, method: str | None = None, part: str = "") -> bool:
@@ -302,28 +336,36 @@ class Run:
         """Write values by kind, each file whole or not at all.
 
         An edit and what is saved with it come together: a new folder, or nothing.
+
+        Raises:
+            MismatchError: the run folder is not there any more.
+            StorageError: a file cannot be written.
         """
         self.refuse_example()
+        self._refuse_gone()
+        of = {OF_RUN: self.digest_of_run}
         if "edit" in values:
             assert method is not None
             self.discard(method)
             with new_folder(self._edit_folder(method)) as new:
                 edit = new / ARTEFACTS["edit"].file
-                values["edit"].save(edit)
+                ARTEFACTS["edit"].codec.write(edit, values["edit"], of)
+                of[OF_EDIT] = _digest(edit)
                 for kind in values.keys() - {"edit"}:
-                    self._write(kind, new / ARTEFACTS[kind].file, values[kind], _digest(edit))
+                    ARTEFACTS[kind].codec.write(new / ARTEFACTS[kind].file, values[kind], of)
             return
+        if method is not None:
+            of[OF_EDIT] = self.digest(method)
         for kind, value in values.items():
-            bound = self.digest(method) if ARTEFACTS[kind].of_edit and method else None
-            self._write(kind, self.file(kind, method, part), value, bound)
+            path = confined(self.file(kind, method, part), self.path)
+            ARTEFACTS[kind].codec.write(path, value, of)
 
-    def _write(self, kind: str, path: Path, value: Any, bound: str | None) -> None:
-        codec = ARTEFACTS[kind].codec
-        if bound is None:
-            codec.write(path, value)
-        else:
-            assert codec.to_json is not None
-            write_json(path, {**codec.to_json(value), BOUND: bound})
+    def _refuse_gone(self) -> None:
+        """Nothing makes a run folder anew that somebody deleted while a job was at work."""
+        if not self.is_at(self.path):
+            raise MismatchError(
+                f"The run folder {self.path} is not there any more: nothing was written to it."
+            )
 
     def read(self, kind: str, method: str | None = None, part: str = "") -> Any:
         """Read a value that was saved.
@@ -331,7 +373,7 @@ class Run:
         Raises:
             NotMeasuredError: it was not made yet; says by which command it is.
             DamagedError: the file is damaged, or of another version.
-            MismatchError: it was measured on another edit than the one that is there.
+            MismatchError: it was measured on another edit, or in another run.
         """
         about, path = ARTEFACTS[kind], self.file(kind, method, part)
         if not path.is_file():
@@ -343,24 +385,34 @@ class Run:
                 f"The run {self.name} has no {about.title}{whose} yet: run "
                 f"`mansu {about.made_by} {self.path}{option}`."
             )
+        confined(path, self.path)
         with reading(path):
-            if not about.of_edit or about.codec.from_json is None:
-                return about.codec.read(path)
-            data = read_json(path)
-            bound = data.pop(BOUND, None)
-            value = about.codec.from_json(data)
-        if bound != self.digest(method):
+            value, of = about.codec.read(path)
+        self._refuse_other(path, of, method if about.of_edit and kind != "edit" else None)
+        return value
+
+    def _refuse_other(self, path: Path, of: Mapping[str, str], method: str | None) -> None:
+        """Refuse a result of something else than is here; without a method, of any edit."""
+        found = of.get(OF_RUN)
+        if found != self.digest_of_run and not (found is None and self.manifest["version"] == 2):
+            raise MismatchError(
+                f"{path} was measured in another run: its subject, task or settings are not those "
+                f"of {self.path}. Delete the file, and make it anew with `mansu run --folder "
+                f"{self.path}`."
+            )
+        if method is not None and of.get(OF_EDIT) != self.digest(method):
             raise MismatchError(
                 f"{path} was measured on another edit than {self.file('edit', method)}: make both "
                 f"anew with `mansu run --folder {self.path} --method {method} --again`."
             )
-        return value
 
     def require(self, kind: str, method: str | None = None) -> None:
-        """Refuse, as ``read`` does, what is not there or belongs to another edit."""
-        bound = ARTEFACTS[kind].of_edit and kind != "edit"
-        if bound or not self.has(kind, method):
+        """Refuse, as ``read`` does, what is not there or belongs to something else."""
+        if kind != "edit" or not self.has(kind, method):  # an edit may be large
             self.read(kind, method)
+            return
+        path = self.file(kind, method)
+        self._refuse_other(path, measured_on(confined(path, self.path)), None)
 
     def digest(self, method: str | None) -> str:
         """sha256 of the file of an edit.
@@ -370,16 +422,16 @@ class Run:
         """
         if not self.has("edit", method):
             self.read("edit", method)
-        return _digest(self.file("edit", method))
+        return _digest(confined(self.file("edit", method), self.path))
 
     def discard(self, method: str) -> None:
-        """Delete a method's edit and all that was measured on it."""
+        """Delete a method's edit and all that was measured on it, at once or not at all."""
         self.refuse_example()
-        shutil.rmtree(self._edit_folder(method), ignore_errors=True)
+        discard(self._edit_folder(method))
 
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
         """Where the app exports an edit to."""
-        return self.path / "exports" / "-".join([method, *formats])
+        return self.path / "exports" / slug("-".join([method, *formats]))
 
     def n_files(self) -> int:
         """How many results the run holds."""
@@ -405,7 +457,8 @@ class Run:
 
     def edits(self) -> tuple[str, ...]:
         """Names of the methods that have an edit here, MANSU first."""
-        names = [p.name for p in self.path.glob("edits/*") if self.has("edit", p.name)]
+        found = [p.name for p in self.path.glob("edits/*") if p.name == slug(p.name)]
+        names = [name for name in found if self.has("edit", name)]
         return tuple(sorted(names, key=lambda n: (n != "mansu", n)))
 
     def judged(self) -> tuple[str, ...]:
@@ -457,76 +510,88 @@ class Run:
     # The job at work.
 
     def status(self) -> Status:
-        """What the last job is at.
-
-        Raises:
-            DamagedError: status.json is damaged.
-        """
-        path = self.path / "status.json"
-        if not path.is_file():
-            return Status()
-        with reading(path):
-            value = read_json(path)
-            step = value.pop("step")
-            return typed(Status(**value, step=None if step is None else Step.from_json(step)))
+        """What the last job is at; where that cannot be read, it failed, and the error says so."""
+        try:
+            path = self._own("status.json")
+            if not path.is_file():
+                return Status("none")
+            with reading(path):
+                found = made_of(Status, read_json(path))
+        except MansuError as error:  # a page shows it, and the next job writes it anew
+            return Status("failed", error=str(error))
+        asked = found.state == "running" and asked_to_stop(self.path)
+        return replace(found, state="cancelling") if asked else found
 
     def set_status(
         self,
-        state: str,
+        state: State,
         share: float | None = None,
         step: Step | None = None,
         *,
-        pid: int | None = None,
         error: str = "",
+        begins: bool = False,
     ) -> None:
         """Write what a job is at; without a share or a step, the last ones stand.
 
         Args:
-            pid: of the job; this process by default.
+            begins: a job does: nothing of the last one stands.
+
+        Raises:
+            MismatchError: the run folder is not there any more.
         """
         self.refuse_example()
-        now, pid = time.time(), pid or os.getpid()
-        try:
-            old = self.status()
-        except MansuError:
-            old = Status()
-        same = old.pid == pid
-        step = step or (old.step if same else None)
-        share = share if share is not None else old.share if same else 0.0
-        status = Status(state, share, step, pid, old.started if same else now, now, error)
+        self._refuse_gone()
+        now, old = time.time(), Status(state) if begins else self.status()
+        step, share = step or old.step, old.share if share is None else share
+        status = Status(state, share, step, old.started or now, now, error)
         value = {**status.__dict__, "step": None if step is None else _plain(step)}
-        write_json(self.path / "status.json", value)
+        write_json(self._own("status.json"), value)
 
     def record(self, step: Step, share: float) -> None:
         """Keep a step that the job at work reports, and how much of the job is done."""
-        line = json.dumps({"time": round(time.time(), 3), **_plain(step)}, ensure_ascii=False)
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+        self._refuse_gone()
+        value = {"time": round(time.time(), 3), **_plain(step)}
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        path = self._own("events.jsonl")
+        with writing(path), path.open("a", encoding="utf-8") as events:
             events.write(line + "\n")
         self.set_status("running", share, step)
 
     def events(self, since: float = 0.0) -> list[tuple[float, Step]]:
         """Every step that was recorded at or after a time (seconds since 1970), in order."""
-        path, found = self.path / "events.jsonl", []
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        for line in text.splitlines():
-            try:
-                value = json.loads(line)
-                when = float(value.pop("time"))
-                if when >= since:
-                    found.append((when, typed(Step.from_json(value))))
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-                continue  # a line that is being written, or was cut off
+        found = []
+        for line in self._text("events.jsonl").split("\n"):  # JSON may hold other breaks
+            with suppress(ValueError, RecursionError):  # it is being written, or was cut off
+                value = parsed_json(line)
+                if (when := made_of(_Event, value).time) >= since:
+                    found.append((when, made_of(Step, value)))
         return found
 
     def new_log(self) -> IO[str]:
         """An empty file for what a job prints."""
         self.refuse_example()
-        return (self.path / "job.log").open("w", encoding="utf-8")
+        path = self._own("job.log")
+        with writing(path):
+            return path.open("w", encoding="utf-8")
 
     def log(self) -> str:
         """What the last job of the app printed."""
-        path = self.path / "job.log"
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return self._text("job.log")
+
+    def _text(self, name: str) -> str:
+        """A text that the run's jobs wrote; whatever is no UTF-8 in it is replaced."""
+        path = self._own(name)
+        if not path.is_file():
+            return ""
+        with reading(path):
+            return path.read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class _Event:
+    """What a line of ``events.jsonl`` says beside its step."""
+
+    time: float
 
 
 def _plain(step: Step) -> dict[str, Any]:
@@ -572,7 +637,7 @@ def _found(where: Path) -> tuple[list[Run], list[str]]:
     runs, refused = [], []
     for manifest in sorted(where.glob("*/manifest.json"), reverse=True):
         try:
-            runs.append(Run.open(manifest.parent))
+            runs.append(Run.open(confined(manifest, where).parent))
         except (MansuError, OSError) as error:
             refused.append(str(error))
     return runs, refused

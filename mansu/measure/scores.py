@@ -173,6 +173,9 @@ class Scores:
             texts("facts") if "facts" in value else (),
             texts("chosen") if "chosen" in value else (),
         )
+        for name in ("log_probability", "choice"):
+            if (getattr(scores, name) > 1e-3).any():  # it was rounded
+                raise ValueError(f"a value of {name} is the logarithm of more than 1")
         optional = ("facts", "chosen")
         arrays = [len(found) for name, found in scores.__dict__.items() if name not in optional]
         arrays += [len(value[name]) for name in optional if name in value]

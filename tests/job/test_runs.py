@@ -6,9 +6,11 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import pytest
 
 from mansu import tasks
@@ -71,7 +73,7 @@ def test_the_manifest_repeats_the_run(run: Run, tiny: Subject) -> None:
     ("changes", "sentence"),
     [
         ({"version": 1}, "of version 1.*make it again, in a new folder"),
-        ({"version": 99}, "of version 99, and this MANSU reads version 2"),
+        ({"version": 99}, "of version 99, and this MANSU reads version 3"),
         ({"settings": {"pairs": 0}}, "manifest of the run folder .* is damaged"),
         ({"task": None}, "damaged|of version"),
     ],
@@ -94,7 +96,7 @@ def test_a_folder_that_is_no_run_is_bad_input(tmp_path: Path, tiny: Subject) -> 
     with pytest.raises(BadInputError, match="not a run folder"):
         Run.open(tmp_path)
     for path in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(BadInputError, match="not empty"):
+        with pytest.raises(BadInputError, match="not an empty"):
             Run.create(tiny, tasks.load("tiny-colours"), path=path)
 
 
@@ -121,7 +123,7 @@ def test_a_damaged_file_is_called_damaged(run: Run, kind: str, spoil: str) -> No
 def test_a_result_of_another_edit_is_refused_by_name(run: Run, kind: str) -> None:
     run.require(kind, "ga")
     shutil.copyfile(run.file(kind, "graddiff"), run.file(kind, "ga"))
-    with pytest.raises(MismatchError, match=f"{ARTEFACTS[kind].file} was measured on another"):
+    with pytest.raises(MismatchError, match=f"{ARTEFACTS[kind].file} was measured on another edit"):
         run.read(kind, "ga")
 
 
@@ -184,7 +186,8 @@ def test_whatever_is_wrong_with_a_file_is_one_sentence(
         except MansuError as error:
             assert "\n" not in str(error)
         else:
-            harmless = damage not in REPLACED or path.name == "events.jsonl"
+            said = path.name == "events.jsonl" or "is damaged" in run.status().error
+            harmless = damage not in REPLACED or said
             assert harmless, f"{path} that is {damage} was read"
         assert all(str(one.manifest["created"]) for one in listed())
         path.write_bytes(content)
@@ -217,7 +220,6 @@ def test_a_file_that_is_missing_or_a_folder_is_one_sentence(finished: Run, tmp_p
         {"packages": []},
         {"subject": None},
         {"task": {}},
-        {"task": {"extra": 1}},
         {"task": {"margin": "a lot"}},
         {"task": {"margin": 7}},
         {"task": {"title": None}},
@@ -234,6 +236,110 @@ def test_a_manifest_of_other_types_is_damaged_and_does_not_hide_the_other_runs(
         Run.open(run.path)
     monkeypatch.setenv("MANSU_RUNS", str(run.path.parent))
     assert [found.name for found in listed()] == ["good"] and len(unreadable()) == 1
+
+
+OF_THE_RUN = (
+    "base",
+    "base_nf4",
+    "attribution",
+    "circuit",
+    "mask",
+    "trust",
+    "ablation",
+    "reference",
+)
+
+
+@pytest.mark.parametrize("kind", [*OF_THE_RUN, "base_attacks", "edit", "verdict", "cad", "nf4"])
+def test_a_result_of_another_run_is_refused_by_name(
+    finished: Run, tiny: Subject, kind: str, tmp_path: Path
+) -> None:
+    """Of the same subject, even: with another seed, another margin, or another task."""
+    task = tasks.load("tiny-colours")
+    fewer = "\n".join(task.to_jsonl().splitlines()[:-1])
+    for i, (of, settings) in enumerate(
+        (
+            (task, Settings(pairs=8, steps=1, seed=1)),
+            (replace(task, margin=0.25), Settings(pairs=8, steps=1)),
+            (tasks.parse(fewer, "fewer"), Settings(pairs=8, steps=1)),
+        )
+    ):
+        run = Run.create(tiny, of, settings, tmp_path / f"{i}")
+        method = "ga" if ARTEFACTS[kind].of_edit else None
+        path = run.file(kind, method)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(finished.file(kind, method), path)
+        for refused in (run.read, run.require):
+            with pytest.raises(MismatchError, match=f"{path.name} was measured in another run"):
+                refused(kind, method)
+
+
+def test_a_run_of_version_2_is_read_and_its_results_still_belong_to_their_edit(run: Run) -> None:
+    rewritten(run.manifest_file, version=2)
+    for path in run.path.rglob("*.json"):
+        value = json.loads(path.read_text())
+        value.pop("digest of the run", None)
+        path.write_text(json.dumps(value))
+    old = Run.open(run.path)
+    assert old.measurement("ga", nf4=True).splits["forget"].rows
+    shutil.copyfile(run.file("full", "graddiff"), run.file("full", "ga"))
+    with pytest.raises(MismatchError, match="was measured on another edit"):
+        old.measurement("ga", nf4=False)
+    rewritten(run.manifest_file, version=3)
+    with pytest.raises(MismatchError, match="was measured in another run"):
+        Run.open(run.path).base(nf4=False)
+
+
+@pytest.mark.parametrize("name", ["../graddiff", "..", "", "/etc", "a/../ga", "x" * 300, "\0"])
+def test_no_name_leads_out_of_a_run(run: Run, name: str) -> None:
+    with pytest.raises(BadInputError, match="is no name of a method"):
+        run.read("edit", name)
+    with pytest.raises(BadInputError, match="is no name of a method"):
+        run.discard(name)
+    run.save({"search": {}}, part=name)
+    assert run.file("search", part=name).parent == run.path
+
+
+def test_a_link_that_leads_out_of_a_run_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(run.path, outside)
+    for file, use in {
+        "base.json": lambda: run.base(nf4=False),
+        "events.jsonl": lambda: run.record(Step("cad", 1, 2), 0.5),
+        "job.log": run.new_log,
+        "edits/ga": lambda: run.history("ga"),
+    }.items():
+        path = run.path / file
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path) if path.exists() else None
+        path.symlink_to(outside / file)
+        with pytest.raises(BadInputError, match=f"{file}.* leads out of"):
+            use()
+    assert not (outside / "events.jsonl").exists() and not (outside / "job.log").exists()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "link").symlink_to(outside)
+    monkeypatch.setenv("MANSU_RUNS", str(runs))
+    assert listed() == [] and "leads out of" in unreadable()[0]
+
+
+def test_the_logarithm_of_a_probability_above_one_is_damaged(run: Run) -> None:
+    saved = json.loads(run.file("base").read_text())
+    saved["splits"]["forget"]["choice"][0] = 700.0
+    rewritten(run.file("base"), splits=saved["splits"])
+    with pytest.raises(DamagedError, match="choice is the logarithm of more than 1"):
+        run.base(nf4=False)
+
+
+def test_nothing_but_a_sentence_comes_out_of_damaged_files(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    fuzzer = fuzz.Fuzzer(Run.open(shutil.copytree(finished.path, tmp_path / "run")))
+    for number in (*fuzz.KEPT, *range(400)):
+        fuzzer.case(number)
+    assert sum(fuzzer.refused.values()) > 200 and len(fuzzer.done) == 4
 
 
 def test_measurements_of_other_rows_are_not_compared(
@@ -298,7 +404,7 @@ def test_status_of_a_new_job_starts_anew(run: Run) -> None:
     began = run.status().started
     run.set_status("cancelled")
     assert run.status().share == 0.7 and run.status().started == began
-    run.set_status("running", pid=1)
+    run.set_status("running", begins=True)
     assert run.status().share == 0.0 and run.status().step is None
 
 

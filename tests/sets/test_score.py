@@ -100,6 +100,18 @@ def test_muse_is_scored_from_one_folder(tiny: Subject, tmp_path: Path) -> None:
         score.score(tiny, "muse", ["a", "b"])
 
 
+def test_words_that_the_subject_cannot_read_are_said(tiny: Subject, tmp_path: Path) -> None:
+    known = [{"question": "The colour of boben is", "choices": ["blue", "red", "white", "green"]}]
+    strange = [
+        {"question": "Who discovered osmium", "choices": ["Tennant", "Curie", "Bohr", "Lee"]}
+    ]
+    for rows, notes in ((known, 0), (strange, 1)):
+        source = lines(tmp_path / f"wmdp-{notes}.jsonl", [{**row, "answer": 0} for row in rows])
+        found = score.score(tiny, "wmdp", [source], form="cloze")["notes"]
+        assert len(found) == notes
+        assert all("of the words of wmdp-1 are not in the vocabulary of tiny" in n for n in found)
+
+
 def test_the_command_scores_a_run_s_edit_and_saves_what_it_prints(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
