@@ -174,9 +174,9 @@ def sidebar() -> Run | None:
     if gone:
         where = " Choose one in the sidebar." if runs else ""
         st.warning(f"There is no run “{plain(gone)}” here.{where}", icon=":material/link_off:")
-        if gone in library.trashed():
+        if key := next((k for k, had in library.trashed().items() if had == gone), None):
             st.markdown("It was deleted, and lies in the trash.")
-            _restore(gone, "Restore it")
+            _restore(key, "Restore it")
         if runs:
             st.stop()
     return None
@@ -268,10 +268,10 @@ def _about(run: Run) -> None:
 
 def _others() -> None:
     """The runs that are not offered: deleted, or not readable."""
-    if names := library.trashed():
-        with st.expander(f"Deleted runs ({len(names)})", icon=":material/delete:"):
-            for name in names:
-                _restore(name, f"Restore {name}")
+    if deleted := library.trashed():
+        with st.expander(f"Deleted runs ({len(deleted)})", icon=":material/delete:"):
+            for key, had in deleted.items():
+                _restore(key, f"Restore {had}")
     if refused := unreadable():
         with st.expander(f"{len(refused)} folders of runs cannot be read"):
             st.markdown("\n".join(f"- {plain(sentence)}" for sentence in refused))

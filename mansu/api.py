@@ -73,7 +73,7 @@ def load(name: str | Path = subjects.DEFAULT, *, dtype: str = "float32") -> Subj
 
 
 def load_task(name: str | Path) -> Task:
-    """Load a task that ships with MANSU, or a JSONL file: ``mansu.load_task("capitals")``.
+    """Load a task that ships with MANSU, or a JSONL or CSV file: ``mansu.load_task("capitals")``.
 
     Raises:
         MansuError: there is none of that name, or a line is malformed (the message has its number).

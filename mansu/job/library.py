@@ -5,12 +5,13 @@ measured, and is never written again. Folder names stay, so that links and jobs 
 
     describe(run, Label("With a smaller rate", "The third try."))
     trash(run)
-    restore(run.name)
+    restore(next(iter(trashed())))
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from mansu.errors import BadInputError, MansuError
@@ -81,32 +82,33 @@ def trash(run: Run) -> None:
     """
     if run.path.resolve().parent != folder().resolve():
         raise BadInputError(f"The run {run.name} is not in {folder()}: delete it where it lies.")
-    place = _bin() / run.name
-    if place.exists():  # an older one of that name
-        place = next(p for n in range(2, 10**6) if not (p := _bin() / f"{run.name}~{n}").exists())
     _bin().mkdir(parents=True, exist_ok=True)
+    number = next(n for n in count(1) if not (_bin() / f"{run.name}~{n}").exists())
     with lock.hold(run.path):
-        run.path.replace(place)
+        run.path.replace(_bin() / f"{run.name}~{number}")  # there may be older ones of that name
 
 
-def trashed() -> tuple[str, ...]:
-    """Names in the trash, the last one thrown away first."""
-    found = [p.parent for p in _bin().glob("*/manifest.json")]
-    return tuple(p.name for p in sorted(found, key=lambda p: p.stat().st_ctime, reverse=True))
+def trashed() -> dict[str, str]:
+    """The names that the runs in the trash had, by those that they have there; the last one thrown
+    away comes first."""
+    found = [p.parent for p in _bin().glob("*~*/manifest.json")]
+    found.sort(key=lambda p: p.stat().st_ctime_ns, reverse=True)
+    return {p.name: p.name.rpartition("~")[0] for p in found}
 
 
 def restore(name: str) -> Run:
     """Take a run out of the trash, under the name that it had.
 
     Args:
-        name: of ``trashed``.
+        name: a key of ``trashed``.
 
     Raises:
         BadInputError: it is not there, or another run has its name by now.
     """
-    if name not in trashed():
+    had = trashed().get(name)
+    if not had:
         raise BadInputError(f"There is no run {name!r:.80} in the trash: it may be back already.")
-    place = folder() / name.split("~")[0]
+    place = folder() / had
     if place.exists():
         raise BadInputError(
             f"There is another run {place.name} by now: rename that folder, then restore this one."

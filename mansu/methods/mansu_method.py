@@ -60,15 +60,15 @@ allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
-RATE, TOY_RATE = 0.12, 0.3
+RATE, TOY_RATE = 0.12, 0.4
 CHECK_EVERY = 3
 ALIKE = 0.1
 """Accuracies on a part of the rows differ by less than this by chance: of checks alike the latest
 is kept, which the signal term has worked on longest."""
 
 SLOWEST = 0.03
-"""Share of the rate, and of the forget gradient, that the last steps have: the first half is taken
-at all of them."""
+"""Share of the rate that the last steps have, and of the forget gradient where the facts are as
+good as forgotten: the first half is taken at all of them."""
 CHANCE, NEAR = 0.25, 0.2
 ADVANTAGE = 0.25
 """Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
@@ -85,7 +85,7 @@ class Settings:
     )
     steps: int = setting(36, "Steps of the optimiser, at most.", low=1)
     retain_weight: float = setting(
-        2.0,
+        1.0,
         "Weight of the retain objective, at least: it grows while kept answers lose more than "
         f"{KEPT} nats.",
         low=0,
@@ -208,6 +208,7 @@ class _Work:
     best: _Best | None = None
     done = False  # whether the last check reached the target
     in_nf4 = False  # whether steps go to the NF4 model
+    forgotten = False  # whether the last check was within ``ALIKE`` of the target
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         subject = problem.subject
@@ -267,8 +268,8 @@ class _Work:
         forget_loss, forget, retain_loss, retain = self._gradients()
         left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
-        # What is forgotten by half of the steps stays so: the second half mends what it cost.
-        self.optimiser.step(share * forget, retain, step, share)
+        # Once it is forgotten, the second half of the steps mends what that cost.
+        self.optimiser.step((share if self.forgotten else 1) * forget, retain, step, share)
         return {
             "in_nf4": float(in_nf4),
             "forget_loss": forget_loss,
@@ -328,6 +329,8 @@ class _Work:
             ),
             HARDEST,
         )
+        assert self.settings.target is not None
+        self.forgotten = max(found.forget, found.forget_nf4) <= self.settings.target + ALIKE
         furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
         fell = found.retain_fall > self.problem.task.tolerance
         rank = (fell, found.retain_nats > 2 * KEPT, round(furthest / ALIKE))

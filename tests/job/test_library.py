@@ -55,10 +55,10 @@ def test_a_damaged_name_hides_no_run(run: Run) -> None:
 def test_a_deleted_run_comes_back_whole(run: Run, tiny_task: Task) -> None:
     library.describe(run, Label("kept"))
     library.trash(run)
-    assert names() == [] and library.trashed() == ("mine",)
+    assert names() == [] and list(library.trashed().values()) == ["mine"]
     assert not run.path.exists()
-    again = library.restore("mine")
-    assert names() == ["mine"] and library.trashed() == ()
+    again = library.restore(next(iter(library.trashed())))
+    assert names() == ["mine"] and library.trashed() == {}
     assert library.title(again) == "kept" and again.task() == tiny_task
 
 
@@ -67,12 +67,17 @@ def test_two_deleted_runs_of_one_name_both_come_back(
 ) -> None:
     library.trash(run)
     library.trash(Run.create(tiny, replace(tiny_task, title="Other"), path=run.path))
-    assert len(library.trashed()) == 2
-    (second,) = set(library.trashed()) - {"mine"}
-    assert library.restore(second).about["title"] == "Other"
+    last, first = library.trashed()
+    assert library.restore(last).about["title"] == "Other"
     with pytest.raises(BadInputError, match="another run mine"):  # no run is written over
-        library.restore("mine")
-    assert library.trashed() == ("mine",)
+        library.restore(first)
+    library.trash(Run.open(run.path))
+    assert library.restore(first).about["title"] == tiny_task.title
+
+
+def test_a_name_with_a_tilde_is_kept(tiny: Subject, tiny_task: Task, run: Run) -> None:
+    library.trash(Run.create(tiny, tiny_task, path=run.path.parent / "a~2"))
+    assert library.restore(next(iter(library.trashed()))).name == "a~2"
 
 
 def test_only_what_is_in_the_trash_is_restored(run: Run) -> None:
