@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +96,12 @@ def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **
     return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
 
 
+def chosen(options: Sequence[str], key: str, default: int = 0) -> str:
+    """What ``choose(…, key)`` will give when it is drawn, for what is drawn before it."""
+    _recall(options, key, default)
+    return st.session_state[key]
+
+
 def _recall(options: Sequence[str], key: str, default: int) -> None:
     """Set a widget that is about to be drawn to what was chosen before, if that is still there."""
     state = st.session_state
@@ -115,6 +121,15 @@ def _keep(key: str, value: Any) -> str:
 def select(key: str, value: str) -> None:
     """Make ``value`` the choice of ``choose(…, key)`` or ``switch`` from its next drawing on."""
     st.session_state[f"next {key}"] = value
+
+
+def link(values: Mapping[str, str]) -> None:
+    """Put values into the URL, and take those out that are empty."""
+    for name, value in values.items():
+        if value:
+            st.query_params[name] = value
+        elif name in st.query_params:
+            del st.query_params[name]
 
 
 def begin(title: str, question: str) -> Run:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from app import graph_view, jobs, state
+from app.components import graph
 from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
 from mansu.job.runs import Run
@@ -20,24 +21,8 @@ TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
 
 
-def shown_circuit(circuit: Circuit) -> Circuit:
-    wanted = st.slider(
-        "Faithfulness at least",
-        0,
-        100,
-        round(100 * circuit.tau),
-        5,
-        format="%d %%",
-        key="faithfulness",
-        bind="query-params",
-        help="The smallest measured circuit that keeps this share of the behaviour: "
-        "(m(circuit) − m(corrupt)) ÷ (m(clean) − m(corrupt)), with every other edge really "
-        "patched to its corrupt value; m is the logit difference of answer and foil.",
-    )
-    return circuit.at(wanted / 100)
-
-
 def numbers(run: Run, shown: Circuit) -> None:
+    st.subheader("The circuit found")
     a, b, c, d = st.columns(4)
     a.metric(
         "Edges",
@@ -68,12 +53,55 @@ def numbers(run: Run, shown: Circuit) -> None:
         )
 
 
-def chosen_by_click() -> None:
-    """Take the clicked node into the choice, which is also in the URL."""
-    points = st.session_state["graph"].selection.points
-    names = [p["customdata"][0] for p in points if p.get("customdata")]
-    if names:
-        state.select("node", names[0])
+@st.fragment
+def explore(run: Run, circuit: Circuit) -> None:
+    """The graph and what is asked about its open node; neither reruns the rest of the page."""
+    layout, key = circuit.layout, f"graph {run.name}"
+    told = graph.heard(key)
+    view = told.view if told else graph.View.of(st.query_params.to_dict(), layout.n_layers)
+    state.link(view.query(layout.n_layers))
+    shown = circuit if view.n is None else circuit.top(view.n)
+    if told:
+        shown = circuit.only(torch.tensor(told.codes, dtype=torch.long))
+    every = [circuit.node(i)["name"] for i in range(layout.n_sources + 1)]
+
+    def looked() -> None:
+        if now := graph.heard(key):
+            state.select("node", now.node or ALL)
+
+    def marked() -> None:
+        with state.show_errors():
+            marks = graph.marked(key)
+            marks.check(every)
+            run.save({"marks": marks})
+
+    node = state.chosen([ALL, *every], "node")
+    data = graph.of_run(run, circuit) | {
+        "view": view.to_js(),
+        "node": None if node == ALL else node,
+    }
+    graph.draw(data, key=key, on_view=looked, on_marks=marked)
+    left, right = st.columns([3, 2])
+    with left:
+        node = state.choose("Node", [ALL, *every], "node", help="Or click it in the graph.")
+        if node == ALL:
+            st.info("Open a node to see where it attends and which tokens it promotes.")
+        else:
+            index, session = every.index(node), state.session(run)
+            inspect_node(session.subject, session.pairs, index, circuit.node(index))
+    with right:
+        st.markdown(
+            "**How faithfulness grows with edges**",
+            help="Every point was measured by patching all other edges; the band is a bootstrap "
+            "95 % interval over pairs.",
+        )
+        st.plotly_chart(
+            graph_view.faithfulness_curve(circuit, circuit),
+            config={"displayModeBar": False},
+            alt="Faithfulness by number of edges",
+        )
+        with st.expander("The nodes shown, as a table", icon=":material/table:"):
+            st.dataframe(graph_view.node_table(shown.graph()), hide_index=True)
 
 
 def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str, Any]) -> None:
@@ -191,46 +219,8 @@ def page(run: Run) -> None:
                 st.rerun()
         return
     circuit = run.circuit()
-    shown = shown_circuit(circuit)
-    numbers(run, shown)
-    graph = shown.graph()
-    every = [circuit.node(i)["name"] for i in range(circuit.layout.n_sources + 1)]
-    left, right = st.columns([3, 2])
-    with right:
-        node = state.choose(
-            "Node", [ALL, *(n for n in every if n in graph)], "node", help="Or click in the graph."
-        )
-    with left:
-        figure, left_out = graph_view.circuit_graph(shown, None if node == ALL else node)
-        st.plotly_chart(
-            figure,
-            key="graph",
-            on_select=chosen_by_click,
-            selection_mode="points",
-            config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-            alt=f"Graph of the circuit: {len(shown)} edges; choose a node in the list beside it",
-        )
-        if left_out:
-            st.caption(f"The {graph_view.DRAWN} strongest edges are drawn, {left_out:,} are not.")
-    with right:
-        if node == ALL:
-            st.info("Click a node to see where it attends and which tokens it promotes.")
-        else:
-            st.markdown(graph_view.meaning(graph, node), unsafe_allow_html=True)
-            index, session = every.index(node), state.session(run)
-            inspect_node(session.subject, session.pairs, index, shown.node(index))
-        st.markdown(
-            "**How faithfulness grows with edges**",
-            help="Every point was measured by patching all other edges; the band is a bootstrap "
-            "95 % interval over pairs.",
-        )
-        st.plotly_chart(
-            graph_view.faithfulness_curve(circuit, shown),
-            config={"displayModeBar": False},
-            alt="Faithfulness by number of edges",
-        )
-        with st.expander("The nodes as a table", icon=":material/table:"):
-            st.dataframe(graph_view.node_table(graph), hide_index=True)
+    explore(run, circuit)
+    numbers(run, circuit)
     trust(run, running)
 
 

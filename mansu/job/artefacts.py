@@ -10,6 +10,7 @@ from typing import Any
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.marks import Marks
 from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
 from mansu.evidence.attacks import Attacks
@@ -143,6 +144,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "circuit": Artefact("circuit.safetensors", _named(Circuit), "circuit", "circuit"),
     "mask": Artefact("mask.safetensors", _named(Mask), "parameter mask", "circuit"),
     "trust": Artefact("trust.json", _value(Trust), "measurement of trust", "trust"),
+    "marks": Artefact("marks.json", _value(Marks), "pins and notes on the circuit", "app"),
     "ablation": Artefact("ablation.safetensors", _whole(Scored), "ablated circuit", "verdict"),
     "suppressor": Artefact("suppressor-{}.safetensors", _whole(Scored), "suppressor", "verdict"),
     "reference": Artefact(
