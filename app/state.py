@@ -13,9 +13,14 @@ import streamlit as st
 
 from mansu import subjects
 from mansu.circuits import lens
-from mansu.errors import MansuError, NotMeasuredError
+from mansu.circuits.diff import moved_by_node
+from mansu.circuits.metric import Metric
+from mansu.circuits.parameters import parameter_mask
+from mansu.circuits.patching import Patched
+from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
+from mansu.subjects.edit import Edit
 from mansu.tasks.tokens import Pairs
 
 
@@ -76,6 +81,68 @@ def session(run: Run) -> Session:
         MansuError: the subject cannot be loaded, or is not the one that the run measured.
     """
     return Session(run, subject(run.subject))
+
+
+def patched(run: Run) -> Patched:
+    """A run's subject on its pairs, ready to patch any edges; once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    found = session(run)
+    return _patched(found.subject, found.pairs, run.circuit().metric, found.settings.budget)
+
+
+@st.cache_resource(
+    max_entries=1,
+    show_spinner="Recording the corrupt run …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+)
+def _patched(subject: subjects.Subject, pairs: Pairs, metric: Metric, memory: int) -> Patched:
+    with subject.lock:
+        return Patched(subject, pairs, metric, memory)
+
+
+def mask_size(run: Run, n: int) -> tuple[int, float] | None:
+    """Parameters behind the best ``n`` edges, and their share of all; None where no slice fits.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    found = session(run)
+    stamp = run.file("circuit").stat().st_mtime_ns, run.file("attribution").stat().st_mtime_ns
+    return _mask_size(str(run.path), stamp, n, found)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _mask_size(
+    path: str, stamp: tuple[int, int], n: int, _session: Session
+) -> tuple[int, float] | None:
+    run, subject = _session.run, _session.subject
+    most = _session.settings.fraction(subject)
+    try:
+        mask = parameter_mask(subject, run.circuit().top(n), run.attribution(), max_fraction=most)
+    except BadInputError:
+        return None
+    return mask.size, mask.fraction
+
+
+def moved(run: Run, method: str) -> Mapping[str, tuple[int, int]]:
+    """``moved_by_node`` of an edit of a run, once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    return _moved(session(run).subject, run.digest(method), run.edit(method))
+
+
+@st.cache_data(
+    max_entries=32,
+    show_spinner="Counting the weights that moved …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint},
+)
+def _moved(subject: subjects.Subject, digest: str, _edit: Edit) -> Mapping[str, tuple[int, int]]:
+    return moved_by_node(subject, _edit)
 
 
 def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:

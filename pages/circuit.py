@@ -9,16 +9,20 @@ import streamlit as st
 import torch
 from torch import Tensor
 
-from app import graph_view, jobs, state
+from app import graph_view, jobs, state, words
 from app.components import graph
 from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import diff
+from mansu.circuits.edges import Edges
+from mansu.circuits.patching import faithfulness_of
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
+NOTHING = "no edit"
 
 
 def numbers(run: Run, shown: Circuit) -> None:
@@ -53,6 +57,25 @@ def numbers(run: Run, shown: Circuit) -> None:
         )
 
 
+def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
+    """What a chosen edit left of the circuit; None where none is chosen, or was not measured."""
+    if not run.edits():
+        return None
+    method = state.choose(
+        "Compare with what is left after",
+        [NOTHING, *run.edits()],
+        "edit",
+        format_func=lambda name: name if name == NOTHING else words.title(name),
+        help="The circuit before the edit, after it, and after it in NF4: which edges are kept, "
+        "gone, back after NF4, or new.",
+    )
+    if method != NOTHING:
+        with state.show_errors():
+            found = diff(circuit, run.edge_scores(method))
+            return graph.Compared(words.title(method), found, state.moved(run, method))
+    return None
+
+
 @st.fragment
 def explore(run: Run, circuit: Circuit) -> None:
     """The graph and what is asked about its open node; neither reruns the rest of the page."""
@@ -76,10 +99,14 @@ def explore(run: Run, circuit: Circuit) -> None:
             run.save({"marks": marks})
 
     node = state.chosen([ALL, *every], "node")
-    data = graph.of_run(run, circuit) | {
+    data = graph.of_run(run, circuit, compared(run, circuit)) | {
         "view": view.to_js(),
         "node": None if node == ALL else node,
+        "mask": None,
     }
+    if view.n is not None and run.has("attribution"):
+        with state.show_errors():
+            data["mask"] = view.n, state.mask_size(run, view.n)
     graph.draw(data, key=key, on_view=looked, on_marks=marked)
     left, right = st.columns([3, 2])
     with left:
@@ -102,6 +129,52 @@ def explore(run: Run, circuit: Circuit) -> None:
         )
         with st.expander("The nodes shown, as a table", icon=":material/table:"):
             st.dataframe(graph_view.node_table(shown.graph()), hide_index=True)
+        downloads(run, shown)
+        selection(run, circuit, shown)
+
+
+def downloads(run: Run, shown: Circuit) -> None:
+    """The edges that the graph shows, as files."""
+    edges = Edges.of(shown, run.name)
+    files = {"GraphML": edges.to_graphml, "JSON": edges.to_json, "CSV": edges.to_csv}
+    st.markdown(f"**The {len(shown):,} edges shown, as a file**")
+    for column, (name, text) in zip(st.columns(len(files)), files.items(), strict=True):
+        file = f"circuit-{run.name}.{name.lower()}"
+        column.download_button(name, text, file, on_click="ignore", width="stretch")
+
+
+def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
+    """How faithful the edges shown are, or those between pinned nodes, measured when asked."""
+    st.markdown(
+        "**Faithfulness of your own selection**",
+        help="Every edge that is not selected is really patched to its corrupt value. Edges on no "
+        "path from the embedding to the logits do nothing.",
+    )
+    pins = graph.marks_of(run).pins
+    which = state.switch(
+        "Selection", ["edges shown", "between pinned nodes", "from a file"], "selection"
+    )
+    with state.show_errors():
+        chosen = shown
+        if which == "between pinned nodes":
+            chosen = circuit.between({*pins, "embed", "logits"})
+            st.caption("Pin nodes in the graph (P)." if not pins else f"{len(pins)} are pinned.")
+        elif which == "from a file":
+            file = st.file_uploader("JSON of edges, as it is saved above", type="json")
+            if file is None:
+                return
+            chosen = Edges.from_json(file.getvalue().decode(errors="replace")).on(circuit)
+        key, codes = "selection measured", (run.name, *chosen.kept.tolist())
+        label = f"Measure these {len(chosen):,} edges"
+        if st.button(label, key="measure selection", icon=":material/play_arrow:"):
+            with st.spinner("Patching every other edge …"):
+                found = faithfulness_of(state.patched(run), chosen.edge_mask)
+            st.session_state[key] = codes, found
+        asked, found = st.session_state.get(key, (None, None))
+        if asked == codes and found:
+            value, low, high = found
+            st.metric("Faithfulness, measured", f"{value:.1%}")
+            st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
 
 
 def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str, Any]) -> None:

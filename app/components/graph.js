@@ -282,9 +282,10 @@ export class Instrument {
     this.theme = getComputedStyle(this.root);
     if (text === this.text) return this.changed(false); // another theme, or nothing
     this.text = text;
+    const fresh = !first && data.diff && data.diff.method !== this.data.diff?.method;
     this.data = data;
     this.graph = model(data);
-    this.curve = data.curve.map(([n, value, low, high, mask]) => ({ n, value, low, high, mask }));
+    this.curve = data.curve.map(([n, value, low, high]) => ({ n, value, low, high }));
     if (first) {
       const all = { n: null, stage: null, class: null, from: 0, to: data.layers - 1 };
       this.view = { ...all, kind: "all", sign: "all", trace: "off", ...data.view };
@@ -295,8 +296,9 @@ export class Instrument {
     this.sent = this.sent.filter((name) => name !== data.node);
     if (first || !this.unsaved) this.marks = structuredClone(data.marks);
     if (!data.diff) this.view.stage = this.view.class = null;
+    if (fresh && !this.view.stage) this.view.stage = "all"; // an edit was chosen to be looked at
     this.controls();
-    this.changed(first, !first);
+    this.changed(first, !first && !fresh);
   }
 
   nameLocked() {
@@ -535,7 +537,10 @@ export class Instrument {
         const at = ends.map((p) => `${percent(p.value)} at ${p.n.toLocaleString("en")}`).join(", ");
         text += ` · faithfulness of ${whole} was not measured; it was ${at}`;
       }
-      const mask = measured?.mask ?? null;
+      const [at, now] = data.mask ?? [];
+      const mask = view.n === null ? data.found.mask : at === view.n ? now : null;
+      if (view.n !== null && at !== view.n) text += " · mask: counted when you rest";
+      else if (!mask) text += view.n === null ? "" : " · no slice of it fits into the mask";
       if (mask) text += ` · mask ${many(mask[0], "parameter")}, ${percent(mask[1], 2)} of the model`;
       if (n < scene.all.length || this.filtered())
         text += " · faithfulness and mask are of all of them, before filters and trace";

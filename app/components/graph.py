@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+import torch
+from streamlit.components.v2 import component
 
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.columns import RANKED, columns
+from mansu.circuits.diff import Diff
 from mansu.circuits.marks import Marks
 from mansu.job.runs import Run
-
-RANKED = 5000
-"""So many best edges are there to be shown, and the circuit's own."""
 
 JS, CSS = (
     Path(__file__).with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".js", ".css")
 )
-_mount = st.components.v2.component("mansu.graph", js=JS, css=CSS)
+_mount = component("mansu.graph", js=JS, css=CSS)
 
 
 @dataclass(frozen=True)
@@ -94,42 +95,6 @@ class View:
         return cls(**{name: found[name] for name in cls.__dataclass_fields__})
 
 
-def columns(circuit: Circuit, *, ranked: int = RANKED, extra: Sequence[int] = ()) -> dict[str, Any]:
-    """Nodes, destinations and edges for the browser, plain JSON values.
-
-    Edges are the ``ranked`` best by falling |score|, then the circuit's own and ``extra`` ones
-    (coded) that are not among them. Nodes are numbered as sources are, the logits last.
-    """
-    layout = circuit.layout
-    best = circuit.order[:ranked].tolist()
-    there = set(best)
-    more = [code for code in [*circuit.kept.tolist(), *extra] if code not in there]
-    codes = [*best, *dict.fromkeys(more)]
-    own = set(circuit.kept.tolist())
-    scores = dict(zip(circuit.order.tolist(), circuit.order_scores.tolist(), strict=True))
-    width = layout.n_destinations
-    nodes = [circuit.node(i) for i in range(layout.n_sources + 1)]
-    feeds: list[list[int]] = [[] for _ in range(width)]
-    for destination, node in layout.feeds.nonzero().tolist():
-        feeds[destination].append(node)
-    feeds[layout.logits] = [layout.n_sources]
-    return {
-        "layers": layout.n_layers,
-        "heads": layout.n_heads,
-        "total": layout.n_edges,
-        "ranked": len(best),
-        "nodes": [[n["name"], n["kind"], n["layer"], n["head"]] for n in nodes],
-        "destinations": [[layout.destination_name(d), fed] for d, fed in enumerate(feeds)],
-        "edges": {
-            "code": codes,
-            "source": [code // width for code in codes],
-            "destination": [code % width for code in codes],
-            "score": [float(f"{scores[code]:.6g}") for code in codes],
-            "kept": [int(code in own) for code in codes],
-        },
-    }
-
-
 @dataclass(frozen=True)
 class Heard:
     """What the browser told last: the view, the open node's name, the codes of the edges shown."""
@@ -164,28 +129,65 @@ def draw(
 
     Args:
         data: ``columns`` and, as ``graph.js`` reads them, title, source, file, found, curve, diff,
-            marks, view and node.
+            marks, view, node and mask.
         on_view, on_marks: called when the browser has told a view (``heard``) or marks
             (``marked``).
     """
     _mount(key=key, data=dict(data), on_view_change=on_view, on_marks_change=on_marks)
 
 
-def of_run(run: Run, circuit: Circuit) -> dict[str, Any]:
+def marks_of(run: Run) -> Marks:
+    """What is marked in a run; nothing before anybody did."""
+    return run.read("marks") if run.has("marks") else Marks()
+
+
+def of_run(run: Run, circuit: Circuit, compared: Compared | None = None) -> dict[str, Any]:
     """What ``draw`` needs of a run's circuit, but for the view and the open node."""
     low, high = circuit.interval or (None, None)
     mask = run.mask() if run.has("mask") else None
     found = {"n": len(circuit), "value": circuit.faithfulness, "low": low, "high": high}
     found["mask"] = [mask.size, mask.fraction] if mask else None
     points = circuit.curve[circuit.curve[:, 0].argsort()].tolist()
-    marks = run.read("marks") if run.has("marks") else Marks()
+    edges = columns(circuit, extra=compared.diff.codes.tolist() if compared else ())
     return {
-        **columns(circuit),
+        **edges,
         "title": f"Circuit of {run.about['title']} in {Path(run.subject).name}",
         "source": f"MANSU run {run.name}; edge scores by attribution, faithfulness by patching",
         "file": f"circuit-{run.name}",
         "found": found,
-        "curve": [[int(n), value, low, high, None] for n, value, low, high in points],
-        "diff": None,
-        "marks": marks.to_json(),
+        "curve": [[int(n), *rest] for n, *rest in points],
+        "diff": compared.to_js(edges["edges"]["code"]) if compared else None,
+        "marks": marks_of(run).to_json(),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A circuit beside what an edit left of it.
+
+    Attributes:
+        title: the edit's. diff: of the circuit. moved: of each node, the weights that the edit
+            moved, and those of them whose NF4 code changed.
+    """
+
+    title: str
+    diff: Diff
+    moved: Mapping[str, tuple[int, int]]
+
+    def to_js(self, codes: Sequence[int]) -> dict[str, Any]:
+        """By the edges that are drawn; those in no circuit have no class."""
+        place = {code: i for i, code in enumerate(self.diff.codes.tolist())}
+        bits = (self.diff.member * torch.tensor([1, 2, 4])).sum(1).tolist()
+        scores = self.diff.scores.tolist()
+        found = [place.get(code) for code in codes]
+        return {
+            "method": self.title,
+            "bar": self.diff.bar,
+            "classes": ["" if i is None else self.diff.changes[i] for i in found],
+            "member": [0 if i is None else bits[i] for i in found],
+            "scores": [
+                [0.0 if i is None else float(f"{scores[i][k]:.6g}") for i in found]
+                for k in range(3)
+            ],
+            "moved": {name: list(counts) for name, counts in self.moved.items()},
+        }

@@ -13,15 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from playwright.sync_api import Page, sync_playwright
 
-from app.components import graph
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.columns import columns
 from mansu.circuits.graph import Graph
 
+CODE = Path(__file__).parents[2] / "app" / "components" / "graph.js"
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 
 
@@ -56,16 +58,17 @@ def data(circuit: Circuit) -> dict[str, Any]:
     low, high = circuit.interval or (None, None)
     found = {"n": len(circuit), "value": circuit.faithfulness, "low": low, "high": high}
     return {
-        **graph.columns(circuit),
+        **columns(circuit),
         "title": "A random circuit",
         "source": "no run",
         "file": "random",
         "found": {**found, "mask": None},
-        "curve": [[*row, None] for row in circuit.curve.tolist()],
+        "curve": circuit.curve.tolist(),
         "diff": None,
         "marks": {"pins": [], "groups": {}, "labels": {}, "notes": {}},
-        "view": graph.View(None, 0, circuit.layout.n_layers - 1).to_js(),
+        "view": {},
         "node": None,
+        "mask": None,
     }
 
 
@@ -75,7 +78,7 @@ def opened(page: Page, given: dict[str, Any]) -> None:
     What it tells is in ``window.told``.
     """
     page.set_content("<!doctype html><html lang='en'><title>canvas</title><main id='m'></main>")
-    page.add_style_tag(content=graph.CSS)
+    page.add_style_tag(content=CODE.with_suffix(".css").read_text())
     page.evaluate(
         """async ([code, data]) => {
             const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
@@ -85,7 +88,7 @@ def opened(page: Page, given: dict[str, Any]) -> None:
             root.className = "graph";
             window.i = new g.Instrument(root, data, (name, value) => told.push([name, value]));
         }""",
-        [graph.JS, given],
+        [CODE.read_text(), given],
     )
     page.wait_for_function("i.sharp && !i.job && !i.stale")
 

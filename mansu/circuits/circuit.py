@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,15 @@ class Circuit(Shown, Sourced):
         if len(kept) < int(places.sum()):
             raise BadInputError("A code is of no edge: its source comes after its destination.")
         return replace(self, kept=kept, faithfulness=None, interval=None, mask=None)
+
+    def between(self, nodes: Collection[str]) -> Circuit:
+        """Every edge of the graph, in the circuit or not, from one of these nodes to another."""
+        layout = self.layout
+        chosen = torch.tensor([layout.source_name(i) in nodes for i in range(layout.n_sources)])
+        into = (layout.feeds & chosen).any(1)
+        into[layout.logits] = "logits" in nodes
+        edges = layout.edges & chosen[:, None] & into
+        return self.only(edges.flatten().nonzero()[:, 0])
 
     def at(self, faithfulness: float) -> Circuit:
         """The smallest measured circuit at least this faithful; the largest one where none is."""

@@ -10,6 +10,7 @@ from typing import Any
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import Scores
 from mansu.circuits.marks import Marks
 from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
@@ -166,6 +167,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
     "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
     "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
+    "edges": Artefact("edges.safetensors", _whole(Scores), "edge scores", "verdict", True),
     "relearned": Artefact("relearned.json", _value(Relearned), "relearning", "verdict", True),
     "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
     "attacks": Artefact("attacks.json", _value(Attacks), "recovery attacks", "attack", True),

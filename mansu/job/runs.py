@@ -23,7 +23,7 @@ import resource
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -36,6 +36,7 @@ import torch
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import Scores
 from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
 from mansu.errors import (
@@ -71,7 +72,7 @@ def folder() -> Path:
 
 
 BOUND = "digest of the edit"
-"""In every JSON file that was measured on an edit: which one."""
+"""In every JSON file that was measured on an edit: which one. Others say it as their ``edit``."""
 
 
 @dataclass(frozen=True)
@@ -299,8 +300,9 @@ class Run:
         codec = ARTEFACTS[kind].codec
         if bound is None:
             codec.write(path, value)
+        elif codec.to_json is None:
+            codec.write(path, replace(value, edit=bound))
         else:
-            assert codec.to_json is not None
             write_json(path, {**codec.to_json(value), BOUND: bound})
 
     def read(self, kind: str, method: str | None = None, part: str = "") -> Any:
@@ -322,11 +324,15 @@ class Run:
                 f"`mansu {about.made_by} {self.path}{option}`."
             )
         with reading(path):
-            if not about.of_edit or about.codec.from_json is None:
+            if not about.of_edit or kind == "edit":
                 return about.codec.read(path)
-            data = read_json(path)
-            bound = data.pop(BOUND, None)
-            value = about.codec.from_json(data)
+            if about.codec.from_json is None:
+                value = about.codec.read(path)
+                bound = value.edit
+            else:
+                data = read_json(path)
+                bound = data.pop(BOUND, None)
+                value = about.codec.from_json(data)
         if bound != self.digest(method):
             raise MismatchError(
                 f"{path} was measured on another edit than {self.file('edit', method)}: make both "
@@ -414,6 +420,10 @@ class Run:
 
     def divergences(self, method: str) -> Divergences:
         return self.read("cad", method)
+
+    def edge_scores(self, method: str) -> Scores:
+        """Of the unedited model, the edited one, and that in NF4."""
+        return self.read("edges", method)
 
     def verdict(self, method: str) -> Verdict:
         return self.read("verdict", method)

@@ -16,6 +16,8 @@ from test_browser import ARGUMENTS, CHROMIUM
 from app.components import graph
 from experiments.benchmarks.canvas import data, opened, random_circuit
 from mansu.circuits.circuit import Circuit, as_mask, pruned
+from mansu.circuits.columns import columns
+from mansu.circuits.diff import Scores, diff
 from mansu.circuits.graph import Graph
 
 pytestmark = pytest.mark.browser
@@ -96,7 +98,7 @@ def test_the_strongest_path_has_the_strongest_weakest_edge(page: Page) -> None:
     opened(page, data(circuit))
     whole, end = by_hand(circuit, set(circuit.kept.tolist())), circuit.layout.n_sources
     strengths = [
-        min(abs(whole.edges[edge]["score"]) for edge in path)
+        min(abs(whole.get_edge_data(*edge)["score"]) for edge in path)
         for path in nx.all_simple_edge_paths(whole, 0, end)
     ]
     found = page.evaluate("g.paths(i.graph, i.scene.edges)")
@@ -219,6 +221,42 @@ def test_edges_of_a_group_are_summed(page: Page) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
+    circuit = random_circuit(LAYOUTS[0], 50, seed=4)
+    size = circuit.layout.n_sources * circuit.layout.n_destinations
+    base = torch.zeros(size)
+    base[circuit.order] = circuit.order_scores
+    generator = torch.Generator().manual_seed(4)
+    models = [base, *(base * (0.7 + 0.9 * torch.rand(size, generator=generator)) for _ in "ab")]
+    shaped = [scores.view(circuit.layout.edges.shape) for scores in models]
+    found = diff(circuit, Scores.of(*shaped, circuit.edge_mask))
+    compared = graph.Compared("GradDiff", found, {"m0": (40, 10)})
+    given = data(circuit)
+    given |= columns(circuit, ranked=20, extra=found.codes.tolist())
+    given["diff"] = compared.to_js(given["edges"]["code"])
+    opened(page, given)
+    codes = found.codes.tolist()
+    for i, stage in enumerate(("before", "edited", "nf4")):
+        page.evaluate("(stage) => i.set({ stage })", stage)
+        assert shown(page) == {c for c, m in zip(codes, found.member.tolist(), strict=True) if m[i]}
+        code, line = page.evaluate("[i.scene.edges[0].code, g.scoreAt(i.scene.edges[0], i.view)]")
+        assert line == pytest.approx(float(found.scores[codes.index(code), i]), rel=1e-4)
+    page.evaluate("i.set({ stage: 'all' })")
+    assert shown(page) == set(codes)
+    said = page.locator(".said").inner_text()
+    counts, titles = found.counts(), ("kept", "gone", "back after NF4", "new")
+    assert all(f"{n} {title}" in said for n, title in zip(counts.values(), titles, strict=True))
+    page.get_by_label("Show").select_option("back")
+    back = {c for c, change in zip(codes, found.changes, strict=True) if change == "back"}
+    assert back and shown(page) == back
+    page.evaluate("i.lock({ node: i.graph.byName.get('m0').i })")
+    text = page.locator(".side").inner_text()
+    assert "moved 40 weights of it; 10 of them changed their NF4 code" in text
+    page.get_by_role("button", name="Play").click()
+    assert page.evaluate("i.view.stage") == "before"
+    page.wait_for_function("i.view.stage === 'nf4'")
+
+
 def test_text_of_a_run_is_never_markup(page: Page) -> None:
     circuit, evil = random_circuit(LAYOUTS[0], 60), "<img src=x onerror='window.hurt=1'>&\""
     given = {**data(circuit), "title": evil, "source": evil}
@@ -279,7 +317,7 @@ def test_the_columns_hold_the_best_edges_and_the_circuit() -> None:
     layout = LAYOUTS[0]
     circuit = random_circuit(layout, 60)
     weakest = circuit.order[-3:]
-    some = graph.columns(circuit.only(torch.cat([circuit.order[:5], weakest])), ranked=20)
+    some = columns(circuit.only(torch.cat([circuit.order[:5], weakest])), ranked=20)
     assert some["ranked"] == 20
     assert some["edges"]["code"] == [*circuit.order[:20].tolist(), *weakest.tolist()]
     assert sum(some["edges"]["kept"]) == 8
