@@ -162,8 +162,14 @@ def attention_map(pattern: Tensor, words: Sequence[str]) -> go.Figure:
     return figure
 
 
-def token_bars(raised: Tensor, words: Sequence[str], highlight: Sequence[int]) -> go.Figure:
-    """Logit changes of a few tokens as bars; ``highlight`` are indices of answer and foil."""
+def token_bars(
+    raised: Tensor, words: Sequence[str], highlight: Sequence[int], limit: float
+) -> go.Figure:
+    """Logit changes of a few tokens as bars, on an axis from −limit to limit.
+
+    Args:
+        highlight: indices of answer and foil.
+    """
     marks = {i: mark for i, mark in zip(highlight, ("answer", "foil"), strict=False)}
     names = [f"{word} ({marks[i]})" if i in marks else word for i, word in enumerate(words)]
     values = raised.tolist()
@@ -178,7 +184,8 @@ def token_bars(raised: Tensor, words: Sequence[str], highlight: Sequence[int]) -
         )
     )
     figure.update_layout(height=90 + 26 * len(names), margin=_margin(), dragmode=False)
-    figure.update_xaxes(title="change of the logit, clean − corrupt")
+    room = 1.25 * limit or 1.0  # for the numbers at the bars' ends
+    figure.update_xaxes(title="change of the logit, clean − corrupt", range=[-room, room])
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, autorange="reversed", showgrid=False
     )

@@ -14,6 +14,7 @@ import streamlit as st
 from mansu import subjects
 from mansu.circuits import lens
 from mansu.circuits.diff import moved_by_node
+from mansu.circuits.lens import Seen
 from mansu.circuits.metric import Metric
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched
@@ -72,6 +73,34 @@ def _loaded(name: str, stamps: tuple[int, ...]) -> subjects.Subject:
 def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
     """One pair as the model runs it, once for all nodes and all sessions that ask for them."""
     return lens.look(subject, pairs, row)
+
+
+def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
+    """``lens.node_of_edited`` for an edit of a run, once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    return _node_after(
+        session(run).subject, pairs, row, source, run.digest(method), nf4, run.edit(method)
+    )
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner="Running the edited model …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+)
+def _node_after(
+    subject: subjects.Subject,
+    pairs: Pairs,
+    row: int,
+    source: int,
+    digest: str,
+    nf4: bool,
+    _edit: Edit,
+) -> Seen:
+    return lens.node_of_edited(subject, pairs, row, source, _edit, nf4=nf4)
 
 
 def session(run: Run) -> Session:

@@ -7,7 +7,6 @@ from typing import Any
 
 import streamlit as st
 import torch
-from torch import Tensor
 
 from app import graph_view, jobs, state, words
 from app.components import graph
@@ -17,8 +16,6 @@ from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job.runs import Run
-from mansu.subjects.subject import Subject
-from mansu.tasks.tokens import Pairs
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
@@ -72,7 +69,7 @@ def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
     if method != NOTHING:
         with state.show_errors():
             found = diff(circuit, run.edge_scores(method))
-            return graph.Compared(words.title(method), found, state.moved(run, method))
+            return graph.Compared(method, words.title(method), found, state.moved(run, method))
     return None
 
 
@@ -99,7 +96,8 @@ def explore(run: Run, circuit: Circuit) -> None:
             run.save({"marks": marks})
 
     node = state.chosen([ALL, *every], "node")
-    data = graph.of_run(run, circuit, compared(run, circuit)) | {
+    beside = compared(run, circuit)
+    data = graph.of_run(run, circuit, beside) | {
         "view": view.to_js(),
         "node": None if node == ALL else node,
         "mask": None,
@@ -108,15 +106,15 @@ def explore(run: Run, circuit: Circuit) -> None:
         with state.show_errors():
             data["mask"] = view.n, state.mask_size(run, view.n)
     graph.draw(data, key=key, on_view=looked, on_marks=marked)
-    left, right = st.columns([3, 2])
+    node = state.choose("Node", [ALL, *every], "node", help="Or click it in the graph.")
+    if node == ALL:
+        st.info("Open a node to see where it attends and which tokens it promotes.")
+    else:
+        with state.show_errors():
+            index = every.index(node)
+            inspect_node(run, index, circuit.node(index), beside.method if beside else None)
+    left, right = st.columns(2)
     with left:
-        node = state.choose("Node", [ALL, *every], "node", help="Or click it in the graph.")
-        if node == ALL:
-            st.info("Open a node to see where it attends and which tokens it promotes.")
-        else:
-            index, session = every.index(node), state.session(run)
-            inspect_node(session.subject, session.pairs, index, circuit.node(index))
-    with right:
         st.markdown(
             "**How faithfulness grows with edges**",
             help="Every point was measured by patching all other edges; the band is a bootstrap "
@@ -129,6 +127,7 @@ def explore(run: Run, circuit: Circuit) -> None:
         )
         with st.expander("The nodes shown, as a table", icon=":material/table:"):
             st.dataframe(graph_view.node_table(shown.graph()), hide_index=True)
+    with right:
         downloads(run, shown)
         selection(run, circuit, shown)
 
@@ -177,7 +176,10 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
             st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
 
 
-def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str, Any]) -> None:
+def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> None:
+    """What a node does on a prompt, in the unedited model and beside it in an edited one."""
+    session = state.session(run)
+    subject, pairs = session.subject, session.pairs
     decode = subject.tokenizer.decode
     prompts = {
         str(line): str(decode(clean[:n]))
@@ -193,17 +195,25 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
     st.markdown(
         f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
     )
-    seen = state.look(subject, pairs, row)
+    models = {"Unedited": lens.node_seen(state.look(subject, pairs, row), index)}
+    if method:
+        for nf4, title in ((False, words.title(method)), (True, f"{words.title(method)} in NF4")):
+            models[title] = state.node_after(run, method, pairs, row, index, nf4=nf4)
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
-        patterns = seen.attention(about["layer"], about["head"])
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
-        st.plotly_chart(
-            graph_view.attention_map(patterns[int(side == "corrupt")], lens.words(subject, tokens)),
-            config={"displayModeBar": False},
-            alt=f"Attention of {about['name']} from each position to each earlier one",
-        )
+        for column, (title, seen) in zip(st.columns(len(models)), models.items(), strict=True):
+            assert seen.attention is not None  # it is a head
+            column.markdown(title)
+            column.plotly_chart(
+                graph_view.attention_map(
+                    seen.attention[int(side == "corrupt")], lens.words(subject, tokens)
+                ),
+                config={"displayModeBar": False},
+                key=f"attention {title}",
+                alt=f"Attention of {about['name']} from each position to each earlier one, {title}",
+            )
     title = (
         "The model's own prediction"
         if about["kind"] == "logits"
@@ -214,24 +224,21 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         help="Logit lens of the output's difference, clean − corrupt, at the last position: "
         "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
     )
-    raised = seen.promoted(index)
-    shown = _extremes(raised, ends)
-    st.plotly_chart(
-        graph_view.token_bars(
-            raised[shown],
-            lens.words(subject, shown),
-            [shown.tolist().index(token) for token in ends],
-        ),
-        config={"displayModeBar": False},
-        alt="The tokens that the node raises and lowers most",
-    )
-
-
-def _extremes(raised: Tensor, always: list[int]) -> Tensor:
-    """The most raised and the most lowered tokens, and ``always``, by falling value."""
-    found = {*raised.topk(TOKENS).indices.tolist(), *(-raised).topk(TOKENS).indices.tolist()}
-    tokens = raised.new_tensor(sorted(found | set(always))).long()
-    return tokens[raised[tokens].argsort(descending=True)]
+    shown = lens.extremes([seen.promoted for seen in models.values()], TOKENS, ends)
+    limit = max(float(seen.promoted[shown].abs().max()) for seen in models.values())
+    for column, (title, seen) in zip(st.columns(len(models)), models.items(), strict=True):
+        column.markdown(title)
+        column.plotly_chart(
+            graph_view.token_bars(
+                seen.promoted[shown],
+                lens.words(subject, shown),
+                [shown.tolist().index(token) for token in ends],
+                limit,
+            ),
+            config={"displayModeBar": False},
+            key=f"tokens {title}",
+            alt=f"The tokens that the node raises and lowers most, {title}",
+        )
 
 
 def trust(run: Run, running: bool) -> None:

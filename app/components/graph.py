@@ -166,10 +166,12 @@ class Compared:
     """A circuit beside what an edit left of it.
 
     Attributes:
-        title: the edit's. diff: of the circuit. moved: of each node, the weights that the edit
-            moved, and those of them whose NF4 code changed.
+        method, title: the edit's. diff: of the circuit.
+        moved: of each node, the weights that the edit moved, and those of them whose NF4 code
+            changed.
     """
 
+    method: str
     title: str
     diff: Diff
     moved: Mapping[str, tuple[int, int]]

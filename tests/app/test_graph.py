@@ -230,7 +230,7 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     models = [base, *(base * (0.7 + 0.9 * torch.rand(size, generator=generator)) for _ in "ab")]
     shaped = [scores.view(circuit.layout.edges.shape) for scores in models]
     found = diff(circuit, Scores.of(*shaped, circuit.edge_mask))
-    compared = graph.Compared("GradDiff", found, {"m0": (40, 10)})
+    compared = graph.Compared("graddiff", "GradDiff", found, {"m0": (40, 10)})
     given = data(circuit)
     given |= columns(circuit, ranked=20, extra=found.codes.tolist())
     given["diff"] = compared.to_js(given["edges"]["code"])
