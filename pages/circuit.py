@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 import torch
+from streamlit.delta_generator import DeltaGenerator
 
 from app import graph_view, jobs, state, words
 from app.components import graph
@@ -20,6 +21,7 @@ from mansu.job.runs import Run
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
 NOTHING = "no edit"
+SIDE = 305  # pixels of one of several charts
 
 
 def numbers(run: Run, shown: Circuit) -> None:
@@ -96,8 +98,8 @@ def explore(run: Run, circuit: Circuit) -> None:
             run.save({"marks": marks})
 
     node = state.chosen([ALL, *every], "node")
-    beside = compared(run, circuit)
-    data = graph.of_run(run, circuit, beside) | {
+    other = compared(run, circuit)
+    data = graph.of_run(run, circuit, other) | {
         "view": view.to_js(),
         "node": None if node == ALL else node,
         "mask": None,
@@ -112,7 +114,7 @@ def explore(run: Run, circuit: Circuit) -> None:
     else:
         with state.show_errors():
             index = every.index(node)
-            inspect_node(run, index, circuit.node(index), beside.method if beside else None)
+            inspect_node(run, index, circuit.node(index), other.method if other else None)
     left, right = st.columns(2)
     with left:
         st.markdown(
@@ -176,6 +178,12 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
             st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
 
 
+def beside(n: int) -> list[DeltaGenerator]:
+    """Places side by side that go below one another where the window is too narrow for them."""
+    row = st.container(horizontal=True)
+    return [row.container(width="stretch" if n == 1 else SIDE) for _ in range(n)]
+
+
 def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> None:
     """What a node does on a prompt, in the unedited model and beside it in an edited one."""
     session = state.session(run)
@@ -203,7 +211,7 @@ def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | N
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
-        for column, (title, seen) in zip(st.columns(len(models)), models.items(), strict=True):
+        for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
             assert seen.attention is not None  # it is a head
             column.markdown(title)
             column.plotly_chart(
@@ -226,7 +234,7 @@ def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | N
     )
     shown = lens.extremes([seen.promoted for seen in models.values()], TOKENS, ends)
     limit = max(float(seen.promoted[shown].abs().max()) for seen in models.values())
-    for column, (title, seen) in zip(st.columns(len(models)), models.items(), strict=True):
+    for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
         column.markdown(title)
         column.plotly_chart(
             graph_view.token_bars(
