@@ -81,6 +81,7 @@ def opened(page: Page, given: dict[str, Any]) -> None:
     page.add_style_tag(content=CODE.with_suffix(".css").read_text())
     page.evaluate(
         """async ([code, data]) => {
+            window.i?.close(); // of the last one, whose timers would go on
             const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
             window.g = await import(url);
             window.told = [];

@@ -132,11 +132,12 @@ def diff(circuit: Circuit, scores: Scores) -> Diff:
     member = torch.stack(circuits, 1)
     codes = member.any(1).nonzero()[:, 0]
     member = member[codes]
-    return Diff(bar, codes, dense[:, codes].T, member, tuple(map(_change, member.tolist())))
+    return Diff(
+        bar, codes, dense[:, codes].T, member, tuple(_change(*row) for row in member.tolist())
+    )
 
 
-def _change(member: list[bool]) -> Change:
-    before, edited, nf4 = member
+def _change(before: bool, edited: bool, nf4: bool) -> Change:
     if not before:
         return "new"
     if not nf4:

@@ -293,7 +293,10 @@ def diverge(
         rank_correlation=rank,
         top_overlap=top,
         scores=Scores.of(
-            *(x.sum(0) / signals.n_pairs for x in (base, edited.plain, edited_nf4.plain)), circuit
+            base.sum(0) / signals.n_pairs,
+            edited.plain.sum(0) / signals.n_pairs,
+            edited_nf4.plain.sum(0) / signals.n_pairs,
+            circuit,
         ),
     )
 

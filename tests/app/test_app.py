@@ -174,10 +174,10 @@ def test_the_circuit_page_gives_the_graph_what_the_run_has(shown: Run) -> None:
 
 def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
     at = page("circuit", run=shown.name)
-    assert [b.label for b in at.button] == ["Measure it"]
+    assert [b.label for b in at.button if b.label == "Measure it"]
     perform(Session(shown, tiny), [TRUST])
     at = page("circuit", run=shown.name)
-    assert not at.button
+    assert "Measure it" not in [b.label for b in at.button]
     values = {m.label: m.value for m in at.metric}
     assert values["Overlap of resamples"] == f"{shown.trust().overlap[0]:.0%}"
     assert values["Metric, mask at zero"] == f"{shown.trust().metric_masked:.2f}"

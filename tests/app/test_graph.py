@@ -98,7 +98,7 @@ def test_the_strongest_path_has_the_strongest_weakest_edge(page: Page) -> None:
     opened(page, data(circuit))
     whole, end = by_hand(circuit, set(circuit.kept.tolist())), circuit.layout.n_sources
     strengths = [
-        min(abs(whole.get_edge_data(*edge)["score"]) for edge in path)
+        min(abs(whole.get_edge_data(a, b, key)["score"]) for a, b, key in path)  # pyright: ignore
         for path in nx.all_simple_edge_paths(whole, 0, end)
     ]
     found = page.evaluate("g.paths(i.graph, i.scene.edges)")
@@ -229,7 +229,7 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     generator = torch.Generator().manual_seed(4)
     models = [base, *(base * (0.7 + 0.9 * torch.rand(size, generator=generator)) for _ in "ab")]
     shaped = [scores.view(circuit.layout.edges.shape) for scores in models]
-    found = diff(circuit, Scores.of(*shaped, circuit.edge_mask))
+    found = diff(circuit, Scores.of(shaped[0], shaped[1], shaped[2], circuit.edge_mask))
     compared = graph.Compared("graddiff", "GradDiff", found, {"m0": (40, 10)})
     given = data(circuit)
     given |= columns(circuit, ranked=20, extra=found.codes.tolist())

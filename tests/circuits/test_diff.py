@@ -25,14 +25,14 @@ from mansu.subjects.weights import slices
 LAYOUT = Graph(3, 4, 2, False)
 
 
-def three(circuit: Circuit, seed: int = 1) -> list[Tensor]:
+def three(circuit: Circuit, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """The circuit's scores, and two shaken ones, ``[n_sources, n_destinations]``."""
     base = torch.zeros(LAYOUT.n_sources * LAYOUT.n_destinations)
     base[circuit.order] = circuit.order_scores
     base = base.view(LAYOUT.edges.shape)
     generator = torch.Generator().manual_seed(seed)
     shaken = [base * (0.7 + 0.9 * torch.rand(base.shape, generator=generator)) for _ in range(2)]
-    return [base, *shaken]
+    return base, shaken[0], shaken[1]
 
 
 def on_a_path(codes: set[int]) -> set[int]:

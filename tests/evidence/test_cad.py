@@ -304,7 +304,7 @@ def test_divergences_keep_the_edge_scores_that_they_are_made_of(
     circuit = found.scores.abs() >= found.scores.abs().flatten().topk(20).values[-1]
     signals = cad.Signals(tiny, pairs, steps=2, groups=4)
     control = cad.Scored(signals.base, signals.base, {"accuracy": 0.5})
-    suppressors = dict.fromkeys(cad.PLACES, control)
+    suppressors = {str(place): control for place in cad.PLACES}
     scores = cad.diverge(signals, edit, circuit, suppressors=suppressors, ablation=control).scores
     assert scores is not None
     assert close(scores.values[:, 0], found.scores.flatten()[scores.codes])
