@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +15,16 @@ import streamlit as st
 from app import jobs, links, words
 from mansu import subjects
 from mansu.circuits import lens
-from mansu.errors import MansuError, NotMeasuredError
+from mansu.circuits.diff import moved_by_node
+from mansu.circuits.lens import Seen
+from mansu.circuits.metric import Metric
+from mansu.circuits.parameters import parameter_mask
+from mansu.circuits.patching import Patched
+from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.job import library
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
+from mansu.subjects.edit import Edit
 from mansu.tasks.tokens import Pairs
 
 
@@ -72,6 +78,34 @@ def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
     return lens.look(subject, pairs, row)
 
 
+def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
+    """``lens.node_of_edited`` for an edit of a run, once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    return _node_after(
+        session(run).subject, pairs, row, source, run.digest(method), nf4, run.edit(method)
+    )
+
+
+@st.cache_resource(
+    max_entries=64,
+    show_spinner="Running the edited model …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+)
+def _node_after(
+    subject: subjects.Subject,
+    pairs: Pairs,
+    row: int,
+    source: int,
+    digest: str,
+    nf4: bool,
+    _edit: Edit,
+) -> Seen:
+    return lens.node_of_edited(subject, pairs, row, source, _edit, nf4=nf4)
+
+
 def session(run: Run) -> Session:
     """The run with its subject.
 
@@ -79,6 +113,68 @@ def session(run: Run) -> Session:
         MansuError: the subject cannot be loaded, or is not the one that the run measured.
     """
     return Session(run, subject(run.subject))
+
+
+def patched(run: Run) -> Patched:
+    """A run's subject on its pairs, ready to patch any edges; once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    found = session(run)
+    return _patched(found.subject, found.pairs, run.circuit().metric, found.settings.budget)
+
+
+@st.cache_resource(
+    max_entries=1,
+    show_spinner="Recording the corrupt run …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+)
+def _patched(subject: subjects.Subject, pairs: Pairs, metric: Metric, memory: int) -> Patched:
+    with subject.lock:
+        return Patched(subject, pairs, metric, memory)
+
+
+def mask_size(run: Run, n: int) -> tuple[int, float] | None:
+    """Parameters behind the best ``n`` edges, and their share of all; None where no slice fits.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    found = session(run)
+    stamp = run.file("circuit").stat().st_mtime_ns, run.file("attribution").stat().st_mtime_ns
+    return _mask_size(str(run.path), stamp, n, found)
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _mask_size(
+    path: str, stamp: tuple[int, int], n: int, _session: Session
+) -> tuple[int, float] | None:
+    run, subject = _session.run, _session.subject
+    most = _session.settings.fraction(subject)
+    try:
+        mask = parameter_mask(subject, run.circuit().top(n), run.attribution(), max_fraction=most)
+    except BadInputError:
+        return None
+    return mask.size, mask.fraction
+
+
+def moved(run: Run, method: str) -> Mapping[str, tuple[int, int]]:
+    """``moved_by_node`` of an edit of a run, once for all sessions.
+
+    Raises:
+        MansuError: as ``session``.
+    """
+    return _moved(session(run).subject, run.digest(method), run.edit(method))
+
+
+@st.cache_data(
+    max_entries=32,
+    show_spinner="Counting the weights that moved …",
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint},
+)
+def _moved(subject: subjects.Subject, digest: str, _edit: Edit) -> Mapping[str, tuple[int, int]]:
+    return moved_by_node(subject, _edit)
 
 
 def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
@@ -97,6 +193,12 @@ def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **
     """Like ``choose`` for two or three options, side by side."""
     _recall(options, key, options[default])
     return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
+
+
+def chosen(options: Sequence[str], key: str, default: int = 0) -> str:
+    """What ``choose(…, key)`` will give when it is drawn, for what is drawn before it."""
+    _recall(options, key, options[default])
+    return st.session_state[key]
 
 
 def _recall(options: Sequence[str], key: str, default: str | None) -> None:
@@ -126,6 +228,15 @@ def _keep(key: str, value: Any) -> Any:
 def select(key: str, value: str) -> None:
     """Make ``value`` the choice of ``choose(…, key)`` or ``switch`` from its next drawing on."""
     st.session_state[f"next {key}"] = value
+
+
+def link(values: Mapping[str, str]) -> None:
+    """Put values into the URL, and take those out that are empty."""
+    for name, value in values.items():
+        if value:
+            st.query_params[name] = value
+        elif name in st.query_params:
+            del st.query_params[name]
 
 
 def begin(title: str, question: str) -> Run:

@@ -7,37 +7,25 @@ from typing import Any
 
 import streamlit as st
 import torch
-from torch import Tensor
+from streamlit.delta_generator import DeltaGenerator
 
-from app import graph_view, jobs, state
+from app import graph_view, jobs, state, words
+from app.components import graph
 from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import diff
+from mansu.circuits.edges import Edges
+from mansu.circuits.patching import faithfulness_of
 from mansu.job.runs import Run
-from mansu.subjects.subject import Subject
-from mansu.tasks.tokens import Pairs
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
-
-
-def shown_circuit(circuit: Circuit) -> Circuit:
-    wanted = st.slider(
-        "Faithfulness at least",
-        0,
-        100,
-        round(100 * circuit.tau),
-        5,
-        format="%d %%",
-        key="faithfulness",
-        bind="query-params",
-        help="The smallest measured circuit that keeps this share of the behaviour: "
-        "(m(circuit) − m(corrupt)) ÷ (m(clean) − m(corrupt)), with every other edge really "
-        "patched to its corrupt value; m is the logit difference of answer and foil.",
-    )
-    return circuit.at(wanted / 100)
+NOTHING = "no edit"
+SIDE = 305  # pixels of one of several charts
 
 
 def numbers(run: Run, shown: Circuit) -> None:
+    st.subheader("The circuit found")
     a, b, c, d = st.columns(4)
     a.metric(
         "Edges",
@@ -68,15 +56,138 @@ def numbers(run: Run, shown: Circuit) -> None:
         )
 
 
-def chosen_by_click() -> None:
-    """Take the clicked node into the choice, which is also in the URL."""
-    points = st.session_state["graph"].selection.points
-    names = [p["customdata"][0] for p in points if p.get("customdata")]
-    if names:
-        state.select("node", names[0])
+def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
+    """What a chosen edit left of the circuit; None where none is chosen, or was not measured."""
+    if not run.edits():
+        return None
+    method = state.choose(
+        "Compare with what is left after",
+        [NOTHING, *run.edits()],
+        "edit",
+        format_func=lambda name: name if name == NOTHING else words.title(name),
+        help="The circuit before the edit, after it, and after it in NF4: which edges are kept, "
+        "gone, back after NF4, or new.",
+    )
+    if method != NOTHING:
+        with state.show_errors():
+            found = diff(circuit, run.edge_scores(method))
+            return graph.Compared(method, words.title(method), found, state.moved(run, method))
+    return None
 
 
-def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str, Any]) -> None:
+@st.fragment
+def explore(run: Run, circuit: Circuit) -> None:
+    """The graph and what is asked about its open node; neither reruns the rest of the page."""
+    layout, key = circuit.layout, f"graph {run.name}"
+    told = graph.heard(key)
+    view = told.view if told else graph.View.of(st.query_params.to_dict(), layout.n_layers)
+    state.link(view.query(layout.n_layers))
+    shown = circuit if view.n is None else circuit.top(view.n)
+    if told:
+        shown = circuit.only(torch.tensor(told.codes, dtype=torch.long))
+    every = [circuit.node(i)["name"] for i in range(layout.n_sources + 1)]
+
+    def looked() -> None:
+        if now := graph.heard(key):
+            state.select("node", now.node or ALL)
+
+    def marked() -> None:
+        with state.show_errors():
+            marks = graph.marked(key)
+            marks.check(every)
+            run.save({"marks": marks})
+
+    node = state.chosen([ALL, *every], "node")
+    other = compared(run, circuit)
+    data = graph.of_run(run, circuit, other) | {
+        "view": view.to_js(),
+        "node": None if node == ALL else node,
+        "mask": None,
+    }
+    if view.n is not None and run.has("attribution"):
+        with state.show_errors():
+            data["mask"] = view.n, state.mask_size(run, view.n)
+    graph.draw(data, key=key, on_view=looked, on_marks=marked)
+    node = state.choose("Node", [ALL, *every], "node", help="Or click it in the graph.")
+    if node == ALL:
+        st.info("Open a node to see where it attends and which tokens it promotes.")
+    else:
+        with state.show_errors():
+            index = every.index(node)
+            inspect_node(run, index, circuit.node(index), other.method if other else None)
+    left, right = st.columns(2)
+    with left:
+        st.markdown(
+            "**How faithfulness grows with edges**",
+            help="Every point was measured by patching all other edges; the band is a bootstrap "
+            "95 % interval over pairs.",
+        )
+        st.plotly_chart(
+            graph_view.faithfulness_curve(circuit, circuit),
+            config={"displayModeBar": False},
+            alt="Faithfulness by number of edges",
+        )
+        with st.expander("The nodes shown, as a table", icon=":material/table:"):
+            st.dataframe(graph_view.node_table(shown.graph()), hide_index=True)
+    with right:
+        downloads(run, shown)
+        selection(run, circuit, shown)
+
+
+def downloads(run: Run, shown: Circuit) -> None:
+    """The edges that the graph shows, as files."""
+    edges = Edges.of(shown, run.name)
+    files = {"GraphML": edges.to_graphml, "JSON": edges.to_json, "CSV": edges.to_csv}
+    st.markdown(f"**The {len(shown):,} edges shown, as a file**")
+    for column, (name, text) in zip(st.columns(len(files)), files.items(), strict=True):
+        file = f"circuit-{run.name}.{name.lower()}"
+        column.download_button(name, text, file, on_click="ignore", width="stretch")
+
+
+def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
+    """How faithful the edges shown are, or those between pinned nodes, measured when asked."""
+    st.markdown(
+        "**Faithfulness of your own selection**",
+        help="Every edge that is not selected is really patched to its corrupt value. Edges on no "
+        "path from the embedding to the logits do nothing.",
+    )
+    pins = graph.marks_of(run).pins
+    which = state.switch(
+        "Selection", ["edges shown", "between pinned nodes", "from a file"], "selection"
+    )
+    with state.show_errors():
+        chosen = shown
+        if which == "between pinned nodes":
+            chosen = circuit.between({*pins, "embed", "logits"})
+            st.caption("Pin nodes in the graph (P)." if not pins else f"{len(pins)} are pinned.")
+        elif which == "from a file":
+            file = st.file_uploader("JSON of edges, as it is saved above", type="json")
+            if file is None:
+                return
+            chosen = Edges.from_json(file.getvalue().decode(errors="replace")).on(circuit)
+        key, codes = "selection measured", (run.name, *chosen.kept.tolist())
+        label = f"Measure these {len(chosen):,} edges"
+        if st.button(label, key="measure selection", icon=":material/play_arrow:"):
+            with st.spinner("Patching every other edge …"):
+                found = faithfulness_of(state.patched(run), chosen.edge_mask)
+            st.session_state[key] = codes, found
+        asked, found = st.session_state.get(key, (None, None))
+        if asked == codes and found:
+            value, low, high = found
+            st.metric("Faithfulness, measured", f"{value:.1%}")
+            st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
+
+
+def beside(n: int) -> list[DeltaGenerator]:
+    """Places side by side that go below one another where the window is too narrow for them."""
+    row = st.container(horizontal=True)
+    return [row.container(width="stretch" if n == 1 else SIDE) for _ in range(n)]
+
+
+def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> None:
+    """What a node does on a prompt, in the unedited model and beside it in an edited one."""
+    session = state.session(run)
+    subject, pairs = session.subject, session.pairs
     decode = subject.tokenizer.decode
     prompts = {
         str(line): str(decode(clean[:n]))
@@ -92,17 +203,25 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
     st.markdown(
         f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
     )
-    seen = state.look(subject, pairs, row)
+    models = {"Unedited": lens.node_seen(state.look(subject, pairs, row), index)}
+    if method:
+        for nf4, title in ((False, words.title(method)), (True, f"{words.title(method)} in NF4")):
+            models[title] = state.node_after(run, method, pairs, row, index, nf4=nf4)
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")
-        patterns = seen.attention(about["layer"], about["head"])
         tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
         st.markdown(f"**Attention pattern of {about['name']}**")
-        st.plotly_chart(
-            graph_view.attention_map(patterns[int(side == "corrupt")], lens.words(subject, tokens)),
-            config={"displayModeBar": False},
-            alt=f"Attention of {about['name']} from each position to each earlier one",
-        )
+        for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
+            assert seen.attention is not None  # it is a head
+            column.markdown(title)
+            column.plotly_chart(
+                graph_view.attention_map(
+                    seen.attention[int(side == "corrupt")], lens.words(subject, tokens)
+                ),
+                config={"displayModeBar": False},
+                key=f"attention {title}",
+                alt=f"Attention of {about['name']} from each position to each earlier one, {title}",
+            )
     title = (
         "The model's own prediction"
         if about["kind"] == "logits"
@@ -113,24 +232,21 @@ def inspect_node(subject: Subject, pairs: Pairs, index: int, about: Mapping[str,
         help="Logit lens of the output's difference, clean − corrupt, at the last position: "
         "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
     )
-    raised = seen.promoted(index)
-    shown = _extremes(raised, ends)
-    st.plotly_chart(
-        graph_view.token_bars(
-            raised[shown],
-            lens.words(subject, shown),
-            [shown.tolist().index(token) for token in ends],
-        ),
-        config={"displayModeBar": False},
-        alt="The tokens that the node raises and lowers most",
-    )
-
-
-def _extremes(raised: Tensor, always: list[int]) -> Tensor:
-    """The most raised and the most lowered tokens, and ``always``, by falling value."""
-    found = {*raised.topk(TOKENS).indices.tolist(), *(-raised).topk(TOKENS).indices.tolist()}
-    tokens = raised.new_tensor(sorted(found | set(always))).long()
-    return tokens[raised[tokens].argsort(descending=True)]
+    shown = lens.extremes([seen.promoted for seen in models.values()], TOKENS, ends)
+    limit = max(float(seen.promoted[shown].abs().max()) for seen in models.values())
+    for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
+        column.markdown(title)
+        column.plotly_chart(
+            graph_view.token_bars(
+                seen.promoted[shown],
+                lens.words(subject, shown),
+                [shown.tolist().index(token) for token in ends],
+                limit,
+            ),
+            config={"displayModeBar": False},
+            key=f"tokens {title}",
+            alt=f"The tokens that the node raises and lowers most, {title}",
+        )
 
 
 def trust(run: Run, running: bool) -> None:
@@ -191,46 +307,8 @@ def page(run: Run) -> None:
                 st.rerun()
         return
     circuit = run.circuit()
-    shown = shown_circuit(circuit)
-    numbers(run, shown)
-    graph = shown.graph()
-    every = [circuit.node(i)["name"] for i in range(circuit.layout.n_sources + 1)]
-    left, right = st.columns([3, 2])
-    with right:
-        node = state.choose(
-            "Node", [ALL, *(n for n in every if n in graph)], "node", help="Or click in the graph."
-        )
-    with left:
-        figure, left_out = graph_view.circuit_graph(shown, None if node == ALL else node)
-        st.plotly_chart(
-            figure,
-            key="graph",
-            on_select=chosen_by_click,
-            selection_mode="points",
-            config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-            alt=f"Graph of the circuit: {len(shown)} edges; choose a node in the list beside it",
-        )
-        if left_out:
-            st.caption(f"The {graph_view.DRAWN} strongest edges are drawn, {left_out:,} are not.")
-    with right:
-        if node == ALL:
-            st.info("Click a node to see where it attends and which tokens it promotes.")
-        else:
-            st.markdown(graph_view.meaning(graph, node), unsafe_allow_html=True)
-            index, session = every.index(node), state.session(run)
-            inspect_node(session.subject, session.pairs, index, shown.node(index))
-        st.markdown(
-            "**How faithfulness grows with edges**",
-            help="Every point was measured by patching all other edges; the band is a bootstrap "
-            "95 % interval over pairs.",
-        )
-        st.plotly_chart(
-            graph_view.faithfulness_curve(circuit, shown),
-            config={"displayModeBar": False},
-            alt="Faithfulness by number of edges",
-        )
-        with st.expander("The nodes as a table", icon=":material/table:"):
-            st.dataframe(graph_view.node_table(graph), hide_index=True)
+    explore(run, circuit)
+    numbers(run, circuit)
     trust(run, running)
 
 

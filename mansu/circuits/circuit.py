@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from mansu.circuits.graph import Graph, Sourced
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
+from mansu.errors import BadInputError
 from mansu.files import load_values, reading, save_values, typed
 from mansu.show.numbers import percent
 from mansu.show.table import Shown, Table
@@ -94,6 +95,30 @@ class Circuit(Shown, Sourced):
             if int(size) == n:
                 return replace(self, kept=kept, faithfulness=value, interval=(low, high), mask=None)
         return replace(self, kept=kept, faithfulness=None, interval=None, mask=None)
+
+    def only(self, codes: Tensor) -> Circuit:
+        """These edges alone (int64, coded), by falling |score|; its faithfulness is not measured.
+
+        Raises:
+            BadInputError: one is no edge of the layout.
+        """
+        places = torch.zeros(self.layout.n_sources * self.layout.n_destinations, dtype=torch.bool)
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < len(places):
+            raise BadInputError(f"An edge's code lies from 0 to {len(places) - 1:,}.")
+        places[codes] = True
+        kept = self.order[places[self.order]]
+        if len(kept) < int(places.sum()):
+            raise BadInputError("A code is of no edge: its source comes after its destination.")
+        return replace(self, kept=kept, faithfulness=None, interval=None, mask=None)
+
+    def between(self, nodes: Collection[str]) -> Circuit:
+        """Every edge of the graph, in the circuit or not, from one of these nodes to another."""
+        layout = self.layout
+        chosen = torch.tensor([layout.source_name(i) in nodes for i in range(layout.n_sources)])
+        into = (layout.feeds & chosen).any(1)
+        into[layout.logits] = "logits" in nodes
+        edges = layout.edges & chosen[:, None] & into
+        return self.only(edges.flatten().nonzero()[:, 0])
 
     def at(self, faithfulness: float) -> Circuit:
         """The smallest measured circuit at least this faithful; the largest one where none is."""

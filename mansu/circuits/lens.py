@@ -6,6 +6,7 @@ One pass shows all nodes of a clean–corrupt pair (``look``); asking for anothe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.record import Hook, Record, difference, packed
+from mansu.quant.swap import quantized
 from mansu.subjects.blocks import Block, final_norm
+from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Pairs
 
@@ -99,6 +102,55 @@ def look(subject: Subject, pairs: Pairs, row: int) -> Look:
         norm = final_norm(subject)
         scale = norm.normalise(final[0][-1])[1] * norm.scale
     return Look(subject, graph, torch.stack(patterns), delta, logits[:, 0], scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One node on one pair, in the unedited or an edited model.
+
+    Attributes:
+        attention: as ``Look.attention``; None of what is no head. promoted: as ``Look.promoted``.
+    """
+
+    attention: Tensor | None
+    promoted: Tensor
+
+
+def node_of_edited(
+    subject: Subject, pairs: Pairs, row: int, source: int, edit: Edit, *, nf4: bool = False
+) -> Seen:
+    """What a node does on pair ``row`` after an edit, in full precision or in NF4.
+
+    Raises:
+        MansuError: the edit does not fit the subject, or an activation is not finite.
+    """
+    with edit.applied(subject), quantized(subject) if nf4 else nullcontext():
+        return node_seen(look(subject, pairs, row), source)
+
+
+def node_seen(seen: Look, source: int) -> Seen:
+    """One node of a look, whose weights must still be those that it was taken with."""
+    layer, head = divmod(source - 1, seen.graph.n_heads + 1)
+    is_head = 0 < source < seen.graph.n_sources and head < seen.graph.n_heads
+    return Seen(seen.attention(layer, head) if is_head else None, seen.promoted(source))
+
+
+def extremes(raised: Sequence[Tensor], n: int, always: Sequence[int]) -> Tensor:
+    """Tokens to show of one model, or of several side by side.
+
+    Args:
+        raised: ``[vocabulary]`` of each model. n: how many to show at either end, shared by them.
+        always: tokens that are shown, whatever they are.
+
+    Returns:
+        int64: the tokens that a model raises or lowers most, by what the first one does to them,
+        falling.
+    """
+    each, found = max(1, n // len(raised)), set(always)
+    for values in raised:
+        found |= {*values.topk(each).indices.tolist(), *(-values).topk(each).indices.tolist()}
+    tokens = torch.tensor(sorted(found), dtype=torch.long)
+    return tokens[raised[0][tokens].argsort(descending=True)]
 
 
 @dataclass(frozen=True, eq=False)

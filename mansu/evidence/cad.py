@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mansu import quant
+from mansu.circuits.diff import Scores
 from mansu.circuits.gradients import Factors, Gradients, Held, Written, contract, integrated
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import difference, packed
@@ -69,6 +70,7 @@ class Divergences:
         suppressor_accuracy: the output suppressor's forget accuracy, to be near the edit's.
         rank_correlation: Spearman's, of edge magnitudes before and after the edit.
         top_overlap: share of the strongest ``TOP`` edges that are still among the strongest.
+        scores: the edge scores that it is made of; a file of their own.
     """
 
     edited: Interval
@@ -84,11 +86,13 @@ class Divergences:
     suppressor_accuracy: float | None = None
     rank_correlation: float | None = None
     top_overlap: float | None = None
+    scores: Scores | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         found = {
             name: value.to_json() if isinstance(value, Interval) else value
             for name, value in self.__dict__.items()
+            if name != "scores"
         }
         return {**found, "over": {place: v.to_json() for place, v in self.over.items()}}
 
@@ -158,6 +162,7 @@ class Signals:
 
     Attributes:
         base: the unedited model's own scores, float32 ``[groups, n_sources, n_destinations]``.
+        n_pairs: how many pairs.
     """
 
     def __init__(
@@ -175,7 +180,7 @@ class Signals:
             factors: what ``attribute`` kept of the same pairs and steps, where it is at hand.
         """
         self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
-        self.graph = graph_of(subject)
+        self.n_pairs, self.graph = len(pairs), graph_of(subject)
         self.factors = list(factors)
         if not self.factors:
             parts = packed(subject, pairs)
@@ -287,6 +292,12 @@ def diverge(
         suppressor_accuracy=suppressor.about["accuracy"],
         rank_correlation=rank,
         top_overlap=top,
+        scores=Scores.of(
+            base.sum(0) / signals.n_pairs,
+            edited.plain.sum(0) / signals.n_pairs,
+            edited_nf4.plain.sum(0) / signals.n_pairs,
+            circuit,
+        ),
     )
 
 

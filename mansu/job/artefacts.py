@@ -10,6 +10,8 @@ from typing import Any
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import Scores
+from mansu.circuits.marks import Marks
 from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
 from mansu.evidence.attacks import Attacks
@@ -151,6 +153,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "circuit": Artefact("circuit.safetensors", _named(Circuit), "circuit", "circuit"),
     "mask": Artefact("mask.safetensors", _named(Mask), "parameter mask", "circuit"),
     "trust": Artefact("trust.json", _value(Trust), "measurement of trust", "trust"),
+    "marks": Artefact("marks.json", _value(Marks), "pins and notes on the circuit", "app"),
     "ablation": Artefact("ablation.safetensors", _whole(Scored), "ablated circuit", "verdict"),
     "suppressor": Artefact("suppressor-{}.safetensors", _whole(Scored), "suppressor", "verdict"),
     "reference": Artefact(
@@ -172,6 +175,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
     "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
     "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
+    "edges": Artefact("edges.safetensors", _whole(Scores), "edge scores", "verdict", True),
     "relearned": Artefact("relearned.json", _value(Relearned), "relearning", "verdict", True),
     "verdict": Artefact("verdict.json", _value(Verdict), "verdict", "verdict", True),
     "review": Artefact("review.json", _value(Review), "review", "dossier", True),

@@ -374,7 +374,7 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         nf4=session.nf4_for(edit),
         on_step=telling(3, "the edited model"),
     )
-    return (found,)
+    return found, found.scores
 
 
 def _reference(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
@@ -445,7 +445,7 @@ BASE_NF4 = Stage("base_nf4", (), ("base_nf4",), 2, _base_nf4)
 QUANTIZE = Stage("quantize", ("edit",), ("full", "nf4", "survival"), 4, _quantize)
 FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
-CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad",), 25, _cad)
+CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad", "edges"), 25, _cad)
 REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference)
 RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning)
 VERDICT = Stage(

@@ -41,6 +41,7 @@ from pydantic import Field
 from mansu import tasks
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.circuits.diff import Scores
 from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
 from mansu.errors import (
@@ -490,6 +491,10 @@ class Run:
 
     def divergences(self, method: str) -> Divergences:
         return self.read("cad", method)
+
+    def edge_scores(self, method: str) -> Scores:
+        """Of the unedited model, the edited one, and that in NF4."""
+        return self.read("edges", method)
 
     def verdict(self, method: str) -> Verdict:
         return self.read("verdict", method)

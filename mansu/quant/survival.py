@@ -280,6 +280,39 @@ def kept_by_format(
     return {format: Kept(*counts) for format, counts in sums.items()}
 
 
+def changed_codes(subject: Subject, edit: Edit, name: str, format: Format = NF4) -> Tensor:
+    """Which weights of a parameter an edit moves to another code.
+
+    Returns:
+        bool, the parameter's shape; where the format does not quantise the parameter, the weights
+        that move.
+
+    Raises:
+        MansuError: the edit does not fit the subject.
+    """
+    edit.check(subject)
+    shape = subject.parameters[name].shape
+    if name not in edit.changes:
+        return torch.zeros(shape, dtype=torch.bool)
+    with subject.lock, torch.no_grad():
+        transposed = transposed_names(subject)
+        flat = _flat(subject, name, edit, transposed)
+        found = flat.before != flat.after
+        if name in subject.quantized_names:
+            differ = torch.zeros_like(found)
+            size = flat.row if format.kind == "int8" else format.blocksize
+            for entries in _entries(flat, size, not in_blocks(name, format, transposed)):
+                old, new = (
+                    quantize_flat(x[entries], size, format) for x in (flat.before, flat.after)
+                )
+                here = torch.zeros_like(differ[entries])
+                here[_differing(old, new)] = True
+                differ[entries] = here
+            found &= differ
+    found = found.cpu()
+    return found.view(shape[::-1]).T if name in transposed else found.view(shape)
+
+
 def _kept(
     before: Tensor, after: Tensor, size: int, plain: Format, formats: Sequence[Format]
 ) -> dict[Format, tuple[int, int, int, int]]:
@@ -356,9 +389,12 @@ def _touched(flat: _Flat, format: Format, whole: bool) -> Iterator[tuple[Tensor,
     In parts: the blocks that the edit touches, or with ``whole`` all of it.
     """
     size = flat.row if format.kind == "int8" else format.blocksize
-    everything: list[Tensor | slice] = [slice(None)]
-    for entries in everything if whole else block_entries([flat.where], len(flat.before), size):
+    for entries in _entries(flat, size, whole):
         yield flat.before[entries], flat.after[entries], size
+
+
+def _entries(flat: _Flat, size: int, whole: bool) -> Iterable[Tensor | slice]:
+    return [slice(None)] if whole else block_entries([flat.where], len(flat.before), size)
 
 
 def _compare(before: Tensor, after: Tensor, size: int, format: Format, quantised: bool) -> Tensor:

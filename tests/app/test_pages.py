@@ -6,6 +6,7 @@ import inspect
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import charts, jobs, live, settings, state, words
 from mansu import methods, tasks
+from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
 from mansu.job.judging import judged, originals
@@ -79,6 +81,42 @@ def test_without_a_run_it_says_what_to_do(
 def test_without_an_edit_it_says_what_to_do(page: str, runs: Path) -> None:
     app = opened(page, run="begun")
     assert "Unlearn page" in app.info[0].value
+
+
+def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    circuit = run.circuit()
+    node = next(n for n, kind in circuit.graph().nodes(data="kind") if kind == "head")
+    app = opened("circuit", run="finished", edit="graddiff", node=node, stage="all")
+    assert not app.error
+    (canvas,) = app.get("bidi_component")
+    given = json.loads(canvas.proto.json)
+    found = diff(circuit, run.edge_scores("graddiff"))
+    classes = [change for change in given["diff"]["classes"] if change]
+    assert Counter(classes) == Counter(found.changes)
+    assert given["view"]["stage"] == "all" and given["node"] == node
+    report = run.survival("graddiff")
+    embedding = report.kinds["embedding"]
+    assert given["diff"]["moved"]["embed"] == [embedding.moved, embedding.changed]
+    titles = [m.value for m in app.markdown]
+    assert titles.count("GradDiff in NF4") == 2  # where it attends, and what it writes
+    assert len(app.get("plotly_chart")) == 3 + 3 + 1
+    app = opened("circuit", run="finished", selection="edges shown")
+    next(b for b in app.button if b.label == f"Measure these {len(circuit):,} edges").click().run()
+    assert not app.error and not app.exception
+    assert circuit.faithfulness is not None
+    assert metrics(app)["Faithfulness, measured"] == f"{circuit.faithfulness:.1%}"
+
+
+def test_a_run_without_edge_scores_says_what_to_do(runs: Path) -> None:
+    file = Run.open(runs / "finished").file("edges", "mansu")
+    whole = file.read_bytes()
+    try:
+        file.unlink()
+        app = opened("circuit", run="finished", edit="mansu")
+        assert "`mansu verdict" in app.info[0].value and len(app.get("bidi_component")) == 1
+    finally:
+        file.write_bytes(whole)
 
 
 def test_unlearn_shows_what_the_method_did(runs: Path) -> None:
@@ -155,7 +193,7 @@ def test_every_setting_has_a_widget_words_and_an_argument(method: str) -> None:
 
 
 def test_every_interval_has_words() -> None:
-    fields = set(inspect.signature(Divergences).parameters)
+    fields = set(inspect.signature(Divergences).parameters) - {"scores"}  # drawn as the circuit
     assert fields <= set(words.HELP)
     shown = {f for group in charts.CAD_FIELDS.values() for f in group}
     assert {

@@ -293,3 +293,22 @@ def test_cad_on_a_gpu_is_that_of_the_processor(
         print(name, value, divergences[1][name])
         # Ranks of near equal scores change places; NF4 rounds a few weights another way.
         assert value == pytest.approx(divergences[1][name], abs=0.02 if "overlap" in name else 5e-3)
+
+
+def test_divergences_keep_the_edge_scores_that_they_are_made_of(
+    tiny: Subject, pairs: Pairs
+) -> None:
+    name = tiny.quantized_names[0]
+    edit = Edit({name: (torch.tensor([0]), torch.zeros(1))}, "one weight")
+    found = attribute(tiny, pairs, steps=2)
+    circuit = found.scores.abs() >= found.scores.abs().flatten().topk(20).values[-1]
+    signals = cad.Signals(tiny, pairs, steps=2, groups=4)
+    control = cad.Scored(signals.base, signals.base, {"accuracy": 0.5})
+    suppressors = {str(place): control for place in cad.PLACES}
+    scores = cad.diverge(signals, edit, circuit, suppressors=suppressors, ablation=control).scores
+    assert scores is not None
+    assert close(scores.values[:, 0], found.scores.flatten()[scores.codes])
+    with edit.applied(tiny), quantized(tiny):
+        nf4 = attribute(tiny, pairs, steps=2).scores
+    assert close(scores.values[:, 2], nf4.flatten()[scores.codes])
+    assert not close(scores.values[:, 2], scores.values[:, 0])

@@ -14,6 +14,7 @@ import fuzz
 import pytest
 
 from mansu import tasks
+from mansu.circuits.marks import Marks
 from mansu.errors import (
     BadInputError,
     DamagedError,
@@ -134,6 +135,7 @@ def finished(original: Run, tiny: Subject, tmp_path_factory: pytest.TempPathFact
     run = Run.open(shutil.copytree(original.path, path))
     run.discard("graddiff")
     perform(Session(run, tiny), [TRUST, *JUDGE, *RECOVERY, STRENGTHS], "ga")
+    run.save({"marks": Marks(("m0",), {"early": ("m0",)}, {"m0": "first"}, {"m0": "a note"})})
     run.record(Step("strengths", 1, 1), 1.0)
     return run
 

@@ -1,0 +1,1 @@
+"""Components of our own, on ``st.components.v2``."""
