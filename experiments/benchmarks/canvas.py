@@ -24,6 +24,7 @@ from mansu.circuits.columns import columns
 from mansu.circuits.graph import Graph
 
 CODE = Path(__file__).parents[2] / "app" / "components" / "graph.js"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 
 
@@ -143,9 +144,8 @@ def main() -> None:
     parser.add_argument("--edges", type=int, default=5000)
     parser.add_argument("--seconds", type=float, default=3)
     asked = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         opened(page, data(random_circuit(Graph(30, 9, 3, False), asked.edges)))
         shown = page.evaluate("({ edges: i.scene.edges.length, lines: i.scene.lines.length })")

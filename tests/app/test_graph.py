@@ -11,10 +11,9 @@ import networkx as nx
 import pytest
 import torch
 from playwright.sync_api import Page, sync_playwright
-from test_browser import ARGUMENTS, CHROMIUM
 
 from app.components import graph
-from experiments.benchmarks.canvas import data, opened, random_circuit
+from experiments.benchmarks.canvas import ARGUMENTS, CHROMIUM, data, opened, random_circuit
 from mansu.circuits.circuit import Circuit, as_mask, pruned
 from mansu.circuits.columns import columns
 from mansu.circuits.diff import Scores, diff
