@@ -122,8 +122,9 @@ class Session:
         On the unedited subject; as it runs in NF4 with ``nf4``.
         """
         if nf4 not in self._references:
+            rows = self.own_text  # of the model in full precision, also where NF4 is asked for
             with quant.quantized(self.subject, self.nf4) if nf4 else nullcontext():
-                self._references[nf4] = Reference.of(self.subject, *self.own_text)
+                self._references[nf4] = Reference.of(self.subject, *rows)
         return self._references[nf4]
 
     @cached_property

@@ -18,6 +18,7 @@ from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step
 from app.lesson.tally import Board, board
 from mansu import tasks
+from mansu.job import runs
 from mansu.job.pipeline import CIRCUIT, QUANTIZE, perform, unlearning
 from mansu.job.runs import Run
 from mansu.job.session import Session
@@ -51,6 +52,7 @@ def made() -> Bench:
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No runs here, and nobody has answered."""
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    monkeypatch.setattr(runs, "EXAMPLES", tmp_path / "none")
     board().clear()
     yield
     board().clear()

@@ -211,5 +211,6 @@ def test_the_lines_of_one_panel_have_different_colours_and_no_two_panels_share_o
 
 def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
     (two[0].path / "status.json").write_text("{")
-    assert state.progress(two[0]) == "damaged"
+    assert state.progress(two[0]) == "failed, not done"
+    assert "status.json is damaged" in two[0].status().error
     assert jobs.working() == []

@@ -14,6 +14,7 @@ from mansu import tasks
 from mansu.errors import BadInputError
 from mansu.measure.scores import measure
 from mansu.methods import Problem, mansu_method, named
+from mansu.methods.keep import kept_text
 from mansu.progress import Step
 from mansu.subjects.subject import Subject
 
@@ -66,10 +67,12 @@ def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tas
     # What was measured is what the method returns at that setting.
     train_rows, valid_rows = searching.halves(problem.forget, 0)
     train_retain, _ = searching.halves(problem.retain, 0)
+    train = problem.forget.select(train_rows)
     half = dataclasses.replace(
         problem,
-        forget=problem.forget.select(train_rows),
+        forget=train,
         retain=problem.retain.select(train_retain),
+        text=kept_text(problem.subject, tasks.text(tiny_task, problem.subject), train),
     )
     best = found["best"]
     outcome = named("graddiff")(

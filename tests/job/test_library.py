@@ -22,7 +22,7 @@ def run(tiny: Subject, tiny_task: Task, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def names() -> list[str]:
-    return [run.name for run in listed()]
+    return [run.name for run in listed() if not run.is_example]
 
 
 def test_a_run_is_named_and_renamed_and_its_manifest_stays(run: Run) -> None:

@@ -22,6 +22,7 @@ from mansu.errors import (
     MismatchError,
     NotMeasuredError,
 )
+from mansu.evidence.review import Review
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import (
     CIRCUIT,
@@ -136,6 +137,7 @@ def finished(original: Run, tiny: Subject, tmp_path_factory: pytest.TempPathFact
     run.discard("graddiff")
     perform(Session(run, tiny), [TRUST, *JUDGE, *RECOVERY, STRENGTHS], "ga")
     run.save({"marks": Marks(("m0",), {"early": ("m0",)}, {"m0": "first"}, {"m0": "a note"})})
+    run.save({"review": Review("rejected", "A. Reviewer", "2026-11-26", "failed")}, "ga")
     run.record(Step("strengths", 1, 1), 1.0)
     return run
 
@@ -323,7 +325,7 @@ def test_a_link_that_leads_out_of_a_run_is_refused(
     runs.mkdir()
     (runs / "link").symlink_to(outside)
     monkeypatch.setenv("MANSU_RUNS", str(runs))
-    assert listed() == [] and "leads out of" in unreadable()[0]
+    assert all(r.is_example for r in listed()) and "leads out of" in unreadable()[0]
 
 
 def test_the_logarithm_of_a_probability_above_one_is_damaged(run: Run) -> None:

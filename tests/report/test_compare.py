@@ -71,9 +71,9 @@ def test_rows_are_paired_by_identity_and_not_by_position(
     run: Run, tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
 ) -> None:
     forget = base.splits["forget"]
-    values = np.arange(len(forget.rows)) / len(forget.rows)
+    values = -np.arange(len(forget.rows)) / len(forget.rows)
     one = replace(forget, log_probability=values)
-    other = replace(one, log_probability=values**2)
+    other = replace(one, log_probability=-(values**2))
     paired = [
         Measurement({**base.splits, "forget": scores}, base.text_loss, (0.0,) * 8)
         for scores in (one, other, shuffled(other))
@@ -85,7 +85,7 @@ def test_rows_are_paired_by_identity_and_not_by_position(
     title = "Forget rows: log-probability of the answer"
     a, b = (next(d for d in f if d.quantity.title == title) for f in (straight, mixed))
     assert a.value == b.value and a.rows == b.rows == len(values)
-    expected = bootstrap(values**2 - values, clusters=forget.clusters)
+    expected = bootstrap(-(values**2) - values, clusters=forget.clusters)
     assert (a.value.value, a.value.low) == pytest.approx((expected.value, expected.low), abs=1e-4)
 
 
