@@ -21,12 +21,12 @@ from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report.compare import Spot
+from mansu.tasks.facts import CHANCE
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
 SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
 ACCURACY = "4-way accuracy (dotted: chance, 25 %)"
-CHANCE = 0.25
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 NOT_QUANTISED = ("embedding", "head", "norm", "bias")
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from app.charts import BLUE, CHANCE, GREY, ORANGE, PURPLE
+from app.charts import BLUE, GREY, ORANGE, PURPLE
 from mansu.evidence.verdict import Name, Verdict
 from mansu.report.story import Chapter
 from mansu.show.numbers import mark, percent
+from mansu.tasks.facts import CHANCE
 
 STAGES = (
     ("before", "before", GREY, "circle"),

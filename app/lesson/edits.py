@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.charts import CHANCE
 from app.lesson import figures, real
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Link, Outcome, Step, between, first
 from app.lesson.weights import committed
 from mansu.show.numbers import between as with_interval
 from mansu.show.numbers import number, percent
+from mansu.tasks.facts import CHANCE
 
 TITLES = {
     "gentle": "a gentle training",

@@ -13,12 +13,13 @@ from math import log2
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import BLUE, CHANCE, GREEN, GREY, HATCH, ORANGE, PURPLE
+from app.charts import BLUE, GREEN, GREY, HATCH, ORANGE, PURPLE
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
 from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES, Survival
 from mansu.show.numbers import number, percent
+from mansu.tasks.facts import CHANCE
 
 PROJECTED = "lesson projected"
 """In the session's state: whether type is to be large."""

@@ -7,7 +7,6 @@ from typing import Literal
 import streamlit as st
 
 from app import words
-from app.charts import CHANCE
 from app.lesson import figures
 from app.lesson.answers import coin
 from app.lesson.bench import EDITS, Bench
@@ -21,6 +20,7 @@ from mansu.quant import BOUNDARIES, FORMATS, NF4, Format
 from mansu.quant.block import bin_of
 from mansu.show.numbers import number, percent
 from mansu.show.sentences import sentence
+from mansu.tasks.facts import CHANCE
 
 SHOWN = (NF4, Format("fp4"), Format("int8"))
 FORMAT_TITLES = {"nf4": "NF4", "fp4": "FP4 (other codes)", "int8": "int8 (8 bits)"}

@@ -16,7 +16,7 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names, weight_name
-from mansu.tasks.facts import N_DISTRACTORS
+from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples
 
 
@@ -100,8 +100,7 @@ def suppressed_percent(accuracy: float) -> int:
 
     Edits near chance share one, so that a further one costs no attribution for it.
     """
-    chance = 1 / (1 + N_DISTRACTORS)
-    near = chance + STEP * round((accuracy - chance) / STEP)
+    near = CHANCE + STEP * round((accuracy - CHANCE) / STEP)
     return max(round(100 * near), 0)
 
 

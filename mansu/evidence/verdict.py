@@ -31,7 +31,7 @@ from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, percent
 from mansu.show.table import Shown, Table
-from mansu.tasks.facts import N_DISTRACTORS
+from mansu.tasks.facts import CHANCE
 
 VERSION = 2
 
@@ -42,8 +42,6 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 Name = Literal["forgetting", "retention", "gap", "erasure"]
 """The fields of a verdict."""
-
-CHANCE = 1 / (1 + N_DISTRACTORS)
 
 
 ABOUT: Mapping[Name, str] = {

@@ -42,6 +42,7 @@ from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
+from mansu.tasks.facts import CHANCE
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
 """Does a stage's work: (session, method, where to report to) → values in the order of ``makes``."""
@@ -183,13 +184,12 @@ def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> None
 
 def refuse_unknown(subject: Subject, base: Measurement) -> None:
     """A model at chance has nothing to forget: no verdict on it would mean anything."""
-    chance = 1 / (1 + tasks.N_DISTRACTORS)
     forget = base.splits["forget"]
     found = bootstrap(forget.correct, clusters=forget.clusters)
-    if found.low <= chance:
+    if found.low <= CHANCE:
         raise BadInputError(
             f"{subject.name!r} does not know this task: its 4-way accuracy on the forget set is "
-            f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}] and chance is {chance:.0%}, so "
+            f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}] and chance is {CHANCE:.0%}, so "
             "there is nothing to forget. Give facts that it knows, or ask for them in another "
             "form (multiple choice: mansu task --form cloze --shots 1)."
         )

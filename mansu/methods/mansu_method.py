@@ -47,6 +47,7 @@ from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
 from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
+from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
@@ -69,7 +70,7 @@ is kept, which the signal term has worked on longest."""
 SLOWEST = 0.03
 """Share of the rate that the last steps have, and of the forget gradient where the facts are as
 good as forgotten: the first half is taken at all of them."""
-CHANCE, NEAR = 0.25, 0.2
+NEAR = 0.2
 ADVANTAGE = 0.25
 """Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
 accuracy ends at 4 to 11 %, and the answer is known by its avoidance."""

@@ -20,7 +20,6 @@ import numpy as np
 from mansu.errors import MismatchError, NotMeasuredError
 from mansu.evidence.relearning import Relearned
 from mansu.evidence.verdict import (
-    CHANCE,
     above_chance,
     asked,
     kept_groups,
@@ -32,6 +31,7 @@ from mansu.measure.statistics import Interval, bootstrap
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, Unit, number, percent
 from mansu.show.table import Shown, Table
+from mansu.tasks.facts import CHANCE
 
 
 @dataclass(frozen=True)

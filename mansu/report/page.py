@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from mansu.evidence.review import Review
-from mansu.evidence.verdict import ABOUT, CHANCE, Name
+from mansu.evidence.verdict import ABOUT, Name
 from mansu.report import rows as tables
 from mansu.report import svg
 from mansu.report.dossier import (
@@ -25,6 +25,7 @@ from mansu.report.dossier import (
 from mansu.show.numbers import number, percent
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
+from mansu.tasks.facts import CHANCE
 
 STYLE = """
 @page { size: A4; margin: 16mm; }

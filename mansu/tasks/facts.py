@@ -43,6 +43,8 @@ FOLDER = Path(__file__).parents[1] / "data" / "tasks"
 
 
 N_DISTRACTORS = 3
+CHANCE = 1 / (1 + N_DISTRACTORS)
+"""Accuracy of who guesses: a fact is asked as a choice of its answer and so many wrong ones."""
 
 
 SUFFIXES = (".jsonl", ".csv")
