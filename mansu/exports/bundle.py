@@ -13,6 +13,7 @@ import json
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -32,8 +33,13 @@ LARGEST = 8 * 2**30
 """Bytes of a bundle's files together."""
 MOST = 10_000
 """Files of a bundle."""
+_LONGEST = 16 * 2**20  # bytes of what the bundle says of itself, which is read at once
 
 _NAME = r"[A-Za-z0-9][\w.+ -]{0,150}"
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError
+)  # fmt: skip
+"""What ``zipfile`` raises of a file that is no whole zip."""
 _DAY = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 
@@ -98,7 +104,7 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
                 for method in run.edits():
                     run.edit(method)
             return Run.open(place)
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         if isinstance(error, MansuError):
             raise
         raise BadInputError(
@@ -130,9 +136,15 @@ _PATTERNS = [
 
 def _contents(bundle: zipfile.ZipFile) -> Mapping[str, Any]:
     """The bundle's own description, if every file in it is one that it names and a run has."""
-    about = _parsed(bundle.read(CONTENTS)) if CONTENTS in bundle.namelist() else None
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        raise BadInputError(f"The file is no bundle that this MANSU reads: it has no {CONTENTS}.")
+    whole = CONTENTS in bundle.namelist() and bundle.getinfo(CONTENTS).file_size <= _LONGEST
+    about = _parsed(bundle.read(CONTENTS)) if whole else None
+    if not isinstance(about, dict):
+        raise BadInputError(f"The file is no bundle of a run: it has no {CONTENTS} that is whole.")
+    if about.get("version") != VERSION:
+        raise BadInputError(
+            f"The bundle is of version {about.get('version')!r:.20}, and this MANSU reads version "
+            f"{VERSION}: make it again."
+        )
     name, files = about.get("run"), about.get("files")
     if not (isinstance(name, str) and re.fullmatch(_NAME, name)) or not isinstance(files, dict):
         raise BadInputError(f"{CONTENTS} in the bundle is damaged: make the bundle again.")

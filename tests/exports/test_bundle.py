@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable
@@ -151,3 +153,35 @@ def test_links_changed_bytes_and_other_files_are_refused(run: Run, tmp_path: Pat
         with pytest.raises(BadInputError, match="no bundle"):
             unpack(bad, to)
     assert not to.exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_any_damage_to_a_bundle_is_refused(run: Run, tmp_path: Path) -> None:
+    pack(run, tmp_path / "good.zip")
+    good, rng = (tmp_path / "good.zip").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(150):  # some of it breaks zlib's own stream
+        bad = bytearray(good)
+        for _ in range(3):
+            bad[rng.randrange(len(bad))] ^= rng.randrange(1, 256)
+        (tmp_path / "bad.zip").write_bytes(bad)
+        try:
+            unpack(tmp_path / "bad.zip", tmp_path / "to")
+        except MansuError:
+            refused += 1
+            assert not (tmp_path / "to").exists()
+        else:  # dates and the like
+            shutil.rmtree(tmp_path / "to")
+    assert refused > 100
+
+
+def test_what_a_bundle_says_of_itself_is_of_this_version_and_not_endless(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(run, tmp_path / "good.zip")
+    with zipfile.ZipFile(tmp_path / "later.zip", "w") as bundle:
+        bundle.writestr(CONTENTS, json.dumps({"version": 2, "run": "a", "files": {}}))
+    with pytest.raises(BadInputError, match="of version 2"):
+        unpack(tmp_path / "later.zip", tmp_path / "to")
+    monkeypatch.setattr("mansu.exports.bundle._LONGEST", 100)
+    with pytest.raises(BadInputError, match="that is whole"):
+        unpack(tmp_path / "good.zip", tmp_path / "to")
