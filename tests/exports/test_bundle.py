@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from made import changed, run_of
 
+from mansu.circuits.diff import Scores
 from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.exports.bundle import CONTENTS, pack, unpack
 from mansu.job.runs import Run
@@ -66,7 +68,7 @@ def test_some_edits_can_be_left_out(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_path: Path) -> None:
-    secret = tmp_path / "home" / "somebody" / "a model"
+    secret = tmp_path / "home" / "somebody é" / "a model"
     base = measure_task(tiny, tiny_task)
     run = run_of(tmp_path / "private", tiny, tiny_task, base, {"mansu": base})
     manifest = {**run.manifest, "subject": str(secret)}
@@ -75,6 +77,7 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     edit = run.edit("mansu")
     told = Edit(**{**edit.__dict__, "meta": {**edit.meta, "subject": str(secret)}})
     run.save({"edit": told, "full": base, "nf4": base}, "mansu")
+    run.save({"edges": Scores(torch.arange(2), torch.ones(2, 3))}, "mansu")
     pack(run, tmp_path / "p.zip")
     with zipfile.ZipFile(tmp_path / "p.zip") as bundle:
         for name in bundle.namelist():
@@ -83,6 +86,11 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     made = unpack(tmp_path / "p.zip", tmp_path / "made")
     assert made.subject == "a model" and made.edit("mansu").meta["subject"] == "a model"
     assert made.measurement("mansu", nf4=True).splits.keys() == base.splits.keys()  # still bound
+    assert made.edge_scores("mansu").codes.tolist() == [0, 1]
+    run.file("mask").write_bytes(b"junk")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        pack(run, tmp_path / "damaged.zip")
+    assert not (tmp_path / "damaged.zip").exists()
 
 
 def rewritten(

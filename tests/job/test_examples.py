@@ -10,7 +10,7 @@ import pytest
 
 from mansu import cli, methods, tasks
 from mansu.errors import MansuError
-from mansu.job import examples, runs
+from mansu.job import examples, library, runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
@@ -85,6 +85,7 @@ def test_an_example_is_not_worked_on() -> None:
         lambda: run.discard("mansu"),
         lambda: run.save({"timings": {}}),
         run.new_log,
+        lambda: library.describe(run, library.Label("mine")),
     ):
         with pytest.raises(MansuError, match="copy it first"):
             work()
