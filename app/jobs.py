@@ -38,6 +38,7 @@ def start(arguments: Sequence[str], run: Path) -> None:
         MansuError: a job is at work on this run already.
     """
     opened = Run.open(run)
+    opened.refuse_example()
     with lock.handing_on(run) as held, opened.new_log() as log:
         opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), begins=True)
         job = subprocess.Popen(

@@ -328,11 +328,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all.
 
     Raises:
-        BadInputError: a number that is NaN or infinite, which JSON does not have; it is named.
+        BadInputError: a number that is NaN or infinite, which JSON does not have; it is named. A
+            character that is part of no text.
     """
     content = _json_of(path, value, indent=1, ensure_ascii=False)
+    try:
+        data = content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        odd = content[error.start]
+        raise BadInputError(
+            f"The text for {path.name} has the character {odd!r}, which is part of no text: take "
+            "it out."
+        ) from error
     with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def _json_of(path: Path, value: Any, **options: Any) -> str:

@@ -55,7 +55,7 @@ class Setting:
     def range(self) -> str:
         """What it may be, for people."""
         if self.kind is bool:
-            return "true or false"
+            return "true or false" + (", or null" if self.optional else "")
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         what = {int: "a whole number", float: "a number", str: "text"}[self.kind]

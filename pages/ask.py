@@ -147,6 +147,7 @@ def table(run: Run, methods: list[str]) -> None:
 
 
 @st.fragment
+@state.show_errors()
 def weight(run: Run, methods: list[str]) -> None:
     """One weight of the circuit, before and after each edit."""
     st.header("Follow one weight", help=words.help("follow"))

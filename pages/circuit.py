@@ -76,6 +76,7 @@ def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
 
 
 @st.fragment
+@state.show_errors()
 def explore(run: Run, circuit: Circuit) -> None:
     """The graph and what is asked about its open node; neither reruns the rest of the page."""
     layout, key = circuit.layout, f"graph {run.name}"

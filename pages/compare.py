@@ -46,6 +46,7 @@ def differences(sides: Sequence[Side]) -> None:
 
 
 @st.fragment  # a slider judges anew, and draws nothing else
+@state.show_errors()
 def verdicts(run: Run, sides: Sequence[Side]) -> None:
     """The verdict on each edit, by thresholds that can be moved."""
     st.subheader("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
@@ -114,6 +115,7 @@ def accuracy(sides: Sequence[Side]) -> None:
 
 
 @st.fragment  # the boundary moves nothing else
+@state.show_errors()
 def histograms(sides: Sequence[Side]) -> None:
     """Update ÷ bin width of every edit on one axis, and the share above a boundary."""
     st.subheader("Update ÷ bin width", help=words.help("ratio"))

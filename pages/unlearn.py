@@ -13,6 +13,7 @@ from mansu.show.numbers import number, percent
 
 
 @st.fragment(run_every=2)
+@state.show_errors()
 def watch(run: Run, method: str) -> None:
     """The chart of the method at work, a point a step."""
     steps = live.steps(run, method)

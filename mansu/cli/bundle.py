@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mansu.errors import BadInputError
+
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", type=Path, help="a run folder to pack, or a bundle to unpack")
@@ -21,10 +23,13 @@ def bundle(options: argparse.Namespace) -> None:
     from mansu.job.runs import Run
 
     if options.what.is_file():
+        if options.method:
+            raise BadInputError("--method chooses what goes into a bundle: leave it out here.")
         run = exports.unpack(options.what, options.to)
         print(f"run folder: {run.path}")
         return
     run = Run.open(options.what)
     path = (options.to or run.path.parent / run.path.resolve().name).with_suffix(".zip")
+    run.refuse_inside(path)
     exports.pack(run, path, options.method)
     print(f"bundle: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -291,6 +291,7 @@ class Job:
         from mansu.job.lock import hold
 
         run = self.run
+        run.refuse_example()
         with hold(run.path) as self.lock:
             signal.signal(signal.SIGTERM, _cancel)
             print(f"run folder: {run.path}", flush=True)

@@ -52,6 +52,9 @@ def dossier(options: argparse.Namespace) -> None:
     other = Dossier.load(options.against) if options.against else None
     run, method = Run.open(options.folder), options.method
     changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
+    path = options.to.with_suffix(".html") if options.to and options.to.name else options.to
+    if path is not None:
+        run.refuse_inside(path)
     if options.decision:
         notes = dict(_pairs(options.note, "--note"))
         seen = judged(run, method, changes).status
@@ -64,8 +67,7 @@ def dossier(options: argparse.Namespace) -> None:
     print(found.judged)
     if other is not None:
         print(differences(found, other))
-    if options.to:
-        path = options.to.with_suffix(".html")
+    if path is not None:
         found.save(path)
         print(f"dossier: {path} and {path.with_suffix('.json').name}")
 

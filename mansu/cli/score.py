@@ -47,6 +47,8 @@ def score(options: argparse.Namespace) -> None:
     run = Run.open(options.run) if options.run else None
     if run and options.method:
         run.require("edit", options.method)
+    if run and not options.output:
+        run.refuse_example()
     name = run.subject if run else options.subject
     reference = read_json(options.reference) if options.reference else None
     subject = subjects.load(name)

@@ -42,6 +42,11 @@ class Review:
             raise BadInputError(f"{self.decision!r} is no decision: give {', '.join(DECISIONS)}.")
         if not self.name.strip() or len(self.name) > LONGEST_NAME:
             raise BadInputError(f"A review needs a name of at most {LONGEST_NAME} characters.")
+        if not self.name.isprintable():  # nothing that hides, or turns around what is beside it
+            raise BadInputError(
+                f"The reviewer's name {self.name!r:.80} has a character that is not printed: write "
+                "it in one line."
+            )
         try:
             date.fromisoformat(self.date)
         except ValueError as error:

@@ -13,12 +13,13 @@ import json
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mansu.errors import BadInputError, DamagedError, MansuError
@@ -32,8 +33,13 @@ LARGEST = 8 * 2**30
 """Bytes of a bundle's files together."""
 MOST = 10_000
 """Files of a bundle."""
+_LONGEST = 16 * 2**20  # bytes of what the bundle says of itself, which is read at once
 
 _NAME = r"[A-Za-z0-9][\w.+ -]{0,150}"
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError
+)  # fmt: skip
+"""What ``zipfile`` raises of a file that is no whole zip."""
 _DAY = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 
@@ -59,7 +65,7 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
     }
     try:
         contents = _public(run, files)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         raise DamagedError(f"A file of the run {run.name} cannot be read ({error}).") from error
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     about = {"version": VERSION, "run": run.name, "files": sums}
@@ -98,7 +104,7 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
                 for method in run.edits():
                     run.edit(method)
             return Run.open(place)
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGED as error:
         if isinstance(error, MansuError):
             raise
         raise BadInputError(
@@ -130,9 +136,15 @@ _PATTERNS = [
 
 def _contents(bundle: zipfile.ZipFile) -> Mapping[str, Any]:
     """The bundle's own description, if every file in it is one that it names and a run has."""
-    about = _parsed(bundle.read(CONTENTS)) if CONTENTS in bundle.namelist() else None
-    if not isinstance(about, dict) or about.get("version") != VERSION:
-        raise BadInputError(f"The file is no bundle that this MANSU reads: it has no {CONTENTS}.")
+    whole = CONTENTS in bundle.namelist() and bundle.getinfo(CONTENTS).file_size <= _LONGEST
+    about = _parsed(bundle.read(CONTENTS)) if whole else None
+    if not isinstance(about, dict):
+        raise BadInputError(f"The file is no bundle of a run: it has no {CONTENTS} that is whole.")
+    if about.get("version") != VERSION:
+        raise BadInputError(
+            f"The bundle is of version {about.get('version')!r:.20}, and this MANSU reads version "
+            f"{VERSION}: make it again."
+        )
     name, files = about.get("run"), about.get("files")
     if not (isinstance(name, str) and re.fullmatch(_NAME, name)) or not isinstance(files, dict):
         raise BadInputError(f"{CONTENTS} in the bundle is damaged: make the bundle again.")
@@ -183,14 +195,17 @@ def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
     subject = Path(run.subject)
     if not subject.is_absolute():
         return contents
-    changed = {}
-    for name, data in contents.items():
-        if name.endswith(".safetensors"):
-            contents[name] = _renamed(files[name], str(subject), subject.name, data)
-            old, new = (hashlib.sha256(d).hexdigest() for d in (data, contents[name]))
-            changed |= {old: new} if old != new else {}
-    changed[_in_json(str(subject))] = _in_json(subject.name)
-    for name in (n for n in contents if not n.endswith(".safetensors")):
+    changed = {
+        json.dumps(str(subject), ensure_ascii=ascii_only)[1:-1]: _in_json(subject.name)
+        for ascii_only in (True, False)  # our headers are ASCII, our files are not
+    }
+    tensors = [name for name in contents if name.endswith(".safetensors")]
+    for name in sorted(tensors, key=lambda n: not n.endswith(ARTEFACTS["edit"].file)):
+        data = contents[name]  # of an edit first: its sha256 stands in others' headers
+        contents[name] = _renamed(files[name], changed, data)
+        old, new = (hashlib.sha256(d).hexdigest() for d in (data, contents[name]))
+        changed |= {old: new} if old != new else {}
+    for name in (n for n in contents if n not in tensors):
         text = contents[name].decode("utf-8")
         for old, new in changed.items():
             text = text.replace(old, new)
@@ -202,13 +217,16 @@ def _in_json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _renamed(path: Path, old: str, new: str, data: bytes) -> bytes:
+def _renamed(path: Path, changed: Mapping[str, str], data: bytes) -> bytes:
     with safe_open(str(path), "pt") as file:
         about = file.metadata() or {}
-        if not any(_in_json(old) in value for value in about.values()):
+        told = dict(about)
+        for old, new in changed.items():
+            told = {name: value.replace(old, new) for name, value in told.items()}
+        if told == about:
             return data
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return save(tensors, {k: v.replace(_in_json(old), _in_json(new)) for k, v in about.items()})
+    return save(tensors, told)
 
 
 def _text(value: Any) -> bytes:

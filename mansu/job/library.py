@@ -60,8 +60,9 @@ def describe(run: Run, given: Label) -> None:
     """Name a run and describe it, instead of what it was called.
 
     Raises:
-        BadInputError: the title has several lines, or something is too long.
+        BadInputError: the title has several lines, or something is too long; the run is an example.
     """
+    run.refuse_example()
     one = Label(given.title.strip(), given.notes.strip())
     if len(one.title.splitlines()) > 1:
         raise BadInputError("A run's name is one line: put the rest into its notes.")

@@ -236,6 +236,18 @@ class Run:
                 "it first, and work on the copy."
             )
 
+    def refuse_inside(self, path: Path) -> None:
+        """Refuse a place in this folder for a file that a person asks for: it holds results.
+
+        Raises:
+            BadInputError: the path leads into the run folder.
+        """
+        if path.resolve().is_relative_to(self.path.resolve()):
+            raise BadInputError(
+                f"{path} is in the run folder {self.path}, which holds only what MANSU keeps "
+                "there: give a place outside of it."
+            )
+
     @property
     def subject(self) -> str:
         return str(self.manifest["subject"])

@@ -24,7 +24,7 @@ from mansu import __version__, methods
 from mansu.errors import DamagedError, MansuError
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.review import Review
-from mansu.evidence.verdict import ABOUT, LIMITS, Verdict
+from mansu.evidence.verdict import ABOUT, LIMITS, Thresholds, Verdict
 from mansu.files import reading, replacing, write_json
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
@@ -33,6 +33,7 @@ from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES
 from mansu.report import repeat
 from mansu.report.flips import FINE, Flip, counts, flips
+from mansu.settings import configure
 from mansu.show import numbers
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
@@ -137,6 +138,12 @@ class Dossier:
         return Verdict.from_json(self.verdict)
 
     @property
+    def held_against(self) -> tuple[Thresholds, Thresholds]:
+        """The dossier's thresholds, and the original ones."""
+        now, first = (configure(Thresholds, t, "it") for t in (self.thresholds, self.originals))
+        return now, first
+
+    @property
     def signed(self) -> Review | None:
         """The review, if there is one."""
         return None if self.review is None else Review.from_json(self.review)
@@ -154,7 +161,9 @@ class Dossier:
         """
         try:
             found = _ADAPTER.validate_json(text, strict=True, extra="forbid")
-            _ = found.judged, found.signed
+            _ = found.judged, found.signed, found.held_against
+            for values in [*found.accuracies.values(), *(found.attacks or {}).values()]:
+                _ = [interval(value) for value in values]
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"

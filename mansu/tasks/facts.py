@@ -301,14 +301,21 @@ def _cells(text: str) -> Iterator[tuple[int, Row]]:
     reader = DictReader(StringIO(text, newline=""), delimiter=between, strict=True)
     read = 0
     try:
-        _ = reader.fieldnames  # reads the first line
+        names = list(reader.fieldnames or ())  # reads the first line
         read = reader.line_num
+        twice = next((name for name in names if name and names.count(name) > 1), None)
+        if twice is not None:
+            yield read, partial(_twice, twice)
         for row in reader:
             read = reader.line_num
             inside = sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
             yield read - inside, partial(_record, row)
     except CSVError as error:  # what follows would be read in the middle of a cell
         yield read + 1, partial(_no_csv, str(error))
+
+
+def _twice(name: str, where: str) -> Mapping[str, Any]:
+    raise BadInputError(f"{where} has the column {name!r:.80} twice: keep one of them.")
 
 
 def _no_csv(why: str, where: str) -> Mapping[str, Any]:

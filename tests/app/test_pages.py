@@ -108,6 +108,22 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     assert metrics(app)["Faithfulness, measured"] == f"{circuit.faithfulness:.1%}"
 
 
+@pytest.mark.parametrize(("page", "file"), [("circuit", "marks.json"), ("ask", "mask.safetensors")])
+def test_a_damaged_file_that_only_a_part_of_a_page_reads_is_said(
+    page: str, file: str, runs: Path
+) -> None:
+    path = runs / "finished" / file
+    whole = path.read_bytes() if path.exists() else None
+    try:
+        path.write_bytes(b"[]")
+        app = opened(page, run="finished", edit="mansu")
+        assert any(f"{file} is damaged" in error.value for error in app.error)
+    finally:
+        path.unlink()
+        if whole is not None:
+            path.write_bytes(whole)
+
+
 def test_a_run_without_edge_scores_says_what_to_do(runs: Path) -> None:
     file = Run.open(runs / "finished").file("edges", "mansu")
     whole = file.read_bytes()

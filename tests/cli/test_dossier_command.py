@@ -53,7 +53,14 @@ def test_a_dossier_is_written_signed_and_repeated_by_its_own_command(
         (["mine", "--threshold", "nonsense=1"], "no setting of the verdict"),
         (["mine", "--name", "Ada"], "belongs to a decision"),
         (["mine", "--decision", "rejected"], "needs a name"),
+        (["mine", "--decision", "rejected", "--name", "A\u202ed\na"], "not printed"),
+        (
+            ["mine", "--decision", "rejected", "--name", "A", "--note", "gap=\udcff"],
+            "part of no text",
+        ),
         (["mine", "--against", "mine/manifest.json"], "no dossier"),
+        (["mine", "--to", "mine/manifest.html"], "outside of it"),
+        (["mine", "--to", "mine/edits/mansu/verdict"], "outside of it"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -72,3 +79,8 @@ def test_a_run_is_packed_and_unpacked(
     assert cli.main(["bundle", "mine.zip", "--to", "there"]) == 0
     assert Run.open(tmp_path / "there").edits() == ("mansu",)
     assert cli.main(["bundle", "nothing"]) == 2
+    capsys.readouterr()
+    assert cli.main(["bundle", "mine", "--to", "mine/inside.zip"]) == 2
+    assert "outside of it" in capsys.readouterr().err and not (run.path / "inside.zip").exists()
+    assert cli.main(["bundle", "mine.zip", "--method", "ga", "--to", "other"]) == 2
+    assert "leave it out" in capsys.readouterr().err and not (tmp_path / "other").exists()

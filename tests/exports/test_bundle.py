@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from made import changed, run_of
 
+from mansu.circuits.diff import Scores
 from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.exports.bundle import CONTENTS, pack, unpack
 from mansu.job.runs import Run
@@ -64,7 +68,7 @@ def test_some_edits_can_be_left_out(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_path: Path) -> None:
-    secret = tmp_path / "home" / "somebody" / "a model"
+    secret = tmp_path / "home" / "somebody é" / "a model"
     base = measure_task(tiny, tiny_task)
     run = run_of(tmp_path / "private", tiny, tiny_task, base, {"mansu": base})
     manifest = {**run.manifest, "subject": str(secret)}
@@ -73,6 +77,7 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     edit = run.edit("mansu")
     told = Edit(**{**edit.__dict__, "meta": {**edit.meta, "subject": str(secret)}})
     run.save({"edit": told, "full": base, "nf4": base}, "mansu")
+    run.save({"edges": Scores(torch.arange(2), torch.ones(2, 3))}, "mansu")
     pack(run, tmp_path / "p.zip")
     with zipfile.ZipFile(tmp_path / "p.zip") as bundle:
         for name in bundle.namelist():
@@ -81,6 +86,11 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     made = unpack(tmp_path / "p.zip", tmp_path / "made")
     assert made.subject == "a model" and made.edit("mansu").meta["subject"] == "a model"
     assert made.measurement("mansu", nf4=True).splits.keys() == base.splits.keys()  # still bound
+    assert made.edge_scores("mansu").codes.tolist() == [0, 1]
+    run.file("mask").write_bytes(b"junk")
+    with pytest.raises(DamagedError, match="cannot be read"):
+        pack(run, tmp_path / "damaged.zip")
+    assert not (tmp_path / "damaged.zip").exists()
 
 
 def rewritten(
@@ -151,3 +161,35 @@ def test_links_changed_bytes_and_other_files_are_refused(run: Run, tmp_path: Pat
         with pytest.raises(BadInputError, match="no bundle"):
             unpack(bad, to)
     assert not to.exists() and not list(tmp_path.glob("*.part"))
+
+
+def test_any_damage_to_a_bundle_is_refused(run: Run, tmp_path: Path) -> None:
+    pack(run, tmp_path / "good.zip")
+    good, rng = (tmp_path / "good.zip").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(150):  # some of it breaks zlib's own stream
+        bad = bytearray(good)
+        for _ in range(3):
+            bad[rng.randrange(len(bad))] ^= rng.randrange(1, 256)
+        (tmp_path / "bad.zip").write_bytes(bad)
+        try:
+            unpack(tmp_path / "bad.zip", tmp_path / "to")
+        except MansuError:
+            refused += 1
+            assert not (tmp_path / "to").exists()
+        else:  # dates and the like
+            shutil.rmtree(tmp_path / "to")
+    assert refused > 100
+
+
+def test_what_a_bundle_says_of_itself_is_of_this_version_and_not_endless(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(run, tmp_path / "good.zip")
+    with zipfile.ZipFile(tmp_path / "later.zip", "w") as bundle:
+        bundle.writestr(CONTENTS, json.dumps({"version": 2, "run": "a", "files": {}}))
+    with pytest.raises(BadInputError, match="of version 2"):
+        unpack(tmp_path / "later.zip", tmp_path / "to")
+    monkeypatch.setattr("mansu.exports.bundle._LONGEST", 100)
+    with pytest.raises(BadInputError, match="that is whole"):
+        unpack(tmp_path / "good.zip", tmp_path / "to")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from mansu import methods, tasks
+from mansu import cli, methods, tasks
 from mansu.errors import MansuError
-from mansu.job import examples, runs
+from mansu.job import examples, library, runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
@@ -84,10 +85,37 @@ def test_an_example_is_not_worked_on() -> None:
         lambda: run.discard("mansu"),
         lambda: run.save({"timings": {}}),
         run.new_log,
+        lambda: library.describe(run, library.Label("mine")),
     ):
         with pytest.raises(MansuError, match="copy it first"):
             work()
     assert sorted((f, f.stat().st_mtime_ns) for f in run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--folder", "RUN"],
+        ["unlearn", "RUN", "--again"],
+        ["attack", "RUN"],
+        ["export", "RUN", "--to", "model"],
+        ["score", "rows.jsonl", "--set", "mmlu", "--run", "RUN"],
+        ["dossier", "RUN", "--to", "RUN/dossier.html"],
+        ["bundle", "RUN", "--to", "RUN/bundle.zip"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_command_leaves_a_file_in_an_example(
+    command: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    (home / "shipped").mkdir()
+    run = Run.open(shutil.copytree(SHIPPED[0].path, home / "shipped" / SHIPPED[0].name))
+    (run.path / "job.lock").unlink(missing_ok=True)
+    monkeypatch.setattr(runs, "EXAMPLES", home / "shipped")
+    before = sorted(f for f in run.path.rglob("*"))
+    assert cli.main([word.replace("RUN", str(run.path)) for word in command]) == 2
+    assert sorted(f for f in run.path.rglob("*")) == before
 
 
 def test_what_is_not_finished_or_too_large_is_not_shipped(

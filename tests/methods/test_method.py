@@ -90,6 +90,7 @@ def test_given_settings_are_parsed_and_checked() -> None:
         ("mansu", "speed=9", "'speed' is no setting of mansu: it has rate, steps"),
         ("mansu", "steps=1.5", "give a whole number of at least 1"),
         ("mansu", "floor=1", "give true or false"),
+        ("mansu", "bfloat16=1", "give true or false, or null"),
         ("mansu", "rate=NaN", "give a number above 0"),
         ("mansu", "target=1.5", "at most 1, or null"),
         ("sure", "percentile=100", "at most 99.9"),

@@ -148,6 +148,9 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"verdict": {}},
         {"more": 1},
         {"review": {"decision": "maybe"}},
+        {"thresholds": {}},
+        {"originals": {"margin": 0.5, "tolerance": 7.0}},
+        {"accuracies": {"Forget": [[1.0]]}},
     ],
 )
 def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> None:

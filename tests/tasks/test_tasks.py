@@ -221,6 +221,12 @@ def test_a_bad_record_of_a_csv_is_named(record: str, where: str, why: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_a_column_of_a_csv_that_is_there_twice_is_named() -> None:
+    text = "prompt,answer,split,answer\np, a,forget, b\n"
+    with pytest.raises(BadInputError, match="Line 1 of the task has the column 'answer' twice"):
+        tasks.parse(text, "mine", csv=True)
+
+
 def test_a_csv_file_is_a_task(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("prompt,answer,split\np, a,forget\nq, b,retain\n")
