@@ -55,6 +55,7 @@ def picture(told: Sequence[Chapter]) -> go.Figure:
         width=0.45,
         text=[percent(c.share_left) for c in told],
         textposition="auto",
+        textangle=0,
         customdata=[[c.left, c.moved] for c in told],
         hovertemplate="%{y}: %{customdata[0]:,} of %{customdata[1]:,} moves<extra></extra>",
         showlegend=False,
