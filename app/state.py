@@ -43,11 +43,8 @@ def show_errors() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code.
-
-    No line ends between a number and its per cent sign.
-    """
-    parts = re.sub(r"(?<=\d) %", "\u00a0%", text).split("`")
+    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
+    parts = text.split("`")
     return "`".join(
         part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
         for i, part in enumerate(parts)
