@@ -30,10 +30,10 @@ TERMS: Mapping[str, str] = {
     "and for those to keep, and moves every weight a little.",
     "Update": "How far an edit moves a weight.",
     # 4 bits
-    "NF4": "A way to store weights in 4 bits, as most quantized models are. Weights are cut into "
+    "NF4": "A way to store weights in 4 bits, as most quantised models are. Weights are cut into "
     "blocks of 64, and each is rounded to one of sixteen values (its code) times the largest of "
     "its block.",
-    "Quantization": "Storing weights in fewer bits, by rounding each to one of a few values.",
+    "Quantisation": "Storing weights in fewer bits, by rounding each to one of a few values.",
     "Block": "64 neighbouring weights that share one scale in NF4.",
     "Absmax": "The largest magnitude of a block, which its sixteen values are multiplied by.",
     "Code": "Which of the sixteen values a weight is rounded to, 0 to 15.",
@@ -46,9 +46,15 @@ TERMS: Mapping[str, str] = {
     "Log-probability": "The logarithm of how probable a model finds an answer. It moves before "
     "accuracy does.",
     "Nat": "The unit of a log-probability. 0.7 nats more is twice as probable.",
+    "KL from uniform": "How far the four choices are from equally probable, in nats: 0 where the "
+    "model cannot tell them apart.",
     "Interval": "The range in which a number would lie for 95 % of other samples of facts "
     "(bootstrap).",
     "Came back": "Right before the edit, wrong after it, right again in NF4.",
+    "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "
+    "NF4, less that in full precision. PTQ is quantisation after training.",
+    "McNemar's test": "Of the facts that NF4 changes, do more come back than are lost? A small p "
+    "says that chance alone would seldom split them so.",
     "Recovery": "What brings forgotten answers back: 4 bits, other words, a hint, relearning.",
     "Relearning": "Training an edited model for a few steps on half of the forgotten facts. If the "
     "other half returns, it was hidden and not erased.",
@@ -64,6 +70,8 @@ TERMS: Mapping[str, str] = {
     "Logit lens": "What a model would say if it ended after a layer.",
     "CAD": "Circuit attribution divergence: how far an edit changed the circuit, 0 (the same) to 1 "
     "(nothing in common).",
+    "Noise floor": "The CAD between two halves of the prompts in the unedited model: what is found "
+    "where nothing changed.",
     "Signal CAD": "CAD of what the circuit's nodes write, so that an edit which only hides the "
     "answer at the end stays low.",
     "Suppressor": "An edit that hides the answers and erases nothing, to compare with.",

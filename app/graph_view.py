@@ -79,7 +79,7 @@ def strongest(attribution: Attribution, n: int) -> list[dict[str, Any]]:
                 "from": graph.source_name(source),
                 "to": graph.destination_name(destination),
                 "score": score,
-                "share": abs(score) / total,
+                "share": 100 * abs(score) / total,  # in percent: a column cannot scale it
             }
         )
     return rows

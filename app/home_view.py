@@ -33,7 +33,7 @@ def verdicts(judged: Mapping[str, Verdict]) -> dict[str, list[str]]:
     columns = {"Question": [*QUESTIONS.values(), "All four together"]}
     for title, verdict in judged.items():
         found = [getattr(verdict, name).status for name in QUESTIONS] + [verdict.status]
-        columns[title] = [f"{mark(status)} {status}" for status in found]
+        columns[title] = [f"{mark(status)}\u00a0{status}" for status in found]
     return columns
 
 
@@ -56,6 +56,7 @@ def picture(told: Sequence[Chapter]) -> go.Figure:
         width=0.45,
         text=[percent(c.share_left) for c in told],
         textposition="auto",
+        textangle=0,
         customdata=[[c.left, c.moved] for c in told],
         hovertemplate="%{y}: %{customdata[0]:,} of %{customdata[1]:,} moves<extra></extra>",
         showlegend=False,
@@ -93,7 +94,7 @@ def picture(told: Sequence[Chapter]) -> go.Figure:
     figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2}, row=1, col=2)  # type: ignore[arg-type]
     figure.update_xaxes(tickformat=".0%", range=[0, 1.05], tickvals=[0, 0.5, 1], row=1, col=1)
     figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.06], row=1, col=2)
-    figure.update_yaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")  # in the order of the sentences
     return figure.update_layout(
         height=160 + 70 * len(told),
         margin={"l": 8, "r": 8, "t": 40, "b": 8},

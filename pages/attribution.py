@@ -68,7 +68,7 @@ def result(run: Run) -> None:
             column_config={
                 "score": st.column_config.NumberColumn(format="%.4f"),
                 "share": st.column_config.NumberColumn(
-                    format="percent", help="|score| ÷ Σ |score| of all edges"
+                    format="%.2f %%", help="|score| ÷ Σ |score| of all edges"
                 ),
             },
         )

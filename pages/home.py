@@ -70,7 +70,7 @@ def verdict(run: Run) -> None:
 def doors(run: Run) -> None:
     """What to do with a run."""
     st.header("Where to go")
-    row = st.container(horizontal=True)  # a narrow page puts them below each other
+    row = st.container(horizontal=True, key="doors")  # a narrow page: below each other
     for title, about, links in DOORS:
         with row.container(border=True, width=300):
             st.subheader(title, anchor=False)
@@ -85,7 +85,7 @@ def doors(run: Run) -> None:
                     )
 
 
-def own_work(example: Run) -> None:
+def own_work(example: Run, runs: list[Run]) -> None:
     """From the example to work of one's own."""
     st.header("Your own work")
     st.markdown("The example comes with MANSU and stays as it is. This made it:")
@@ -99,6 +99,14 @@ def own_work(example: Run) -> None:
     if st.button("Copy the example to work on it", icon=":material/content_copy:"):
         state.select("run", copied(example).name)
         st.rerun()
+    if any(run.name == example.name and not run.is_example for run in runs):
+        st.success(f"Your copy is the run {example.name}.", icon=":material/check:")
+        st.page_link(
+            PAGES / "unlearn.py",
+            label="Work on your copy",
+            icon=":material/arrow_forward:",
+            query_params={"run": example.name},
+        )
 
 
 st.title("Does it stay forgotten?")
@@ -115,4 +123,4 @@ for part in (beginning, verdict):
         part(example)
 doors(example if example in runs else runs[0])
 with state.show_errors():
-    own_work(example)
+    own_work(example, runs)

@@ -49,17 +49,23 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
         who = f"{signed.decision}: {signed.name}, {signed.date}"
         draw = st.success if signed.decision == "accepted" else st.warning
         draw(state.plain(capitalised(who)), icon=":material/edit_document:")
+        if signed.decision == "accepted" and found.status != "passed":
+            st.warning(f"Accepted although the verdict is {found.status}.")
         if signed.seen != found.status:
             st.warning(f"It was signed when the verdict was {signed.seen}.")
     before = {} if signed is None else signed.notes
     with st.expander("Sign" if signed is None else "Sign anew"), st.form("sign"):
-        decision = st.radio("Decision", DECISIONS, horizontal=True)
+        decision = st.radio("Decision", DECISIONS, index=None, horizontal=True)
         name = st.text_input("Your name", "" if signed is None else signed.name)
         notes = {
             key: st.text_area(f"Note on {title}", before.get(key, ""), height=80)
             for key, title in ABOUT.items()
         }
-        if st.form_submit_button("Sign", icon=":material/edit_document:"):
+        if not st.form_submit_button("Sign", icon=":material/edit_document:"):
+            return
+        if decision is None:
+            st.error("Choose a decision, then sign.", icon=":material/error:")
+        else:
             with state.show_errors():
                 said = {key: note.strip() for key, note in notes.items() if note.strip()}
                 today = date.today().isoformat()
@@ -150,13 +156,13 @@ def take_along(run: Run, method: str, found: Dossier) -> None:
     """The dossier and the run as files, and a run of such a file."""
     st.subheader("Take it along")
     name = f"{run.name}-{method}"
-    left, middle, right = st.columns(3)
+    row = st.container(horizontal=True)  # a narrow page puts them below each other
     icon = ":material/download:"
-    left.download_button("Dossier, one HTML file", lambda: page(found), f"{name}.html", icon=icon)
-    middle.download_button(
-        "The same as JSON", lambda: json.dumps(found.to_json()), f"{name}.json", icon=icon
+    row.download_button("Dossier (HTML)", lambda: page(found), f"{name}.html", icon=icon)
+    row.download_button(
+        "Dossier (JSON)", lambda: json.dumps(found.to_json()), f"{name}.json", icon=icon
     )
-    right.download_button("The run as one file", lambda: bundled(run), f"{run.name}.zip", icon=icon)
+    row.download_button("Whole run (zip)", lambda: bundled(run), f"{run.name}.zip", icon=icon)
 
 
 def bundled(run: Run) -> bytes:

@@ -554,8 +554,8 @@ export class Instrument {
         : [item(FOR, "carries the answer"), item(AGAINST, "works against it")]),
       make("span", { textContent: "● head  ■ MLP  ◆ embedding, logits" }));
     if (view.stage)
-      this.legend.append(make("span", {
-        textContent: "size: weights that the edit moved; filled pie: those whose NF4 code changed" }));
+      this.legend.append(item("currentColor", "of a node's moved weights, those whose NF4 code changed"),
+        make("span", { textContent: "size: weights that the edit moved" }));
   }
 
   filtered() {
@@ -892,7 +892,7 @@ export class Instrument {
         pen.beginPath();
         pen.moveTo(x, y);
         pen.arc(x, y, r, -Math.PI / 2, -Math.PI / 2 + (2 * Math.PI * counts[1]) / counts[0]);
-        pen.fillStyle = CLASSES.new.colour;
+        pen.fillStyle = ink; // no colour of an edge's class
         pen.fill();
       }
       shape(pen, INK[node.kind] ?? "square", x, y, r);

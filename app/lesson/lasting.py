@@ -6,7 +6,7 @@ from typing import Literal
 
 import streamlit as st
 
-from app import words
+from app import glossary, words
 from app.lesson import figures
 from app.lesson.answers import coin
 from app.lesson.bench import EDITS, Bench
@@ -307,6 +307,8 @@ def _predict_sign(bench: Bench) -> Answer | None:
                 key=f"lesson sign {edit} {p.name}",
             )
             given += [choice] if choice else []
+    words_of = ("Nat", "KL from uniform", "McNemar's test", "CAD", "Suppressor")
+    st.caption(f"Words: {', '.join(glossary.link(word) for word in words_of)}.")
     lacking = "" if len(given) == len(ABOUT) else f"{len(given)} of {len(ABOUT)} given."
     return (edit, *given) if committed("sign", lacking) else None
 

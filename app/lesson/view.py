@@ -217,7 +217,7 @@ def teacher() -> None:
     """Minutes, the question to ask, notes, and what the class said."""
     st.markdown(
         f"{len(STEPS)} steps, about {sum(step.minutes for step in STEPS):g} minutes. Everybody "
-        "opens the Learn page of this server and predicts on a screen of their own; switch on "
+        "opens the Lesson page of this server and predicts on a screen of their own; switch on "
         "*Projector* for the room. Ask before the reveal, and wait."
     )
     if st.button("Measure everything now, so that nobody waits", icon=":material/speed:"):
@@ -244,7 +244,7 @@ def everybody() -> None:
             return
         for place, step in enumerate(STEPS):
             if step.key in counts:
-                with st.expander(f"{place + 1}. {step.title}: {counts[step.key]} answers"):
+                with st.expander(f"{place + 1}. {step.title} (answers: {counts[step.key]})"):
                     _tally(step, board().answers(step.key))
         with st.popover("Clear the class's answers", icon=":material/delete:"):
             st.markdown("This forgets what everybody answered. It cannot be undone.")

@@ -65,8 +65,12 @@ def test_a_decision_is_kept_with_the_edit_it_was_made_on(run: Run) -> None:
     assert any("Nobody has signed" in i.value for i in other.info)
 
 
-def test_a_signature_without_a_name_is_refused(run: Run) -> None:
+def test_a_signature_without_a_decision_or_a_name_is_refused(run: Run) -> None:
     app = opened(run="mine", edit="mansu")
+    (button,) = [b for b in app.button if b.label == "Sign"]
+    button.click().run()
+    assert "Choose a decision" in app.error[0].value and not run.has("review", "mansu")
+    app.radio[0].set_value("accepted")
     (button,) = [b for b in app.button if b.label == "Sign"]
     button.click().run()
     assert "needs a name" in app.error[0].value and not run.has("review", "mansu")
