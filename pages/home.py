@@ -52,8 +52,8 @@ def beginning(run: Run) -> None:
     st.markdown(f"{answers}  \n{story.moral(told)}")
     chance, baseline = link("Chance", "chance"), link("Baseline", "baseline")
     st.markdown(
-        f"Dotted: {chance}, one answer in four. {link('MANSU')} is this workbench's method, the "
-        f"other one a {baseline}."
+        f"Dotted: {chance}, one answer in four. {link('MANSU')} is this workbench's method; "
+        f"it is held against a {baseline}, or against itself with a part off."
     )
 
 
