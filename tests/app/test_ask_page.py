@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ PAGE = MAIN.parents[1] / "pages" / "ask.py"
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    only = tmp_path / "examples"
+    shutil.copytree(runs.EXAMPLES / "tiny-colours", only / "tiny-colours")
+    monkeypatch.setattr(runs, "EXAMPLES", only)
     return runs.examples()[0]
 
 
