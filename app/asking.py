@@ -14,20 +14,9 @@ from mansu.job.runs import Run
 from mansu.measure.answers import Answered, answered
 from mansu.report import asked
 from mansu.sets.ask import Answers, ask
-from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Fact
 from mansu.tasks.tokens import read
-
-
-def edit(run: Run, method: str) -> Edit:
-    """A method's edit, read once for all sessions."""
-    return _edit(str(run.path), method, run.digest(method))
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _edit(path: str, method: str, digest: str) -> Edit:
-    return Run.open(path).edit(method)
 
 
 @st.cache_resource(
@@ -68,7 +57,7 @@ def _answers(
     tokens: int,
 ) -> Answers:
     right = _token(subject, prompt, wanted) if wanted.strip() else ()
-    edits = {method: edit(run, method) for method in methods}
+    edits = {method: state.edit(run, method) for method in methods}
     return ask(subject, prompt, edits, tokens=tokens, wanted=right, nf4=_nf4(subject))
 
 

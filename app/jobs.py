@@ -17,7 +17,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from mansu.errors import BadInputError, MansuError
+from mansu.errors import MansuError
 from mansu.job import lock
 from mansu.job.pace import left
 from mansu.job.pipeline import expected
@@ -60,12 +60,6 @@ def state(run: Run) -> str:
         return "running"
     found = run.status().state  # asked for after the job is known to have ended
     return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
-
-
-def refuse_busy(run: Run) -> None:
-    """Raises BadInputError where a job is at work on the run."""
-    if state(run) == "running":
-        raise BadInputError("A job is at work on this run already: wait for it, or cancel it.")
 
 
 def cancel(run: Run) -> None:

@@ -78,6 +78,16 @@ def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
     return lens.look(subject, pairs, row)
 
 
+def edit(run: Run, method: str) -> Edit:
+    """A method's edit, read once for all sessions."""
+    return _edit(str(run.path), method, run.digest(method))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _edit(path: str, method: str, digest: str) -> Edit:
+    return Run.open(path).edit(method)
+
+
 def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
     """``lens.node_of_edited`` for an edit of a run, once for all sessions.
 
@@ -85,7 +95,7 @@ def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf
         MansuError: as ``session``.
     """
     return _node_after(
-        session(run).subject, pairs, row, source, run.digest(method), nf4, run.edit(method)
+        session(run).subject, pairs, row, source, run.digest(method), nf4, edit(run, method)
     )
 
 
@@ -165,7 +175,7 @@ def moved(run: Run, method: str) -> Mapping[str, tuple[int, int]]:
     Raises:
         MansuError: as ``session``.
     """
-    return _moved(session(run).subject, run.digest(method), run.edit(method))
+    return _moved(session(run).subject, run.digest(method), edit(run, method))
 
 
 @st.cache_data(
@@ -372,7 +382,6 @@ def _about(run: Run) -> None:
             width="stretch",
             help="It goes into the trash, and can be restored from there.",
         ):
-            jobs.refuse_busy(run)
             library.trash(run)
             st.rerun()
 

@@ -152,7 +152,7 @@ def weight(run: Run, methods: list[str]) -> None:
     """One weight of the circuit, before and after each edit."""
     st.header("Follow one weight", help=words.help("follow"))
     subject, mask = state.session(run).subject, run.mask()
-    edits = {m: asking.edit(run, m) for m in methods}
+    edits = {m: state.edit(run, m) for m in methods}
     left, right = st.columns(2)
     with left:
         method = state.choose("Weights moved by", methods, "moved_by", format_func=words.title)

@@ -89,7 +89,7 @@ REACH = Step(
     outcome=_outcome_reach,
     accepts=lambda answer: between(answer, (1, 2000)),
     said=lambda bench, answer: first(answer),
-    link=Link("nf4", "See this histogram for a run", ("graddiff",), {"edit": "graddiff"}),
+    link=Link("nf4", "See this histogram for a run", ("graddiff",)),
     real=real.reach,
 )
 
@@ -186,7 +186,7 @@ FLIP = Step(
         len(answer) == 2 and answer[0] in ("gentle", "ordinary") and between(answer[1:], (0, 1))
     ),
     said=lambda bench, answer: float(answer[1]),
-    link=Link("nf4", "See expected and real shares by layer", ("graddiff",), {"edit": "graddiff"}),
+    link=Link("nf4", "See expected and real shares by layer", ("graddiff",)),
 )
 
 
@@ -279,7 +279,6 @@ DEPLOY = Step(
         "compare",
         "Compare two edits in both formats",
         ("mansu", "graddiff"),
-        {"a": "mansu", "b": "graddiff"},
     ),
     real=real.comes_back,
 )

@@ -123,7 +123,7 @@ FLOOR = Step(
     outcome=_outcome_floor,
     accepts=lambda answer: between(answer, *[(0, 1)] * len(SHOWN)),
     said=lambda bench, answer: sum(float(x) for x in answer) / len(answer),
-    link=Link("nf4", "See what each format keeps", ("mansu",), {"edit": "mansu"}),
+    link=Link("nf4", "See what each format keeps", ("mansu",)),
 )
 
 
@@ -246,7 +246,7 @@ HIDDEN = Step(
     outcome=_outcome_hidden,
     accepts=lambda answer: len(answer) == 1 and answer[0] in CHOICES,
     said=lambda bench, answer: MODEL_TITLES[str(answer[0])],
-    link=Link("compare", "See CAD and relearning of a run", ("mansu",), {"a": "mansu"}),
+    link=Link("compare", "See CAD and relearning of a run", ("mansu",)),
 )
 
 
@@ -387,6 +387,5 @@ SIGN = Step(
         "compare",
         "Read a verdict with its evidence",
         ("mansu", "graddiff"),
-        {"a": "mansu", "b": "graddiff"},
     ),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from app.lesson.bench import Bench
 from app.lesson.tally import Said
@@ -36,13 +37,21 @@ class Link(NamedTuple):
 
     Attributes:
         page: its name in the address. label: of the button.
-        edits: that a run must have for it. query: what is chosen there.
+        edits: that a run must have for it, and that are chosen there.
     """
 
     page: str
     label: str
-    edits: tuple[str, ...]
-    query: Mapping[str, str]
+    edits: tuple[str, ...] = ()
+
+    def address(self, run: Run) -> str:
+        """The page with the run and the edits chosen, by the names that it has them under."""
+        chosen = {
+            "nf4": {"edit": self.edits[:1]},
+            "compare": {"edits": [f"{run.name}/{method}" for method in self.edits]},
+        }
+        query = {"run": run.name, **chosen.get(self.page, {})}
+        return f"{self.page}?{urlencode(query, doseq=True)}"
 
 
 @dataclass(frozen=True)

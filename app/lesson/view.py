@@ -135,8 +135,6 @@ def _tally(step: Step, said: list[float | str]) -> None:
 def _elsewhere(step: Step, made: Bench) -> None:
     """The button to the same thing in the workbench, in a tab of its own."""
     run = run_for(step, made)
-    query = {"run": run.name, **step.link.query} if run else {}
-    told = "&".join(f"{name}={value}" for name, value in query.items())
     if run is None:
         st.caption(
             "There is no run of this model here to look at: start one on the Attribution page "
@@ -145,7 +143,7 @@ def _elsewhere(step: Step, made: Bench) -> None:
         return
     st.link_button(
         f"{step.link.label}: open it in the workbench",
-        f"{step.link.page}?{told}",
+        step.link.address(run),
         icon=":material/open_in_new:",
     )
 

@@ -110,7 +110,7 @@ LINE = Step(
     outcome=_outcome_line,
     accepts=lambda answer: between(answer, (-1, 1)),
     said=lambda bench, answer: first(answer),
-    link=Link("nf4", "See the bins of a whole edit", ("mansu",), {"edit": "mansu"}),
+    link=Link("nf4", "See the bins of a whole edit", ("mansu",)),
 )
 
 
@@ -205,5 +205,5 @@ BLOCK = Step(
     outcome=_outcome_block,
     accepts=lambda answer: between(answer, (0, MOST), (0, NF4.blocksize - 1)),
     said=lambda bench, answer: float(answer[1]),
-    link=Link("nf4", "Count the bystanders of an edit", ("graddiff",), {"edit": "graddiff"}),
+    link=Link("nf4", "Count the bystanders of an edit", ("graddiff",)),
 )

@@ -140,7 +140,7 @@ GRID = Step(
         f"{percent(COUNTS[_place(answer)[0]])} of the weights, "
         f"{figures.fraction(DISTANCES[_place(answer)[1]])} bin"
     ),
-    link=Link("compare", "See forgetting against permanence", ("mansu",), {"a": "mansu"}),
+    link=Link("compare", "See forgetting against permanence", ("mansu",)),
 )
 
 
@@ -229,6 +229,6 @@ NODES = Step(
         and all(float(node).is_integer() for node in answer)
     ),
     said=lambda bench, answer: ", ".join(bench.nodes()[node] for node in _chosen(answer)),
-    link=Link("circuit", "Explore the circuit", (), {}),
+    link=Link("circuit", "Explore the circuit"),
     real=real.circuit,
 )

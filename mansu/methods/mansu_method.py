@@ -213,7 +213,8 @@ class _Work:
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         subject = problem.subject
-        self.problem, self.settings = problem, settings
+        assert settings.target is not None  # they are ``chosen``
+        self.problem, self.settings, self.target = problem, settings, settings.target
         self.subject, self.rng = subject, random.Random(problem.seed)
         self._tell("quantising the unedited model")
         self.nf4_weights = Dequantized.of(subject)
@@ -330,8 +331,7 @@ class _Work:
             ),
             HARDEST,
         )
-        assert self.settings.target is not None
-        self.forgotten = max(found.forget, found.forget_nf4) <= self.settings.target + ALIKE
+        self.forgotten = max(found.forget, found.forget_nf4) <= self.target + ALIKE
         furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
         fell = found.retain_fall > self.problem.task.tolerance
         rank = (fell, found.retain_nats > 2 * KEPT, round(furthest / ALIKE))
@@ -357,10 +357,9 @@ class _Work:
         return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
-        assert self.settings.target is not None
         kept = found.retain_fall <= self.problem.task.tolerance
         kept = kept and found.retain_nats <= 2 * KEPT
-        return kept and max(found.forget, found.forget_nf4) <= self.settings.target
+        return kept and max(found.forget, found.forget_nf4) <= self.target
 
 
 class _Check(NamedTuple):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
@@ -233,6 +234,25 @@ def test_a_prediction_is_kept_and_counted() -> None:
     assert any(STEPS[5].question in header.value for header in at.header)
     at.button(key="step back").click().run()
     assert at.success  # it is still there
+
+
+@pytest.mark.parametrize("place", ["nf4", "compare"])
+def test_what_a_step_links_to_is_chosen_there(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    shown = next(run for run in runs.examples() if run.subject == "tiny")
+    for link in {step.link for step in STEPS if step.link.page == place}:
+        at = AppTest.from_file(str(ROOT / "pages" / f"{place}.py"), default_timeout=60)
+        for name, values in parse_qs(urlsplit(link.address(shown)).query).items():
+            at.query_params[name] = values
+        at.run()
+        assert not at.exception and at.sidebar.selectbox[0].value == shown.name
+        if place == "nf4":
+            assert at.selectbox(key="edit").value == link.edits[0]
+        else:
+            chosen = at.multiselect(key=f"edits of {shown.name}").value
+            assert chosen == [f"{shown.name}/{method}" for method in link.edits]
 
 
 @pytest.mark.usefixtures("alone")
