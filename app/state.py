@@ -332,7 +332,7 @@ def progress(run: Run) -> str:
     except MansuError:
         return "damaged"
     if found == "running":
-        return "at work"
+        return "waiting" if jobs.place(run) else "at work"
     missing = [name for name in run.asked if not run.has("verdict", name)]
     if not missing:
         return "done"
@@ -368,7 +368,7 @@ def _about(run: Run) -> None:
         if st.button(
             "Delete",
             icon=":material/delete:",
-            disabled=how_far == "at work",
+            disabled=how_far in ("at work", "waiting"),
             width="stretch",
             help="It goes into the trash, and can be restored from there.",
         ):

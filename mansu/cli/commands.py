@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from mansu import __version__
 from mansu.errors import MansuError
+from mansu.job.queue import wait_for_turn
 
 BAD_INPUT, CANCELLED = 2, 130
 
@@ -42,6 +43,7 @@ class Cancelled(BaseException):  # no "except Exception" may take it for a fault
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled."""
+    wait_for_turn()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given).parse_args(given)
     try:
