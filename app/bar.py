@@ -9,7 +9,7 @@ from mansu.job.library import title
 from mansu.job.runs import Run
 from mansu.show.numbers import percent
 
-SHOWN = 3
+SHOWN = 2
 """Jobs of the bar, those at work first: a whole class's would cover the page."""
 
 

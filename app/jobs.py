@@ -148,8 +148,7 @@ def doing(status: Status) -> str:
 
 def waiting(place: int) -> str:
     """Where in the queue a job stands, in words."""
-    which = "the next" if place == 1 else f"number {place}"
-    return f"waits for its turn, {which} in the queue"
+    return "waits for its turn: next" if place == 1 else f"waits for its turn: number {place}"
 
 
 def turns() -> str:
