@@ -23,6 +23,7 @@ from mansu.job.limits import limits
 from mansu.job.pace import left
 from mansu.job.pipeline import expected
 from mansu.job.runs import Run, Status, folder, listed
+from mansu.launch import SECRETS
 from mansu.progress import Step
 from mansu.show.numbers import duration, percent
 from mansu.show.sentences import sentence
@@ -54,7 +55,7 @@ def start(arguments: Sequence[str], run: Path) -> None:
             start_new_session=True,  # Ctrl-C in the server's terminal is not for the job
             pass_fds=[held.file, ticket.file],
             env={
-                **os.environ,
+                **{name: v for name, v in os.environ.items() if name not in SECRETS},
                 lock.INHERITED: str(held.file),
                 queue.INHERITED: ticket.inherited,
             },

@@ -329,7 +329,11 @@ def main() -> int:
             seen.faults += [f"a job failed: {error}" for error in failed]
         finally:
             server.send_signal(signal.SIGTERM)
-            server.wait(30)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                seen.faults.append("the server did not end within a minute")
+                server.kill()
         log = (Path(folder) / "server.log").read_text()
         tell(options, seen, took, memory, done)
         if "Traceback" in log:

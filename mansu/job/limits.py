@@ -46,9 +46,11 @@ def limits() -> Limits:
     Raises:
         BadInputError: a variable holds something else than its limit may be.
     """
-    given = {n: os.environ[variable(n)] for n in settings_of(Limits) if os.environ.get(variable(n))}
-    names = " and ".join(map(variable, given))
-    found = configure(Limits, {n: typed_in(text) for n, text in given.items()}, names)
+    found = Limits()
+    for name in settings_of(Limits):
+        if text := os.environ.get(variable(name)):
+            checked = configure(Limits, {name: typed_in(text)}, f"the server ({variable(name)})")
+            found = replace(found, **{name: getattr(checked, name)})
     return replace(
         found,
         memory=found.memory or machine_memory() / 2 / GIB,

@@ -111,5 +111,7 @@ def test_limits_are_said_by_variables_and_go_by_the_machine_where_they_are_not(
     found = limits()
     assert found.jobs == 3 and found.memory and 0.1 < found.memory < 10_000
     monkeypatch.setenv("MANSU_JOBS", "none")
-    with pytest.raises(BadInputError, match="jobs of MANSU_JOBS is 'none': give a whole number"):
+    with pytest.raises(
+        BadInputError, match=r"jobs of the server \(MANSU_JOBS\) is 'none': give a whole number"
+    ):
         limits()

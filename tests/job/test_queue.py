@@ -120,6 +120,7 @@ def test_tickets_taken_at_once_have_each_a_number(tmp_path: Path) -> None:
 def runs(tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
     monkeypatch.setenv("MANSU_JOBS", "1")
+    monkeypatch.setenv("MANSU_PASSWORD", "secret")
     settings = Settings(pairs=8, steps=1)
     first = Run.create(tiny, tasks.load("tiny-colours"), settings, tmp_path / "first")
     return first, Run.open(shutil.copytree(first.path, tmp_path / "second"))
@@ -132,6 +133,7 @@ def test_a_job_of_the_app_waits_and_is_cancelled_while_it_does(runs: tuple[Run, 
         assert jobs.state(second) == "running" and jobs.place(second) == 1
         who = lock.holder(second.path)
         assert who is not None and who.process is not None
+        assert "MANSU_PASSWORD" not in who.process.environ()  # it is no job's business
         time.sleep(1)
         assert jobs.place(second) == 1 and not second.log()  # it has not begun
         begun = time.monotonic()
