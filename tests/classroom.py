@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import random
 import shutil
@@ -352,7 +353,7 @@ def tell(
     done: int,
 ) -> None:
     """Print what was measured."""
-    times = [seconds for _, seconds in seen.pages]
+    times = [seconds for _, seconds in seen.pages] or [math.nan]
     print(
         f"{options.sessions} sessions, {options.jobs} jobs of {options.subject} in the queue "
         f"({done} ended), {took / 60:.1f} minutes, {os.cpu_count()} cores"

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -30,12 +29,10 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
 from mansu import tasks
@@ -72,6 +69,7 @@ from mansu.files import (
 )
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.lock import asked_to_stop
+from mansu.job.machine import machine
 from mansu.job.manifest import ABOUT, check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
@@ -84,7 +82,6 @@ from mansu.subjects.subject import Subject
 VERSION = 3
 READ = (2, 3)
 """Versions that are read. In a run of version 2, results need not say which run measured them."""
-PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 
 
 def folder() -> Path:
@@ -164,9 +161,7 @@ class Run:
             "task": {name: getattr(task, name) for name in ABOUT},
             "settings": asdict(settings or Settings()),
             "asked": list(asked),
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
-            "threads": torch.get_num_threads(),
+            **machine(),
         }
         name = f"{now:%Y%m%d-%H%M%S}-{slug(task.name)}-{slug(Path(subject.name).name)}"
         # Two of one second: the one that comes second gets a number.
