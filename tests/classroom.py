@@ -114,6 +114,7 @@ class Student:
             f"ws://{self.address}/_stcore/stream",
             subprotocols=[Subprotocol("streamlit")],
             max_size=None,
+            ping_interval=None,  # nor does a browser ask
         )
 
     def _click(self, what: Callable[..., None], *given: Any) -> None:

@@ -24,7 +24,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -230,6 +230,17 @@ class Run:
                 f"The run {self.name} is an example that ships with MANSU and stays as it is: copy "
                 "it first, and work on the copy."
             )
+
+    @classmethod
+    def refuse_in_any(cls, path: Path) -> None:
+        """``refuse_inside`` of whatever run folder a path leads into.
+
+        Raises:
+            BadInputError: it leads into one.
+        """
+        for parent in path.resolve().parents:
+            if cls.is_at(parent):
+                cls(parent, {}).refuse_inside(path)
 
     def refuse_inside(self, path: Path) -> None:
         """Refuse a place in this folder for a file that a person asks for: it holds results.
@@ -441,6 +452,16 @@ class Run:
         """Where the app exports an edit to."""
         return self.path / "exports" / slug("-".join([method, *formats]))
 
+    def kept(self) -> Iterator[tuple[str, str | None, str]]:
+        """Every result that is there, as ``read`` takes it: kind, method, part."""
+        for kind, about in ARTEFACTS.items():
+            pattern = f"edits/*/{about.file}" if about.of_edit else about.file.format("*")
+            start, _, end = about.file.partition("{}")
+            for path in sorted(self.path.glob(pattern)):
+                method = path.parent.name if about.of_edit else None
+                name = path.relative_to(self._edit_folder(method) if method else self.path)
+                yield kind, method, name.as_posix().removeprefix(start).removesuffix(end)
+
     def n_files(self) -> int:
         """How many results the run holds."""
         return sum(1 for p in self.path.rglob("*") if p.suffix in (".json", ".safetensors"))
@@ -515,7 +536,9 @@ class Run:
         return self.read("timings") if self.has("timings") else {}
 
     def add_timing(self, stage: str, seconds: float) -> None:
-        before = self.timings()
+        before: dict[str, float] = {}
+        with suppress(DamagedError, MismatchError):  # they are no result: work goes on without
+            before = self.timings()
         peak = max(peak_memory(), before.get("peak memory", 0.0))
         self.save({"timings": {**before, stage: round(seconds, 2), "peak memory": peak}})
 
