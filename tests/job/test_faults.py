@@ -1,6 +1,6 @@
-"""A job that is killed at any event of the file system leaves what was before, or what comes after.
+"""A job killed at any event of the file system leaves what was before, or what comes after.
 
-The work is done in a fork, which kills itself at its n-th event, for every n until it comes through.
+The work is done in a fork, which kills itself at its n-th event, for every n until it is through.
 """
 
 from __future__ import annotations
