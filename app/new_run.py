@@ -168,14 +168,20 @@ def _own(example: str) -> Task | None:
         return None
     text = pasted if file is None else _text(file.getvalue())
     path = Path("pasted.jsonl" if file is None else file.name)
-    csv = path.suffix == ".csv"
-    if wrong := tasks.problems(text, csv=csv):
+    wrong, task = _read(text, path.stem, path.suffix == ".csv")
+    if wrong:
         said = "\n".join(f"- {state.plain(sentence)}" for sentence in wrong[:SHOWN_PROBLEMS])
         more = len(wrong) - SHOWN_PROBLEMS
         said += f"\n- … and {more:,} more" if more > 0 else ""
         st.error(f"{len(wrong):,} to mend in the task:\n\n{said}", icon=":material/error:")
-        return None
-    return tasks.parse(text, path.stem, csv=csv)
+    return task
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _read(text: str, name: str, csv: bool) -> tuple[list[str], Task | None]:
+    """What is wrong with a task, and the task where nothing is; once a content, not a rerun."""
+    wrong = list(tasks.problems(text, csv=csv))
+    return wrong, None if wrong else tasks.parse(text, name, csv=csv)
 
 
 def _text(content: bytes) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import streamlit as st
 
 from app import jobs, links, words
+from app.shelf import shelf
 from mansu import subjects
 from mansu.circuits import lens
 from mansu.circuits.diff import moved_by_node
 from mansu.circuits.lens import Seen
-from mansu.circuits.metric import Metric
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
@@ -57,35 +57,27 @@ def subject(name: str) -> subjects.Subject:
     Raises:
         MansuError: it cannot be loaded.
     """
-    folder = Path(name)
+    folder = Path(name)  # which may get other weights: its files' times are part of the key
     stamps = [f.stat().st_mtime_ns for f in folder.iterdir()] if folder.is_dir() else []
-    return _loaded(name, tuple(sorted(stamps)))
+    return shelf().get(
+        ("subject", name, *sorted(stamps)),
+        lambda: subjects.load(name),
+        "Loading the model",
+        subjects.expected_bytes(name),
+    )
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model …")
-def _loaded(name: str, stamps: tuple[int, ...]) -> subjects.Subject:
-    """Stamps are those of a checkpoint's files: a folder may get other weights."""
-    return subjects.load(name)
-
-
-@st.cache_resource(
-    max_entries=64,
-    show_spinner=False,
-    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
-)
 def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
     """One pair as the model runs it, once for all nodes and all sessions that ask for them."""
-    return lens.look(subject, pairs, row)
+    key = ("look", subject.fingerprint, pairs.digest, row)
+    return shelf().get(key, lambda: lens.look(subject, pairs, row), "Running the model")
 
 
 def edit(run: Run, method: str) -> Edit:
     """A method's edit, read once for all sessions."""
-    return _edit(str(run.path), method, run.digest(method))
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _edit(path: str, method: str, digest: str) -> Edit:
-    return Run.open(path).edit(method)
+    key = ("edit", str(run.path), run.digest(method))
+    size = run.file("edit", method).stat().st_size
+    return shelf().get(key, lambda: run.edit(method), "Reading the edit", size)
 
 
 def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
@@ -132,17 +124,15 @@ def patched(run: Run) -> Patched:
         MansuError: as ``session``.
     """
     found = session(run)
-    return _patched(found.subject, found.pairs, run.circuit().metric, found.settings.budget)
+    subject, pairs, memory = found.subject, found.pairs, found.settings.budget
+    metric = run.circuit().metric
 
+    def make() -> Patched:
+        with subject.lock:
+            return Patched(subject, pairs, metric, memory)
 
-@st.cache_resource(
-    max_entries=1,
-    show_spinner="Recording the corrupt run …",
-    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
-)
-def _patched(subject: subjects.Subject, pairs: Pairs, metric: Metric, memory: int) -> Patched:
-    with subject.lock:
-        return Patched(subject, pairs, metric, memory)
+    key = ("patched", subject.fingerprint, pairs.digest, metric, memory)
+    return shelf().get(key, make, "Recording the corrupt run")
 
 
 def mask_size(run: Run, n: int) -> tuple[int, float] | None:
@@ -342,7 +332,7 @@ def progress(run: Run) -> str:
     except MansuError:
         return "damaged"
     if found == "running":
-        return "at work"
+        return "waiting" if jobs.place(run) else "at work"
     missing = [name for name in run.asked if not run.has("verdict", name)]
     if not missing:
         return "done"
@@ -378,7 +368,7 @@ def _about(run: Run) -> None:
         if st.button(
             "Delete",
             icon=":material/delete:",
-            disabled=how_far == "at work",
+            disabled=how_far in ("at work", "waiting"),
             width="stretch",
             help="It goes into the trash, and can be restored from there.",
         ):

@@ -13,7 +13,8 @@ from typing import Any
 
 from mansu import methods
 from mansu.evidence.verdict import Property, kept_groups
-from mansu.job.runs import PACKAGES, Run
+from mansu.job.machine import PACKAGES
+from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
 from mansu.show.numbers import Unit

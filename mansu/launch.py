@@ -15,6 +15,15 @@ from typing import NoReturn
 
 from mansu.errors import BadInputError
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Addresses that only this machine reaches."""
+PASSWORD, TEACHER = SECRETS = "MANSU_PASSWORD", "MANSU_TEACHER_PASSWORD"
+"""The variables that hold the password of the app, and of the lesson's teacher (``app.access``)."""
+OPEN = (
+    "Whoever reaches this server sees every run and may start jobs: it is open to the network, and "
+    f"has no password. Set {PASSWORD} for the server, and put HTTPS before it."
+)
+
 
 def app_folder() -> Path:
     """The folder that holds ``app`` and ``pages``: ``mansu/_app`` in a wheel, else the checkout."""

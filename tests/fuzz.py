@@ -1,4 +1,4 @@
-"""Damages files, tasks, settings and names at random: nothing but a ``MansuError`` comes out.
+"""Damages files, tasks, settings, names, command lines and links: only a ``MansuError`` comes out.
 
     python -m tests.fuzz --cases 50000 --seed 1 [--run FOLDER]
 
@@ -9,6 +9,7 @@ that have found a fault stand in ``KEPT``, and the tests do them again.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -21,21 +22,26 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from mansu import methods, tasks
+from mansu.cli import commands
+from mansu.cli.common import given_settings, method_settings
+from mansu.cli.dossier import _pairs
 from mansu.errors import MansuError
 from mansu.files import confined, slug
 from mansu.job.artefacts import ARTEFACTS
+from mansu.job.judging import judged
 from mansu.job.pipeline import VERDICT
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.settings import Settings
 from mansu.progress import silent
 from mansu.settings import configure, typed_in
 
-KEPT: tuple[int, ...] = ()
+KEPT: tuple[int, ...] = (813, 925, 1349)
 """Cases that ended in a foreign exception once."""
 
 SLOW = 10.0
@@ -55,6 +61,21 @@ VALUES = (
     "null",
     "[]", "{}", '"x"', "[" * 100_000, "", " ", "0x10", "1_000", "١", "\0", "1e308", "--", "=",
 )  # fmt: skip
+LINES = (
+    ("run", "--subject", "tiny", "--task", "tiny-colours", "--method", "ga", "--set", "steps=1"),
+    ("attribute", "--subject", "tiny", "--pairs", "8", "--steps", "1", "--tau", "0.5"),
+    ("dossier", "RUN", "--method", "ga", "--threshold", "kept=1"),
+    ("unlearn", "RUN", "--method", "ga", "--set", "steps=1"),
+    ("export", "RUN", "--method", "ga", "--format", "hf", "--to", "x"),
+    ("score", "x.jsonl", "--set", "mmlu", "--shots", "2", "--tokens", "3"),
+    ("bundle", "RUN", "--method", "ga"),
+    ("app", "--port", "8501", "--jobs", "2", "--memory", "1"),
+)
+PAGES = Path(__file__).parents[1] / "pages"
+SHOWN = ("home", "attribution", "unlearn", "nf4", "compare", "review", "learn", "glossary")
+"""Pages that load no model to be drawn, but the lesson's."""
+CHOSEN = ("run", "method", "view", "step", "subject", "task", "baseline", "pairs", "steps", "tau",
+          "model", "x")  # fmt: skip
 
 
 class Fuzzer:
@@ -80,6 +101,8 @@ class Fuzzer:
         rng = random.Random(number)
         kinds: list[Callable[[random.Random], None]] = [self._file] * 12
         kinds += [self._a_task, self._a_setting, self._a_name]
+        if number % 4 == 3:
+            kinds = [self._a_link] if number % 256 == 3 else [self._a_line]  # a page takes longer
         kind = rng.choice(kinds)
         start = time.perf_counter()
         self.done[kind.__name__.strip("_")] += 1
@@ -138,6 +161,43 @@ class Fuzzer:
         else:
             name = rng.choice([*Settings.__dataclass_fields__, "x"])
             configure(Settings, {name: rng.choice([typed_in(value), *ODD])}, "a run")
+
+    def _a_line(self, rng: random.Random) -> None:
+        """A command line: read in whole; done, where that only reads the run."""
+        words = list(rng.choice(LINES))
+        words = [str(self.run.path) if word == "RUN" else word for word in words]
+        for _ in range(rng.randint(1, 2)):
+            at = rng.randrange(1, len(words) + 1)
+            odd = rng.choice([*VALUES[:14], *TEXTS, "--threshold", "--method=x", "--set=rate=x"])
+            words[at:at] = [odd] if rng.random() < 0.4 else []
+            words[at : at + 1] = [odd] if rng.random() < 0.7 else words[at : at + 1]
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                options = commands.parser(words).parse_args(words)
+                if words[0] in ("run", "attribute"):
+                    given_settings(options)
+                    for name in options.method or () if words[0] == "run" else ():
+                        method_settings(options, name)
+                elif words[0] == "dossier" and options.folder:
+                    given = _pairs(options.threshold, "--threshold")
+                    changes = {name: typed_in(text) for name, text in given}
+                    judged(Run.open(options.folder), options.method, changes)
+            except SystemExit as end:  # argparse has said what is wrong
+                assert end.code in (0, 2), words
+
+    def _a_link(self, rng: random.Random) -> None:
+        """A link into the app, with odd choices in it."""
+        from streamlit.testing.v1 import AppTest
+
+        path = PAGES / f"{rng.choice(SHOWN)}.py"
+        at = AppTest.from_file(str(path), default_timeout=60)
+        names = rng.sample(CHOSEN, rng.randint(1, 4))
+        texts = [text for text in (*TEXTS, *VALUES[:14]) if text.isprintable()]
+        known = [self.run.name, "ga", "mansu", "9", "Teacher", "New run", "All"]
+        at.query_params |= {name: rng.choice([*texts, *known]) for name in names}
+        at.run()
+        assert not at.exception, (path.name, dict(at.query_params), at.exception)
 
     def _a_name(self, rng: random.Random) -> None:
         text = "".join(rng.choices(TEXTS, k=rng.randint(1, 3)))

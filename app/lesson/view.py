@@ -6,7 +6,7 @@ from statistics import median
 
 import streamlit as st
 
-from app import state
+from app import access, state
 from app.lesson import STEPS, answers, bench, figures, real, sheet
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Outcome, Step
@@ -213,6 +213,8 @@ def my_sheet() -> None:
 
 def teacher() -> None:
     """Minutes, the question to ask, notes, and what the class said."""
+    if not access.granted_to_teacher():
+        return
     st.markdown(
         f"{len(STEPS)} steps, about {sum(step.minutes for step in STEPS):g} minutes. Everybody "
         "opens the Lesson page of this server and predicts on a screen of their own; switch on "

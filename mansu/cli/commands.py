@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from mansu import __version__
 from mansu.errors import MansuError
+from mansu.job.queue import wait_for_turn
 
 BAD_INPUT, CANCELLED = 2, 130
 
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "task": "Make a task file of WMDP and MMLU rows (multiple choice).",
     "score": "Score WMDP, MMLU, TOFU or MUSE before and after an edit.",
     "app": "Open the app in the browser.",
+    "doctor": "Check this installation and machine; say what a bug report needs.",
 }
 
 
@@ -41,7 +43,8 @@ class Cancelled(BaseException):  # no "except Exception" may take it for a fault
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled."""
+    """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled; doctor's 1."""
+    wait_for_turn()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given).parse_args(given)
     try:

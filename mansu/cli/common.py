@@ -309,11 +309,13 @@ class Job:
 
     def _work(self, work: Callable[[Job], None]) -> None:
         from mansu import subjects
+        from mansu.job.machine import sentence
         from mansu.job.session import Session
 
         self.on_step(Step("load", 0, 1, part=self.run.subject))
         self.session = Session(self.run, self.subject or subjects.load(self.run.subject))
-        for note in self.session.notes:
+        elsewhere = filter(None, [sentence(self.run.manifest)])
+        for note in (*elsewhere, *self.session.notes):
             print(f"note: {note}", file=sys.stderr, flush=True)
         work(self)
 

@@ -49,6 +49,8 @@ def score(options: argparse.Namespace) -> None:
         run.require("edit", options.method)
     if run and not options.output:
         run.refuse_example()
+    if options.output:
+        Run.refuse_in_any(options.output)
     name = run.subject if run else options.subject
     reference = read_json(options.reference) if options.reference else None
     subject = subjects.load(name)

@@ -87,7 +87,8 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
     Raises:
         BadInputError: it is no bundle, holds what a run does not (a path that leads out, a link,
             another kind of file), is too large, or ``to`` is not empty.
-        DamagedError: a file differs from its sha256, or the run does not open.
+        DamagedError: a file differs from its sha256, the run does not open, or one of its results
+            is damaged or of another run or edit.
     """
     shown = path.name if isinstance(path, Path) else "The bundle"
     try:
@@ -99,10 +100,7 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
                     target = new / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _extract(bundle, name, target, digest)
-                run = Run.open(new)
-                run.task()
-                for method in run.edits():
-                    run.edit(method)
+                _check(new, shown)
             return Run.open(place)
     except _DAMAGED as error:
         if isinstance(error, MansuError):
@@ -111,6 +109,22 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
             f"{shown} is no bundle of a run ({error!s:.100}): make one with `mansu bundle FOLDER "
             "--to FILE.zip`."
         ) from error
+
+
+def _check(folder: Path, shown: str) -> None:
+    """Read all that a run holds: a file may be what was packed, and still none of a run's.
+
+    Raises:
+        DamagedError: one is not.
+    """
+    run = Run.open(folder)
+    run.task()
+    for kind, method, part in run.kept():
+        try:
+            run.read(kind, method, part)
+        except MansuError as error:
+            told = str(error).replace(f"{folder}/", "").replace(str(folder), "the run")
+            raise DamagedError(f"{shown} holds a damaged run: {told}") from error
 
 
 def _belongs(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 from huggingface_hub import ModelCardData
@@ -11,7 +12,7 @@ from mansu import __version__, methods, quant
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.report import rows
-from mansu.report.repeat import LIMITS, repeat_command
+from mansu.report.repeat import LIMITS, public, public_subject, repeat_command
 from mansu.show.numbers import percent
 from mansu.subjects.subject import Subject
 
@@ -26,9 +27,11 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         MansuError: the run has no edit by this method.
     """
     edit = run.edit(method)
-    task, about = run.about, subject.provenance
+    task = run.about
     by = methods.named(method)
-    base = str(about.get("model") or str(about.get("source", "")).removeprefix("hub: "))
+    about = {key: public(str(value)) for key, value in subject.provenance.items()}
+    name = public(subject.name)
+    base = about.get("model") or about.get("source", "").removeprefix("hub: ")
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     licence = about.get("licence")
     data = ModelCardData(
@@ -44,8 +47,8 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         stored += " with double quantization"
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {base if on_hub else subject.name}, edited to forget “{task['title']}”",
-        f"An edit of `{subject.name}` by {by.title} (`{method}`), made and measured with "
+        f"# {base if on_hub else name}, edited to forget “{task['title']}”",
+        f"An edit of `{name}` by {by.title} (`{method}`), made and measured with "
         f"MANSU, a workbench for machine unlearning. {by.about} The task: "
         f"{task['description'] or task['title']} {edit.n_moved:,} of {subject.n_parameters:,} "
         f"parameters were moved ({percent(edit.fraction(subject), 3)}). These weights are "
@@ -54,7 +57,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         "## Accuracy\n\n" + _accuracy_section(run, method, format),
         "## Limits\n\n" + _limits(format),
         "## Base model and licence\n\n"
-        + "\n".join(f"- {key}: {value}" for key, value in {"name": subject.name, **about}.items())
+        + "\n".join(f"- {key}: {value}" for key, value in {"name": name, **about}.items())
         + ("" if licence else "\n- licence: unknown to MANSU; that of the base model holds"),
         "## How to repeat it\n\n" + _repeat_section(run, method),
         "## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, "
@@ -62,6 +65,13 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def public_manifest(run: Run) -> bytes:
+    """The run's manifest as it leaves this machine: with no path in it."""
+    if public_subject(run) == run.subject:
+        return run.manifest_file.read_bytes()
+    return json.dumps({**run.manifest, "subject": public_subject(run)}, indent=1).encode()
 
 
 def _verdict_section(run: Run, method: str) -> str:
@@ -105,10 +115,10 @@ def _limits(format: quant.Format | None) -> str:
 
 
 def _repeat_section(run: Run, method: str) -> str:
-    manifest = run.manifest_file.read_bytes()
+    manifest = public_manifest(run)
     versions = ", ".join(f"{n} {v}" for n, v in run.manifest["packages"].items())
     return (
-        f"```\n{repeat_command(run, method)}\n```\n\n"
+        f"```\n{repeat_command(run, method, subject=public_subject(run))}\n```\n\n"
         f"- MANSU {__version__}, Python {run.manifest['python']}, {versions}\n"
         f"- task `{run.about['name']}`, digest `{run.about['digest']}`\n"
         f"- `manifest.json`, sha256 `{hashlib.sha256(manifest).hexdigest()}`\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mansu import quant
 from mansu.errors import MansuError
-from mansu.exports.card import model_card
+from mansu.exports.card import model_card, public_manifest
 from mansu.exports.checkpoint import checkpoint, nf4_checkpoint
 from mansu.exports.harness import lm_eval
 from mansu.files import new_folder
@@ -78,6 +78,6 @@ def _document(
     """Lay the model card, the manifest, the verdict and the subject's terms beside a model."""
     (folder / "README.md").write_text(model_card(run, subject, method, format), encoding="utf-8")
     shipped.copy_terms(subject.name, folder)
-    shutil.copyfile(run.manifest_file, folder / "manifest.json")
+    (folder / "manifest.json").write_bytes(public_manifest(run))
     if run.has("verdict", method):
         shutil.copyfile(run.file("verdict", method), folder / "verdict.json")

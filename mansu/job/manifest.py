@@ -45,6 +45,8 @@ class _Manifest:
     python: str
     packages: dict[str, str]
     threads: int
+    cpu: str = ""
+    device: str = ""
 
 
 def check_manifest(manifest: Any) -> None:

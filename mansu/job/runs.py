@@ -22,20 +22,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 
 from mansu import tasks
@@ -72,6 +69,7 @@ from mansu.files import (
 )
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.lock import asked_to_stop
+from mansu.job.machine import machine
 from mansu.job.manifest import ABOUT, check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
@@ -84,7 +82,6 @@ from mansu.subjects.subject import Subject
 VERSION = 3
 READ = (2, 3)
 """Versions that are read. In a run of version 2, results need not say which run measured them."""
-PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 
 
 def folder() -> Path:
@@ -164,9 +161,7 @@ class Run:
             "task": {name: getattr(task, name) for name in ABOUT},
             "settings": asdict(settings or Settings()),
             "asked": list(asked),
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
-            "threads": torch.get_num_threads(),
+            **machine(),
         }
         name = f"{now:%Y%m%d-%H%M%S}-{slug(task.name)}-{slug(Path(subject.name).name)}"
         # Two of one second: the one that comes second gets a number.
@@ -235,6 +230,17 @@ class Run:
                 f"The run {self.name} is an example that ships with MANSU and stays as it is: copy "
                 "it first, and work on the copy."
             )
+
+    @classmethod
+    def refuse_in_any(cls, path: Path) -> None:
+        """``refuse_inside`` of whatever run folder a path leads into.
+
+        Raises:
+            BadInputError: it leads into one.
+        """
+        for parent in path.resolve().parents:
+            if cls.is_at(parent):
+                cls(parent, {}).refuse_inside(path)
 
     def refuse_inside(self, path: Path) -> None:
         """Refuse a place in this folder for a file that a person asks for: it holds results.
@@ -446,6 +452,16 @@ class Run:
         """Where the app exports an edit to."""
         return self.path / "exports" / slug("-".join([method, *formats]))
 
+    def kept(self) -> Iterator[tuple[str, str | None, str]]:
+        """Every result that is there, as ``read`` takes it: kind, method, part."""
+        for kind, about in ARTEFACTS.items():
+            pattern = f"edits/*/{about.file}" if about.of_edit else about.file.format("*")
+            start, _, end = about.file.partition("{}")
+            for path in sorted(self.path.glob(pattern)):
+                method = path.parent.name if about.of_edit else None
+                name = path.relative_to(self._edit_folder(method) if method else self.path)
+                yield kind, method, name.as_posix().removeprefix(start).removesuffix(end)
+
     def n_files(self) -> int:
         """How many results the run holds."""
         return sum(1 for p in self.path.rglob("*") if p.suffix in (".json", ".safetensors"))
@@ -520,7 +536,9 @@ class Run:
         return self.read("timings") if self.has("timings") else {}
 
     def add_timing(self, stage: str, seconds: float) -> None:
-        before = self.timings()
+        before: dict[str, float] = {}
+        with suppress(DamagedError, MismatchError):  # they are no result: work goes on without
+            before = self.timings()
         peak = max(peak_memory(), before.get("peak memory", 0.0))
         self.save({"timings": {**before, stage: round(seconds, 2), "peak memory": peak}})
 

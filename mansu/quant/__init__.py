@@ -1,6 +1,13 @@
 """Low-bit formats exactly as bitsandbytes makes them, and what they keep of an edit."""
 
-from mansu.quant.codes import Quantized, bin_width, dequantize, quantize, sets_absmax
+from mansu.quant.codes import (
+    Quantized,
+    bin_width,
+    dequantize,
+    quantize,
+    rounds_as_said,
+    sets_absmax,
+)
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
 from mansu.quant.followed import Coded, Followed, Moves, follow, moves
 from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
@@ -49,6 +56,7 @@ __all__ = [
     "quantize",
     "quantized",
     "report",
+    "rounds_as_said",
     "sets_absmax",
     "survival_by_format",
 ]

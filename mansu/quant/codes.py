@@ -120,6 +120,14 @@ def _table(kind: Kind) -> _Table | None:
     return table if alike else None
 
 
+def rounds_as_said(kind: Kind) -> bool:
+    """Whether the installed kernel of a 4-bit kind gives the codes that this module says it does.
+
+    Where it does not, ``quantize`` asks the kernel itself, which is slow.
+    """
+    return _table(kind) is not None
+
+
 def double_quantized(quantized: Quantized) -> Quantized:
     """The same codes with their absmax in 8 bits, as ``compress_statistics`` of bitsandbytes has
     them (QLoRA, §3: less their mean, in blocks of 256)."""

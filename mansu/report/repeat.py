@@ -42,9 +42,14 @@ def repeat_command(run: Run, method: str, *, subject: str = "", facts: str = "ta
     return shlex.join(words)
 
 
+def public(name: str) -> str:
+    """What a file that leaves this machine calls a subject: of a path its last name alone."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def public_subject(run: Run) -> str:
-    """The subject without the path of this machine, if it is a folder: its name alone."""
-    return Path(run.subject).name if Path(run.subject).is_absolute() else run.subject
+    """``public`` of a run's subject."""
+    return public(run.subject)
 
 
 def commands(run: Run, method: str, changes: Mapping[str, float]) -> list[str]:

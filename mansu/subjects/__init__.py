@@ -2,7 +2,7 @@
 
 from mansu.subjects.blocks import Block, Norm
 from mansu.subjects.edit import Edit, touched
-from mansu.subjects.loading import load, wrap
+from mansu.subjects.loading import expected_bytes, load, wrap
 from mansu.subjects.shipped import (
     DEFAULT,
     GEMMA,
@@ -31,6 +31,7 @@ __all__ = [
     "Norm",
     "Subject",
     "cache_folder",
+    "expected_bytes",
     "kind_of",
     "layer_of",
     "layout",

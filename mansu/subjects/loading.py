@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -64,6 +65,27 @@ def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
         )
     source = {"source": str(Path(name).resolve()) if is_folder else f"hub: {name}"}
     return _load_folder(name, name, source, dtype)
+
+
+def expected_bytes(name: str, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes that a subject's weights will take in memory, without reading them.
+
+    Args:
+        name, dtype: as of ``load``.
+
+    Returns:
+        0 where that cannot be known: of a hub id, or of a checkpoint that is not prepared or whole.
+    """
+    folder = shipped.TABLE[name].folder if name in shipped.TABLE else Path(name)
+    numbers = 0
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(str(path), "pt") as file:
+                for each in file.keys():  # noqa: SIM118
+                    numbers += math.prod(file.get_slice(each).get_shape())
+    except (SafetensorError, OSError):  # loading it says what is wrong
+        return 0
+    return numbers * dtype.itemsize
 
 
 def _load_folder(

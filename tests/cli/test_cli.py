@@ -450,5 +450,23 @@ def test_the_app_is_refused_without_streamlit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mansu.launch.find_spec", lambda name: None)
+    monkeypatch.delenv("MANSU_PASSWORD", raising=False)
     assert cli.main(["app"]) == 2
-    assert "pip install 'mansu[app]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "pip install 'mansu[app]'" in said and "warning" not in said
+    assert cli.main(["app", "--address", "0.0.0.0"]) == 2
+    assert "warning: Whoever reaches this server" in capsys.readouterr().err
+    monkeypatch.setenv("MANSU_PASSWORD", "secret")
+    assert cli.main(["app", "--address", "0.0.0.0"]) == 2
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_limit_that_is_none_is_refused_before_the_app_opens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MANSU_JOBS", "MANSU_MEMORY"):
+        monkeypatch.setenv(name, "1")  # so that what the command sets is put back
+    assert cli.main(["app", "--jobs", "0"]) == 2
+    assert "jobs of the server (MANSU_JOBS) is 0" in capsys.readouterr().err
+    assert cli.main(["app", "--jobs", "2", "--memory", "much"]) == 2
+    assert "memory of the server (MANSU_MEMORY) is 'much'" in capsys.readouterr().err

@@ -182,6 +182,24 @@ def test_any_damage_to_a_bundle_is_refused(run: Run, tmp_path: Path) -> None:
     assert refused > 100
 
 
+def test_a_result_inside_that_is_damaged_or_of_another_edit_is_refused(
+    run: Run, tmp_path: Path
+) -> None:
+    pack(run, tmp_path / "whole.zip")
+
+    def spoil(contents: dict[str, bytes]) -> None:
+        contents["base.json"] = b'{"splits": 3}'
+
+    def swap(contents: dict[str, bytes]) -> None:
+        contents["edits/ga/full.json"] = contents["edits/mansu/full.json"]
+
+    for change, said in ((spoil, "holds a damaged run: base.json is"), (swap, "another edit")):
+        rewritten(tmp_path / "whole.zip", tmp_path / "spoilt.zip", change)
+        with pytest.raises(DamagedError, match=said) as error:
+            unpack(tmp_path / "spoilt.zip", tmp_path / "made")
+        assert ".part" not in str(error.value) and not (tmp_path / "made").exists()
+
+
 def test_what_a_bundle_says_of_itself_is_of_this_version_and_not_endless(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import runpy
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,13 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
+from mansu.report.dossier import dossier
 from mansu.show.numbers import percent
 from mansu.subjects.edit import Edit
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 
+ROOT = Path(__file__).parents[2]
 TOKENS = torch.tensor([[5, 9, 2, 33, 41, 8], [1, 49, 17, 17, 3, 20]])
 
 
@@ -196,6 +200,32 @@ def test_the_command_exports_all_three_and_says_how_to_score(
             correct = harness_answers(model, tiny, rows) == [row["answer"] for row in rows]
             assert [row["line"] for row in rows] == list(expected.rows)
             assert np.array_equal(correct, expected.correct), split
+
+
+def test_nothing_that_leaves_the_machine_names_a_path_of_it_or_its_user(
+    run: Run, tmp_path: Path
+) -> None:
+    """Of a subject that is a folder: its last name alone is told."""
+    home = tmp_path / "home" / "somebody"
+    model = shutil.copytree(subjects.TINY_FOLDER, home / "my-model")
+    subject = subjects.load(str(model))
+    mine = Run.open(shutil.copytree(run.path, home / "my-run"))
+    told = {**mine.manifest, "subject": str(model), "fingerprint": subject.fingerprint}
+    mine.manifest_file.write_text(json.dumps(told))
+    mine = Run.open(mine.path)
+    out = tmp_path / "out"
+    exports.write(mine, subject, "graddiff", out / "all", exports.FORMATS)
+    exports.pack(mine, out / "run.zip")
+    dossier(mine, "graddiff").save(out / "dossier.html")
+    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with zipfile.ZipFile(out / "run.zip") as bundle:
+        files |= {Path("run.zip", name): bundle.read(name) for name in bundle.namelist()}
+    assert b"my-model" in files[Path("all/README.md")]
+    sha256 = hashlib.sha256(files[Path("all/manifest.json")]).hexdigest()
+    assert sha256.encode() in files[Path("all/README.md")]
+    for path, content in files.items():
+        for private in ("somebody", str(tmp_path), str(ROOT)):
+            assert private.encode() not in content, path
 
 
 def read(path: Path) -> list[dict[str, Any]]:

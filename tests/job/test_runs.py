@@ -13,7 +13,7 @@ from typing import Any
 import fuzz
 import pytest
 
-from mansu import tasks
+from mansu import cli, tasks
 from mansu.circuits.marks import Marks
 from mansu.errors import (
     BadInputError,
@@ -343,7 +343,7 @@ def test_nothing_but_a_sentence_comes_out_of_damaged_files(
     fuzzer = fuzz.Fuzzer(Run.open(shutil.copytree(finished.path, tmp_path / "run")))
     for number in (*fuzz.KEPT, *range(400)):
         fuzzer.case(number)
-    assert sum(fuzzer.refused.values()) > 200 and len(fuzzer.done) == 4
+    assert sum(fuzzer.refused.values()) > 200 and len(fuzzer.done) == 6
 
 
 def test_measurements_of_other_rows_are_not_compared(
@@ -416,3 +416,29 @@ def test_status_of_a_new_job_starts_anew(run: Run) -> None:
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_damaged_timings_cost_an_estimate_and_no_work(run: Run) -> None:
+    run.add_timing("base", 1.0)
+    run.file("timings").write_text("{")
+    run.add_timing("cad", 2.0)
+    assert {name: took for name, took in run.timings().items() if name != "peak memory"} == {
+        "cad": 2.0
+    }
+
+
+def test_no_file_that_is_asked_for_goes_into_a_run(run: Run) -> None:
+    for place in (run.path / "base.json", run.path / "edits" / "x.json"):
+        with pytest.raises(BadInputError, match="is in the run folder"):
+            Run.refuse_in_any(place)
+        arguments = ["score", "x.jsonl", "--set", "mmlu", "--subject", "tiny", "-o", str(place)]
+        assert cli.main(arguments) == cli.BAD_INPUT
+    Run.refuse_in_any(run.path.parent / "base.json")
+
+
+def test_all_that_a_run_holds_is_named_as_it_is_read(finished: Run) -> None:
+    kept = list(finished.kept())
+    assert {kind for kind, _, _ in kept} >= {"base", "suppressor", "edit", "verdict", "timings"}
+    for kind, method, part in kept:
+        assert finished.has(kind, method, part)
+        finished.read(kind, method, part)

@@ -7,6 +7,7 @@ import json
 import random
 import runpy
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from transformers import (
     Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PreTrainedModel,
 )
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -556,3 +558,30 @@ def test_bars_of_transformers_are_off_only_while_it_loads() -> None:
     with alone(), alone():
         assert not logging.is_progress_bar_enabled()
     assert logging.is_progress_bar_enabled()
+
+
+def test_loading_in_several_threads_spoils_neither_transformers_nor_a_model(
+    tiny: Subject,
+) -> None:
+    """transformers patches its own class while it loads: without our lock that stays for good."""
+    before = PreTrainedModel.__dict__["tie_weights"]
+    names, made = [subjects.TINY, subjects.RETRAINED] * 2, list[Subject]()
+    together = threading.Barrier(len(names))
+
+    def load(name: str) -> None:
+        together.wait()
+        made.append(subjects.load(name))
+
+    threads = [threading.Thread(target=load, args=[name]) for name in names]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert PreTrainedModel.__dict__["tie_weights"] is before
+    retrained = subjects.load(subjects.RETRAINED).fingerprint
+    right = {subjects.TINY: tiny.fingerprint, subjects.RETRAINED: retrained}
+    assert sorted(s.name for s in made) == sorted(names)
+    for subject in made:
+        assert subject.fingerprint == right[subject.name]
+        head, words = subject.plain.get_output_embeddings(), subject.plain.get_input_embeddings()
+        assert head.weight is words.weight  # tied, as they were saved
