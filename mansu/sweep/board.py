@@ -29,6 +29,16 @@ def stands(row: Mapping[str, Any]) -> str:
     return "not made" if row["state"] == "failed" else row["state"]
 
 
+def ranked(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The best first: by properties passed, then by what was forgotten; at the end, no verdict."""
+
+    def rank(row: Mapping[str, Any]) -> tuple[bool, int, float]:
+        passed = sum(row[name] == "passed" for name in ABOUT)
+        return row["verdict"] is None, -passed, -(row["forgotten"] or 0.0)
+
+    return sorted(rows, key=rank)
+
+
 def board(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row a unit: what it was, its verdict, what it forgot and kept, what it cost."""
     lines = [
@@ -43,7 +53,7 @@ def board(rows: Sequence[Mapping[str, Any]]) -> Table:
             duration(row["seconds"]),
             NOTHING if row["memory_gib"] is None else f"{row['memory_gib']:.2f}",
         )
-        for row in rows
+        for row in ranked(rows)
     ]
     head = ("Method", "Settings", "Task", "Verdict", *(name.capitalize() for name in ABOUT))
     head += ("Forgotten, points", "Kept fell, points", "Time", "GiB")
