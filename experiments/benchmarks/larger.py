@@ -268,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     for shape in (EIGHT, SEVENTY):
         print(f"\n{sizes(shape)}")
         if costs is not None:
-            print(f"\n{stages(shape, *costs, EIGHT)}")
+            print(f"\n{stages(shape, costs[0], costs[1], EIGHT)}")
     print(FOOT)
     return 0
 
