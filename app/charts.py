@@ -426,6 +426,34 @@ def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
     return _finish(figure, 480)
 
 
+def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]]) -> go.Figure:
+    """What edits forgot against what that cost, with intervals: the bottom right is best.
+
+    Args:
+        series: method → its edits: label, fall towards chance, largest fall of what is kept.
+    """
+    figure, look = go.Figure(), marks(series)
+    for name, edits in series.items():
+        colour, symbol = look[name]
+        xs, ys = [x for _, x, _ in edits], [y for _, _, y in edits]
+        figure.add_scatter(
+            name=name,
+            mode="markers",
+            x=[x.value for x in xs],
+            y=[y.value for y in ys],
+            error_x={**_whiskers(xs), "color": colour},
+            error_y={**_whiskers(ys), "color": colour},
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            customdata=[[text, x.low, x.high, y.low, y.high] for text, x, y in edits],
+            hovertemplate="%{customdata[0]}<br>forgotten %{x:.1%} [%{customdata[1]:.1%}, "
+            "%{customdata[2]:.1%}]<br>kept fell by %{y:.1%} [%{customdata[3]:.1%}, "
+            "%{customdata[4]:.1%}]<extra></extra>",
+        )
+    figure.update_xaxes(title="Forgotten: fall towards chance", tickformat=".0%")
+    figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%")
+    return _finish(figure, 430)
+
+
 def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figure:
     """Accuracy of each model under each recovery attack, with bootstrap intervals.
 

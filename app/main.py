@@ -19,6 +19,7 @@ STEPS = (  # the first is the default page; the last word is its group in the na
     ("nf4", "NF4", ":material/compress:", "Explore"),
     ("compare", "Compare", ":material/compare_arrows:", "Explore"),
     ("review", "Review", ":material/fact_check:", "Review"),
+    ("leaderboard", "Leaderboard", ":material/leaderboard:", "Review"),
     ("learn", "Lesson", ":material/school:", "Learn"),
     ("glossary", "Glossary", ":material/dictionary:", "Learn"),
 )

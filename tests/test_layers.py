@@ -22,6 +22,7 @@ ROOMS = (
     ("evidence",),
     ("sets",),
     ("job",),
+    ("sweep",),
     ("report",),
     ("exports",),
     ("api",),

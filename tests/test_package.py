@@ -154,12 +154,16 @@ def _requirements() -> dict[str, list[Requirement]]:
     return {extra: [Requirement(text) for text in texts] for extra, texts in parts.items()}
 
 
+NOT_PINNED = {"ray"}
+"""Extras for those who have a cluster: too large for every checkout, tested where it is there."""
+
+
 def test_every_range_admits_what_is_pinned_and_every_pin_has_a_range() -> None:
     pins, named = _pins(), set()
     for extra, requirements in _requirements().items():
         for requirement in requirements:
             name = canonicalize_name(requirement.name)
-            if name == "mansu":
+            if name == "mansu" or extra in NOT_PINNED:
                 continue
             named.add(name)
             assert name in pins, f"{name} of [{extra}] is not pinned in requirements.txt"
@@ -172,9 +176,9 @@ def test_every_range_admits_what_is_pinned_and_every_pin_has_a_range() -> None:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("mansu",), ("", "hub")),
+        (("mansu",), ("", "hub", "ray")),
         (("app", "pages"), ("", "app")),
-        (("tests",), ("", "app", "hub", "dev")),
+        (("tests",), ("", "app", "hub", "dev", "ray")),
     ],
 )
 def test_what_is_imported_is_required(folders: Sequence[str], extras: Sequence[str]) -> None:
@@ -189,7 +193,9 @@ def test_what_is_imported_is_required(folders: Sequence[str], extras: Sequence[s
     }
     foreign = found - ours - set(sys.stdlib_module_names)
     named = packages_distributions()
-    assert all(required & set(map(canonicalize_name, named[module])) for module in foreign)
+    assert all(
+        required & set(map(canonicalize_name, named.get(module, [module]))) for module in foreign
+    )
 
 
 def test_the_version_is_said_once() -> None:

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "Write the edited model as files that other tools read.",
     "subject": "List the subjects, or prepare one of them.",
     "task": "Make a task file of WMDP and MMLU rows (multiple choice).",
+    "sweep": "Do a grid of edits with many workers, and rank them.",
     "score": "Score WMDP, MMLU, TOFU or MUSE before and after an edit.",
     "app": "Open the app in the browser.",
     "doctor": "Check this installation and machine; say what a bug report needs.",

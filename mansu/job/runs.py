@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -63,6 +64,7 @@ from mansu.files import (
     parsed_json,
     read_json,
     reading,
+    replacing,
     slug,
     write_json,
     writing,
@@ -378,6 +380,29 @@ class Run:
         for kind, value in values.items():
             path = confined(self.file(kind, method, part), self.path)
             ARTEFACTS[kind].codec.write(path, value, of)
+
+    def adopt(self, other: Run, kinds: Sequence[str]) -> None:
+        """Take results of the run itself (not of an edit) from a run that measured the same.
+
+        Both keep one file of each (a hard link, where the disk has them): a result is replaced,
+        never changed in its place.
+
+        Raises:
+            MismatchError: the other's subject, task or settings are not this run's.
+            NotMeasuredError: it lacks one of them. StorageError: one cannot be written.
+        """
+        for kind in (kind for kind in kinds if not self.has(kind)):
+            if other.digest_of_run != self.digest_of_run:
+                raise MismatchError(
+                    f"The run {other.name} has another subject, task or settings than {self.name}: "
+                    "its results are not those of this run."
+                )
+            other.require(kind)
+            with replacing(confined(self.file(kind), self.path)) as new:
+                try:
+                    os.link(other.file(kind), new)
+                except OSError:  # another disk, or one without links
+                    shutil.copyfile(other.file(kind), new)
 
     def _refuse_gone(self) -> None:
         """Nothing makes a run folder anew that somebody deleted while a job was at work."""

@@ -1,0 +1,101 @@
+"""The leaderboard's table and chart, of a store's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from app import words
+from mansu.evidence.verdict import ABOUT
+from mansu.measure.statistics import Interval
+from mansu.show.numbers import NOTHING, amount, mark, measured
+from mansu.show.sentences import capitalised
+from mansu.show.table import Table
+from mansu.sweep.board import given, interval, ranked, stands
+
+Row = Mapping[str, Any]
+
+
+def label(row: Row) -> str:
+    """A unit, told from every other: ``MANSU, rate 0.06, seed 0 · tiny-colours · tiny``."""
+    parts = f"{words.title(row['method'])}, {given(row)}", row["task"], Path(row["subject"]).name
+    return " · ".join(parts)
+
+
+def options(rows: Sequence[Row], column: str) -> list[str]:
+    """The values that a column has, in order."""
+    return sorted({row[column] for row in rows})
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a unit, the best first; numbers are numbers, so that a column can be sorted."""
+    rows = ranked(rows)
+    return pd.DataFrame(
+        {
+            "Method": [words.title(row["method"]) for row in rows],
+            "Settings": [given(row) for row in rows],
+            "Verdict": [_status(row["verdict"] or stands(row)) for row in rows],
+            "Forgotten, points": [_points(row["forgotten"]) for row in rows],
+            "Kept fell by, points": [_points(row["kept_fall"]) for row in rows],
+            **{
+                capitalised(title): [_status(row[name]) for row in rows]
+                for name, title in ABOUT.items()
+            },
+            "Task": [row["task"] for row in rows],
+            "Subject": [Path(row["subject"]).name for row in rows],
+            "Seconds": [row["seconds"] for row in rows],
+            "Memory, GiB": [row["memory_gib"] for row in rows],
+        }
+    )
+
+
+def _status(status: str | None) -> str:
+    return f"{mark(status)} {status}" if status and status in words.MARKS else status or NOTHING
+
+
+def _points(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each unit that failed."""
+    return [f"{label(row)}: {row['error']}" for row in rows if row["state"] == "failed"]
+
+
+def best(rows: Sequence[Row]) -> str:
+    """How many units have a verdict, and how many of them passed, as a sentence."""
+    judged = [row for row in rows if row["verdict"]]
+    passed = sum(row["verdict"] == "passed" for row in judged)
+    failed = len(rows) - len(judged)
+    text = f"{len(judged)} edits were judged, and {passed} passed all four properties."
+    return text + (f" {failed} could not be made." if failed else "")
+
+
+def spots(rows: Sequence[Row]) -> dict[str, list[tuple[str, Interval, Interval]]]:
+    """By method, each judged edit: its label, what it forgot, what that cost."""
+    found: dict[str, list[tuple[str, Interval, Interval]]] = {}
+    for row in rows:
+        forgotten, fall = interval(row, "forgotten"), interval(row, "kept_fall")
+        if forgotten and fall:
+            found.setdefault(words.title(row["method"]), []).append((label(row), forgotten, fall))
+    return found
+
+
+def checks(found: Sequence[Row]) -> Table:
+    """Every check of a unit's verdict, with its interval."""
+    lines = [
+        (
+            capitalised(ABOUT[row["property"]]),
+            row["what"],
+            _status(row["status"]),
+            measured(Interval(row["value"], row["low"], row["high"]), row["measured_in"]),
+            f"{'≥' if row['at_least'] else '≤'} "
+            f"{amount(row['threshold'], row['measured_in']).lstrip('+')}",
+        )
+        for row in found
+    ]
+    head = ("Property", "What was measured", "Status", "Value [95 %]", "Threshold")
+    return Table(head, lines, align="<<<>>")

@@ -1,0 +1,1 @@
+"""A grid of edits: done by many processes or nodes, kept in one store."""

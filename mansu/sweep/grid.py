@@ -1,0 +1,192 @@
+"""A grid in a file: which methods and settings, on which tasks and subjects, from which seeds.
+
+::
+
+    subjects = ["tiny"]
+    tasks = ["tiny-colours"]
+    seeds = [0, 1]
+
+    [run]              # settings of every run, if not the defaults
+    pairs = 16
+
+    [methods.mansu]    # a setting has one value, or a list of those to try
+    rate = [0.06, 0.12]
+
+    [methods.graddiff]
+
+JSON holds the same. Each combination is a ``Unit``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from mansu import methods, tasks
+from mansu.errors import BadInputError
+from mansu.files import parsed_json, slug
+from mansu.job.settings import Settings
+from mansu.settings import configure
+from mansu.subjects import shipped
+
+MOST = 10_000
+"""Units of one grid: more are a slip, such as a list where a value was meant."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Value = bool | int | float | str | None
+
+
+class Grid(BaseModel):
+    """What a file asks for; see the module.
+
+    Attributes:
+        subjects, tasks: as for ``mansu run``.
+        methods: by name, the values or lists of values of its settings; the others are defaults.
+        seeds: of the run. run: its other settings.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    subjects: list[Name] = Field(min_length=1)
+    tasks: list[Name] = Field(min_length=1)
+    methods: dict[str, dict[str, Value | list[Value]]] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    run: dict[str, Value] = {}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of a grid: plain values, so that any process on any node can do it.
+
+    Attributes:
+        subject, task: names or absolute paths.
+        task_is: the task's digest and thresholds when the grid was read.
+        run: every setting of its run, the seed among them.
+        method: whose edit; None for the circuit, which the edits of one run's settings share.
+        given: the settings of the method that were given. settings: all of them.
+    """
+
+    subject: str
+    task: str
+    task_is: Mapping[str, Any]
+    run: Mapping[str, Any]
+    method: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Of all that its result depends on; its subject's weights its run folder knows."""
+        what = [self.subject, self.task_is, self.run, self.method, self.settings]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        parts = Path(self.task).stem, Path(self.subject).name, self.method or "circuit"
+        return f"{slug('-'.join(parts))[:60]}-{self.id}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        given = ", ".join(f"{name} {value}" for name, value in self.given.items())
+        seed = f"seed {self.run['seed']}"
+        what = self.method or "circuit"
+        place = f"{Path(self.task).stem} on {Path(self.subject).name}"
+        return f"{what} ({', '.join(filter(None, [given, seed]))}), {place}"
+
+    @property
+    def circuit(self) -> Unit:
+        """The unit that makes the circuit that this one begins with."""
+        return Unit(self.subject, self.task, self.task_is, self.run)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read(path: Path) -> Grid:
+    """A grid of a ``.toml`` or ``.json`` file.
+
+    Raises:
+        BadInputError: no such file, another ending, or something in it is not what it should be.
+    """
+    if path.suffix not in (".toml", ".json"):
+        raise BadInputError(f"{path} is no grid: give a .toml or a .json file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = tomllib.loads(text) if path.suffix == ".toml" else parsed_json(text)
+        return Grid.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        why = f"{place}: {first['msg']}"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except (ValueError, RecursionError) as error:
+        why = f"it is no {path.suffix[1:].upper()}: {error}"
+    raise BadInputError(
+        f"The grid {path} cannot be used ({why:.200}): it has the lists subjects and tasks and a "
+        "table methods, and may have the list seeds and the table run."
+    )
+
+
+def units(grid: Grid) -> list[Unit]:
+    """Every combination, each once; those that share a subject, then a circuit, together.
+
+    Raises:
+        BadInputError: no such task, method or setting, a bad value, or too many combinations.
+    """
+    each = {name: list(_products(values)) for name, values in grid.methods.items()}
+    n = len(grid.subjects) * len(grid.tasks) * len(grid.seeds) * sum(map(len, each.values()))
+    if n > MOST:
+        raise BadInputError(f"The grid has {n:,} units, and {MOST:,} are the most: divide it.")
+    if "seed" in grid.run:
+        raise BadInputError("The grid's table run has a seed: write it in the list seeds.")
+    runs = [asdict(configure(Settings, {**grid.run, "seed": s}, "a run")) for s in grid.seeds]
+    made = [(n, given, _settings(n, given)) for n, every in each.items() for given in every]
+    told = {_absolute(name): _about(tasks.load(name)) for name in grid.tasks}
+    found = [
+        Unit(_absolute(subject), task, about, run, *what)
+        for subject in grid.subjects
+        for task, about in told.items()
+        for run in runs
+        for what in made
+    ]
+    return list({unit.id: unit for unit in found}.values())
+
+
+def _products(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    if math.prod(map(len, lists)) > MOST:
+        raise BadInputError(f"A method of the grid has more than {MOST:,} settings: divide it.")
+    if any(not some for some in lists):
+        raise BadInputError("A setting of the grid has an empty list: give a value, or leave it.")
+    return (dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*lists))
+
+
+def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    return asdict(methods.named(method).configure(given))
+
+
+def _about(task: tasks.Task) -> dict[str, Any]:
+    return {name: getattr(task, name) for name in ("digest", "margin", "tolerance")}
+
+
+def _absolute(name: str) -> str:
+    """A path as it is found from every folder; a name stays one."""
+    known = name in shipped.TABLE or name in tasks.shipped()
+    return str(Path(name).resolve()) if not known and Path(name).exists() else name
+
+
+def circuits(units: Sequence[Unit]) -> list[Unit]:
+    """The circuits that units begin with, each once."""
+    return list({unit.circuit.id: unit.circuit for unit in units}.values())

@@ -1,0 +1,101 @@
+"""A grid's file gives each combination once, and a slip in it is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mansu.errors import BadInputError
+from mansu.sweep.grid import Unit, circuits, read, units
+
+GRID = """
+subjects = ["tiny"]
+tasks = ["tiny-colours"]
+seeds = [0, 1]
+[run]
+pairs = 8
+[methods.mansu]
+rate = [0.06, 0.12]
+steps = [2, 3]
+[methods.graddiff]
+"""
+
+
+def written(folder: Path, text: str, name: str = "grid.toml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_each_combination_is_a_unit_once(tmp_path: Path) -> None:
+    found = units(read(written(tmp_path, GRID)))
+    assert len(found) == len({u.id for u in found}) == 2 * (4 + 1)
+    assert len(circuits(found)) == 2  # one a seed
+    assert {u.run["pairs"] for u in found} == {8}
+    tried = {(u.given["rate"], u.given["steps"]) for u in found if u.method == "mansu"}
+    assert tried == {(0.06, 2), (0.06, 3), (0.12, 2), (0.12, 3)}
+    assert Unit(**json.loads(json.dumps(found[0].to_json()))) == found[0]
+
+
+def test_json_says_the_same_and_what_is_said_twice_is_done_once(tmp_path: Path) -> None:
+    toml = units(read(written(tmp_path, GRID)))
+    value = {
+        "subjects": ["tiny", "tiny"],
+        "tasks": ["tiny-colours"],
+        "seeds": [0, 1],
+        "run": {"pairs": 8},
+        "methods": {"mansu": {"rate": [0.06, 0.12], "steps": [2, 3, 3]}, "graddiff": {}},
+    }
+    found = units(read(written(tmp_path, json.dumps(value), "grid.json")))
+    assert [u.id for u in found] == [u.id for u in toml]
+
+
+def test_a_unit_is_another_where_its_task_or_a_setting_is(tmp_path: Path) -> None:
+    task = tmp_path / "mine.jsonl"
+    line = '{"prompt": "The colour of grass is", "answer": " green", "split": "forget"}\n'
+    lines = line + line.replace("forget", "retain")
+    text = GRID.replace('"tiny-colours"', json.dumps(str(task)))
+    found = []
+    for content in (lines, lines.replace("grass", "moss")):
+        task.write_text(content)
+        found.append({u.id for u in units(read(written(tmp_path, text)))})
+    found.append({u.id for u in units(read(written(tmp_path, text.replace("= 8", "= 9"))))})
+    assert not found[0] & found[1] and not found[1] & found[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("subjects", "subject"), "subjects: Field required"),
+        (('["tiny"]', '"tiny"'), "subjects: Input should be a valid list"),
+        (('["tiny"]', "[]"), "subjects: List should have at least 1 item"),
+        (("[0, 1]", "[0.5]"), r"seeds\.0: Input should be a valid integer"),
+        (("[0, 1]", "[-1]"), "seed of a run is -1"),
+        (("tiny-colours", "colors"), "Unknown task 'colors'"),
+        (("methods.mansu", "methods.magic"), "magic"),
+        (("rate", "speed"), "'speed' is no setting of mansu"),
+        (("[0.06, 0.12]", "[0.06, -3]"), "rate of mansu is -3"),
+        (("[0.06, 0.12]", "[]"), "empty list"),
+        (("pairs = 8", "pairs = 0"), "pairs of a run is 0"),
+        (("pairs = 8", "seed = 8"), "table run has a seed"),
+        (("[2, 3]", str(list(range(1, 6000)))), "more than 10,000 settings"),
+        (("[0, 1]", str(list(range(9000)))), "45,000 units, and 10,000 are the most"),
+        (("[run]", "[run"), "it is no TOML"),
+    ],
+)
+def test_a_wrong_grid_is_one_sentence(
+    change: tuple[str, str], sentence: str, tmp_path: Path
+) -> None:
+    assert change[0] in GRID
+    with pytest.raises(BadInputError, match=sentence) as found:
+        units(read(written(tmp_path, GRID.replace(*change))))
+    assert "\n" not in str(found.value)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    for name, text in (("g.yaml", ""), ("g.json", "[" * 100_000), ("g.json", "3")):
+        with pytest.raises(BadInputError):
+            read(written(tmp_path, text, name))
+    with pytest.raises(BadInputError, match="No such file"):
+        read(tmp_path / "none.toml")

@@ -1,0 +1,113 @@
+"""The store keeps what it was given, from several writers at once, and says no in a sentence."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from mansu.errors import DamagedError, StorageError
+from mansu.evidence.verdict import ABOUT
+from mansu.job.runs import EXAMPLES, Run
+from mansu.sweep import store as stores
+from mansu.sweep.store import COLUMNS, Store
+
+RUN = Run.open(EXAMPLES / "tiny-colours")
+
+
+def recorded(unit: str, method: str = "mansu") -> dict[str, Any]:
+    """A record with the verdict of a run that ships."""
+    return {
+        "unit": unit,
+        "run": RUN.name,
+        "subject": RUN.subject,
+        "task": RUN.about["name"],
+        "method": method,
+        "given": {"rate": 0.06},
+        "seed": 0,
+        "state": "done",
+        "verdict": RUN.verdict(method),
+        "seconds": 1.5,
+    }
+
+
+def test_a_row_is_the_verdict(tmp_path: Path) -> None:
+    store, verdict = Store(tmp_path / "deep" / "r.sqlite"), RUN.verdict("mansu")
+    assert store.rows() == []
+    for _ in range(2):  # the second takes the first one's place
+        store.put(recorded("a"))
+    (row,) = store.rows()
+    assert row["verdict"] == verdict.status
+    for name in ABOUT:
+        found = getattr(verdict, name)
+        assert row[name] == found.status
+        assert row[f"{name}_by"] == found.worst.what
+        told = [row[f"{name}_{part}"] for part in ("value", "low", "high", "threshold")]
+        assert told == [*found.worst.value.to_json(), found.worst.threshold]
+    assert row["forgotten"] == verdict.forgetting.checks[0].value.value
+    falls = [c.value.value for c in verdict.retention.checks if c.unit == "share"]
+    assert row["kept_fall"] == max(falls)
+    every = [c for p in verdict.properties for c in p.checks]
+    found = [(c["what"], c["status"], c["value"], c["low"]) for c in store.checks("a")]
+    assert found == [(c.what, c.status, c.value.value, c.value.low) for c in every]
+    store.put({"unit": "a", "state": "failed", "error": "No."})
+    assert store.rows()[0]["forgetting"] is None and store.checks("a") == []
+
+
+def _write(path: Path, who: int) -> None:
+    for i in range(25):
+        Store(path).put(recorded(f"{who}-{i}"))
+
+
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    path, context = tmp_path / "r.sqlite", multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write, args=(path, who)) for who in range(4)]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join()
+    assert [each.exitcode for each in writers] == [0] * 4
+    assert {row["unit"] for row in Store(path).rows()} == {
+        f"{who}-{i}" for who in range(4) for i in range(25)
+    }
+    each = len([c for p in RUN.verdict("mansu").properties for c in p.checks])
+    with sqlite3.connect(path) as base:
+        assert base.execute("SELECT count(*) FROM checks").fetchone() == (100 * each,)
+
+
+def test_csv_and_parquet_hold_the_rows(tmp_path: Path) -> None:
+    store = Store(tmp_path / "r.sqlite")
+    store.put(recorded("a"))
+    store.put({"unit": "b", "method": "npo", "state": "failed", "error": "No, “not” this."})
+    rows = store.rows()
+    stores.save_csv(rows, tmp_path / "r.csv")
+    stores.save_parquet(rows, tmp_path / "r.parquet")
+    assert parquet.read_table(tmp_path / "r.parquet").to_pylist() == rows
+    with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [list(row) for row in read] == [list(COLUMNS)] * 2
+    assert [row["error"] or None for row in read] == [row["error"] for row in rows]
+    done = next(i for i, row in enumerate(rows) if row["unit"] == "a")
+    assert float(read[done]["gap_low"]) == rows[done]["gap_low"]
+    assert [row["unit"] for row in store.rows({"b"})] == ["b"]
+
+
+def test_what_is_no_store_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    path.write_text("not a database, but long enough to be taken for one" * 20)
+    with pytest.raises(DamagedError, match="move it away"):
+        Store(path).put(recorded("a"))
+    path.unlink()
+    with sqlite3.connect(path) as base:
+        base.execute("CREATE TABLE other (a)")
+    for use in (Store(path).rows, lambda: Store(path).put(recorded("a"))):
+        with pytest.raises(DamagedError, match="no store of this MANSU"):
+            use()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="--store"):
+        Store(tmp_path / "file" / "r.sqlite").put(recorded("a"))

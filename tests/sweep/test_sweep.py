@@ -1,0 +1,209 @@
+"""A sweep does each unit once, whoever does it, and a killed worker costs its unit only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mansu.cli import main
+from mansu.job.lock import hold, holder
+from mansu.job.runs import Run
+from mansu.sweep import work
+from mansu.sweep.grid import Unit, read, units
+from mansu.sweep.pools import LOST, OnRay, Processes
+from mansu.sweep.store import Store
+from mansu.sweep.sweep import Sweep, left
+from mansu.sweep.work import Outcome, attempt
+
+GRID = """
+subjects = ["tiny"]
+tasks = ["tiny-colours"]
+[run]
+pairs = 8
+steps = 1
+[methods.mansu]
+steps = 2
+[methods.graddiff]
+steps = 2
+"""
+
+
+class Here:
+    """A pool of this process alone, which keeps the order."""
+
+    size = 1
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.given = folder, list[Unit]()
+
+    def give(self, unit: Unit) -> None:
+        self.given.append(unit)
+
+    def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
+        unit = self.given[-1]
+        return [(unit, attempt(unit.to_json(), str(self.folder), 1))]
+
+    def close(self) -> None: ...
+
+
+class Losing(Here):
+    """Each of its workers is lost."""
+
+    def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
+        return [(self.given[-1], LOST)]
+
+
+def kill_once(unit: Unit, folder: Path) -> None:
+    """Kill whoever is at work on a unit, as soon as it has begun."""
+
+    def kill() -> None:
+        run = folder / unit.name
+        while not (Run.is_at(run) and Run.open(run).status().share > 0):
+            time.sleep(0.1)
+        who = holder(run)
+        assert who is not None and who.process is not None
+        who.process.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> list[Unit]:
+    path = tmp_path_factory.mktemp("grid") / "grid.toml"
+    path.write_text(GRID)
+    return units(read(path))
+
+
+@pytest.fixture(scope="module")
+def swept(grid: list[Unit], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep, done in this process."""
+    folder = tmp_path_factory.mktemp("here")
+    store = Store(folder / "results.sqlite")
+    Sweep(grid, folder, store, Here(folder), lambda _: None).run()
+    return folder
+
+
+@pytest.mark.parametrize("where", ["processes", "ray"])
+def test_a_killed_worker_costs_its_unit_only(
+    where: str, grid: list[Unit], swept: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    circuit = grid[0].circuit.name
+    shutil.copytree(swept / circuit, tmp_path / circuit)  # made once is enough for this file
+    pool: Processes | OnRay = (
+        Processes(str(tmp_path), 2, 1)
+        if where == "processes"
+        else OnRay(str(tmp_path), request.getfixturevalue("cluster"))
+    )
+    said: list[str] = []
+    done = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, said.append)
+    assert grid[0].method == "mansu"
+    kill_once(grid[0], tmp_path)
+    try:
+        done.run()
+    finally:
+        pool.close()
+    assert done.lost == Counter({grid[0].id: 1}) and not done.failed
+    assert sum("begun again" in text for text in said) == 1
+    # The same results as from one process that nobody killed.
+    here, there = (Store(p).rows() for p in (swept / "results.sqlite", tmp_path / "r.sqlite"))
+    passing = ("seconds", "shared_seconds", "memory_gib", "recorded")  # what it cost may differ
+    for row in (*here, *there):
+        assert row["state"] == "done" and row["seconds"] > 0 and row["memory_gib"] > 0
+        assert row["shared_seconds"] > 0
+        for name in passing:
+            del row[name]
+    assert here == there and len(here) == 2
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes on this machine."""
+    utils: Any = pytest.importorskip("ray.cluster_utils")  # an extra: mansu[ray]
+    found = utils.Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.add_node(num_cpus=1)
+    yield found.address
+    found.shutdown()
+
+
+def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path) -> None:
+    for unit in grid:
+        (row,) = Store(swept / "results.sqlite").rows({unit.id})
+        assert unit.method is not None
+        run = Run.open(swept / unit.name)
+        verdict = run.verdict(unit.method)
+        assert row["run"] == run.name and row["fingerprint"] == run.fingerprint
+        assert row["verdict"] == verdict.status and row["erasure"] == verdict.erasure.status
+        assert row["edit_digest"] == run.digest(unit.method)
+        circuit = Run.open(swept / unit.circuit.name)
+        assert circuit.status().state == run.status().state == "done"
+        for kind in work.SHARED:  # one file, which no one changes in its place
+            assert os.path.samefile(run.file(kind), circuit.file(kind))
+
+
+def test_what_is_done_is_recorded_and_not_repeated(grid: list[Unit], swept: Path) -> None:
+    pool, store = Here(swept), Store(swept / "again.sqlite")
+    again = Sweep(grid, swept, store, pool, lambda _: None)
+    again.run()
+    assert not pool.given and len(store.rows()) == len(grid)
+    assert {u.id for u in grid} <= again.done
+
+
+def test_a_unit_that_another_job_is_at_work_on_waits(grid: list[Unit], swept: Path) -> None:
+    with hold(swept / grid[0].name):
+        found = attempt(grid[0].to_json(), str(swept), 1)
+    assert found.state == "taken" and "is at work on the run" in found.why
+
+
+def test_a_unit_that_fails_is_a_row_with_its_reason(tmp_path: Path, swept: Path) -> None:
+    task = tmp_path / "mine.jsonl"
+    line = '{"prompt": "The", "answer": " nowordofit", "split": "forget"}\n'
+    task.write_text(line + line.replace("forget", "retain"))
+    (tmp_path / "grid.toml").write_text(GRID.replace("tiny-colours", str(task)))
+    every = units(read(tmp_path / "grid.toml"))
+    store = Store(tmp_path / "r.sqlite")
+    found = Sweep(every, tmp_path, store, Here(tmp_path), lambda _: None)
+    found.run()
+    assert {row["state"] for row in store.rows()} == {"failed"} and len(store.rows()) == 2
+    assert all(row["error"] == found.failed[row["unit"]] for row in store.rows())
+    assert not list(tmp_path.glob("*/manifest.json"))
+
+
+def test_a_worker_that_is_always_lost_ends(grid: list[Unit], tmp_path: Path) -> None:
+    pool = Losing(tmp_path)
+    found = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, lambda _: None, retries=1)
+    found.run()
+    assert [u.method for u in pool.given] == [None, None]  # its circuit, twice
+    assert set(found.failed) == {u.id for u in grid} | {grid[0].circuit.id}
+    assert all("out of memory" in why for why in found.failed.values())
+
+
+def test_the_time_left_follows_what_was_measured() -> None:
+    a, b = ("tiny", "colours", "mansu"), ("tiny", "colours", "npo")
+    assert left({}, [a], [], 2) is None
+    assert left({a: [4.0, 8.0]}, [a, a], [(a, 0.5)], 2) == pytest.approx(7.5)
+    assert left({a: [6.0]}, [b, b], [], 1) == pytest.approx(12.0)  # as long as another edit
+    circuit = left({a: [6.0]}, [("tiny", "colours", None)], [], 1)
+    assert circuit is not None and 0 < circuit < 6  # it has fewer stages
+    assert left({a: [6.0]}, [], [(a, 0.5)], 8) == pytest.approx(3.0)  # no unit is divided
+
+
+def test_the_command_exports_and_refuses(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID)
+    command = ["sweep", str(path), "--folder", str(swept), "--threads", "1"]
+    assert main([*command, "--csv", str(tmp_path / "r.csv")]) == 0
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
+    assert "mansu" in capsys.readouterr().out
+    path.write_text("subjects = 3")
+    assert main(command) == 2
+    assert "cannot be used" in capsys.readouterr().err
