@@ -25,7 +25,7 @@ SIDE = 305  # pixels of one of several charts
 
 
 def numbers(run: Run, shown: Circuit) -> None:
-    st.subheader("The circuit found")
+    st.header("The circuit found")
     a, b, c, d = st.columns(4)
     a.metric(
         "Edges",
@@ -252,7 +252,7 @@ def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | N
 
 def trust(run: Run, running: bool) -> None:
     """How far the circuit can be trusted: what was measured, or the button that measures it."""
-    st.subheader("How far can this circuit be trusted?")
+    st.header("How far can this circuit be trusted?")
     if not run.has("trust"):
         st.markdown(
             "It was chosen on a sample of prompts. This asks what another sample would have "

@@ -118,6 +118,6 @@ else:
         st.caption("This run has no circuit yet: it is found first.")
 
 if done:
-    st.subheader(f"What {words.title(method)} did")
+    st.header(f"What {words.title(method)} did")
     with state.show_errors():
         result(run, method)
