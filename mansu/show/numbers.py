@@ -39,12 +39,15 @@ class Estimate(Protocol):
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in percent; a dash for None. Small shares keep two significant digits."""
+    """A share in percent; a dash for None. Small shares keep two significant digits.
+
+    Number and sign stay on one line: the space between them is a no-break space.
+    """
     if share is None:
         return NOTHING
     if 0 < abs(share) < 0.5 * 10 ** -(2 + digits):
-        return f"{100 * share:.2g} %"
-    return f"{100 * share:.{digits}f} %"
+        return f"{100 * share:.2g}\u00a0%"
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def number(value: float | None) -> str:

@@ -221,7 +221,7 @@ def test_nf4_shows_the_report(runs: Path) -> None:
     report = Run.open(runs / "finished").survival("mansu")
     app = opened("nf4", run="finished", edit="mansu", group="quantized")
     shown = metrics(app)
-    assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00 %"
+    assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00\u00a0%"
     assert shown["Weights moved"] == f"{report.quantized.moved:,}"
     assert len(app.get("plotly_chart")) == 3
     kept = Run.open(runs / "finished").formats("mansu")
@@ -317,7 +317,7 @@ def test_the_share_above_the_boundary_follows_it(runs: Path) -> None:
 
     assert shown() == numbers.percent(survival.share_above(0), 2)
     app.slider(key="boundary").set_value(-2.0).run()
-    assert shown() == numbers.percent(survival.share_above(-2), 2) != "0.00 %"
+    assert shown() == numbers.percent(survival.share_above(-2), 2) != "0.00\u00a0%"
     assert survival.share_above(-8) == 1 and survival.share_above(3) == 0
     counted = sum(c for c, edge in zip(survival.before, EDGES, strict=False) if edge >= -2)
     assert survival.share_above(-2) == counted / survival.moved

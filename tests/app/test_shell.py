@@ -165,7 +165,7 @@ def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
         two[0].set_status("running", 0.25)
         at.run()
         (progress,) = at.get("progress")
-        assert "The new one" in progress.proto.text and "25 %" in progress.proto.text
+        assert "The new one" in progress.proto.text and "25\u00a0%" in progress.proto.text
         assert at.sidebar.selectbox[0].value == "old"
         assert button(at, "Show").sidebar.selectbox[0].value == "new"
 
@@ -190,7 +190,7 @@ def test_what_the_model_knows_of_an_upload_comes_first(two: tuple[Run, Run], tin
     at.file_uploader[0].upload("../mine.csv", sample.to_csv().encode()).run()
     assert not at.exception and not at.error
     table = at.main.table[0].value
-    assert "100.0 %" in table.to_string() and "Forget" in table.to_string()
+    assert "100.0\u00a0%" in table.to_string() and "Forget" in table.to_string()
     whole = next(b for b in at.button if b.label == "Run the whole job")
     assert not whole.disabled
     answers = sorted({f.answer for f in sample.split("forget")})
