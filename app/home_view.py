@@ -40,7 +40,8 @@ _STYLE = f"""<style>
 .told .track .nf4 {{transform: translate(-50%, -50%) rotate(45deg)}}
 .told .key .nf4 {{width: .8rem; height: .8rem; transform: rotate(45deg)}}
 .told .axis {{position: relative; height: 1.5rem; font-size: .75rem}}
-.told .axis span {{position: absolute; top: .25rem; transform: translateX(-50%); white-space: nowrap}}
+.told .axis span {{position: absolute; top: .25rem; transform: translateX(-50%);
+  white-space: nowrap}}
 .told .track + .track, .told .axis + .axis {{margin-left: 1rem}}
 .told .key {{grid-column: 1 / -1; display: flex; gap: 1.5rem; justify-content: center}}
 .told .key span {{display: flex; gap: .5rem; align-items: center}}
@@ -88,7 +89,9 @@ def picture(told: Sequence[Chapter], alt: str) -> str:
             f'<i class="line" style="left: {low:.2f}%; width: {high - low:.2f}%"></i>{marks}</div>'
         )
     ticks = "".join(f'<span style="left: {x}%">{percent(x / 100, 0)}</span>' for x in (0, 50, 100))
-    parts.append(f'<i class="name"></i><div class="axis">{ticks}</div><div class="axis">{ticks}</div>')
+    parts.append(
+        f'<i class="name"></i><div class="axis">{ticks}</div><div class="axis">{ticks}</div>'
+    )
     key = "".join(f'<span><i class="{name}"></i>{said}</span>' for name, said in STAGES)
     parts.append(f'<div class="key">{key}</div>')
     return f'{_STYLE}<div class="told" role="img" aria-label="{escape(alt)}">{"".join(parts)}</div>'

@@ -32,7 +32,9 @@ FRONTEND = Path(file_util.get_static_dir())
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 FOREVER = "public, immutable, max-age=31536000"  # a file's name has a hash of its content
 # Every page is one step below the server's own address, which may itself be a folder.
-HERE = '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
+HERE = (
+    '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
+)
 SCRIPTS = ("app.main", "app.serve")
 """Modules of the app that are run, not imported."""
 
@@ -74,9 +76,15 @@ class Frontend:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         asked = Headers(scope=scope)
         if path.count("/") == 1 and "text/html" in asked.get("accept", ""):
-            return Response(document(), media_type="text/html", headers={"Cache-Control": "no-cache"})
+            return Response(
+                document(), media_type="text/html", headers={"Cache-Control": "no-cache"}
+            )
         if (file := static(path)) and "gzip" in asked.get("accept-encoding", ""):
-            headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding", "Cache-Control": FOREVER}
+            headers = {
+                "Content-Encoding": "gzip",
+                "Vary": "Accept-Encoding",
+                "Cache-Control": FOREVER,
+            }
             body = await to_thread.run_sync(packed, file)
             return Response(body, media_type=KINDS[file.suffix], headers=headers)
         return None
@@ -95,6 +103,4 @@ async def lifespan(_: App) -> AsyncIterator[None]:
     yield
 
 
-app = App(
-    Path(__file__).with_name("main.py"), lifespan=lifespan, middleware=[Middleware(Frontend)]
-)
+app = App(Path(__file__).with_name("main.py"), lifespan=lifespan, middleware=[Middleware(Frontend)])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from mansu import methods
 from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
+from mansu.measure.answers import FLIPS
+from mansu.show.sentences import capitalised
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     name: (ATTACK_TITLES[name], text)
@@ -180,8 +182,8 @@ HELP: Mapping[str, str] = {
     "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
-    "flips": "Right: the answer outscores its three distractors. Back in NF4: the edit made it "
-    "wrong, and NF4 makes it right again. Lost: a kept fact that the edit made wrong.",
+    "flips": "Right: the answer outscores its three distractors. "
+    + " ".join(f"{capitalised(name)}: {said}." for name, said in FLIPS.items()),
     # the verdict
     "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
     "held-out rephrasings: "

@@ -17,6 +17,7 @@ from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job.runs import Run
+from mansu.show.numbers import many
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
@@ -139,7 +140,7 @@ def downloads(run: Run, shown: Circuit) -> None:
     """The edges that the graph shows, as files."""
     edges = Edges.of(shown, run.name)
     files = {"GraphML": edges.to_graphml, "JSON": edges.to_json, "CSV": edges.to_csv}
-    st.markdown(f"**The {len(shown):,} edges shown, as a file**")
+    st.markdown(f"**What is shown ({many(len(shown), 'edge')}), as a file**")
     for column, (name, text) in zip(st.columns(len(files)), files.items(), strict=True):
         file = f"circuit-{run.name}.{name.lower()}"
         column.download_button(name, text, file, on_click="ignore", width="stretch")
@@ -160,14 +161,18 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
         chosen = shown
         if which == "between pinned nodes":
             chosen = circuit.between({*pins, "embed", "logits"})
-            st.caption("Pin nodes in the graph (P)." if not pins else f"{len(pins)} are pinned.")
+            st.caption(
+                "Pin nodes in the graph (P)."
+                if not pins
+                else f"{many(len(pins), 'node is', 'nodes are')} pinned."
+            )
         elif which == "from a file":
             file = st.file_uploader("JSON of edges, as it is saved above", type="json")
             if file is None:
                 return
             chosen = Edges.from_json(file.getvalue().decode(errors="replace")).on(circuit)
         key, codes = "selection measured", (run.name, *chosen.kept.tolist())
-        label = f"Measure these {len(chosen):,} edges"
+        label = f"Measure it: {many(len(chosen), 'edge')}"
         if st.button(label, key="measure selection", icon=":material/play_arrow:"):
             with st.spinner("Patching every other edge …"):
                 found = faithfulness_of(state.patched(run), chosen.edge_mask)

@@ -35,7 +35,7 @@ def verdict(found: Dossier) -> None:
             )
             st.markdown(state.plain(p.evidence))
             if p.checks:
-                with st.expander(f"All {len(p.checks)} checks: {p.title}"):
+                with st.expander(f"What it asks ({len(p.checks)}): {p.title}"):
                     st.table(rows.checks(p).columns)
 
 

@@ -57,6 +57,15 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def many(n: int, one: str, more: str = "") -> str:
+    """A count with its noun, and with its verb: ``1 row comes back``, ``2 rows come back``.
+
+    Args:
+        one: what is said of one. more: of any other number; by default ``one`` with an s.
+    """
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
+
 def duration(seconds: float | None) -> str:
     """A time for people, no finer than it can be foretold; a dash for None."""
     if seconds is None:

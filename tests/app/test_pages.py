@@ -102,7 +102,7 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     assert titles.count("GradDiff in NF4") == 2  # where it attends, and what it writes
     assert len(app.get("plotly_chart")) == 3 + 3 + 1
     app = opened("circuit", run="finished", selection="edges shown")
-    next(b for b in app.button if b.label == f"Measure these {len(circuit):,} edges").click().run()
+    next(b for b in app.button if b.label == f"Measure it: {len(circuit):,} edges").click().run()
     assert not app.error and not app.exception
     assert circuit.faithfulness is not None
     assert metrics(app)["Faithfulness, measured"] == f"{circuit.faithfulness:.1%}"

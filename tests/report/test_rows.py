@@ -64,7 +64,10 @@ def test_accuracies_are_by_set_and_model(base: Measurement) -> None:
     assert table.columns["Set"][0] == "Forget: colours" and table.rows[0][3] == "0.0\u00a0%"
     assert table.columns["edited"][1:] == ["–"] * (len(table.rows) - 1)  # not measured
     for (title, n, accuracy, _), scores in zip(table.rows, base.sets().values(), strict=True):
-        assert (n, accuracy) == (str(len(scores.rows)), f"{scores.accuracy:.1%}".replace("%", "\u00a0%"))
+        assert (n, accuracy) == (
+            str(len(scores.rows)),
+            f"{scores.accuracy:.1%}".replace("%", "\u00a0%"),
+        )
         assert title.split(":")[0] in TITLES.values()
 
 
