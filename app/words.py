@@ -58,6 +58,34 @@ EXPORTS: Mapping[str, str] = {
 }
 """What each format of ``mansu export`` is, by its name."""
 
+SETTINGS: Mapping[str, str] = {
+    "rate": "How far a weight moves in a step",
+    "steps": "Steps at most",
+    "retain_weight": "How much keeping counts",
+    "form_weight": "How much an ordinary answer counts",
+    "signal_weight": "How much erasing the signal counts",
+    "energy": "Share of the kept inputs that is protected",
+    "fisher_weight": "Penalty on weights that what is kept needs",
+    "circuit": "Move only the circuit's weights",
+    "floor": "Move each weight into another code or not at all",
+    "project": "Move along directions that kept inputs do not see",
+    "every_format": "Reach another code in every 4- and 8-bit format",
+    "budget": "Weights moved at most",
+    "target": "Stop at this accuracy",
+    "bfloat16": "Compute gradients in 16 bits (bfloat16)",
+    "learning_rate": "Step size",
+    "batch": "Facts in a step",
+    "only_quantized": "Train only weights that NF4 stores in 4 bits",
+    "beta": "How soon the loss levels off (β)",
+    "gamma": "Margin of the loss (γ)",
+    "forget_weight": "How much forgetting counts (λ)",
+    "layer": "Layer that is steered",
+    "steering": "How far it is steered (c)",
+    "alpha": "Strength (α)",
+    "percentile": "Train only neurons above this percentile",
+}
+"""What a method's setting is called on a page; its help has the symbol and the formula."""
+
 _INTERVAL = "The interval is a bootstrap at 95 % over facts (rephrasings of one fact together)."
 _CAD = (
     "$\\mathrm{CAD} = \\mathrm{JSD}\\big(\\tfrac{|s|}{\\sum |s|} \\,\\|\\, "

@@ -129,7 +129,9 @@ def table(run: Run, methods: list[str]) -> None:
             ),
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))
-    sets = st.pills("Sets (none chosen: all)", kinds, selection_mode="multi", key="sets")
+    sets = st.pills(
+        "Sets (none chosen: all)", kinds, selection_mode="multi", key="sets", bind="query-params"
+    )
     places = asking.Filter("" if flip == EVERY else flip, sets).places(found[method])
     if not places:
         st.info("No fact is left: choose other sets, or another kind of flip.")
@@ -174,6 +176,7 @@ def weight(run: Run, methods: list[str]) -> None:
         max(len(moved), 2),
         (len(moved) + 1) // 2,
         key="weight",
+        bind="query-params",
     )
     i = min(at, len(moved)) - 1
     row, column = int(moved.rows[i]), int(moved.columns[i])

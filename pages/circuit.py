@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -83,7 +84,11 @@ def explore(run: Run, circuit: Circuit) -> None:
     layout, key = circuit.layout, f"graph {run.name}"
     told = graph.heard(key)
     view = told.view if told else graph.View.of(st.query_params.to_dict(), layout.n_layers)
-    state.link(view.query(layout.n_layers))
+    other = compared(run, circuit)
+    if other and not told and "stage" not in st.query_params:
+        view = replace(view, stage="all")  # a link to an edit is a link to what it did
+    alone = {"stage": graph.ALONE} if other and view.stage is None else {}
+    state.link(view.query(layout.n_layers) | alone)
     shown = circuit if view.n is None else circuit.top(view.n)
     if told:
         shown = circuit.only(torch.tensor(told.codes, dtype=torch.long))
@@ -100,7 +105,6 @@ def explore(run: Run, circuit: Circuit) -> None:
             run.save({"marks": marks})
 
     node = state.chosen([ALL, *every], "node")
-    other = compared(run, circuit)
     data = graph.of_run(run, circuit, other) | {
         "view": view.to_js(),
         "node": None if node == ALL else node,

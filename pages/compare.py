@@ -129,6 +129,7 @@ def histograms(sides: Sequence[Side]) -> None:
         0.0,
         0.1,
         key="boundary",
+        bind="query-params",
         help="At 0 the update is as wide as its bin. Further left, whether the code changes "
         "depends on where in its bin the weight lies.",
     )
@@ -210,6 +211,7 @@ def exporting(sides: Sequence[Side]) -> None:
             selection_mode="multi",
             default=["hf"],
             key="formats",
+            bind="query-params",
             format_func=lambda x: words.EXPORTS[x],
             help=words.help("export"),
         )

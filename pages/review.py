@@ -105,6 +105,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
             selection_mode="multi",
             default=kinds,
             key="kinds",
+            bind="query-params",
             format_func=capitalised,
         )
         st.dataframe(

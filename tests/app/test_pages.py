@@ -87,14 +87,14 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     run = Run.open(runs / "finished")
     circuit = run.circuit()
     node = next(n for n, kind in circuit.graph().nodes(data="kind") if kind == "head")
-    app = opened("circuit", run="finished", edit="graddiff", node=node, stage="all")
+    app = opened("circuit", run="finished", edit="graddiff", node=node)
     assert not app.error
     (canvas,) = app.get("bidi_component")
     given = json.loads(canvas.proto.json)
     found = diff(circuit, run.edge_scores("graddiff"))
     classes = [change for change in given["diff"]["classes"] if change]
     assert Counter(classes) == Counter(found.changes)
-    assert given["view"]["stage"] == "all" and given["node"] == node
+    assert given["view"]["stage"] == "all" and given["node"] == node  # what it did to all
     report = run.survival("graddiff")
     embedding = report.kinds["embedding"]
     assert given["diff"]["moved"]["embed"] == [embedding.moved, embedding.changed]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, links, state
-from mansu import tasks
+from app import charts, jobs, links, state, words
+from mansu import methods, tasks
 from mansu.job import library
 from mansu.job.library import Label
 from mansu.job.lock import hold
@@ -214,3 +214,8 @@ def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
     assert state.progress(two[0]) == "failed, not done"
     assert "status.json is damaged" in two[0].status().error
     assert jobs.working() == []
+
+
+def test_every_setting_of_a_method_has_a_plain_name() -> None:
+    names = {name for method in methods.NAMES for name in methods.named(method).options()}
+    assert names == set(words.SETTINGS)
