@@ -71,6 +71,7 @@ SETTINGS: Mapping[str, str] = {
     "project": "Move along directions that kept inputs do not see",
     "every_format": "Reach another code in every 4- and 8-bit format",
     "budget": "Weights moved at most",
+    "moves": "Weights moved",
     "target": "Stop at this accuracy",
     "bfloat16": "Compute gradients in 16 bits (bfloat16)",
     "learning_rate": "Step size",

@@ -217,5 +217,5 @@ def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
 
 
 def test_every_setting_of_a_method_has_a_plain_name() -> None:
-    names = {name for method in methods.NAMES for name in methods.named(method).options()}
+    names = {name for method in methods.ALL for name in methods.named(method).options()}
     assert names == set(words.SETTINGS)
