@@ -24,7 +24,7 @@ _STYLE = """<style>
   grid-template-columns: repeat(auto-fit, minmax(max(15rem, (100% - 2rem) / var(--n)), 1fr))}
 .ask section {display: grid; gap: 1rem; grid-row: span 2; grid-template-rows: subgrid}
 .ask article {border: 1px solid rgba(128,128,128,.4); border-radius: .5rem; padding: .75rem 1rem}
-.ask h3 {font-size: 1.05rem; margin: 0 0 .5rem; padding: 0}
+.ask h2 {font-size: 1.05rem; margin: 0 0 .5rem; padding: 0}
 .ask dl {display: grid; grid-template-columns: minmax(4.5rem, auto) 1fr 4.2rem; gap: .15rem .5rem;
   margin: 0 0 .75rem; align-items: center}
 .ask dt, .ask dd {margin: 0; padding: 0; text-align: left; overflow-wrap: anywhere}
@@ -76,7 +76,7 @@ def _card(subject: Subject, found: Answers, key: tuple[str, bool], title: str, o
     text = f'<ol class="said">{text}</ol>' if text else "<p>It ends here: no further word.</p>"
     whose = "Goes on with" if own else "How it reads the unedited model's words"
     return (
-        f"<article><h3>{escape(title)}</h3>{_next(subject, found, said)}<p>{whose}</p>{text}"
+        f"<article><h2>{escape(title)}</h2>{_next(subject, found, said)}<p>{whose}</p>{text}"
         "</article>"
     )
 

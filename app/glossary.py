@@ -50,7 +50,8 @@ TERMS: Mapping[str, str] = {
     "model cannot tell them apart.",
     "Interval": "The range in which a number would lie for 95 % of other samples of facts "
     "(bootstrap).",
-    "Came back": "Right before the edit, wrong after it, right again in NF4.",
+    "Back in NF4": "A fact to be forgotten that came back: right before the edit, wrong after "
+    "it, right again in NF4.",
     "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "
     "NF4, less that in full precision. PTQ is quantisation after training.",
     "McNemar's test": "Of the facts that NF4 changes, do more come back than are lost? A small p "

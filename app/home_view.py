@@ -1,23 +1,51 @@
-"""The picture of the first page: what 4 bits keep of each edit's moves, and of its forgetting."""
+"""The picture of the first page: what 4 bits keep of each edit's moves, and of its forgetting.
+
+It is HTML: a chart of Plotly would be three quarters of all that a first visit loads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from html import escape
 
 from app.charts import BLUE, GREY, ORANGE, PURPLE
 from mansu.evidence.verdict import Name, Verdict
+from mansu.measure.statistics import Interval
 from mansu.report.story import Chapter
-from mansu.show.numbers import mark, percent
+from mansu.show.numbers import between, mark, percent
 from mansu.tasks.facts import CHANCE
 
-STAGES = (
-    ("before", "before", GREY, "circle"),
-    ("full", "after", BLUE, "square"),
-    ("nf4", "in 4 bits", ORANGE, "diamond-open"),
-)
+STAGES = (("before", "before"), ("full", "after"), ("nf4", "in 4 bits"))
+"""The accuracies of a chapter, and what each is called; each has a mark of its own."""
+
+_STYLE = f"""<style>
+.told {{display: grid; grid-template-columns: auto 2fr 3fr; gap: 0 1.25rem; margin: .5rem 0 0;
+  padding-right: 1.5rem;
+  align-items: center; font-size: .875rem}}
+.told .head {{padding-bottom: .5rem; text-align: center; grid-column: 2}}
+.told .head + .head {{grid-column: 3}}
+.told .name {{grid-column: 1}}
+.told .track {{position: relative; height: 3.5rem; border-left: 1px solid {GREY}}}
+.told .track > * {{position: absolute; top: 50%; transform: translate(-50%, -50%)}}
+.told .track .bar {{left: 0; height: 2rem; transform: translateY(-50%);
+  background: color-mix(in srgb, {BLUE} 85%, black)}}
+.told .track .share {{transform: translateY(-50%); padding: 0 .4rem; white-space: nowrap}}
+.told .track .inside {{transform: translate(-100%, -50%); color: #fff; font-weight: 600}}
+.told .track .line {{transform: none; height: 1px; background: {GREY}}}
+.told .track .chance {{top: 0; height: 100%; transform: none; border-left: 2px dotted {PURPLE}}}
+.told .before, .told .full, .told .nf4 {{display: inline-block; width: .8rem; height: .8rem}}
+.told .before {{background: {GREY}; border-radius: 50%}}
+.told .full {{background: {BLUE}}}
+.told .nf4 {{border: 2px solid {ORANGE}; width: 1.1rem; height: 1.1rem}}
+.told .track .nf4 {{transform: translate(-50%, -50%) rotate(45deg)}}
+.told .key .nf4 {{width: .8rem; height: .8rem; transform: rotate(45deg)}}
+.told .axis {{position: relative; height: 1.5rem; font-size: .75rem}}
+.told .axis span {{position: absolute; top: .25rem; transform: translateX(-50%);
+  white-space: nowrap}}
+.told .track + .track, .told .axis + .axis {{margin-left: 1rem}}
+.told .key {{grid-column: 1 / -1; display: flex; gap: 1.5rem; justify-content: center}}
+.told .key span {{display: flex; gap: .5rem; align-items: center}}
+</style>"""
 
 QUESTIONS: Mapping[Name, str] = {
     "forgetting": "Did it forget?",
@@ -37,66 +65,40 @@ def verdicts(judged: Mapping[str, Verdict]) -> dict[str, list[str]]:
     return columns
 
 
-def picture(told: Sequence[Chapter]) -> go.Figure:
-    """A row an edit: at the left the moves that are left in 4 bits, at the right the answers."""
-    names = [chapter.title for chapter in told]
-    figure = make_subplots(
-        cols=2,
-        shared_yaxes=True,
-        column_widths=[0.4, 0.6],
-        horizontal_spacing=0.06,
-        subplot_titles=("Moves left", "Right answers"),
-    )
-    figure.update_annotations(font_size=13)
-    figure.add_bar(
-        x=[c.share_left for c in told],
-        y=names,
-        orientation="h",
-        marker={"color": BLUE},
-        width=0.45,
-        text=[percent(c.share_left) for c in told],
-        textposition="auto",
-        textangle=0,
-        customdata=[[c.left, c.moved] for c in told],
-        hovertemplate="%{y}: %{customdata[0]:,} of %{customdata[1]:,} moves<extra></extra>",
-        showlegend=False,
-    )
+def picture(told: Sequence[Chapter], alt: str) -> str:
+    """A row an edit: at the left the moves that are left in 4 bits, at the right the answers.
+
+    Args:
+        alt: what it shows, for whoever does not see it.
+    """
+    parts = ["<div class='head'>Moves left</div><div class='head'>Right answers</div>"]
     for c in told:
-        figure.add_scatter(
-            x=[c.before.value, c.full.value, c.nf4.value],
-            y=[c.title] * 3,
-            mode="lines",
-            line={"color": GREY, "width": 1},
-            hoverinfo="skip",
-            showlegend=False,
-            row=1,
-            col=2,
+        x = 100 * c.share_left
+        where = "inside" if c.share_left > 0.5 else ""
+        parts.append(f'<span class="name">{escape(c.title)}</span>')
+        parts.append(
+            f'<div class="track" title="{c.left:,} of {c.moved:,} moves">'
+            f'<i class="bar" style="width: {x:.2f}%"></i>'
+            f'<b class="share {where}" style="left: {x:.2f}%">{percent(c.share_left)}</b></div>'
         )
-    for field, label, colour, symbol in STAGES:
-        intervals = [getattr(c, field) for c in told]
-        figure.add_scatter(
-            name=label,
-            x=[i.value for i in intervals],
-            y=names,
-            mode="markers",
-            marker={
-                "color": colour,
-                "symbol": symbol,
-                "size": 18 if field == "nf4" else 11,
-                "line": {"width": 2, "color": colour},
-            },
-            customdata=[[i.low, i.high] for i in intervals],
-            hovertemplate=f"%{{y}}, {label}: %{{x:.1%}} "
-            "[%{customdata[0]:.1%}, %{customdata[1]:.1%}]<extra></extra>",
-            row=1,
-            col=2,
+        found = {name: getattr(c, name) for name, _ in STAGES}
+        low, high = (100 * end(i.value for i in found.values()) for end in (min, max))
+        marks = "".join(_point(name, said, found[name]) for name, said in STAGES)
+        parts.append(
+            f'<div class="track"><i class="chance" style="left: {100 * CHANCE:g}%"></i>'
+            f'<i class="line" style="left: {low:.2f}%; width: {high - low:.2f}%"></i>{marks}</div>'
         )
-    figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dot", "width": 2}, row=1, col=2)  # type: ignore[arg-type]
-    figure.update_xaxes(tickformat=".0%", range=[0, 1.05], tickvals=[0, 0.5, 1], row=1, col=1)
-    figure.update_xaxes(tickformat=".0%", range=[-0.03, 1.06], row=1, col=2)
-    figure.update_yaxes(type="category", autorange="reversed")  # in the order of the sentences
-    return figure.update_layout(
-        height=160 + 70 * len(told),
-        margin={"l": 8, "r": 8, "t": 40, "b": 8},
-        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0, "xanchor": "left"},
+    ticks = "".join(f'<span style="left: {x}%">{percent(x / 100, 0)}</span>' for x in (0, 50, 100))
+    parts.append(
+        f'<i class="name"></i><div class="axis">{ticks}</div><div class="axis">{ticks}</div>'
+    )
+    key = "".join(f'<span><i class="{name}"></i>{said}</span>' for name, said in STAGES)
+    parts.append(f'<div class="key">{key}</div>')
+    return f'{_STYLE}<div class="told" role="img" aria-label="{escape(alt)}">{"".join(parts)}</div>'
+
+
+def _point(name: str, said: str, found: Interval) -> str:
+    return (
+        f'<i class="{name}" style="left: {100 * found.value:.2f}%" '
+        f'title="{said}: {between(found)}"></i>'
     )

@@ -1,4 +1,4 @@
-"""The app's entry: ``streamlit run app/main.py``."""
+"""The app, which ``serve.py`` serves: its pages, and what each of them has."""
 
 from __future__ import annotations
 
@@ -23,23 +23,6 @@ STEPS = (  # the first is the default page; the last word is its group in the na
     ("learn", "Lesson", ":material/school:", "Learn"),
     ("glossary", "Glossary", ":material/dictionary:", "Learn"),
 )
-SCRIPT = """<script>
-if (!window.mansu) {
-  window.mansu = true;
-  // Streamlit adds a history entry for each choice that is written into the address: then Back has
-  // to be pressed six times. Within a page the entry is replaced instead.
-  const push = history.pushState.bind(history);
-  history.pushState = (state, title, url) =>
-    new URL(url ?? location.href, location.href).pathname === location.pathname
-      ? history.replaceState(state, title, url)
-      : push(state, title, url);
-  // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
-  const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
-  addEventListener("beforeprint", () =>
-    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth))));
-  addEventListener("afterprint", () => charts().forEach((chart) => (chart.style.zoom = "")));
-}
-</script>"""
 
 # An icon of our own, and said first: a page's Material icon would be fetched from outside for the
 # browser's tab.
@@ -65,7 +48,7 @@ page = st.navigation(groups)
 st.set_page_config(f"{page.title} · MANSU")
 st.html(HERE / "page.css")
 with st.container(key="script"):
-    st.html(SCRIPT, unsafe_allow_javascript=True)
+    st.html(f"<script>{(HERE / 'page.js').read_text()}</script>", unsafe_allow_javascript=True)
 if access.granted():
     bar.draw()
     page.run()

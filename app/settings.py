@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from app import words
 from mansu import methods
 from mansu.settings import Setting
 
@@ -29,12 +30,13 @@ def arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _widget(place: Any, method: str, setting: Setting) -> Any:
-    default, label = setting.default, setting.name.replace("_", " ").capitalize()
-    about = setting.help + (f" Source: {setting.source}." if setting.source else "")
+    default, label = setting.default, words.SETTINGS[setting.name]
+    about = f"{setting.help} On the command line: `{setting.name}`."
+    about += f" Source: {setting.source}." if setting.source else ""
     more: dict[str, Any] = {"key": f"{method} {setting.name}", "help": about}
     if setting.kind is bool and setting.optional:
-        words = {None: "automatic", True: "on", False: "off"}
-        return place.selectbox(label, list(words), format_func=words.__getitem__, **more)
+        said = {None: "automatic", True: "on", False: "off"}
+        return place.selectbox(label, list(said), format_func=said.__getitem__, **more)
     if setting.kind is bool:
         return place.toggle(label, default, **more)
     low, high = (None if end is None else setting.kind(end) for end in (setting.low, setting.high))

@@ -383,7 +383,7 @@ def _others() -> None:
             for key, had in deleted.items():
                 _restore(key, f"Restore {had}")
     if refused := unreadable():
-        with st.expander(f"{len(refused)} folders of runs cannot be read"):
+        with st.expander(f"Folders of runs that cannot be read ({len(refused)})"):
             st.markdown("\n".join(f"- {plain(sentence)}" for sentence in refused))
 
 

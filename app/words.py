@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from mansu import methods
 from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
+from mansu.measure.answers import FLIPS
+from mansu.show.sentences import capitalised
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     name: (ATTACK_TITLES[name], text)
@@ -55,6 +57,35 @@ EXPORTS: Mapping[str, str] = {
     "lm-eval": "lm-eval task",
 }
 """What each format of ``mansu export`` is, by its name."""
+
+SETTINGS: Mapping[str, str] = {
+    "rate": "How far a weight moves in a step",
+    "steps": "Steps at most",
+    "retain_weight": "How much keeping counts",
+    "form_weight": "How much an ordinary answer counts",
+    "signal_weight": "How much erasing the signal counts",
+    "energy": "Share of the kept inputs that is protected",
+    "fisher_weight": "Penalty on weights that what is kept needs",
+    "circuit": "Move only the circuit's weights",
+    "floor": "Move each weight into another code or not at all",
+    "project": "Move along directions that kept inputs do not see",
+    "every_format": "Reach another code in every 4- and 8-bit format",
+    "budget": "Weights moved at most",
+    "moves": "Weights moved",
+    "target": "Stop at this accuracy",
+    "bfloat16": "Compute gradients in 16 bits (bfloat16)",
+    "learning_rate": "Step size",
+    "batch": "Facts in a step",
+    "only_quantized": "Train only weights that NF4 stores in 4 bits",
+    "beta": "How soon the loss levels off (β)",
+    "gamma": "Margin of the loss (γ)",
+    "forget_weight": "How much forgetting counts (λ)",
+    "layer": "Layer that is steered",
+    "steering": "How far it is steered (c)",
+    "alpha": "Strength (α)",
+    "percentile": "Train only neurons above this percentile",
+}
+"""What a method's setting is called on a page; its help has the symbol and the formula."""
 
 _INTERVAL = "The interval is a bootstrap at 95 % over facts (rephrasings of one fact together)."
 _CAD = (
@@ -180,8 +211,8 @@ HELP: Mapping[str, str] = {
     "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
     "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
     "Hollow: the retain set fell by more than the tolerance.",
-    "flips": "Right: the answer outscores its three distractors. Back in NF4: the edit made it "
-    "wrong, and NF4 makes it right again. Lost: a kept fact that the edit made wrong.",
+    "flips": "Right: the answer outscores its three distractors. "
+    + " ".join(f"{capitalised(name)}: {said}." for name, said in FLIPS.items()),
     # the verdict
     "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
     "held-out rephrasings: "

@@ -324,6 +324,10 @@ def replacing(path: Path) -> Iterator[Path]:
             _settle(path.parent, mode)
 
 
+_NUMBERS = re.compile(r'\[\n[^\[\]{}"]*\]')  # no break of a line is inside a string
+"""A list of numbers over many lines, which are written as one."""
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all.
 
@@ -332,6 +336,7 @@ def write_json(path: Path, value: Any) -> None:
             character that is part of no text.
     """
     content = _json_of(path, value, indent=1, ensure_ascii=False)
+    content = _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", content)
     try:
         data = content.encode("utf-8")
     except UnicodeEncodeError as error:

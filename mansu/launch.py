@@ -48,7 +48,7 @@ def open_app(arguments: Sequence[str] = ()) -> NoReturn:
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     # Safe path: an app.py in the user's own folder is not our app.
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-    script = str(folder / "app" / "main.py")
+    script = str(folder / "app" / "serve.py")
     sys.stdout.flush()
     os.execve(
         sys.executable,

@@ -13,7 +13,7 @@ from mansu.job.runs import Run
 from mansu.measure.answers import FLIPS
 from mansu.measure.scores import TITLES
 from mansu.report import asked
-from mansu.show.numbers import number
+from mansu.show.numbers import many, number
 from mansu.tasks.facts import Fact
 
 CIRCUIT = Path(__file__).with_name("circuit.py")
@@ -113,7 +113,9 @@ def table(run: Run, methods: list[str]) -> None:
     found = asking.facts(run, methods)
     left, right = st.columns(2)
     with left:
-        method = state.choose("Flips of", methods, "flips_of", format_func=words.title)
+        method = state.choose(
+            "What became of the facts after", methods, "flips_of", format_func=words.title
+        )
     counts = Counter(one.flip for one in found[method])
     with right:
         flip = state.choose(
@@ -127,7 +129,9 @@ def table(run: Run, methods: list[str]) -> None:
             ),
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))
-    sets = st.pills("Sets (none chosen: all)", kinds, selection_mode="multi", key="sets")
+    sets = st.pills(
+        "Sets (none chosen: all)", kinds, selection_mode="multi", key="sets", bind="query-params"
+    )
     places = asking.Filter("" if flip == EVERY else flip, sets).places(found[method])
     if not places:
         st.info("No fact is left: choose other sets, or another kind of flip.")
@@ -143,7 +147,7 @@ def table(run: Run, methods: list[str]) -> None:
         selection_mode="single-row",
         alt="Every fact with what each model answers in full precision and in NF4",
     )
-    st.caption(f"{len(places)} facts. Choose a row to ask it above.")
+    st.caption(f"{many(len(places), 'fact')}. Choose a row to ask it above.")
 
 
 @st.fragment
@@ -172,6 +176,7 @@ def weight(run: Run, methods: list[str]) -> None:
         max(len(moved), 2),
         (len(moved) + 1) // 2,
         key="weight",
+        bind="query-params",
     )
     i = min(at, len(moved)) - 1
     row, column = int(moved.rows[i]), int(moved.columns[i])

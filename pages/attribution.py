@@ -43,7 +43,7 @@ def result(run: Run) -> None:
     )
     left, right = st.columns(2)
     with left:
-        st.subheader(
+        st.header(
             "Where the behaviour lives",
             help="An edge's score: EAP-IG's estimate of the change of the metric when the edge is "
             "patched to its corrupt value: negative (blue) where it carries the answer, positive "
@@ -56,7 +56,7 @@ def result(run: Run) -> None:
             alt="Heat map of node scores by layer and head; the table beside it has the numbers.",
         )
     with right:
-        st.subheader(
+        st.header(
             "Strongest edges",
             help="a3.h2 is head 2 of layer 3, ⟨q⟩ its query, kv1⟨k⟩ the key of key/value head 1; "
             "m3 is the MLP of layer 3.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -17,6 +18,7 @@ from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job.runs import Run
+from mansu.show.numbers import many
 
 TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
@@ -25,7 +27,7 @@ SIDE = 305  # pixels of one of several charts
 
 
 def numbers(run: Run, shown: Circuit) -> None:
-    st.subheader("The circuit found")
+    st.header("The circuit found")
     a, b, c, d = st.columns(4)
     a.metric(
         "Edges",
@@ -82,7 +84,11 @@ def explore(run: Run, circuit: Circuit) -> None:
     layout, key = circuit.layout, f"graph {run.name}"
     told = graph.heard(key)
     view = told.view if told else graph.View.of(st.query_params.to_dict(), layout.n_layers)
-    state.link(view.query(layout.n_layers))
+    other = compared(run, circuit)
+    if other and not told and "stage" not in st.query_params:
+        view = replace(view, stage="all")  # a link to an edit is a link to what it did
+    alone = {"stage": graph.ALONE} if other and view.stage is None else {}
+    state.link(view.query(layout.n_layers) | alone)
     shown = circuit if view.n is None else circuit.top(view.n)
     if told:
         shown = circuit.only(torch.tensor(told.codes, dtype=torch.long))
@@ -99,7 +105,6 @@ def explore(run: Run, circuit: Circuit) -> None:
             run.save({"marks": marks})
 
     node = state.chosen([ALL, *every], "node")
-    other = compared(run, circuit)
     data = graph.of_run(run, circuit, other) | {
         "view": view.to_js(),
         "node": None if node == ALL else node,
@@ -139,7 +144,7 @@ def downloads(run: Run, shown: Circuit) -> None:
     """The edges that the graph shows, as files."""
     edges = Edges.of(shown, run.name)
     files = {"GraphML": edges.to_graphml, "JSON": edges.to_json, "CSV": edges.to_csv}
-    st.markdown(f"**The {len(shown):,} edges shown, as a file**")
+    st.markdown(f"**What is shown ({many(len(shown), 'edge')}), as a file**")
     for column, (name, text) in zip(st.columns(len(files)), files.items(), strict=True):
         file = f"circuit-{run.name}.{name.lower()}"
         column.download_button(name, text, file, on_click="ignore", width="stretch")
@@ -160,14 +165,18 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
         chosen = shown
         if which == "between pinned nodes":
             chosen = circuit.between({*pins, "embed", "logits"})
-            st.caption("Pin nodes in the graph (P)." if not pins else f"{len(pins)} are pinned.")
+            st.caption(
+                "Pin nodes in the graph (P)."
+                if not pins
+                else f"{many(len(pins), 'node is', 'nodes are')} pinned."
+            )
         elif which == "from a file":
             file = st.file_uploader("JSON of edges, as it is saved above", type="json")
             if file is None:
                 return
             chosen = Edges.from_json(file.getvalue().decode(errors="replace")).on(circuit)
         key, codes = "selection measured", (run.name, *chosen.kept.tolist())
-        label = f"Measure these {len(chosen):,} edges"
+        label = f"Measure it: {many(len(chosen), 'edge')}"
         if st.button(label, key="measure selection", icon=":material/play_arrow:"):
             with st.spinner("Patching every other edge …"):
                 found = faithfulness_of(state.patched(run), chosen.edge_mask)
@@ -252,7 +261,7 @@ def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | N
 
 def trust(run: Run, running: bool) -> None:
     """How far the circuit can be trusted: what was measured, or the button that measures it."""
-    st.subheader("How far can this circuit be trusted?")
+    st.header("How far can this circuit be trusted?")
     if not run.has("trust"):
         st.markdown(
             "It was chosen on a sample of prompts. This asks what another sample would have "

@@ -49,7 +49,7 @@ def differences(sides: Sequence[Side]) -> None:
 @state.show_errors()
 def verdicts(run: Run, sides: Sequence[Side]) -> None:
     """The verdict on each edit, by thresholds that can be moved."""
-    st.subheader("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
+    st.header("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
     place = st.container()
     with state.show_errors():
         changes = thresholds.moved(run)
@@ -88,7 +88,7 @@ def evidence(p: Property) -> None:
 
 def permanence(sides: Sequence[Side]) -> None:
     """Forgetting against permanence, whole edits with intervals."""
-    st.subheader("Forgetting against permanence", help=words.help("permanence"))
+    st.header("Forgetting against permanence", help=words.help("permanence"))
     found = each(sides, spots)
     if found:
         alt = "Fall of accuracy towards chance against what NF4 leaves of it, with intervals"
@@ -97,7 +97,7 @@ def permanence(sides: Sequence[Side]) -> None:
 
 def accuracy(sides: Sequence[Side]) -> None:
     """Accuracy by set of every edit, in full precision and NF4."""
-    st.subheader("Accuracy", help=words.help("accuracy"))
+    st.header("Accuracy", help=words.help("accuracy"))
     first = sides[0].run
     found = {UNEDITED: (first.base(nf4=False), first.base(nf4=True))} | each(
         sides,
@@ -118,7 +118,7 @@ def accuracy(sides: Sequence[Side]) -> None:
 @state.show_errors()
 def histograms(sides: Sequence[Side]) -> None:
     """Update ÷ bin width of every edit on one axis, and the share above a boundary."""
-    st.subheader("Update ÷ bin width", help=words.help("ratio"))
+    st.header("Update ÷ bin width", help=words.help("ratio"))
     found = each(sides, lambda side: side.run.survival(side.method).quantized)
     if not found:
         return
@@ -129,6 +129,7 @@ def histograms(sides: Sequence[Side]) -> None:
         0.0,
         0.1,
         key="boundary",
+        bind="query-params",
         help="At 0 the update is as wide as its bin. Further left, whether the code changes "
         "depends on where in its bin the weight lies.",
     )
@@ -139,7 +140,7 @@ def histograms(sides: Sequence[Side]) -> None:
 
 def circuit_divergence(sides: Sequence[Side]) -> None:
     """CAD of every edit between its controls."""
-    st.subheader("CAD: was the circuit erased?", help=words.help("edited"))
+    st.header("CAD: was the circuit erased?", help=words.help("edited"))
     found = each(sides, lambda side: side.run.divergences(side.method))
     if found:
         alt = "CAD and signal CAD of each edit between its controls"
@@ -168,7 +169,7 @@ def measured(
 
 def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
     """Recovery attacks on the edits, or the button that runs them."""
-    st.subheader("Recovery attacks", help=words.help("attacks"))
+    st.header("Recovery attacks", help=words.help("attacks"))
     done = measured(sides, run, "attacks", "attack", "Run the attacks", running)
     if not done:
         return
@@ -188,7 +189,7 @@ def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
 
 def strengths(sides: Sequence[Side], run: Run, running: bool) -> None:
     """The edits at parts of their strength, or the button that measures them."""
-    st.subheader("At parts of the strength", help=words.help("tradeoff"))
+    st.header("At parts of the strength", help=words.help("tradeoff"))
     done = measured(sides, run, "strengths", "strengths", "Measure the tradeoff", running)
     if done:
         found = each(done, lambda side: side.run.strengths(side.method).points)
@@ -210,6 +211,7 @@ def exporting(sides: Sequence[Side]) -> None:
             selection_mode="multi",
             default=["hf"],
             key="formats",
+            bind="query-params",
             format_func=lambda x: words.EXPORTS[x],
             help=words.help("export"),
         )
@@ -256,7 +258,7 @@ if not sides:
     st.info("Choose at least one edit.", icon=":material/info:")
     st.stop()
 
-st.subheader("What separates them")
+st.header("What separates them")
 for section in (differences, permanence):
     with state.show_errors():
         section(sides)

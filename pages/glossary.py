@@ -12,6 +12,7 @@ query = st.text_input("Find a word", key="word", bind="query-params")
 terms = glossary.found(str(query or ""))
 if not terms:
     st.info("No word here is like that: try a shorter one.")
-for term, meaning in terms.items():
-    st.header(term, anchor=glossary.anchor(term))
-    st.markdown(state.plain(meaning))
+with st.container(key="terms"):
+    for term, meaning in terms.items():
+        st.header(term, anchor=glossary.anchor(term))
+        st.markdown(state.plain(meaning))

@@ -43,12 +43,8 @@ def beginning(run: Run) -> None:
         f"**In this example, {moves}.**"
     )
     answers = "  \n".join(f"{chapter.answers}." for chapter in told)
-    st.plotly_chart(
-        home_view.picture(told),
-        config={"displayModeBar": False},
-        alt=f"Moves that 4 bits keep and right answers by edit. {moves}. {answers}",
-        key="picture",
-    )
+    alt = f"Moves that 4 bits keep and right answers by edit. {moves}. {answers}"
+    st.html(home_view.picture(told, alt))
     st.markdown(f"{answers}  \n{story.moral(told)}")
     chance, baseline = link("Chance", "chance"), link("Baseline", "baseline")
     st.markdown(
@@ -88,18 +84,19 @@ def doors(run: Run) -> None:
 def own_work(example: Run, runs: list[Run]) -> None:
     """From the example to work of one's own."""
     st.header("Your own work")
-    st.markdown("The example comes with MANSU and stays as it is. This made it:")
-    st.code(example.manifest["example"], language="bash", wrap_lines=True)
+    command = example.manifest["example"]
+    st.markdown(f"The example comes with MANSU and stays as it is. This made it: `{command}`")
     st.page_link(
         PAGES / "attribution.py",
         label="Start with your own facts",
         icon=":material/add:",
         query_params={"view": "New run"},
     )
-    if st.button("Copy the example to work on it", icon=":material/content_copy:"):
-        state.select("run", copied(example).name)
-        st.rerun()
-    if any(run.name == example.name and not run.is_example for run in runs):
+    if not any(run.name == example.name and not run.is_example for run in runs):
+        if st.button("Copy the example to work on it", icon=":material/content_copy:"):
+            state.select("run", copied(example).name)
+            st.rerun()
+    else:
         st.success(f"Your copy is the run {example.name}.", icon=":material/check:")
         st.page_link(
             PAGES / "unlearn.py",

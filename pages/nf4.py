@@ -98,7 +98,7 @@ with state.show_errors():
     if not survival.moved:
         st.info("No weight of this group was moved.")
         st.stop()
-    st.subheader("Update ÷ bin width", help=words.help("ratio"))
+    st.header("Update ÷ bin width", help=words.help("ratio"))
     alt = "Histogram of update over bin width before and after NF4, with the boundary at 1"
     st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
     if group == "unquantized":
@@ -106,16 +106,16 @@ with state.show_errors():
 
     layers, kinds = st.columns(2)
     with layers:
-        st.subheader("By layer", help=words.help("share"))
+        st.header("By layer", help=words.help("share"))
         alt = "Share of moved weights whose code changes, by layer"
         st.plotly_chart(charts.survival_by_layer(report.layers), alt=alt, key="layers")
     with kinds:
-        st.subheader("By kind of matrix", help=words.help("share"))
+        st.header("By kind of matrix", help=words.help("share"))
         alt = "Share of moved weights whose code changes, by kind of matrix"
         st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
     if run.has("formats", method):
         kept = run.formats(method)
-        st.subheader("In other formats", help=words.help("formats"))
+        st.header("In other formats", help=words.help("formats"))
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
         st.table(shown.columns)

@@ -26,7 +26,7 @@ from mansu.show.sentences import capitalised
 def verdict(found: Dossier) -> None:
     """The verdict with everything that each property asks."""
     judged = found.judged
-    st.subheader("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
+    st.header("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
     st.markdown(f"Together: **{judged.status}** ({judged.counts}).")
     for p in judged.properties:
         with st.container(border=True):
@@ -35,13 +35,13 @@ def verdict(found: Dossier) -> None:
             )
             st.markdown(state.plain(p.evidence))
             if p.checks:
-                with st.expander(f"All {len(p.checks)} checks: {p.title}"):
+                with st.expander(f"What it asks ({len(p.checks)}): {p.title}"):
                     st.table(rows.checks(p).columns)
 
 
 def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
     """The reviewer's decision, and the form that makes it."""
-    st.subheader("Decision")
+    st.header("Decision")
     signed = found.signed
     if signed is None:
         st.info("Nobody has signed this edit yet.", icon=":material/edit_document:")
@@ -76,9 +76,9 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
 
 def evidence(run: Run, method: str, found: Dossier) -> None:
     """What was asked, accuracies, histogram, facts, attacks."""
-    st.subheader("What was asked")
+    st.header("What was asked")
     st.table(of.about_table(found).columns)
-    st.subheader("Accuracy", help=words.help("accuracy"))
+    st.header("Accuracy", help=words.help("accuracy"))
     both = {
         UNEDITED: (run.base(nf4=False), run.base(nf4=True)),
         words.title(method): (
@@ -91,11 +91,11 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
     with st.expander("As a table"):
         st.table(of.accuracy_table(found).columns)
     if run.has("survival", method):
-        st.subheader("Update ÷ bin width", help=words.help("ratio"))
+        st.header("Update ÷ bin width", help=words.help("ratio"))
         alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
         survival = run.survival(method).quantized
         st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
-    st.subheader("Facts that fail or flip", help=words.help("flips"))
+    st.header("Facts that fail or flip", help=words.help("flips"))
     st.table(of.counts_table(found).columns)
     kinds = of.failing(found)
     if kinds:
@@ -105,6 +105,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
             selection_mode="multi",
             default=kinds,
             key="kinds",
+            bind="query-params",
             format_func=capitalised,
         )
         st.dataframe(
@@ -112,7 +113,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
             hide_index=True,
             alt="Facts that fail or flip, with what became of each",
         )
-    st.subheader("Recovery attacks", help=words.help("attacks"))
+    st.header("Recovery attacks", help=words.help("attacks"))
     table = of.attacks_table(found)
     if table is None:
         st.info("Not tried on this edit yet: run them on the Compare page.")
@@ -122,9 +123,9 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
 
 def repeat(found: Dossier) -> None:
     """Limits, commands, files."""
-    st.subheader("What the verdict does not say")
+    st.header("What the verdict does not say")
     st.markdown("\n".join(f"- {limit}" for limit in found.limits))
-    st.subheader("How to repeat it")
+    st.header("How to repeat it")
     st.code("\n".join(found.commands), language="bash", wrap_lines=True)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
     st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
@@ -154,7 +155,7 @@ def against(run: Run, method: str, found: Dossier) -> None:
 
 def take_along(run: Run, method: str, found: Dossier) -> None:
     """The dossier and the run as files, and a run of such a file."""
-    st.subheader("Take it along")
+    st.header("Take it along")
     name = f"{run.name}-{method}"
     row = st.container(horizontal=True)  # a narrow page puts them below each other
     icon = ":material/download:"

@@ -9,7 +9,7 @@ from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
 from mansu.report import rows
-from mansu.show.numbers import number, percent
+from mansu.show.numbers import many, number, percent
 
 
 @st.fragment(run_every=2)
@@ -70,7 +70,7 @@ def result(run: Run, method: str) -> None:
         for column, (label, value, key) in zip(columns, shown, strict=True):
             column.metric(label, value, help=words.help(key))
         columns[1].caption(f"{number(bounds.spread)} if spread evenly")
-        columns[2].caption(f"mean of {bounds.facts} facts and {bounds.texts} texts")
+        columns[2].caption(f"mean of {many(bounds.facts, 'fact')} and {many(bounds.texts, 'text')}")
     if steps := [Step.from_json(step) for step in history["steps"]]:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(steps), alt=alt, key="history")
@@ -118,6 +118,6 @@ else:
         st.caption("This run has no circuit yet: it is found first.")
 
 if done:
-    st.subheader(f"What {words.title(method)} did")
+    st.header(f"What {words.title(method)} did")
     with state.show_errors():
         result(run, method)

@@ -258,3 +258,11 @@ def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
         contents.add((tmp_path / f"{i}").read_bytes())
     assert len(contents) == 1 and measured_on(tmp_path / "0") == of
     assert load_values(tmp_path / "0")[1] == {"c": 1}
+
+
+def test_a_list_of_numbers_is_one_line(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None], "b": ["x, [\n 1]"], "c": [[1, 2], [3]], "d": []}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == value
+    assert '"a": [1, 2.5, null]' in text and "[1, 2],\n" in text

@@ -520,6 +520,9 @@ export class Instrument {
   say() {
     const { data, view, scene } = this, n = scene.edges.length;
     let text = `${many(n, "edge")} shown of ${data.total.toLocaleString("en")}`;
+    if (!n && (this.filtered() || view.class)) text += ": none passes the filters";
+    else if (!n && view.stage) text += `: here no edge is as strong as the weakest of the circuit ` +
+      `found. “${TITLES.all}” shows those that are gone`;
     if (view.stage) {
       const count = (name) => this.graph.edges.filter((e) => e.class === name).length;
       const each = Object.entries(CLASSES).map(([name, c]) => `${count(name)} ${c.title}`);

@@ -27,6 +27,12 @@ JS, CSS = (
 _mount = component("mansu.graph", js=JS, css=CSS)
 
 
+ALONE = "alone"
+"""What a link says where an edit is chosen and the circuit is looked at without it."""
+STAGES = ("before", "edited", "nf4", "all")
+"""The stages of a comparison that a link may name."""
+
+
 @dataclass(frozen=True)
 class View:
     """What of a circuit is shown. It is the browser's; the link to a view has it, too.
@@ -70,7 +76,7 @@ class View:
             kind=one("nodes", "all", "head", "mlp"),
             sign=one("sign", "all", "for", "against"),
             trace=one("trace", "off", "upstream", "downstream", "both", "paths"),
-            stage=one("stage", "", "before", "edited", "nf4", "all") or None,
+            stage=one("stage", "", ALONE, *STAGES).replace(ALONE, "") or None,
             change=one("change", "", "kept", "gone", "back", "new") or None,
         )
 

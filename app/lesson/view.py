@@ -229,7 +229,7 @@ def teacher() -> None:
         shared().prepare(tell)
     everybody()
     for place, step in enumerate(STEPS):
-        st.subheader(f"{place + 1}. {step.question}")
+        st.header(f"{place + 1}. {step.question}")
         st.markdown(f"**Minutes** {step.minutes:g}  \n**Ask** {step.ask}  \n**Notes** {step.notes}")
 
 

@@ -176,7 +176,7 @@ def floors(args: argparse.Namespace) -> None:
 
     def kernels() -> None:
         for weight in weights:
-            bnb.dequantize_4bit(*bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+            bnb().dequantize_4bit(*bnb().quantize_4bit(weight, blocksize=64, quant_type="nf4"))
 
     row(
         "NF4 of all weights",

@@ -25,11 +25,12 @@ from mansu.errors import DamagedError
 from mansu.evidence.cad import FEWEST_GROUPS, Divergences
 from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
+from mansu.measure.answers import ASKED
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.settings import configure, setting
 from mansu.show import numbers
-from mansu.show.numbers import Unit, percent
+from mansu.show.numbers import Unit, many, percent
 from mansu.show.table import Shown, Table
 from mansu.tasks.facts import CHANCE
 
@@ -383,10 +384,6 @@ def _unknown(name: Name, why: str, checks: Sequence[Check] = ()) -> Property:
     return Property(name, status, tuple(checks), why, {})
 
 
-ASKED: Mapping[str, str] = {"forget": "forget rows", "paraphrase": "rephrasings"}
-"""The splits that ask for what is to be forgotten."""
-
-
 def asked(*measured: Measurement) -> Iterator[tuple[str, str, tuple[Scores, ...]]]:
     """(split, what it is called, its scores in each) of those that all measurements have."""
     for split, title in ASKED.items():
@@ -514,7 +511,8 @@ def _gap(
         }
         told.append(
             f"{title} {percent(full.accuracy)} in full precision, {percent(quantised.accuracy)} "
-            f"in NF4 ({test.first} rows come back, {test.second} are lost; McNemar's exact "
+            f"in NF4 ({many(test.first, 'row comes back', 'rows come back')}, "
+            f"{many(test.second, 'is lost', 'are lost')}; McNemar's exact "
             f"p = {test.p:.2g})"
         )
     text = f"4-way accuracy: {'; '.join(told)}."
@@ -585,7 +583,7 @@ def _erasure(
 
 
 def _after(steps: int | None) -> str:
-    return "never" if steps is None else f"after {steps} steps"
+    return "never" if steps is None else f"after {many(steps, 'step')}"
 
 
 def _paired(first: Scores, second: Scores, what: str) -> Interval:

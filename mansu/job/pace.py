@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
 
 from mansu.errors import MansuError
 from mansu.job.runs import Run, listed
@@ -65,8 +67,22 @@ def left(run: Run, now: float | None = None) -> float | None:
     status, now = run.status(), time.time() if now is None else now
     if status.state != "running" or not SURE <= status.share < 1:
         return None
-    begun = next((t for t, step in run.events(since=status.started) if step.stage != "load"), None)
-    if begun is None:
+    try:
+        begun = _begun(run.path, status.started)
+    except LookupError:
         return None
     took = status.updated - begun  # for what the share says
     return max(0.0, took / status.share * (1 - status.share) - (now - status.updated))
+
+
+@lru_cache(maxsize=64)  # pages ask each second; what is raised is not kept
+def _begun(path: Path, started: float) -> float:
+    """When the job that started then had loaded its model.
+
+    Raises:
+        LookupError: it has not yet.
+    """
+    for at, step in Run.open(path).events(since=started):
+        if step.stage != "load":
+            return at
+    raise LookupError

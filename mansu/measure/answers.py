@@ -17,18 +17,52 @@ from mansu.errors import MismatchError
 from mansu.measure.scores import TITLES, Measurement
 from mansu.tasks.facts import Fact, Task
 
-Flip = Literal["came back", "lost", "forgotten", "kept", "learned", "never known"]
-"""Of right and wrong before the edit, after it, and after it in NF4."""
+ASKED: Mapping[str, str] = {"forget": "forget rows", "paraphrase": "rephrasings"}
+"""The splits whose answers are to be gone, as a sentence names them; all others are to stay."""
+
+Flip = Literal[
+    "back in NF4",
+    "not forgotten",
+    "gone only in NF4",
+    "forgotten",
+    "lost",
+    "lost, back in NF4",
+    "lost only in NF4",
+    "kept",
+    "not known before",
+]
+"""What becomes of a fact: right or wrong before the edit, after it, and after it in NF4."""
 
 FLIPS: Mapping[Flip, str] = {
-    "came back": "right, wrong after the edit, right again in NF4",
-    "lost": "right, still right after the edit, wrong in NF4",
-    "forgotten": "right, wrong after the edit, in NF4 too",
-    "kept": "right throughout",
-    "learned": "wrong before, right after the edit or in NF4",
-    "never known": "wrong throughout",
+    "back in NF4": "to be forgotten: right, wrong after the edit, right again in NF4",
+    "not forgotten": "to be forgotten: right throughout",
+    "gone only in NF4": "to be forgotten: right, still right after the edit, wrong in NF4",
+    "forgotten": "to be forgotten: right, wrong after the edit, in NF4 too",
+    "lost": "to be kept: right, wrong after the edit, in NF4 too",
+    "lost, back in NF4": "to be kept: right, wrong after the edit, right again in NF4",
+    "lost only in NF4": "to be kept: right, still right after the edit, wrong in NF4",
+    "kept": "to be kept: right throughout",
+    "not known before": "wrong before the edit",
 }
+"""The worst first; everybody who names what became of a fact names it so."""
 assert set(FLIPS) == set(get_args(Flip))
+
+_ORDER: tuple[tuple[bool, bool, bool], ...] = (  # asked for, right after the edit, right in NF4
+    (True, False, True),
+    (True, True, True),
+    (True, True, False),
+    (True, False, False),
+    (False, False, False),
+    (False, False, True),
+    (False, True, False),
+    (False, True, True),
+)
+_KNOWN: Mapping[tuple[bool, bool, bool], Flip] = dict(zip(_ORDER, FLIPS, strict=False))
+
+
+def flip(split: str, before: bool, full: bool, nf4: bool) -> Flip:
+    """What became of a fact of a split, by whether three models have it right."""
+    return _KNOWN[split in ASKED, full, nf4] if before else "not known before"
 
 
 @dataclass(frozen=True)
@@ -61,15 +95,7 @@ class Answered:
 
     @property
     def flip(self) -> Flip:
-        if self.before.right:
-            after: dict[tuple[bool, bool], Flip] = {
-                (False, True): "came back",
-                (True, False): "lost",
-                (False, False): "forgotten",
-                (True, True): "kept",
-            }
-            return after[self.full.right, self.nf4.right]
-        return "learned" if self.full.right or self.nf4.right else "never known"
+        return flip(self.fact.split, self.before.right, self.full.right, self.nf4.right)
 
 
 def by_row(measurement: Measurement) -> dict[int, Answer]:

@@ -52,7 +52,7 @@ def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
     """
     weight = weight.detach().contiguous()
     if format.kind == "int8":
-        rows, absmax, _ = bnb.int8_vectorwise_quant(weight.to(torch.float16))
+        rows, absmax, _ = bnb().int8_vectorwise_quant(weight.to(torch.float16))
         codes = (rows.to(torch.int16) + 127).to(torch.uint8).reshape(-1)
         return Quantized(codes, absmax, weight.shape[-1], weight.shape, format)
     found = _quantize_4bit(weight, replace(format, double_quant=False))
@@ -71,7 +71,7 @@ def _quantize_4bit(weight: Tensor, format: Format) -> Quantized:
 
 
 def _by_kernel(weight: Tensor, format: Format) -> Quantized:
-    packed, state = bnb.quantize_4bit(weight, blocksize=format.blocksize, quant_type=format.kind)
+    packed, state = bnb().quantize_4bit(weight, blocksize=format.blocksize, quant_type=format.kind)
     packed = packed.reshape(-1)
     codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: weight.numel()]
     return Quantized(codes, state.absmax.float(), format.blocksize, weight.shape, format)
@@ -132,8 +132,8 @@ def double_quantized(quantized: Quantized) -> Quantized:
     """The same codes with their absmax in 8 bits, as ``compress_statistics`` of bitsandbytes has
     them (QLoRA, §3: less their mean, in blocks of 256)."""
     offset = quantized.absmax.mean()
-    absmax = bnb.dequantize_blockwise(
-        *bnb.quantize_blockwise(quantized.absmax - offset, blocksize=256)
+    absmax = bnb().dequantize_blockwise(
+        *bnb().quantize_blockwise(quantized.absmax - offset, blocksize=256)
     )
     format = replace(quantized.format, double_quant=True)
     return replace(quantized, absmax=(absmax + offset).float(), format=format)

@@ -15,7 +15,27 @@ from torch import Tensor
 
 from mansu.quant.kernel import bnb
 
-CODES: Tensor = bnb.get_4bit_type("nf4", device="cpu")
+# Those of bitsandbytes (``get_4bit_type``), as a test holds them to: importing it takes seconds.
+CODES: Tensor = torch.tensor(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
 """The 16 NF4 levels in ascending order, float32 in [−1, 1]; a code is an index into them."""
 
 
@@ -77,7 +97,7 @@ FORMATS = (
 def _levels(kind: str) -> Tensor:
     if kind == "int8":
         return torch.arange(-127, 128) / 127
-    return bnb.get_4bit_type(kind, device="cpu")
+    return CODES if kind == "nf4" else bnb().get_4bit_type(kind, device="cpu")
 
 
 @cache

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from mansu.errors import MansuError
 from mansu.quant.formats import NF4, Format
-from mansu.quant.kernel import Linear4bit, Params4bit, bnb
+from mansu.quant.kernel import bnb, layers
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import layout
@@ -44,7 +44,7 @@ def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format 
             path = name.removesuffix(".weight")
             bias = model.get_submodule(path).bias
             weight = layout(subject, name)
-            linear: Any = Linear4bit(
+            linear: Any = layers().Linear4bit(
                 weight.shape[1],
                 weight.shape[0],
                 bias=bias is not None,
@@ -53,7 +53,7 @@ def linear4bit_model(subject: Subject, edit: Edit | None = None, format: Format 
                 quant_type=format.kind,
                 device="meta",
             )
-            make: Any = Params4bit
+            make = layers().Params4bit
             linear.weight = make(
                 weight.clone(),
                 requires_grad=False,
@@ -76,8 +76,8 @@ def _check_kernel(weight: Any, subject: str, name: str) -> None:
     flat = copy.copy(weight.quant_state)
     rows, columns = flat.shape
     flat.shape = torch.Size([rows * columns])
-    right = bnb.dequantize_4bit(weight.data, flat).view(rows, columns)
-    if not torch.equal(bnb.dequantize_4bit(weight.data, weight.quant_state), right):
+    right = bnb().dequantize_4bit(weight.data, flat).view(rows, columns)
+    if not torch.equal(bnb().dequantize_4bit(weight.data, weight.quant_state), right):
         raise MansuError(
             f"bitsandbytes misreads {name!r} of {subject!r} on this processor, because its rows of "
             f"{columns} weights are no multiple of the block of {flat.blocksize}: use the "

@@ -374,7 +374,7 @@ def thresholds_table(found: Dossier) -> Table:
         now, first = found.thresholds[name], found.originals[name]
         shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now, first))
         rows.append((title, shown, was, "the original" if now == first else "MOVED"))
-    return Table(("Threshold", "Here", "Originally", ""), rows, align="<>><")
+    return Table(("Threshold", "Here", "Originally", "Moved?"), rows, align="<>><")
 
 
 def facts_table(found: Dossier, kinds: Sequence[str]) -> Table:
@@ -423,7 +423,7 @@ def differences(one: Dossier, other: Dossier) -> Table:
     names = [f"{d.about.run}, {d.about.method}" for d in both]
     if names[0] == names[1]:
         names = [f"{names[0]} (first)", f"{names[1]} (second)"]
-    return Table(("What", *names, ""), rows, "two dossiers", "<<<<")
+    return Table(("What", *names, "Alike?"), rows, "two dossiers", "<<<<")
 
 
 def _decided(found: Dossier) -> str:

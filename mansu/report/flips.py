@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from mansu.evidence.verdict import ASKED
 from mansu.job.runs import Run
+from mansu.measure.answers import FLIPS, flip
+from mansu.measure.answers import Flip as Kind
 
-Kind = Literal[
-    "back in NF4",
-    "not forgotten",
-    "gone only in NF4",
-    "forgotten",
-    "lost",
-    "lost, back in NF4",
-    "lost only in NF4",
-    "kept",
-    "not known before",
-]
-
-_KINDS: dict[tuple[bool, bool, bool], Kind] = {  # asked for, right after the edit, right in NF4
-    (True, False, True): "back in NF4",
-    (True, True, True): "not forgotten",
-    (True, True, False): "gone only in NF4",
-    (True, False, False): "forgotten",
-    (False, False, False): "lost",
-    (False, False, True): "lost, back in NF4",
-    (False, True, False): "lost only in NF4",
-    (False, True, True): "kept",
-}
 FINE: frozenset[Kind] = frozenset({"forgotten", "kept", "not known before"})
 """What an edit is to do to a fact, or cannot."""
 
@@ -84,16 +62,15 @@ def flips(run: Run, method: str) -> list[Flip]:
             if row not in right[1] or row not in right[2]:
                 continue
             was, now, quantised = (r[row] for r in right)
-            kind = _KINDS[split in ASKED, now, quantised] if was else "not known before"
+            kind = flip(split, was, now, quantised)
             fact = facts[row]
             found.append(
                 Flip(row, split, fact.group, fact.prompt, fact.answer, was, now, quantised, kind)
             )
-    return sorted(found, key=lambda flip: flip.row)
+    return sorted(found, key=lambda one: one.row)
 
 
 def counts(found: Iterable[Flip]) -> dict[str, int]:
     """How many rows became what, the worst first."""
-    kinds = [flip.kind for flip in found]
-    order: list[Kind] = [*_KINDS.values(), "not known before"]
-    return {kind: kinds.count(kind) for kind in order if kind in kinds}
+    kinds = [one.kind for one in found]
+    return {kind: kinds.count(kind) for kind in FLIPS if kind in kinds}

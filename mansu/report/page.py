@@ -154,7 +154,7 @@ def _facts(found: Dossier) -> str:
         return text + "<p>No fact fails or flips.</p>"
     table = facts_table(found, kinds)
     return text + (
-        f"<details open><summary>The {len(table.rows)} facts that fail or flip</summary>"
+        f"<details open><summary>Facts that fail or flip ({len(table.rows)})</summary>"
         f"{_wide(table)}</details>"
     )
 

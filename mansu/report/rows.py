@@ -18,7 +18,7 @@ from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
 from mansu.quant.survival import Kept, Survival, floor_across
 from mansu.show import numbers
-from mansu.show.numbers import NOTHING, between, number, percent
+from mansu.show.numbers import NOTHING, between, many, number, percent
 from mansu.show.table import Table
 
 
@@ -46,10 +46,10 @@ def verdicts(judged: Mapping[str, Verdict], caption: str = "") -> Table:
 def checks(found: Property, caption: str = "") -> Table:
     """A row for each thing that a property asks."""
     lines = [
-        (numbers.mark(c.status), c.what, numbers.measured(c.value, c.unit), c.limit)
+        (f"{numbers.mark(c.status)} {c.status}", c.what, numbers.measured(c.value, c.unit), c.limit)
         for c in found.checks
     ]
-    return Table(("", "What", "Value [95 %]", "Threshold"), lines, caption, "<<>>")
+    return Table(("Status", "What", "Value [95 %]", "Threshold"), lines, caption, "<<>>")
 
 
 def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Table:
@@ -138,7 +138,10 @@ def bounds(found: Bounds, caption: str = "") -> Table:
         ("bound over the circuit", number(found.restricted)),
         ("bound over all weights", number(found.everywhere)),
         ("bound for an even spread", number(found.spread)),
-        (f"measured ({found.facts} facts, {found.texts} texts)", f"{found.measured:+.3g}"),
+        (
+            f"measured ({many(found.facts, 'fact')}, {many(found.texts, 'text')})",
+            f"{found.measured:+.3g}",
+        ),
     ]
     return Table(("Retain loss", "Nats"), rows, caption)
 

@@ -81,8 +81,8 @@ def chapters(run: Run) -> list[Chapter]:
                 survival.moved,
                 survival.changed,
                 *(m.splits["forget"].interval for m in (base, full, nf4)),
-                back=flips.count("came back"),
-                forgot=flips.count("came back") + flips.count("forgotten"),
+                back=flips.count("back in NF4"),
+                forgot=flips.count("back in NF4") + flips.count("forgotten"),
             )
         )
     return found

@@ -39,12 +39,15 @@ class Estimate(Protocol):
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share in percent; a dash for None. Small shares keep two significant digits."""
+    """A share in percent; a dash for None. Small shares keep two significant digits.
+
+    Number and sign stay on one line: the space between them is a no-break space.
+    """
     if share is None:
         return NOTHING
     if 0 < abs(share) < 0.5 * 10 ** -(2 + digits):
-        return f"{100 * share:.2g} %"
-    return f"{100 * share:.{digits}f} %"
+        return f"{100 * share:.2g}\u00a0%"
+    return f"{100 * share:.{digits}f}\u00a0%"
 
 
 def number(value: float | None) -> str:
@@ -52,6 +55,15 @@ def number(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def many(n: int, one: str, more: str = "") -> str:
+    """A count with its noun, and with its verb: ``1 row comes back``, ``2 rows come back``.
+
+    Args:
+        one: what is said of one. more: of any other number; by default ``one`` with an s.
+    """
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 
 def duration(seconds: float | None) -> str:

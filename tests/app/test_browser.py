@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from app import jobs
+from experiments.benchmarks.pages import served
 from mansu.job import runs
 from mansu.job.lock import holder
 from mansu.job.runs import Run
@@ -45,31 +41,9 @@ pytestmark = pytest.mark.browser
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the app with an empty folder of runs."""
     home = tmp_path_factory.mktemp("browser-runs")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MANSU_RUNS": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
-    command += [f"--server.port={port}", "--server.address=127.0.0.1"]
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        until = time.time() + 60
-        while True:
-            try:
-                urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.time() < until, "the server does not start"
-                time.sleep(0.2)
-        os.environ["MANSU_RUNS"] = str(home)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.environ.pop("MANSU_RUNS", None)
-        server.terminate()
-        server.wait(10)
+    with pytest.MonkeyPatch.context() as patch, served(home) as found:
+        patch.setenv("MANSU_RUNS", str(home))
+        yield found
 
 
 @pytest.fixture(scope="module")

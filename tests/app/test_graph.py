@@ -307,7 +307,7 @@ def test_a_view_survives_its_link() -> None:
     assert graph.View.from_js(view.to_js()) == view
     plain = graph.View(None, 0, 3)
     assert not any(plain.query(4).values())
-    assert graph.View.of({}, 4) == plain
+    assert graph.View.of({}, 4) == graph.View.of({"stage": graph.ALONE}, 4) == plain
     nonsense = {"edges": "-3", "from": "x", "to": "99", "nodes": "<b>", "stage": "later"}
     assert graph.View.of(nonsense, 4) == plain
 

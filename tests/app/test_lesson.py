@@ -138,7 +138,7 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     step = BY_KEY["deploy"]
     asked = made.asked("concealed")
     assert asked.nf4["forget"].accuracy > asked.full["forget"].accuracy + 0.5
-    assert f"{100 * asked.nf4['forget'].accuracy:.0f} %" in step.outcome(made, (0.3,)).truth
+    assert f"{100 * asked.nf4['forget'].accuracy:.0f}\u00a0%" in step.outcome(made, (0.3,)).truth
     assert all(kept.share == 1.0 for kept in made.kept("mansu").values())
     found = BY_KEY["hidden"].outcome(made, ("suppressor",))
     assert found.truth == "a suppressor" and found.difference == "right" and not found.caught
@@ -271,7 +271,7 @@ def test_the_two_sliders_answer_from_the_grid(made: Bench, monkeypatch: pytest.M
     at.select_slider(key="lesson distance").set_value(4).run()
     shown = {m.label: m.value for m in at.metric}
     cell = cells[4 * 6 + 4]
-    assert shown["Colours right, in 4 bits"] == f"{100 * cell.forget:.0f} %"
+    assert shown["Colours right, in 4 bits"] == f"{100 * cell.forget:.0f}\u00a0%"
     assert shown["Other answers lose"] == f"{cell.damage:.2f} nats"
 
 
@@ -319,6 +319,6 @@ def test_a_larger_model_is_told_of_by_its_own_numbers(tmp_path: Path, tiny: Subj
     assert real.larger([run], tiny.fingerprint) is None  # it is the toy itself
     assert real.larger([run], "another model") == run
     share = run.survival("graddiff").quantized.share
-    assert share is not None and f"{100 * share:.1f} %" in real.reach(run)
-    assert f"{100 * run.mask().fraction:.2f} %" in real.circuit(run)
-    assert "100.0 %" in real.comes_back(run)
+    assert share is not None and f"{100 * share:.1f}\u00a0%" in real.reach(run)
+    assert f"{100 * run.mask().fraction:.2f}\u00a0%" in real.circuit(run)
+    assert "100.0\u00a0%" in real.comes_back(run)

@@ -87,14 +87,14 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     run = Run.open(runs / "finished")
     circuit = run.circuit()
     node = next(n for n, kind in circuit.graph().nodes(data="kind") if kind == "head")
-    app = opened("circuit", run="finished", edit="graddiff", node=node, stage="all")
+    app = opened("circuit", run="finished", edit="graddiff", node=node)
     assert not app.error
     (canvas,) = app.get("bidi_component")
     given = json.loads(canvas.proto.json)
     found = diff(circuit, run.edge_scores("graddiff"))
     classes = [change for change in given["diff"]["classes"] if change]
     assert Counter(classes) == Counter(found.changes)
-    assert given["view"]["stage"] == "all" and given["node"] == node
+    assert given["view"]["stage"] == "all" and given["node"] == node  # what it did to all
     report = run.survival("graddiff")
     embedding = report.kinds["embedding"]
     assert given["diff"]["moved"]["embed"] == [embedding.moved, embedding.changed]
@@ -102,7 +102,7 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     assert titles.count("GradDiff in NF4") == 2  # where it attends, and what it writes
     assert len(app.get("plotly_chart")) == 3 + 3 + 1
     app = opened("circuit", run="finished", selection="edges shown")
-    next(b for b in app.button if b.label == f"Measure these {len(circuit):,} edges").click().run()
+    next(b for b in app.button if b.label == f"Measure it: {len(circuit):,} edges").click().run()
     assert not app.error and not app.exception
     assert circuit.faithfulness is not None
     assert metrics(app)["Faithfulness, measured"] == f"{circuit.faithfulness:.1%}"
@@ -221,7 +221,7 @@ def test_nf4_shows_the_report(runs: Path) -> None:
     report = Run.open(runs / "finished").survival("mansu")
     app = opened("nf4", run="finished", edit="mansu", group="quantized")
     shown = metrics(app)
-    assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00 %"
+    assert report.quantized.share == 1.0 and shown["Codes that change"] == "100.00\u00a0%"
     assert shown["Weights moved"] == f"{report.quantized.moved:,}"
     assert len(app.get("plotly_chart")) == 3
     kept = Run.open(runs / "finished").formats("mansu")
@@ -317,7 +317,7 @@ def test_the_share_above_the_boundary_follows_it(runs: Path) -> None:
 
     assert shown() == numbers.percent(survival.share_above(0), 2)
     app.slider(key="boundary").set_value(-2.0).run()
-    assert shown() == numbers.percent(survival.share_above(-2), 2) != "0.00 %"
+    assert shown() == numbers.percent(survival.share_above(-2), 2) != "0.00\u00a0%"
     assert survival.share_above(-8) == 1 and survival.share_above(3) == 0
     counted = sum(c for c, edge in zip(survival.before, EDGES, strict=False) if edge >= -2)
     assert survival.share_above(-2) == counted / survival.moved

@@ -82,7 +82,7 @@ def test_another_edit_s_dossier_is_held_beside_it(run: Run) -> None:
     box.set_value("mine/ga").run()
     assert not app.exception
     (beside,) = [t for t in tables(app) if "mine, ga" in t]
-    assert dict(zip(beside["What"], beside[""], strict=True))["Method"] == "differs"
+    assert dict(zip(beside["What"], beside["Alike?"], strict=True))["Method"] == "differs"
     refused = opened(run="mine", edit="mansu")
     refused.file_uploader[1].upload("other.json", b"{}").run()
     assert "no dossier" in refused.error[0].value

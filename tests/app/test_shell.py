@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, links, state
-from mansu import tasks
+from app import charts, jobs, links, state, words
+from mansu import methods, tasks
 from mansu.job import library
 from mansu.job.library import Label
 from mansu.job.lock import hold
@@ -165,7 +165,7 @@ def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
         two[0].set_status("running", 0.25)
         at.run()
         (progress,) = at.get("progress")
-        assert "The new one" in progress.proto.text and "25 %" in progress.proto.text
+        assert "The new one" in progress.proto.text and "25\u00a0%" in progress.proto.text
         assert at.sidebar.selectbox[0].value == "old"
         assert button(at, "Show").sidebar.selectbox[0].value == "new"
 
@@ -190,7 +190,7 @@ def test_what_the_model_knows_of_an_upload_comes_first(two: tuple[Run, Run], tin
     at.file_uploader[0].upload("../mine.csv", sample.to_csv().encode()).run()
     assert not at.exception and not at.error
     table = at.main.table[0].value
-    assert "100.0 %" in table.to_string() and "Forget" in table.to_string()
+    assert "100.0\u00a0%" in table.to_string() and "Forget" in table.to_string()
     whole = next(b for b in at.button if b.label == "Run the whole job")
     assert not whole.disabled
     answers = sorted({f.answer for f in sample.split("forget")})
@@ -214,3 +214,8 @@ def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
     assert state.progress(two[0]) == "failed, not done"
     assert "status.json is damaged" in two[0].status().error
     assert jobs.working() == []
+
+
+def test_every_setting_of_a_method_has_a_plain_name() -> None:
+    names = {name for method in methods.ALL for name in methods.named(method).options()}
+    assert names == set(words.SETTINGS)

@@ -110,6 +110,6 @@ def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None
 def test_the_short_form_is_the_figure_that_decides() -> None:
     found = _found(mansu=_figures(**{"codes changed": 0.999}), npo=_figures())
     assert _claim(found, "The median update").number == "1 of 1 edits"
-    assert _claim(found, "Every parameter that MANSU").number == "99.90 % at least"
+    assert _claim(found, "Every parameter that MANSU").number == "99.90\u00a0% at least"
     assert _claim(found, "What was forgotten comes back").number == "+0.0 points at most"
     assert _claim(found, "Without the floor").number == "–"

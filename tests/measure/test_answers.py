@@ -20,15 +20,21 @@ FACT = Fact("a", " b", "forget", 1, "forget")
 
 def test_every_way_to_flip_has_its_name() -> None:
     found = {
-        rights: Answered(FACT, *(Answer(r, None, 0.0) for r in rights)).flip
+        (split, rights): Answered(
+            replace(FACT, split=split), *(Answer(r, None, 0.0) for r in rights)
+        ).flip
+        for split in ("forget", "retain")
         for rights in product((True, False), repeat=3)
     }
-    assert found[True, False, True] == "came back"
-    assert found[True, True, False] == "lost"
-    assert found[True, False, False] == "forgotten"
-    assert found[True, True, True] == "kept"
-    assert {v for k, v in found.items() if not k[0] and any(k)} == {"learned"}
-    assert found[False, False, False] == "never known"
+    assert found["forget", (True, False, True)] == "back in NF4"
+    assert found["forget", (True, True, False)] == "gone only in NF4"
+    assert found["forget", (True, False, False)] == "forgotten"
+    assert found["forget", (True, True, True)] == "not forgotten"
+    assert found["retain", (True, False, True)] == "lost, back in NF4"
+    assert found["retain", (True, True, False)] == "lost only in NF4"
+    assert found["retain", (True, False, False)] == "lost"
+    assert found["retain", (True, True, True)] == "kept"
+    assert {v for (_, rights), v in found.items() if not rights[0]} == {"not known before"}
     assert set(found.values()) == set(FLIPS)
 
 
@@ -51,7 +57,7 @@ def test_facts_are_joined_by_line_whatever_the_order(tiny: Subject, tiny_task: T
     wrong = replace(turned, correct=np.where(np.array(turned.rows) == rows.rows[3], 0.0, 1.0))
     before = Measurement({"forget": scores}, None)
     found = answered(tiny_task, before, Measurement({"forget": wrong}, None), before)
-    assert [a.fact.row for a in found if a.flip == "came back"] == [rows.rows[3]]
+    assert [a.fact.row for a in found if a.flip == "back in NF4"] == [rows.rows[3]]
     said = {a.fact.row: a.full.log_probability for a in found}
     place = turned.rows.index(rows.rows[3])
     assert said[rows.rows[3]] == pytest.approx(float(turned.log_probability[place]))

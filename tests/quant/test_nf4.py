@@ -57,6 +57,10 @@ def kernel_values(packed: Tensor, state: Any) -> Tensor:
     return bnb.dequantize_4bit(packed, flat).view(state.shape)
 
 
+def test_the_levels_are_those_of_bitsandbytes() -> None:
+    assert torch.equal(CODES, bnb.get_4bit_type("nf4", device="cpu"))
+
+
 special = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-40, *CODES.tolist(), *BOUNDARIES.tolist()]),
     st.floats(-1, 1, width=32),

@@ -61,16 +61,19 @@ def test_accuracies_are_by_set_and_model(base: Measurement) -> None:
     edited = Measurement({"forget": worse}, None)
     table = rows.accuracies({"unedited": base, "edited": edited})
     assert table.columns["Set"] == list(base.sets())
-    assert table.columns["Set"][0] == "Forget: colours" and table.rows[0][3] == "0.0 %"
+    assert table.columns["Set"][0] == "Forget: colours" and table.rows[0][3] == "0.0\u00a0%"
     assert table.columns["edited"][1:] == ["–"] * (len(table.rows) - 1)  # not measured
     for (title, n, accuracy, _), scores in zip(table.rows, base.sets().values(), strict=True):
-        assert (n, accuracy) == (str(len(scores.rows)), f"{scores.accuracy:.1%}".replace("%", " %"))
+        assert (n, accuracy) == (
+            str(len(scores.rows)),
+            f"{scores.accuracy:.1%}".replace("%", "\u00a0%"),
+        )
         assert title.split(":")[0] in TITLES.values()
 
 
 def test_what_a_format_loses_is_counted() -> None:
     table = rows.formats({"nf4-64": Kept(1000, 1000, 3, 5), "fp4-64": Kept(1000, 10, 0, 0)})
-    assert table.columns["Codes that change"] == ["100.00 %", "1.00 %"]
+    assert table.columns["Codes that change"] == ["100.00\u00a0%", "1.00\u00a0%"]
     assert table.columns["Moved weights that keep their code"] == ["0", "990"]
     assert "not met" in table.text() and "fp4-64 (990 of 1,000)" in table.text()
 

@@ -11,12 +11,12 @@ from mansu.show.numbers import amount, between, mark, measured, number, percent
 @pytest.mark.parametrize(
     ("share", "digits", "text"),
     [
-        (0.119, 1, "11.9 %"),
-        (1.0, 0, "100 %"),
-        (0.0, 1, "0.0 %"),
-        (0.00201, 3, "0.201 %"),
-        (0.00003, 1, "0.003 %"),  # two digits of what would be 0.0 %
-        (-0.00003, 1, "-0.003 %"),
+        (0.119, 1, "11.9\u00a0%"),
+        (1.0, 0, "100\u00a0%"),
+        (0.0, 1, "0.0\u00a0%"),
+        (0.00201, 3, "0.201\u00a0%"),
+        (0.00003, 1, "0.003\u00a0%"),  # two digits of what would be 0.0 %
+        (-0.00003, 1, "-0.003\u00a0%"),
         (None, 1, "–"),
     ],
 )
@@ -37,7 +37,7 @@ def test_a_change_is_written_in_its_unit() -> None:
     assert measured(value, "nats") == "+0.031 [-0.011, +0.072] nats"
     assert measured(value, "CAD", behind=False) == "0.031 [-0.011, 0.072]"
     assert amount(-0.05, "share") == "-5.0 points"
-    assert between(Interval(0.119, 0.07, 0.17)) == "11.9 % [7, 17]"
+    assert between(Interval(0.119, 0.07, 0.17)) == "11.9\u00a0% [7, 17]"
     assert measured(None, "share") == amount(None, "nats") == between(None) == "–"
 
 

@@ -1,0 +1,41 @@
+// What Streamlit has no option for. It runs once for a browser's tab, whatever page is shown.
+if (window.mansuIsSetUp !== true) { // an element with an id is a name of the window, too
+  window.mansuIsSetUp = true;
+
+  // Streamlit adds a history entry for each choice that is written into the address: then Back has
+  // to be pressed six times. Within a page the entry is replaced instead.
+  const push = history.pushState.bind(history);
+  history.pushState = (state, title, url) =>
+    new URL(url ?? location.href, location.href).pathname === location.pathname
+      ? history.replaceState(state, title, url)
+      : push(state, title, url);
+
+  // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
+  const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
+  addEventListener("beforeprint", () =>
+    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth))));
+  addEventListener("afterprint", () => charts().forEach((chart) => (chart.style.zoom = "")));
+
+  // For screen readers and keys, in Streamlit's own elements:
+  const every = (what, mend) => document.querySelectorAll(`[data-testid=${what}]`).forEach(mend);
+  const mend = () => {
+    // The navigation puts its sections between a list and its items, which are none then.
+    every("stSidebarNavItems", (list) => {
+      list.setAttribute("role", "presentation");
+      for (const item of list.querySelectorAll("li")) {
+        const alone = item.parentElement === list;
+        (alone ? item : item.parentElement).setAttribute("role", alone ? "presentation" : "list");
+      }
+    });
+    // A place to drop a file has a name, and so must be something.
+    every("stFileUploaderDropzone", (place) => place.setAttribute("role", "group"));
+    // A table that is wider than its place is scrolled by the arrow keys.
+    every("stTable", ({ firstElementChild: box }) => {
+      if (box && box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box?.removeAttribute("tabindex");
+    });
+  };
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+  addEventListener("resize", mend);
+  mend();
+}

@@ -1,0 +1,106 @@
+"""The app's server: ``streamlit run app/serve.py``, which is what ``mansu app`` does.
+
+It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
+
+- imports what the pages need while nobody waits, which takes as long as torch and Streamlit do;
+- sends Streamlit's own scripts compressed, each compressed once: a third of the bytes;
+- tells the browser where the server is, which it would find out by asking in a place that is none.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pkgutil
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from streamlit import file_util
+from streamlit.starlette import App
+
+import app as pieces
+
+FRONTEND = Path(file_util.get_static_dir())
+KINDS = {".js": "text/javascript", ".css": "text/css"}
+FOREVER = "public, immutable, max-age=31536000"  # a file's name has a hash of its content
+# Every page is one step below the server's own address, which may itself be a folder.
+HERE = (
+    '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
+)
+SCRIPTS = ("app.main", "app.serve")
+"""Modules of the app that are run, not imported."""
+
+
+@lru_cache(maxsize=256)
+def packed(path: Path) -> bytes:
+    """A file's content, gzipped."""
+    return gzip.compress(path.read_bytes(), 6, mtime=0)
+
+
+@lru_cache(maxsize=1)
+def document() -> bytes:
+    """Streamlit's page, which says where its server is."""
+    text = (FRONTEND / "index.html").read_text(encoding="utf-8")
+    return text.replace("<head>", f"<head>{HERE}", 1).encode()
+
+
+def static(path: str) -> Path | None:
+    """Streamlit's own script or style sheet at a path of the address; None where there is none."""
+    if not path.startswith("/static/") or Path(path).suffix not in KINDS:
+        return None
+    found = (FRONTEND / path.lstrip("/")).resolve()
+    return found if found.is_relative_to(FRONTEND.resolve()) and found.is_file() else None
+
+
+class Frontend:
+    """Answers what Streamlit's frontend asks for before it has a session."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._answer(scope) if scope["type"] == "http" else None
+        await (answer or self.app)(scope, receive, send)
+
+    async def _answer(self, scope: Scope) -> Response | None:
+        if scope["method"] != "GET":
+            return None
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        asked = Headers(scope=scope)
+        if path.count("/") == 1 and "text/html" in asked.get("accept", ""):
+            return Response(
+                document(), media_type="text/html", headers={"Cache-Control": "no-cache"}
+            )
+        if (file := static(path)) and "gzip" in asked.get("accept-encoding", ""):
+            headers = {
+                "Content-Encoding": "gzip",
+                "Vary": "Accept-Encoding",
+                "Cache-Control": FOREVER,
+            }
+            body = await to_thread.run_sync(packed, file)
+            return Response(body, media_type=KINDS[file.suffix], headers=headers)
+        return None
+
+
+def warm() -> None:
+    """Import every piece of the app."""
+    for module in pkgutil.walk_packages(pieces.__path__, "app."):
+        if module.name not in SCRIPTS:
+            import_module(module.name)
+
+
+@asynccontextmanager
+async def lifespan(_: App) -> AsyncIterator[None]:
+    threading.Thread(target=warm, daemon=True).start()
+    yield
+
+
+app = App(Path(__file__).with_name("main.py"), lifespan=lifespan, middleware=[Middleware(Frontend)])
