@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import jobs, links, words
+from app import jobs, links
 from mansu import subjects
 from mansu.circuits import lens
 from mansu.circuits.diff import moved_by_node
@@ -21,7 +21,7 @@ from mansu.circuits.metric import Metric
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
-from mansu.job import library
+from mansu.job import library, names
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.subjects.edit import Edit
@@ -327,7 +327,7 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _said(run: Run) -> tuple[str, str, str, str]:
-    methods = ", ".join(words.title(name) for name in run.edits() or run.asked)
+    methods = ", ".join(names.title(run, name) for name in run.edits() or run.asked)
     return library.title(run), Path(run.subject).name, methods, progress(run)
 
 
@@ -338,12 +338,11 @@ def _made(run: Run) -> str:
 def progress(run: Run) -> str:
     """How far a run is, in a word or three."""
     try:
-        found = jobs.state(run)
+        found, missing = jobs.state(run), names.missing(run)
     except MansuError:
         return "damaged"
     if found == "running":
         return "at work"
-    missing = [name for name in run.asked if not run.has("verdict", name)]
     if not missing:
         return "done"
     return f"{found}, not done" if found in ("failed", "cancelled", "stopped") else "not done"

@@ -9,13 +9,14 @@ import streamlit as st
 import torch
 from streamlit.delta_generator import DeltaGenerator
 
-from app import graph_view, jobs, state, words
+from app import graph_view, jobs, state
 from app.components import graph
 from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
+from mansu.job import names
 from mansu.job.runs import Run
 
 TOKENS = 8  # shown at either end
@@ -64,14 +65,14 @@ def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
         "Compare with what is left after",
         [NOTHING, *run.edits()],
         "edit",
-        format_func=lambda name: name if name == NOTHING else words.title(name),
+        format_func=lambda name: name if name == NOTHING else names.title(run, name),
         help="The circuit before the edit, after it, and after it in NF4: which edges are kept, "
         "gone, back after NF4, or new.",
     )
     if method != NOTHING:
         with state.show_errors():
             found = diff(circuit, run.edge_scores(method))
-            return graph.Compared(method, words.title(method), found, state.moved(run, method))
+            return graph.Compared(method, names.title(run, method), found, state.moved(run, method))
     return None
 
 
@@ -206,7 +207,8 @@ def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | N
     )
     models = {"Unedited": lens.node_seen(state.look(subject, pairs, row), index)}
     if method:
-        for nf4, title in ((False, words.title(method)), (True, f"{words.title(method)} in NF4")):
+        edited = names.title(run, method)
+        for nf4, title in ((False, edited), (True, f"{edited} in NF4")):
             models[title] = state.node_after(run, method, pairs, row, index, nf4=nf4)
     if about["kind"] == "head":
         side = state.switch("Prompt read", ["clean", "corrupt"], "side")

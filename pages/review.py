@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -15,6 +16,7 @@ from app.charts import UNEDITED
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
 from mansu.evidence.verdict import ABOUT
+from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report import dossier as of
 from mansu.report import rows
@@ -81,7 +83,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
     st.subheader("Accuracy", help=words.help("accuracy"))
     both = {
         UNEDITED: (run.base(nf4=False), run.base(nf4=True)),
-        words.title(method): (
+        names.title(run, method): (
             run.measurement(method, nf4=False),
             run.measurement(method, nf4=True),
         ),
@@ -187,7 +189,7 @@ bring()
 if not run.edits():
     st.info("This run has no edit yet: make one on the Unlearn page.", icon=":material/info:")
     st.stop()
-method = state.choose("Edit", run.edits(), "edit", format_func=words.title)
+method = state.choose("Edit", run.edits(), "edit", format_func=partial(names.title, run))
 with state.show_errors():
     changes = thresholds.moved(run)
     found = dossier(run, method, changes)

@@ -27,7 +27,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
     """
     edit = run.edit(method)
     task, about = run.about, subject.provenance
-    by = methods.named(method)
+    by = methods.named(run.method_of(method))
     base = str(about.get("model") or str(about.get("source", "")).removeprefix("hub: "))
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
     licence = about.get("licence")

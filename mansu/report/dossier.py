@@ -51,7 +51,7 @@ class About:
     Attributes:
         run, made: name of the run, and when it was made. subject, fingerprint, licence: the model.
         task, title, description, provenance, digest: what was to be forgotten.
-        rows: of the task, by split. method, by: the method's name, and what it does.
+        rows: of the task, by split. method: the edit's name. by: what the method that made it does.
         settings: of the method. run_settings: of the run. seed: of everything random.
         moved, fraction: how many parameters the edit moves, and what share that is.
     """
@@ -250,7 +250,7 @@ def dossier(run: Run, method: str, changes: Mapping[str, float] | None = None) -
 
 def _about(run: Run, method: str) -> About:
     history = run.history(method) if run.has("history", method) else {}
-    edit, about, by = run.edit(method), run.about, methods.named(method)
+    edit, about, by = run.edit(method), run.about, methods.named(run.method_of(method))
     facts = [fact.split for fact in run.task().facts]
     return About(
         run=run.name,
@@ -323,6 +323,7 @@ def about_table(found: Dossier) -> Table:
         ("Its source", a.provenance),
         ("Its rows", ", ".join(f"{n} {split}" for split, n in a.rows.items())),
         ("Its digest", a.digest),
+        ("Edit", a.method),
         ("Method", a.by),
         ("Weights moved", f"{a.moved:,} ({numbers.percent(a.fraction, 3)} of all)"),
         ("Run", f"{a.run}, made {a.made}"),
@@ -403,7 +404,7 @@ def differences(one: Dossier, other: Dossier) -> Table:
             ("Fingerprint", "fingerprint"),
             ("Task", "title"),
             ("Digest of the task", "digest"),
-            ("Method", "method"),
+            ("Edit", "method"),
             ("Seed", "seed"),
         )
     ]
