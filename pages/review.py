@@ -18,8 +18,8 @@ from mansu.evidence.review import DECISIONS, Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job import names
 from mansu.job.runs import Run, listed
+from mansu.report import changes, rows, svg
 from mansu.report import dossier as of
-from mansu.report import rows
 from mansu.report.dossier import Dossier, dossier
 from mansu.report.page import page
 from mansu.show.sentences import capitalised
@@ -97,6 +97,13 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
         alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
         survival = run.survival(method).quantized
         st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
+    if found.circuit is not None:
+        st.subheader("What is left of the circuit", help=words.help("erasure"))
+        st.markdown(state.plain(changes.sentence(found.circuit)))
+        st.html(svg.circuit(found.circuit))
+        with st.expander("The strongest edges of each kind"):
+            st.table(changes.edges_table(found.circuit).columns)
+            st.caption(state.plain(changes.NAMED))
     st.subheader("Facts that fail or flip", help=words.help("flips"))
     st.table(of.counts_table(found).columns)
     kinds = of.failing(found)
@@ -191,13 +198,13 @@ if not run.edits():
     st.stop()
 method = state.choose("Edit", run.edits(), "edit", format_func=partial(names.title, run))
 with state.show_errors():
-    changes = thresholds.moved(run)
-    found = dossier(run, method, changes)
+    moved = thresholds.moved(run)
+    found = dossier(run, method, moved)
     take_along(run, method, found)
     verdict(found)
     with st.expander("The thresholds"):
         st.table(of.thresholds_table(found).columns)
-    sign(run, method, found, changes)
+    sign(run, method, found, moved)
     evidence(run, method, found)
     repeat(found)
     with state.show_errors():

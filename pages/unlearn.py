@@ -68,8 +68,8 @@ def new(run: Run, method: str) -> None:
 
 def manage(run: Run, name: str) -> None:
     """Rename or delete an edit."""
-    with st.popover("Rename or delete", icon=":material/edit:"), state.show_errors():
-        with st.form(f"rename {name}", border=False):
+    with st.popover("Rename or delete", icon=":material/edit:"):
+        with st.form(f"rename {name}", border=False), state.show_errors():
             other = st.text_input("Name of the edit", name).strip()
             if st.form_submit_button("Rename", width="stretch"):
                 names.rename(run, name, other)
@@ -77,8 +77,9 @@ def manage(run: Run, name: str) -> None:
                 st.rerun()
         sure = st.checkbox("Throw away the edit and all that was measured on it", key="sure")
         if st.button("Delete", icon=":material/delete:", disabled=not sure, width="stretch"):
-            names.delete(run, name)
-            st.rerun()
+            with state.show_errors():
+                names.delete(run, name)
+                st.rerun()
 
 
 def result(run: Run, method: str) -> None:

@@ -32,6 +32,8 @@ from mansu.job.runs import Run
 from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES
 from mansu.report import repeat
+from mansu.report.changes import Changes
+from mansu.report.changes import changes as changes_of
 from mansu.report.flips import FINE, Flip, counts, flips
 from mansu.settings import configure
 from mansu.show import numbers
@@ -111,6 +113,7 @@ class Dossier:
         limits: what the verdict does not say. commands: what repeats it.
         files: sha256 of each file that was read, by its place in the run.
         review: who signed, and what was decided; None of a dossier without a signature.
+        circuit: what the edit leaves of the circuit; None where its edges were not measured.
     """
 
     version: int
@@ -131,6 +134,7 @@ class Dossier:
     commands: Sequence[str]
     files: Mapping[str, str]
     review: Mapping[str, Any] | None
+    circuit: Changes | None = None
 
     @property
     def judged(self) -> Verdict:
@@ -245,6 +249,7 @@ def dossier(run: Run, method: str, changes: Mapping[str, float] | None = None) -
         commands=repeat.commands(run, method, changes),
         files=dict(_files(run, method)),
         review=review,
+        circuit=changes_of(run, method),
     )
 
 
@@ -405,6 +410,7 @@ def differences(one: Dossier, other: Dossier) -> Table:
             ("Task", "title"),
             ("Digest of the task", "digest"),
             ("Edit", "method"),
+            ("Method", "by"),
             ("Seed", "seed"),
         )
     ]
