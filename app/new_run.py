@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import jobs, links, state, subjects, words
+from app import hub_rows, jobs, links, state, subjects, words
 from mansu import methods, tasks
 from mansu.errors import MansuError
 from mansu.job.pipeline import check_usable, refuse_unknown
@@ -163,11 +163,19 @@ def _own(example: str) -> Task | None:
         placeholder='{"prompt": "The sky is", "answer": " blue", "split": "forget"}',
     )
     _samples(example)
+    about: dict[str, Any] = {}
     if file is None and not pasted.strip():
-        st.caption("Waiting for a file or lines. The format is in the tooltip of the file.")
-        return None
-    text = pasted if file is None else _text(file.getvalue())
-    path = Path("pasted.jsonl" if file is None else file.name)
+        title = "Or rows of a data set on the hub"
+        read = None
+        with st.expander(title, icon=":material/dataset:"), state.show_errors():
+            read = hub_rows.rows()
+        if read is None:
+            st.caption("Waiting for a file or lines. The format is in the tooltip of the file.")
+            return None
+        text, path, about = read.text, Path(f"{read.name}.jsonl"), {"provenance": read.source}
+    else:
+        text = pasted if file is None else _text(file.getvalue())
+        path = Path("pasted.jsonl" if file is None else file.name)
     csv = path.suffix == ".csv"
     if wrong := tasks.problems(text, csv=csv):
         said = "\n".join(f"- {state.plain(sentence)}" for sentence in wrong[:SHOWN_PROBLEMS])
@@ -175,7 +183,7 @@ def _own(example: str) -> Task | None:
         said += f"\n- … and {more:,} more" if more > 0 else ""
         st.error(f"{len(wrong):,} to mend in the task:\n\n{said}", icon=":material/error:")
         return None
-    return tasks.parse(text, path.stem, csv=csv)
+    return tasks.parse(text, path.stem, csv=csv, **about)
 
 
 def _text(content: bytes) -> str:

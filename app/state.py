@@ -71,11 +71,11 @@ def _loaded(name: str, stamps: tuple[int, ...]) -> subjects.Subject:
 @st.cache_resource(
     max_entries=64,
     show_spinner=False,
-    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint},
 )
-def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
-    """One pair as the model runs it, once for all nodes and all sessions that ask for them."""
-    return lens.look(subject, pairs, row)
+def look(subject: subjects.Subject, asked: lens.Asked) -> lens.Look:
+    """A prompt as the model runs it, once for all nodes and all sessions that ask for them."""
+    return lens.look(subject, asked)
 
 
 def edit(run: Run, method: str) -> Edit:
@@ -88,32 +88,31 @@ def _edit(path: str, method: str, digest: str) -> Edit:
     return Run.open(path).edit(method)
 
 
-def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
+def node_after(run: Run, method: str, asked: lens.Asked, source: int, *, nf4: bool) -> Seen:
     """``lens.node_of_edited`` for an edit of a run, once for all sessions.
 
     Raises:
         MansuError: as ``session``.
     """
     return _node_after(
-        session(run).subject, pairs, row, source, run.digest(method), nf4, edit(run, method)
+        session(run).subject, asked, source, run.digest(method), nf4, edit(run, method)
     )
 
 
 @st.cache_resource(
     max_entries=64,
     show_spinner="Running the edited model …",
-    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint},
 )
 def _node_after(
     subject: subjects.Subject,
-    pairs: Pairs,
-    row: int,
+    asked: lens.Asked,
     source: int,
     digest: str,
     nf4: bool,
     _edit: Edit,
 ) -> Seen:
-    return lens.node_of_edited(subject, pairs, row, source, _edit, nf4=nf4)
+    return lens.node_of_edited(subject, asked, source, _edit, nf4=nf4)
 
 
 def session(run: Run) -> Session:

@@ -35,7 +35,7 @@ def missing(run: Run) -> tuple[str, ...]:
 
 
 def title(run: Run, name: str) -> str:
-    """An edit's name for people: "MANSU", "MANSU, rate-0.06", "slow (MANSU)".
+    """An edit's name for people: "MANSU", "MANSU (rate-0.06)", "slow (MANSU)".
 
     No two edits of a run have the same. One that is damaged or not there is shown by its name.
     """
@@ -49,7 +49,7 @@ def title(run: Run, name: str) -> str:
     if name == method:
         return written
     own = name.startswith(f"{method}-")
-    return f"{written}, {name[len(method) + 1 :]}" if own else f"{name} ({written})"
+    return f"{written} ({name[len(method) + 1 :]})" if own else f"{name} ({written})"
 
 
 def new(run: Run, method: str, given: Mapping[str, Any]) -> str:

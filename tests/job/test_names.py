@@ -57,7 +57,7 @@ def test_it_is_written_so_that_no_two_are_the_same(run: Run, tiny: Subject) -> N
     assert run.edits() == ("mansu", "mansu-rate-0.06", "slow")
     assert [names.title(run, name) for name in run.edits()] == [
         "MANSU",
-        "MANSU, rate-0.06",
+        "MANSU (rate-0.06)",
         "slow (NPO)",
     ]
     assert names.by(run, "mansu") == ("mansu", "mansu-rate-0.06")
