@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import bar
+from app import bar, tour
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "pages"
@@ -66,4 +66,5 @@ st.html(HERE / "page.css")
 with st.container(key="script"):
     st.html(SCRIPT, unsafe_allow_javascript=True)
 bar.draw()
+tour.draw(page.url_path or STEPS[0][0])
 page.run()

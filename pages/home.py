@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import glossary, home_view, state
+from app import glossary, home_view, state, tour
 from mansu.job import names
 from mansu.job.examples import copied
 from mansu.job.runs import Run, examples, listed
@@ -122,6 +122,9 @@ example, runs = shown[name], listed()
 for part in (beginning, verdict):
     with state.show_errors():
         part(example)
-doors(example if example in runs else runs[0])
+door = example if example in runs else runs[0]
+doors(door)
+if door.judged():
+    tour.offer(door.name)
 with state.show_errors():
     own_work(example, runs)
