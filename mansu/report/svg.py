@@ -133,7 +133,7 @@ def circuit(found: Changes) -> str:
             return left + (heads + 0.1) * column, y - 0.3 * row
         return left + head * column, y
 
-    order = list(STROKES)
+    order: list[Change] = list(STROKES)
     lines: dict[tuple[int, int], list[Edge]] = {}
     for edge in found.edges:
         for target in edge.nodes[1:]:
@@ -141,7 +141,7 @@ def circuit(found: Changes) -> str:
     top = max((edge.strength for edge in found.edges), default=1.0)
     drawn: list[tuple[int, str]] = []
     for (source, target), edges in lines.items():
-        change = max((edge.change for edge in edges), key=order.index)
+        change = order[max(order.index(edge.change) for edge in edges)]
         colour, dashes = STROKES[change]
         (ax, ay), (bx, by) = place(source), place(target)
         aside = min(0.14 * abs(by - ay), 1.6 * column) if abs(bx - ax) < column / 2 else 0
