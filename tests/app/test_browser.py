@@ -235,7 +235,7 @@ def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Pag
     expect(bar).to_contain_text("Tour, 6 of 6")
     assert chosen(page).startswith("Tiny: colours") and "tour=6" in page.url
     settled(page)
-    page.get_by_text("Move the thresholds").click()
+    page.get_by_text("Move the thresholds", exact=True).click()
     page.get_by_role("slider").first.press("ArrowRight")
     expect(bar).to_contain_text("The tour is done")
     bar.get_by_role("button", name="End the tour").click()
