@@ -10,11 +10,12 @@ import streamlit as st
 from app import state
 from app.shelf import shelf
 from mansu import quant
+from mansu.circuits.lens import Asked, logit_lens
 from mansu.errors import BadInputError
 from mansu.job.runs import Run
 from mansu.measure.answers import Answered, answered
 from mansu.report import asked
-from mansu.sets.ask import Answers, ask
+from mansu.sets.ask import Answers, ask, check_prompt
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Fact
 from mansu.tasks.tokens import read
@@ -62,6 +63,27 @@ def _answers(
     right = _token(subject, prompt, wanted) if wanted.strip() else ()
     edits = {method: state.edit(run, method) for method in methods}
     return ask(subject, prompt, edits, tokens=tokens, wanted=right, nf4=_nf4(subject))
+
+
+def own_prompt(run: Run, prompt: str, wanted: str) -> Asked:
+    """A prompt that somebody typed, to look at a node on.
+
+    Args:
+        wanted: the answer whose logit is followed; "" for what the unedited model says.
+
+    Raises:
+        MansuError: the prompt cannot be asked, or the answer is not one token.
+    """
+    subject = state.session(run).subject
+    row = check_prompt(subject, prompt, 1)
+    token = _token(subject, prompt, wanted)[0] if wanted.strip() else _says(subject, prompt)
+    return Asked(tuple(row), token)
+
+
+@st.cache_data(max_entries=256, show_spinner=False, hash_funcs={Subject: lambda s: s.fingerprint})
+def _says(subject: Subject, prompt: str) -> int:
+    """The token that the unedited model goes on with."""
+    return int(logit_lens(subject, prompt, top=1, last=True).top[-1, 0, 0])
 
 
 def _token(subject: Subject, prompt: str, answer: str) -> tuple[int]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import state, words
+from app import state
+from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report.compare import Side
 
@@ -46,7 +47,7 @@ def _wanted(run: Run, options: dict[str, tuple[Run, str]]) -> list[str]:
 
 
 def _label(owner: Run, method: str, run: Run) -> str:
-    name = words.title(method)
+    name = names.title(owner, method)
     if owner.path == run.path:
         return name
     return f"{name} ({owner.about['title']}, {Path(owner.subject).name}, {owner.name})"

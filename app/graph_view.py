@@ -163,12 +163,12 @@ def attention_map(pattern: Tensor, words: Sequence[str]) -> go.Figure:
 
 
 def token_bars(
-    raised: Tensor, words: Sequence[str], highlight: Sequence[int], limit: float
+    raised: Tensor, words: Sequence[str], highlight: Sequence[int], limit: float, *, of: str
 ) -> go.Figure:
     """Logit changes of a few tokens as bars, on an axis from −limit to limit.
 
     Args:
-        highlight: indices of answer and foil.
+        highlight: indices of answer and foil. of: what the numbers are.
     """
     marks = {i: mark for i, mark in zip(highlight, ("answer", "foil"), strict=False)}
     names = [f"{word} ({marks[i]})" if i in marks else word for i, word in enumerate(words)]
@@ -185,7 +185,7 @@ def token_bars(
     )
     figure.update_layout(height=90 + 26 * len(names), margin=_margin(), dragmode=False)
     room = 1.25 * limit or 1.0  # for the numbers at the bars' ends
-    figure.update_xaxes(title="change of the logit, clean − corrupt", range=[-room, room])
+    figure.update_xaxes(title=of, range=[-room, room])
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, autorange="reversed", showgrid=False
     )

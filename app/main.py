@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import access, bar
+from app import access, bar, tour
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "pages"
@@ -51,4 +51,5 @@ with st.container(key="script"):
     st.html(f"<script>{(HERE / 'page.js').read_text()}</script>", unsafe_allow_javascript=True)
 if access.granted():
     bar.draw()
+    tour.draw(page.url_path or STEPS[0][0])
     page.run()

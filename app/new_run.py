@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import jobs, links, state, subjects, words
+from app import hub_rows, jobs, links, state, subjects, words
 from mansu import methods, tasks
 from mansu.errors import MansuError
 from mansu.job.pipeline import check_usable, refuse_unknown
@@ -163,12 +163,20 @@ def _own(example: str) -> Task | None:
         placeholder='{"prompt": "The sky is", "answer": " blue", "split": "forget"}',
     )
     _samples(example)
+    about: dict[str, Any] = {}
     if file is None and not pasted.strip():
-        st.caption("Waiting for a file or lines. The format is in the tooltip of the file.")
-        return None
-    text = pasted if file is None else _text(file.getvalue())
-    path = Path("pasted.jsonl" if file is None else file.name)
-    wrong, task = _read(text, path.stem, path.suffix == ".csv")
+        title = "Or rows of a data set on the hub"
+        read = None
+        with st.expander(title, icon=":material/dataset:"), state.show_errors():
+            read = hub_rows.rows()
+        if read is None:
+            st.caption("Waiting for a file or lines. The format is in the tooltip of the file.")
+            return None
+        text, path, about = read.text, Path(f"{read.name}.jsonl"), {"provenance": read.source}
+    else:
+        text = pasted if file is None else _text(file.getvalue())
+        path = Path("pasted.jsonl" if file is None else file.name)
+    wrong, task = _read(text, path.stem, path.suffix == ".csv", about)
     if wrong:
         said = "\n".join(f"- {state.plain(sentence)}" for sentence in wrong[:SHOWN_PROBLEMS])
         more = len(wrong) - SHOWN_PROBLEMS
@@ -178,10 +186,10 @@ def _own(example: str) -> Task | None:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _read(text: str, name: str, csv: bool) -> tuple[list[str], Task | None]:
+def _read(text: str, name: str, csv: bool, about: dict[str, Any]) -> tuple[list[str], Task | None]:
     """What is wrong with a task, and the task where nothing is; once a content, not a rerun."""
     wrong = list(tasks.problems(text, csv=csv))
-    return wrong, None if wrong else tasks.parse(text, name, csv=csv)
+    return wrong, None if wrong else tasks.parse(text, name, csv=csv, **about)
 
 
 def _text(content: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import jobs, links, words
+from app import jobs, links
 from app.shelf import shelf
 from mansu import subjects
 from mansu.circuits import lens
@@ -21,11 +21,10 @@ from mansu.circuits.lens import Seen
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
-from mansu.job import library
+from mansu.job import library, names
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.subjects.edit import Edit
-from mansu.tasks.tokens import Pairs
 
 
 @contextmanager
@@ -67,10 +66,10 @@ def subject(name: str) -> subjects.Subject:
     )
 
 
-def look(subject: subjects.Subject, pairs: Pairs, row: int) -> lens.Look:
-    """One pair as the model runs it, once for all nodes and all sessions that ask for them."""
-    key = ("look", subject.fingerprint, pairs.digest, row)
-    return shelf().get(key, lambda: lens.look(subject, pairs, row), "Running the model")
+def look(subject: subjects.Subject, asked: lens.Asked) -> lens.Look:
+    """A prompt as the model runs it, once for all nodes and all sessions that ask for them."""
+    key = ("look", subject.fingerprint, asked)
+    return shelf().get(key, lambda: lens.look(subject, asked), "Running the model")
 
 
 def edit(run: Run, method: str) -> Edit:
@@ -80,32 +79,31 @@ def edit(run: Run, method: str) -> Edit:
     return shelf().get(key, lambda: run.edit(method), "Reading the edit", size)
 
 
-def node_after(run: Run, method: str, pairs: Pairs, row: int, source: int, *, nf4: bool) -> Seen:
+def node_after(run: Run, method: str, asked: lens.Asked, source: int, *, nf4: bool) -> Seen:
     """``lens.node_of_edited`` for an edit of a run, once for all sessions.
 
     Raises:
         MansuError: as ``session``.
     """
     return _node_after(
-        session(run).subject, pairs, row, source, run.digest(method), nf4, edit(run, method)
+        session(run).subject, asked, source, run.digest(method), nf4, edit(run, method)
     )
 
 
 @st.cache_resource(
     max_entries=64,
     show_spinner="Running the edited model …",
-    hash_funcs={subjects.Subject: lambda s: s.fingerprint, Pairs: lambda p: p.digest},
+    hash_funcs={subjects.Subject: lambda s: s.fingerprint},
 )
 def _node_after(
     subject: subjects.Subject,
-    pairs: Pairs,
-    row: int,
+    asked: lens.Asked,
     source: int,
     digest: str,
     nf4: bool,
     _edit: Edit,
 ) -> Seen:
-    return lens.node_of_edited(subject, pairs, row, source, _edit, nf4=nf4)
+    return lens.node_of_edited(subject, asked, source, _edit, nf4=nf4)
 
 
 def session(run: Run) -> Session:
@@ -317,7 +315,7 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _said(run: Run) -> tuple[str, str, str, str]:
-    methods = ", ".join(words.title(name) for name in run.edits() or run.asked)
+    methods = ", ".join(names.title(run, name) for name in run.edits() or run.asked)
     return library.title(run), Path(run.subject).name, methods, progress(run)
 
 
@@ -328,12 +326,11 @@ def _made(run: Run) -> str:
 def progress(run: Run) -> str:
     """How far a run is, in a word or three."""
     try:
-        found = jobs.state(run)
+        found, missing = jobs.state(run), names.missing(run)
     except MansuError:
         return "damaged"
     if found == "running":
         return "waiting" if jobs.place(run) else "at work"
-    missing = [name for name in run.asked if not run.has("verdict", name)]
     if not missing:
         return "done"
     return f"{found}, not done" if found in ("failed", "cancelled", "stopped") else "not done"

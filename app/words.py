@@ -241,5 +241,5 @@ def help(key: str) -> str:
 
 
 def title(method: str) -> str:
-    """A method's name as it is written in papers."""
+    """A method's name as it is written in papers; an edit's: ``mansu.job.names.title``."""
     return methods.named(method).title if method in methods.ALL else method

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 from app import ask_view, asking, jobs, state, words
 from mansu import quant
+from mansu.job import names
 from mansu.job.runs import Run
 from mansu.measure.answers import FLIPS
 from mansu.measure.scores import TITLES
@@ -17,22 +19,23 @@ from mansu.show.numbers import many, number
 from mansu.tasks.facts import Fact
 
 CIRCUIT = Path(__file__).with_name("circuit.py")
-OWN, NO_EDIT, EVERY = "own", "none", "every"
+OWN, NO_EDIT, EVERY = "own", "no second edit", "every"  # with a space: no edit is called so
 OWN_WORDS, BASE_WORDS = "own", "unedited"
 
 
 def chosen_edits(run: Run) -> list[str]:
     """The edits to hold against the unedited model: one or two."""
+    titled = partial(names.title, run)
     left, right = st.columns(2)
     with left:
-        first = state.choose("Edit A", run.edits(), "ask_a", format_func=words.title)
+        first = state.choose("Edit A", run.edits(), "ask_a", format_func=titled)
     rest = [name for name in run.edits() if name != first]
     with right:
         second = state.choose(
             "Edit B",
             [*rest, NO_EDIT],
             "ask_b",
-            format_func=lambda name: "no second edit" if name == NO_EDIT else words.title(name),
+            format_func=lambda name: name if name == NO_EDIT else titled(name),
         )
     return [first] if second == NO_EDIT else [first, second]
 
@@ -80,7 +83,7 @@ def answer(run: Run, methods: list[str]) -> None:
         "New tokens", 1, 32, 6, key="tokens", bind="query-params", help=words.help("tokens")
     )
     found = asking.answers(run, methods, prompt, right, tokens)
-    subject, titles = state.session(run).subject, {m: words.title(m) for m in methods}
+    subject, titles = state.session(run).subject, {m: names.title(run, m) for m in methods}
     st.html(ask_view.cards(subject, found, titles, own=text == OWN_WORDS))
     st.caption(words.help("difference"))
     if fact is not None and fact.row in state.session(run).pairs.rows:
@@ -110,11 +113,12 @@ def picked(facts: list[Fact]) -> None:
 def table(run: Run, methods: list[str]) -> None:
     """Every fact with what each model answers; a row that is clicked is asked."""
     st.header("Every fact", help=words.help("facts"))
+    titled = partial(names.title, run)
     found = asking.facts(run, methods)
     left, right = st.columns(2)
     with left:
         method = state.choose(
-            "What became of the facts after", methods, "flips_of", format_func=words.title
+            "What became of the facts after", methods, "flips_of", format_func=titled
         )
     counts = Counter(one.flip for one in found[method])
     with right:
@@ -136,7 +140,7 @@ def table(run: Run, methods: list[str]) -> None:
     if not places:
         st.info("No fact is left: choose other sets, or another kind of flip.")
         return
-    some = {words.title(m): [all_[i] for i in places] for m, all_ in found.items()}
+    some = {titled(m): [all_[i] for i in places] for m, all_ in found.items()}
     facts = [found[method][i].fact for i in places]
     st.dataframe(
         asked.answers(some).columns,
@@ -155,11 +159,11 @@ def table(run: Run, methods: list[str]) -> None:
 def weight(run: Run, methods: list[str]) -> None:
     """One weight of the circuit, before and after each edit."""
     st.header("Follow one weight", help=words.help("follow"))
-    subject, mask = state.session(run).subject, run.mask()
+    subject, mask, titled = state.session(run).subject, run.mask(), partial(names.title, run)
     edits = {m: state.edit(run, m) for m in methods}
     left, right = st.columns(2)
     with left:
-        method = state.choose("Weights moved by", methods, "moved_by", format_func=words.title)
+        method = state.choose("Weights moved by", methods, "moved_by", format_func=titled)
     inside = [n for n in mask.names if n in subject.quantized_names and n in edits[method].changes]
     if not inside:
         st.info("This edit moves no weight of the circuit that NF4 quantises.")
@@ -180,13 +184,11 @@ def weight(run: Run, methods: list[str]) -> None:
     )
     i = min(at, len(moved)) - 1
     row, column = int(moved.rows[i]), int(moved.columns[i])
-    followed = {
-        words.title(m): quant.follow(subject, e, name, row, column) for m, e in edits.items()
-    }
-    first = followed[words.title(method)]
+    followed = {titled(m): quant.follow(subject, e, name, row, column) for m, e in edits.items()}
+    first = followed[titled(method)]
     st.markdown(
         f"Row {row:,}, column {column:,} of `{name}`: weight {first.place} of block "
-        f"{first.block:,}. {words.title(method)} moves it by {number(first.ratio)} of its bin's "
+        f"{first.block:,}. {titled(method)} moves it by {number(first.ratio)} of its bin's "
         f"width, and its code **{'changes' if first.changes else 'does not change'}**."
     )
     st.plotly_chart(

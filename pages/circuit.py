@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import streamlit as st
 import torch
-from streamlit.delta_generator import DeltaGenerator
 
-from app import graph_view, jobs, state, words
+from app import graph_view, jobs, node_view, state
 from app.components import graph
-from mansu.circuits import lens
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
+from mansu.job import names
 from mansu.job.runs import Run
 from mansu.show.numbers import many
 
-TOKENS = 8  # shown at either end
 ALL = "the whole circuit"
 NOTHING = "no edit"
-SIDE = 305  # pixels of one of several charts
 
 
 def numbers(run: Run, shown: Circuit) -> None:
@@ -66,14 +61,14 @@ def compared(run: Run, circuit: Circuit) -> graph.Compared | None:
         "Compare with what is left after",
         [NOTHING, *run.edits()],
         "edit",
-        format_func=lambda name: name if name == NOTHING else words.title(name),
+        format_func=lambda name: name if name == NOTHING else names.title(run, name),
         help="The circuit before the edit, after it, and after it in NF4: which edges are kept, "
         "gone, back after NF4, or new.",
     )
     if method != NOTHING:
         with state.show_errors():
             found = diff(circuit, run.edge_scores(method))
-            return graph.Compared(method, words.title(method), found, state.moved(run, method))
+            return graph.Compared(method, names.title(run, method), found, state.moved(run, method))
     return None
 
 
@@ -120,7 +115,7 @@ def explore(run: Run, circuit: Circuit) -> None:
     else:
         with state.show_errors():
             index = every.index(node)
-            inspect_node(run, index, circuit.node(index), other.method if other else None)
+            node_view.draw(run, index, circuit.node(index), other.method if other else None)
     left, right = st.columns(2)
     with left:
         st.markdown(
@@ -186,77 +181,6 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
             value, low, high = found
             st.metric("Faithfulness, measured", f"{value:.1%}")
             st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
-
-
-def beside(n: int) -> list[DeltaGenerator]:
-    """Places side by side that go below one another where the window is too narrow for them."""
-    row = st.container(horizontal=True)
-    return [row.container(width="stretch" if n == 1 else SIDE) for _ in range(n)]
-
-
-def inspect_node(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> None:
-    """What a node does on a prompt, in the unedited model and beside it in an edited one."""
-    session = state.session(run)
-    subject, pairs = session.subject, session.pairs
-    decode = subject.tokenizer.decode
-    prompts = {
-        str(line): str(decode(clean[:n]))
-        for line, clean, n in zip(
-            pairs.rows, pairs.clean.tolist(), pairs.length.tolist(), strict=True
-        )
-    }
-    line = state.choose("Prompt", list(prompts), "pair", format_func=lambda k: prompts[k])
-    row = list(prompts).index(line)
-    n = int(pairs.length[row])
-    ends = [int(pairs.answer[row]), int(pairs.foil[row])]
-    answer, foil = lens.words(subject, torch.tensor(ends))
-    st.markdown(
-        f"Corrupt prompt: “{decode(pairs.corrupt[row, :n])}”  \nAnswer `{answer}`, foil `{foil}`"
-    )
-    models = {"Unedited": lens.node_seen(state.look(subject, pairs, row), index)}
-    if method:
-        for nf4, title in ((False, words.title(method)), (True, f"{words.title(method)} in NF4")):
-            models[title] = state.node_after(run, method, pairs, row, index, nf4=nf4)
-    if about["kind"] == "head":
-        side = state.switch("Prompt read", ["clean", "corrupt"], "side")
-        tokens = (pairs.clean if side == "clean" else pairs.corrupt)[row, :n]
-        st.markdown(f"**Attention pattern of {about['name']}**")
-        for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
-            assert seen.attention is not None  # it is a head
-            column.markdown(title)
-            column.plotly_chart(
-                graph_view.attention_map(
-                    seen.attention[int(side == "corrupt")], lens.words(subject, tokens)
-                ),
-                config={"displayModeBar": False},
-                key=f"attention {title}",
-                alt=f"Attention of {about['name']} from each position to each earlier one, {title}",
-            )
-    title = (
-        "The model's own prediction"
-        if about["kind"] == "logits"
-        else f"What {about['name']} writes"
-    )
-    st.markdown(
-        f"**{title}**",
-        help="Logit lens of the output's difference, clean − corrupt, at the last position: "
-        "(z clean − z corrupt) · final norm · unembedding. It is the direct effect only.",
-    )
-    shown = lens.extremes([seen.promoted for seen in models.values()], TOKENS, ends)
-    limit = max(float(seen.promoted[shown].abs().max()) for seen in models.values())
-    for column, (title, seen) in zip(beside(len(models)), models.items(), strict=True):
-        column.markdown(title)
-        column.plotly_chart(
-            graph_view.token_bars(
-                seen.promoted[shown],
-                lens.words(subject, shown),
-                [shown.tolist().index(token) for token in ends],
-                limit,
-            ),
-            config={"displayModeBar": False},
-            key=f"tokens {title}",
-            alt=f"The tokens that the node raises and lowers most, {title}",
-        )
 
 
 def trust(run: Run, running: bool) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import glossary, home_view, state, words
+from app import glossary, home_view, state, tour
+from mansu.job import names
 from mansu.job.examples import copied
 from mansu.job.runs import Run, examples, listed
 from mansu.report import story
@@ -56,7 +57,7 @@ def beginning(run: Run) -> None:
 def verdict(run: Run) -> None:
     """The example's verdict in plain questions."""
     st.header("Did it work?")
-    st.table(home_view.verdicts({words.title(m): run.verdict(m) for m in run.judged()}))
+    st.table(home_view.verdicts({names.title(run, m): run.verdict(m) for m in run.judged()}))
     st.markdown(
         f"{glossary.link('Undecided')}: the {glossary.link('Interval', 'interval')} of what was "
         "measured reaches across the threshold. The evidence is on the Compare page."
@@ -118,6 +119,9 @@ example, runs = shown[name], listed()
 for part in (beginning, verdict):
     with state.show_errors():
         part(example)
-doors(example if example in runs else runs[0])
+door = example if example in runs else runs[0]
+doors(door)
+if door.judged():
+    tour.offer(door.name)
 with state.show_errors():
     own_work(example, runs)

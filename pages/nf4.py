@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
 from app import charts, jobs, state, words
+from mansu.job import names
 from mansu.quant.survival import NF4Report, Survival
 from mansu.report import rows
 from mansu.show.numbers import number, percent
@@ -70,7 +73,7 @@ if not ready:
 
 left, right = st.columns(2)
 with left:
-    method = state.choose("Edit", ready, "edit", format_func=words.title)
+    method = state.choose("Edit", ready, "edit", format_func=partial(names.title, run))
 with right:
     group = state.choose(
         "Parameters",

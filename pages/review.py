@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -15,9 +16,10 @@ from app.charts import UNEDITED
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
 from mansu.evidence.verdict import ABOUT
+from mansu.job import names
 from mansu.job.runs import Run, listed
+from mansu.report import changes, rows, svg
 from mansu.report import dossier as of
-from mansu.report import rows
 from mansu.report.dossier import Dossier, dossier
 from mansu.report.page import page
 from mansu.show.sentences import capitalised
@@ -81,7 +83,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
     st.header("Accuracy", help=words.help("accuracy"))
     both = {
         UNEDITED: (run.base(nf4=False), run.base(nf4=True)),
-        words.title(method): (
+        names.title(run, method): (
             run.measurement(method, nf4=False),
             run.measurement(method, nf4=True),
         ),
@@ -95,6 +97,13 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
         alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
         survival = run.survival(method).quantized
         st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
+    if found.circuit is not None:
+        st.header("What is left of the circuit", help=words.help("erasure"))
+        st.markdown(state.plain(changes.sentence(found.circuit)))
+        st.html(svg.circuit(found.circuit))
+        with st.expander("The strongest edges of each kind"):
+            st.table(changes.edges_table(found.circuit).columns)
+            st.caption(state.plain(changes.NAMED))
     st.header("Facts that fail or flip", help=words.help("flips"))
     st.table(of.counts_table(found).columns)
     kinds = of.failing(found)
@@ -188,15 +197,15 @@ bring()
 if not run.edits():
     st.info("This run has no edit yet: make one on the Unlearn page.", icon=":material/info:")
     st.stop()
-method = state.choose("Edit", run.edits(), "edit", format_func=words.title)
+method = state.choose("Edit", run.edits(), "edit", format_func=partial(names.title, run))
 with state.show_errors():
-    changes = thresholds.moved(run)
-    found = dossier(run, method, changes)
+    moved = thresholds.moved(run)
+    found = dossier(run, method, moved)
     take_along(run, method, found)
     verdict(found)
     with st.expander("The thresholds"):
         st.table(of.thresholds_table(found).columns)
-    sign(run, method, found, changes)
+    sign(run, method, found, moved)
     evidence(run, method, found)
     repeat(found)
     with state.show_errors():

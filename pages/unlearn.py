@@ -5,38 +5,81 @@ from __future__ import annotations
 import streamlit as st
 
 from app import charts, jobs, live, settings, state, words
+from mansu.job import names
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
 from mansu.report import rows
 from mansu.show.numbers import many, number, percent
 
+NEW = "a new edit"  # with spaces: no edit is called so
+
 
 @st.fragment(run_every=2)
 @state.show_errors()
-def watch(run: Run, method: str) -> None:
-    """The chart of the method at work, a point a step."""
-    steps = live.steps(run, method)
-    if steps:
+def watch(run: Run) -> None:
+    """The chart of the edit at work, a point a step."""
+    name = live.at_work(run)
+    steps = live.steps(run, name) if name else []
+    if name and steps:
+        st.subheader(f"{names.title(run, name)}, at work")
         alt = "Losses, accuracies and moved weights of each step so far"
         st.plotly_chart(charts.history(steps), alt=alt, key="live history")
     else:
         st.caption("The chart begins with the method's first step.")
 
 
-def start(run: Run, method: str, changed: dict[str, object], *, again: bool = False) -> None:
-    """Start the method, and what is missing before and after it.
-
-    Args:
-        again: throw away the edit that is there.
-    """
-    command = ["run", "--folder", str(run.path), "--method", method]
+def start(run: Run, method: str, name: str, changed: dict[str, object]) -> None:
+    """Start to make an edit, and what is missing before and after it; or go on with it."""
+    command = ["run", "--folder", str(run.path), "--method", method, "--name", name]
     with state.show_errors():
         named(method).configure(changed)  # said here, not by a job that fails
-        jobs.start(
-            [*command, *settings.arguments(changed), *(["--again"] if again else [])], run.path
-        )
+        names.refuse_other(run, name, method, changed)
+        jobs.start([*command, *settings.arguments(changed)], run.path)
+        state.select("edit", name)
         st.rerun()
+
+
+def new(run: Run, method: str) -> None:
+    """The form for a new edit: settings and a name."""
+    with st.expander("Settings", expanded=True, icon=":material/tune:"):
+        changed = settings.form(method)
+        said = names.new(run, method, changed)
+        name = st.text_input(
+            "Name of the edit",
+            key=f"name {method}",
+            placeholder=said,
+            help="What it is called on every page and in files. Left empty: by the method, and by "
+            "the settings that you changed where the run has another edit by it.",
+        )
+        if run.has("edit", said):
+            st.caption("The run has an edit with these settings: change one for another edit.")
+        if st.button(
+            f"Run {words.title(method)}",
+            type="primary",
+            icon=":material/play_arrow:",
+            help="Finds the circuit if there is none, runs the method, measures the edit in full "
+            "precision and NF4, and judges it. It goes on if you leave the page.",
+        ):
+            start(run, method, name.strip() or said, changed)
+    if not run.has("mask"):
+        st.caption("This run has no circuit yet: it is found first.")
+
+
+def manage(run: Run, name: str) -> None:
+    """Rename or delete an edit."""
+    with st.popover("Rename or delete", icon=":material/edit:"):
+        with st.form(f"rename {name}", border=False), state.show_errors():
+            other = st.text_input("Name of the edit", name).strip()
+            if st.form_submit_button("Rename", width="stretch"):
+                names.rename(run, name, other)
+                state.select("edit", other)
+                st.rerun()
+        sure = st.checkbox("Throw away the edit and all that was measured on it", key="sure")
+        if st.button("Delete", icon=":material/delete:", disabled=not sure, width="stretch"):
+            with state.show_errors():
+                names.delete(run, name)
+                st.rerun()
 
 
 def result(run: Run, method: str) -> None:
@@ -90,34 +133,29 @@ method = state.choose(
     help="MANSU, or a baseline from the literature to hold it against.",
 )
 st.caption(named(method).about)
-running = jobs.panel(run)
-done = run.has("edit", method)
-complete = run.has("verdict", method)
+if jobs.panel(run):
+    watch(run)
+    st.stop()
 
-if running:
-    watch(run, method)
-elif done and not complete:
+there = names.by(run, method)
+name = NEW
+if there:
+    name = state.choose(
+        "Edit",
+        [*there, NEW],
+        "edit",
+        format_func=lambda n: n if n == NEW else names.title(run, n),
+        help="A run can hold several edits by one method, each with its own settings and name.",
+    )
+if name == NEW:
+    new(run, method)
+    st.stop()
+if not run.has("verdict", name):
     st.info("The edit is made, but it is not measured to the end.")
     if st.button("Measure and judge it", type="primary", icon=":material/play_arrow:"):
-        start(run, method, {})
-else:
-    label = "Settings" if not done else "Run it again with other settings"
-    with st.expander(label, expanded=not done, icon=":material/tune:"):
-        changed = settings.form(method)
-        again = st.checkbox("Throw away the edit that is there", key="again") if done else True
-        if st.button(
-            f"Run {words.title(method)}",
-            type="primary",
-            icon=":material/play_arrow:",
-            disabled=not again,
-            help="Finds the circuit if there is none, runs the method, measures the edit in full "
-            "precision and NF4, and judges it. It goes on if you leave the page.",
-        ):
-            start(run, method, changed, again=done)
-    if not run.has("mask"):
-        st.caption("This run has no circuit yet: it is found first.")
-
-if done:
-    st.header(f"What {words.title(method)} did")
-    with state.show_errors():
-        result(run, method)
+        start(run, method, name, {})
+st.header(f"What {names.title(run, name)} did")
+if not run.is_example:
+    manage(run, name)
+with state.show_errors():
+    result(run, name)

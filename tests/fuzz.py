@@ -29,7 +29,7 @@ from typing import Any
 
 from mansu import methods, tasks
 from mansu.cli import commands
-from mansu.cli.common import given_settings, method_settings
+from mansu.cli.common import given_settings, wanted
 from mansu.cli.dossier import _pairs
 from mansu.errors import MansuError
 from mansu.files import confined, slug
@@ -177,8 +177,8 @@ class Fuzzer:
                 options = commands.parser(words).parse_args(words)
                 if words[0] in ("run", "attribute"):
                     given_settings(options)
-                    for name in options.method or () if words[0] == "run" else ():
-                        method_settings(options, name)
+                    if words[0] == "run":
+                        wanted(options, options.method or ())
                 elif words[0] == "dossier" and options.folder:
                     given = _pairs(options.threshold, "--threshold")
                     changes = {name: typed_in(text) for name, text in given}

@@ -314,9 +314,11 @@ export class Instrument {
     this.top.setAttribute("aria-label", "Graph of the circuit");
     this.hint = make("p", { className: "hint", id: "hint" });
     this.top.setAttribute("aria-describedby", "hint");
-    this.hint.textContent =
-      "Click the graph to zoom with the wheel. Arrows go from node to node, Enter opens one, T " +
-      "traces, P pins, + and − zoom, 0 shows all, Escape lets go.";
+    this.hint.textContent = matchMedia("(pointer: coarse)").matches
+      ? "Tap a node to open it; then one finger moves the graph. Two fingers zoom. Tap beside the " +
+        "graph to scroll the page again."
+      : "Click the graph to zoom with the wheel. Arrows go from node to node, Enter opens one, T " +
+        "traces, P pins, + and − zoom, 0 shows all, Escape lets go.";
     this.stage = make("div", { className: "stage" }, this.edges, this.top);
     this.bar = make("div", { className: "bar" });
     this.said = make("p", { className: "said" });
@@ -976,7 +978,7 @@ export class Instrument {
     }, { passive: false });
     top.addEventListener("pointerdown", (e) => {
       this.pointers.set(e.pointerId, point(e));
-      this.dragged = 0;
+      this.dragged = this.pointers.size > 1 ? 99 : 0; // two fingers are no tap
       if (e.pointerType === "mouse" || this.active) top.setPointerCapture(e.pointerId);
     });
     top.addEventListener("pointermove", (e) => {
@@ -990,8 +992,12 @@ export class Instrument {
         this.draw();
         return;
       }
-      if (e.pointerType !== "mouse" && !this.active) return;
       const others = [...this.pointers].filter(([id]) => id !== e.pointerId);
+      if (e.pointerType !== "mouse" && !this.active && !others.length) {
+        this.dragged += Math.hypot(now[0] - before[0], now[1] - before[1]); // a swipe is no tap
+        this.pointers.set(e.pointerId, now);
+        return; // one finger is the page's
+      }
       if (others.length) {
         const [[, other]] = others;
         const span = (p) => Math.hypot(p[0] - other[0], p[1] - other[1]) || 1;

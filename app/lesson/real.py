@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app import words
 from mansu import methods
+from mansu.job import names
 from mansu.job.runs import Run
 from mansu.show.numbers import number, percent
 
@@ -22,14 +22,14 @@ def larger(runs: Sequence[Run], toy: str) -> Run | None:
 def baseline(run: Run) -> str | None:
     """The first measured edit of a run that is a baseline's."""
     for method in run.edits():
-        kind = methods.named(method).kind if method in methods.ALL else ""
+        kind = methods.named(by).kind if (by := run.method_of(method)) in methods.ALL else ""
         if kind == "baseline" and all(run.has(k, method) for k in ("full", "nf4", "survival")):
             return method
     return None
 
 
 def _name(run: Run) -> str:
-    return f"On {run.subject} ({run.about['title']}), by {words.title(baseline(run) or '')}"
+    return f"On {run.subject} ({run.about['title']}), by {names.title(run, baseline(run) or '')}"
 
 
 def reach(run: Run) -> str:

@@ -339,9 +339,9 @@ def interaction(args: argparse.Namespace) -> None:
         found.attention(12, 4)
         found.promoted(120).topk(5)
 
-    new = [lambda i=i: node(lens.look(subject, pairs, i)) for i in rows]
+    new = [lambda i=i: node(lens.look(subject, lens.Asked.of(pairs, i))) for i in rows]
     shown("attention and tokens of a node, new prompt", new)
-    looked = lens.look(subject, pairs, 0)
+    looked = lens.look(subject, lens.Asked.of(pairs, 0))
     shown("another node of that prompt", [lambda: node(looked) for _ in rows])
     shown("logit lens of a prompt", [lambda p=p: lens.logit_lens(subject, p) for p in prompts])
     shown(

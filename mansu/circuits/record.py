@@ -116,6 +116,14 @@ class Record:
     mlp: list[Tensor] = field(default_factory=list)
     neurons: list[Tensor] = field(default_factory=list)
 
+    def __neg__(self) -> Record:
+        """The same with every sign turned."""
+        found = Record()
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            setattr(found, name, [-x for x in value] if isinstance(value, list) else -value)
+        return found
+
 
 def record(
     subject: Subject,
@@ -123,16 +131,20 @@ def record(
     packed: PackedPairs,
     tokens: Tensor,
     kept: Sequence[str],
+    hooks: Sequence[Hook] = (),
 ) -> Record:
     """Run ``[T]`` tokens without gradients and keep the activations named in ``kept``.
+
+    Args:
+        hooks: others, in place before.
 
     Raises:
         MansuError: an activation is NaN or infinite; the message names the layer.
     """
     run = Record()
     with torch.no_grad():
-        hooks = _recorder(subject, graph, run, kept, None)
-        run.logits = logits_with(subject, packed, tokens[None], hooks)[0]
+        mine = _recorder(subject, graph, run, kept, None)
+        run.logits = logits_with(subject, packed, tokens[None], [*hooks, *mine])[0]
     return run
 
 

@@ -9,7 +9,7 @@ from mansu.cli import common
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     common.add_folder(parser)
-    common.add_method(parser, several=True)
+    common.add_edit(parser, several=True)
 
 
 def attack(options: argparse.Namespace) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mansu.cli.commands import Cancelled
-from mansu.errors import MansuError, MismatchError
+from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.settings import configure, settings_of, typed_in
@@ -50,13 +51,23 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """What makes an edit."""
     from mansu.methods import ALL
 
+    _add_method(parser, ", ".join(ALL), several)
+
+
+def add_edit(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Which edits of a run a command is about."""
+    _add_method(parser, "the edit's name, which is its method's if none was given", several)
+
+
+def _add_method(parser: argparse.ArgumentParser, text: str, several: bool) -> None:
     parser.add_argument(
         "--method",
         action="append" if several else "store",
         default=None if several else "mansu",
-        help=f"{', '.join(ALL)}" + ("; may be given several times" if several else ""),
+        help=text + ("; may be given several times" if several else ""),
     )
 
 
@@ -71,7 +82,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="throw away the method's edit that is there, and make it anew",
+        help="throw away the edit that is there, and make it anew",
+    )
+    parser.add_argument(
+        "--name",
+        help="what the edit is called (the method's name; a further edit by it, its settings)",
     )
 
 
@@ -176,44 +191,84 @@ def _same(subject: str, other: str) -> bool:
     )
 
 
-def method_settings(options: argparse.Namespace, method: str) -> dict[str, Any]:
-    """``--set`` values, checked against the method's settings."""
-    from mansu import methods
+@dataclass(frozen=True)
+class Wanted:
+    """An edit that a command makes, unless it is there.
 
-    return methods.parse_settings(methods.named(method), options.set)
+    Attributes:
+        name: None for the one that ``names.new`` gives. method: that makes it.
+        given: settings of the method that are not its defaults.
+    """
+
+    name: str | None
+    method: str
+    given: Mapping[str, Any]
 
 
-def edit_settings(
-    run: Run, options: argparse.Namespace, names: Iterable[str]
-) -> dict[str, dict[str, Any]]:
-    """The settings given for each method, checked, also against the edits that are there.
+def wanted(options: argparse.Namespace, asked: Sequence[str]) -> list[Wanted]:
+    """The edits that the options ask for, checked; before a run folder is made.
+
+    Args:
+        asked: methods.
 
     Raises:
-        BadInputError: an unknown method or a bad setting.
-        MismatchError: the run holds an edit that was made with other settings.
+        BadInputError: an unknown method, a bad setting, or a name that the edit cannot have.
     """
-    from mansu.job.pipeline import refuse_other_settings
+    from mansu import methods
+    from mansu.job import names
 
-    settings = {name: method_settings(options, name) for name in names}
-    for name, given in settings.items():
+    if options.name and len(set(asked)) > 1:
+        raise BadInputError("--name is of one edit: give one --method with it.")
+    found = []
+    for method in dict.fromkeys(asked):
+        given = methods.parse_settings(methods.named(method), options.set)
+        if options.name:
+            names.check(options.name, method)
+        found.append(Wanted(options.name, method, given))
+    return found
+
+
+def going_on(run: Run) -> list[Wanted]:
+    """The edits of a run by the methods that it is for; those that are not there yet, too."""
+    from mansu.job import names
+
+    found = []
+    for method in run.asked:
+        there = names.by(run, method)
+        found += [Wanted(name, method, run.history(name)["given"]) for name in there]
+        found += [] if there else [Wanted(method, method, {})]
+    return found
+
+
+def edits_of(run: Run, options: argparse.Namespace, asked: list[Wanted]) -> dict[str, Wanted]:
+    """The edits that are asked for, by the name that each has or gets in the run.
+
+    Raises:
+        MismatchError: the run holds another edit of a name that was given.
+    """
+    from mansu.job import names
+
+    found = {}
+    for one in asked:
+        again = one.method if options.again else names.new(run, one.method, one.given)
+        name = one.name or again
         if not options.again:
-            refuse_other_settings(run, name, given)
-    return settings
+            names.refuse_other(run, name, one.method, one.given)
+        found[name] = one
+    return found
 
 
 def measured(options: argparse.Namespace) -> tuple[Run, Sequence[str]]:
-    """The run and the methods asked for, which must have been measured.
+    """The run and the names of the edits asked for, which must have been measured.
 
     Raises:
-        BadInputError: no run folder, or an unknown method.
-        NotMeasuredError: a method's edit was not measured yet.
+        BadInputError: no run folder.
+        NotMeasuredError: there is no such edit, or it was not measured yet.
     """
     from mansu.job.runs import Run
-    from mansu.methods import named
 
     run, names = Run.open(options.folder), options.method or ["mansu"]
     for name in names:
-        named(name)
         run.require("nf4", name)
     return run, names
 
@@ -223,28 +278,27 @@ def perform(
     work: Sequence[tuple[str | None, Sequence[Stage]]],
     subject: Subject | None = None,
     *,
-    given: Mapping[str, Mapping[str, Any]] | None = None,
+    edits: Mapping[str, Wanted] | None = None,
     again: bool = False,
 ) -> None:
-    """Do stages, a method at a time, keeping the run's status true whatever happens.
+    """Do stages, an edit at a time, keeping the run's status true whatever happens.
 
     Args:
-        subject: the run's, where it is loaded already.
-        given: of methods whose edits are made, the settings. again: throw away those that are
-            there first.
+        work: an edit's name, and the stages. subject: the run's, where it is loaded already.
+        edits: those that are made, by name. again: throw away those that are there first.
 
     Raises:
         TakenError: another job is at work on the run.
         MismatchError: an edit that is there was made with other settings.
     """
-    from mansu.job import pipeline
+    from mansu.job import names, pipeline
 
     def do(job: Job) -> None:
-        for name, settings in (given or {}).items():  # now that nobody else can change it
+        for name, one in (edits or {}).items():  # now that nobody else can change it
             if again:
                 run.discard(name)
             else:
-                pipeline.refuse_other_settings(run, name, settings)
+                names.refuse_other(run, name, one.method, one.given)
         job.plan = pipeline.Plan.of(run, work)
         for method, stages in work:
             pipeline.perform(job.session, stages, method, job.on_step)

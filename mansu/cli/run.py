@@ -19,14 +19,15 @@ def run(options: argparse.Namespace) -> None:
     from mansu.job.pipeline import whole
     from mansu.report import terminal
 
-    for name in options.method or ["mansu"]:
-        common.method_settings(options, name)  # before a folder is made
+    asked = common.wanted(options, options.method or ["mansu"])  # before a folder is made
     here, subject = common.open_run(options, options.method or ["mansu"])
-    names = options.method or here.asked
-    given = common.edit_settings(here, options, names)
-    work = [(name, whole(name, given[name])) for name in names]
-    common.perform(here, work, subject, given=given, again=options.again)
-    for name in names:
+    if not options.method:
+        new = options.set or options.name
+        asked = common.wanted(options, here.asked) if new else common.going_on(here)
+    edits = common.edits_of(here, options, asked)
+    work = [(name, whole(one.method, one.given)) for name, one in edits.items()]
+    common.perform(here, work, subject, edits=edits, again=options.again)
+    for name in edits:
         print(terminal.accuracies(here, name))
         print(terminal.sentences(name, here.verdict(name)))
     print(f"open it: {_opening(here.path)}")

@@ -24,7 +24,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="without --run: %(default)s (the default), tiny, gemma-3-270m, a folder or a hub id",
     )
     parser.add_argument("--run", type=Path, help="a run folder, whose subject is scored")
-    parser.add_argument("--method", help="score this method's edit of the run, too")
+    parser.add_argument("--method", help="score this edit of the run, too")
     parser.add_argument("--nf4", action="store_true", help="score each model in NF4, too")
     parser.add_argument(
         "--tokens", type=common.count, help="the longest greedy answer (the set's own)"

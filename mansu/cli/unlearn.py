@@ -17,13 +17,14 @@ def unlearn(options: argparse.Namespace) -> None:
     from mansu.job.pipeline import unlearning
     from mansu.job.runs import Run
 
-    run, method = Run.open(options.folder), options.method
-    given = common.edit_settings(run, options, [method])
+    run = Run.open(options.folder)
+    edits = common.edits_of(run, options, common.wanted(options, [options.method]))
     run.require("mask")
-    stages = (unlearning(method, given[method]),)
-    common.perform(run, [(method, stages)], given=given, again=options.again)
-    history = run.history(method)
+    ((name, one),) = edits.items()
+    stages = (unlearning(one.method, one.given),)
+    common.perform(run, [(name, stages)], edits=edits, again=options.again)
+    history = run.history(name)
     print(
-        f"{method}: {history['moved']:,} parameters moved ({history['fraction']:.3%}); "
+        f"{name}: {history['moved']:,} parameters moved ({history['fraction']:.3%}); "
         f"{history['stopped']}"
     )

@@ -28,7 +28,7 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
     """
     edit = run.edit(method)
     task = run.about
-    by = methods.named(method)
+    by = methods.named(run.method_of(method))
     about = {key: public(str(value)) for key, value in subject.provenance.items()}
     name = public(subject.name)
     base = about.get("model") or about.get("source", "").removeprefix("hub: ")

@@ -84,7 +84,7 @@ class Artefact:
         file: its name; ``{}`` stands for which of several.
         title: what it is, for people.
         made_by: the command that makes it.
-        of_edit: there is one a method, under ``edits/<method>/``.
+        of_edit: there is one an edit, under ``edits/<name>/``.
     """
 
     file: str

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mansu.errors import BadInputError
 from mansu.files import new_folder, write_json
+from mansu.job import names
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import EXAMPLES, Run, folder
 
@@ -31,9 +32,9 @@ def save(run: Run, name: str, command: str, place: Path = EXAMPLES) -> Run:
     Raises:
         BadInputError: a method that was asked for is not judged, or its edit is too large to ship.
     """
-    if missing := set(run.asked) - set(run.judged()):
+    if missing := names.missing(run):
         raise BadInputError(
-            f"The run {run.name} has no verdict on {min(missing)}: finish it first with "
+            f"The run {run.name} has no verdict on {missing[0]}: finish it first with "
             f"`mansu run --folder {run.path}`."
         )
     for method in run.edits():

@@ -23,7 +23,7 @@ from mansu.circuits.attribution import attribute
 from mansu.circuits.gradients import Factors
 from mansu.circuits.search import find_circuit
 from mansu.circuits.trust import trust
-from mansu.errors import BadInputError, MismatchError
+from mansu.errors import BadInputError
 from mansu.evidence import attacks, cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import PLACES, Scored
@@ -45,7 +45,7 @@ from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
-"""Does a stage's work: (session, method, where to report to) → values in the order of ``makes``."""
+"""Does a stage's work: (session, name of the edit, where to report to) → values as in ``makes``."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Stage:
 
     @property
     def of_edit(self) -> bool:
-        """Whether it is done once a method; else once a run."""
+        """Whether it is done once an edit; else once a run."""
         return ARTEFACTS[self.makes[0]].of_edit
 
     def is_done(self, run: Run, method: str | None) -> bool:
@@ -95,7 +95,7 @@ def perform(
     """Do the stages that are not done yet, in order, and save what they make.
 
     Args:
-        method: whose edit the stages of an edit are about.
+        method: the name of the edit that the stages of an edit are about.
 
     Raises:
         NotMeasuredError: something that a stage needs was not made yet.
@@ -286,25 +286,6 @@ def unlearning(method: str, given: Mapping[str, Any] | None = None) -> Stage:
         return outcome.edit, history
 
     return Stage("unlearn", ("mask",), ("edit", "history"), 45, make)
-
-
-def refuse_other_settings(run: Run, method: str, given: Mapping[str, Any]) -> None:
-    """Refuse settings that are not those of the edit that is there.
-
-    Raises:
-        MismatchError: they differ; names the first that does.
-    """
-    if not run.has("edit", method):
-        return
-    history = run.history(method)
-    used = {**history["settings"], **history["given"]}
-    for name, value in given.items():
-        if name not in used or used[name] != value:
-            had = f"{name} = {used[name]}" if name in used else f"the default of {name}"
-            raise MismatchError(
-                f"The run {run.name} has an edit by {method} with {had}, not {value}: take another "
-                "run folder, or add --again to throw that edit away and make it anew."
-            )
 
 
 def _quantize(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:

@@ -13,8 +13,9 @@ exports/        what the app exported
 job.lock        held by the job at work (``lock``); cancel: it was asked to stop
 
 Every result says what it was measured on, and is refused where that is something else: the run's
-subject, task and settings (``Run.digest_of_run``), and under edits/<method>/ the edit, by the
-digest of its file.
+subject, task and settings (``Run.digest_of_run``), and under edits/<name>/ the edit, by the digest
+of its file. An edit's name is its key everywhere, by default that of the method that made it
+(``names``); what takes a ``method`` takes such a name.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import hashlib
 import json
 import os
 import resource
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +77,7 @@ from mansu.job.machine import machine
 from mansu.job.manifest import ABOUT, check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
+from mansu.methods import ALL
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
 from mansu.settings import configure
@@ -338,7 +341,7 @@ class Run:
         """Where a kind of ``ARTEFACTS`` is, or would be.
 
         Raises:
-            BadInputError: the method has a name that no method can have.
+            BadInputError: no edit can have that name.
         """
         about = ARTEFACTS[kind]
         place = self._edit_folder(method) if about.of_edit else self.path
@@ -346,7 +349,7 @@ class Run:
 
     def _edit_folder(self, method: str | None) -> Path:
         if method is None or method != slug(method):
-            raise BadInputError(f"{method!r:.60} is no name of a method.")
+            raise BadInputError(f"{method!r:.60} is no name of an edit.")
         return self.path / "edits" / method
 
     def has(self, kind: str, method: str | None = None, part: str = "") -> bool:
@@ -421,10 +424,12 @@ class Run:
         """
         about, path = ARTEFACTS[kind], self.file(kind, method, part)
         if not path.is_file():
+            if about.of_edit:
+                self.refuse_unknown(method)
             whose = f" by {method}" if about.of_edit else ""
             option = f" --method {method}" if about.of_edit else ""
             if about.made_by == "unlearn" and self.has("edit", method):
-                option += " --again"  # it is made with the edit, which is there
+                option = self._again(method)  # it is made with the edit, which is there
             raise NotMeasuredError(
                 f"The run {self.name} has no {about.title}{whose} yet: run "
                 f"`mansu {about.made_by} {self.path}{option}`."
@@ -447,8 +452,43 @@ class Run:
         if method is not None and of.get(OF_EDIT) != self.digest(method):
             raise MismatchError(
                 f"{path} was measured on another edit than {self.file('edit', method)}: make both "
-                f"anew with `mansu run --folder {self.path} --method {method} --again`."
+                f"anew with `mansu run --folder {self.path}{self._again(method)}`."
             )
+
+    def method_of(self, name: str | None) -> str:
+        """The method that made an edit; where there is no edit yet, the method of that name.
+
+        Raises:
+            NotMeasuredError: there is no such edit, and no method of that name.
+            DamagedError: the edit is damaged.
+        """
+        self.refuse_unknown(name)
+        if not self.has("edit", name):
+            return str(name)
+        path = confined(self.file("edit", name), self.path)
+        about = path.stat()
+        return _method_of(path, about.st_mtime_ns, about.st_size, about.st_ino) or str(name)
+
+    def refuse_unknown(self, name: str | None) -> None:
+        """Refuse what is no edit of the run, and no method that could make one.
+
+        Raises:
+            NotMeasuredError: it is neither.
+        """
+        if name not in ALL and not self.has("edit", name):
+            has = ", ".join(self.edits()) or "none"
+            raise NotMeasuredError(f"The run {self.name} has no edit {name}: it has {has}.")
+
+    def _again(self, name: str | None) -> str:
+        """The options of a command that makes an edit anew, as it was."""
+        path = self.file("history", name)
+        method = name if name in ALL else self.method_of(name)  # a file may have been exchanged
+        words = ["--method", str(method), *(["--name", str(name)] if name != method else [])]
+        with suppress(MansuError):  # without its history nobody knows its settings
+            history, _ = ARTEFACTS["history"].codec.read(confined(path, self.path))
+            for setting, value in history["given"].items():
+                words += ["--set", f"{setting}={json.dumps(value)}"]
+        return f" {shlex.join([*words, '--again'])}"
 
     def require(self, kind: str, method: str | None = None) -> None:
         """Refuse, as ``read`` does, what is not there or belongs to something else."""
@@ -469,7 +509,7 @@ class Run:
         return _digest(confined(self.file("edit", method), self.path))
 
     def discard(self, method: str) -> None:
-        """Delete a method's edit and all that was measured on it, at once or not at all."""
+        """Delete an edit and all that was measured on it, at once or not at all."""
         self.refuse_example()
         discard(self._edit_folder(method))
 
@@ -510,10 +550,10 @@ class Run:
         return self.read("base_nf4" if nf4 else "base")
 
     def edits(self) -> tuple[str, ...]:
-        """Names of the methods that have an edit here, MANSU first."""
+        """Names of the edits that are here, MANSU's first."""
         found = [p.name for p in self.path.glob("edits/*") if p.name == slug(p.name)]
         names = [name for name in found if self.has("edit", name)]
-        return tuple(sorted(names, key=lambda n: (n != "mansu", n)))
+        return tuple(sorted(names, key=lambda n: (n.split("-")[0] != "mansu", n)))
 
     def judged(self) -> tuple[str, ...]:
         """Those that have a verdict."""
@@ -663,6 +703,12 @@ def _plain(step: Step) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     about = path.stat()
     return _digest_of(path, about.st_mtime_ns, about.st_size, about.st_ino)
+
+
+@lru_cache(maxsize=512)
+def _method_of(path: Path, *_: int) -> str:
+    """As the edit says, "" where it does not; asked again as ``_digest_of``."""
+    return str(Edit.meta_of(path).get("method", ""))
 
 
 @lru_cache(maxsize=64)

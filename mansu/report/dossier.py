@@ -32,6 +32,8 @@ from mansu.job.runs import Run
 from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES
 from mansu.report import repeat
+from mansu.report.changes import Changes
+from mansu.report.changes import changes as changes_of
 from mansu.report.flips import FINE, Flip, counts, flips
 from mansu.settings import configure
 from mansu.show import numbers
@@ -51,7 +53,7 @@ class About:
     Attributes:
         run, made: name of the run, and when it was made. subject, fingerprint, licence: the model.
         task, title, description, provenance, digest: what was to be forgotten.
-        rows: of the task, by split. method, by: the method's name, and what it does.
+        rows: of the task, by split. method: the edit's name. by: what the method that made it does.
         settings: of the method. run_settings: of the run. seed: of everything random.
         moved, fraction: how many parameters the edit moves, and what share that is.
     """
@@ -111,6 +113,7 @@ class Dossier:
         limits: what the verdict does not say. commands: what repeats it.
         files: sha256 of each file that was read, by its place in the run.
         review: who signed, and what was decided; None of a dossier without a signature.
+        circuit: what the edit leaves of the circuit; None where its edges were not measured.
     """
 
     version: int
@@ -131,6 +134,7 @@ class Dossier:
     commands: Sequence[str]
     files: Mapping[str, str]
     review: Mapping[str, Any] | None
+    circuit: Changes | None = None
 
     @property
     def judged(self) -> Verdict:
@@ -245,12 +249,13 @@ def dossier(run: Run, method: str, changes: Mapping[str, float] | None = None) -
         commands=repeat.commands(run, method, changes),
         files=dict(_files(run, method)),
         review=review,
+        circuit=changes_of(run, method),
     )
 
 
 def _about(run: Run, method: str) -> About:
     history = run.history(method) if run.has("history", method) else {}
-    edit, about, by = run.edit(method), run.about, methods.named(method)
+    edit, about, by = run.edit(method), run.about, methods.named(run.method_of(method))
     facts = [fact.split for fact in run.task().facts]
     return About(
         run=run.name,
@@ -323,6 +328,7 @@ def about_table(found: Dossier) -> Table:
         ("Its source", a.provenance),
         ("Its rows", ", ".join(f"{n} {split}" for split, n in a.rows.items())),
         ("Its digest", a.digest),
+        ("Edit", a.method),
         ("Method", a.by),
         ("Weights moved", f"{a.moved:,} ({numbers.percent(a.fraction, 3)} of all)"),
         ("Run", f"{a.run}, made {a.made}"),
@@ -403,7 +409,8 @@ def differences(one: Dossier, other: Dossier) -> Table:
             ("Fingerprint", "fingerprint"),
             ("Task", "title"),
             ("Digest of the task", "digest"),
-            ("Method", "method"),
+            ("Edit", "method"),
+            ("Method", "by"),
             ("Seed", "seed"),
         )
     ]

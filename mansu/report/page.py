@@ -7,8 +7,8 @@ from html import escape
 
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT, Name
+from mansu.report import changes, svg
 from mansu.report import rows as tables
-from mansu.report import svg
 from mansu.report.dossier import (
     MODELS,
     Dossier,
@@ -62,6 +62,7 @@ def page(found: Dossier) -> str:
         ("What was asked", _asked(found)),
         ("Accuracy", _accuracy(found)),
         ("Update and bin", _bins(found)),
+        ("What is left of the circuit", _circuit(found)),
         ("Facts that fail or flip", _facts(found)),
         ("Recovery attacks", _attacks(found)),
         ("Limits", _list(map(_markdown, found.limits))),
@@ -145,6 +146,16 @@ def _bins(found: Dossier) -> str:
     return (
         f"<p>The median update is {number(h.median)} of its bin; {percent(h.codes, 2)} of the "
         "codes of moved weights change in NF4.</p>" + svg.histogram(h.before, h.after, h.edges)
+    )
+
+
+def _circuit(found: Dossier) -> str:
+    if found.circuit is None:
+        return "<p>Not measured.</p>"
+    return (
+        f"<p>{escape(changes.sentence(found.circuit))}</p>{svg.circuit(found.circuit)}"
+        "<h3>The strongest edges of each kind, with their scores</h3>"
+        f"{_wide(changes.edges_table(found.circuit))}<p>{escape(changes.NAMED)}</p>"
     )
 
 

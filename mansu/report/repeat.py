@@ -33,11 +33,13 @@ def repeat_command(run: Run, method: str, *, subject: str = "", facts: str = "ta
     task = run.about
     shipped = task["name"] in tasks.shipped() and tasks.load(task["name"]).digest == task["digest"]
     words = ["mansu", "run", "--subject", subject or run.subject]
-    words += ["--task", task["name"] if shipped else facts, "--method", method]
+    by = run.method_of(method)
+    words += ["--task", task["name"] if shipped else facts, "--method", by]
+    words += [] if method == by else ["--name", method]
     for name, value in asdict(run.settings).items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     used = run.history(method)["settings"] if run.has("history", method) else {}
-    for name, value in methods.named(method).changed(used).items():
+    for name, value in methods.named(by).changed(used).items():
         words += ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mansu.job import names
 from mansu.job.runs import Run
 from mansu.measure.answers import answered
 from mansu.measure.statistics import Interval
-from mansu.methods import named
 from mansu.show.numbers import percent
 
 MOST = 0.5
@@ -24,7 +24,7 @@ class Chapter:
     """One edit's part of the story.
 
     Attributes:
-        method: its name. title: as it is written.
+        method: the edit's name. title: as it is written.
         moved: weights that it moves and that are stored in 4 bits; left: those whose code changes.
         before, full, nf4: accuracy on the facts to forget: unedited, edited, edited in 4 bits.
         back: facts that it forgot and that are right again in 4 bits. forgot: those that it forgot.
@@ -77,7 +77,7 @@ def chapters(run: Run) -> list[Chapter]:
         found.append(
             Chapter(
                 method,
-                named(method).title,
+                names.title(run, method),
                 survival.moved,
                 survival.changed,
                 *(m.splits["forget"].interval for m in (base, full, nf4)),

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from mansu.circuits.diff import Change
 from mansu.measure.statistics import Interval
+from mansu.report.changes import TITLES, Changes, Edge
 
 WIDTH, LEFT, ROW = 680, 190, 15
 COLOURS = ("#6b6b6b", "#6b6b6b", "#1f6fb2", "#1f6fb2")
@@ -96,6 +98,102 @@ def histogram(
     parts.append(_text((left + WIDTH) / 2, height - 12, "|update| ÷ bin width", "middle"))
     says = "filled: before NF4, outlined: after; the dotted line is a whole bin"
     return _svg(height, parts, f"Moved weights by update over bin width; {says}")
+
+
+STROKES: Mapping[Change, tuple[str, str]] = {
+    "kept": ("#2b83ba", ""),
+    "gone": ("#8c8c8c", "1.5 3"),
+    "new": ("#00795a", "9 3"),
+    "back": ("#c25400", "5 2"),
+}
+"""Colour and dashes of a line; of several edges that are one line, the last of these is drawn."""
+ROW, TALLEST = 44.0, 780.0
+"""Between two layers, and the whole picture: it stands on one A4 page."""
+
+
+def circuit(found: Changes) -> str:
+    """The edges of a circuit diff between their nodes: layers go up, heads right, the MLP last.
+
+    A line is all edges between two nodes, in the colour and dashes of what became of them.
+    """
+    layers, heads = found.layers, found.heads
+    row = min(ROW, TALLEST / (layers + 3))
+    left, column = 56.0, (WIDTH - 56 - 40) / (heads + 0.4)
+    logits, middle = 1 + layers * (heads + 1), left + (heads - 1) / 2 * column
+    height = row * (layers + 2.6) + 46
+
+    def place(node: int) -> tuple[float, float]:
+        if node == 0:
+            return middle, row * (layers + 1.7) + 10
+        if node == logits:
+            return middle, row * 0.4 + 10
+        layer, head = divmod(node - 1, heads + 1)
+        y = row * (layers - layer + 0.5) + 10
+        if head == heads:
+            return left + (heads + 0.1) * column, y - 0.3 * row
+        return left + head * column, y
+
+    order: list[Change] = list(STROKES)
+    lines: dict[tuple[int, int], list[Edge]] = {}
+    for edge in found.edges:
+        for target in edge.nodes[1:]:
+            lines.setdefault((edge.nodes[0], target), []).append(edge)
+    top = max((edge.strength for edge in found.edges), default=1.0)
+    drawn: list[tuple[int, str]] = []
+    for (source, target), edges in lines.items():
+        change = order[max(order.index(edge.change) for edge in edges)]
+        colour, dashes = STROKES[change]
+        (ax, ay), (bx, by) = place(source), place(target)
+        aside = min(0.14 * abs(by - ay), 1.6 * column) if abs(bx - ax) < column / 2 else 0
+        share = (max(edge.strength for edge in edges) / top) ** 0.5
+        told = "; ".join(
+            f"{edge.source} → {edge.destination}: {edge.change}, "
+            + " → ".join(f"{score:+.3f}" for score in edge.scores)
+            for edge in edges
+        )
+        drawn.append(
+            (
+                order.index(change),
+                f'<path d="M{ax:.1f} {ay:.1f}Q{(ax + bx) / 2 + aside:.1f} {(ay + by) / 2:.1f} '
+                f'{bx:.1f} {by:.1f}" fill="none" stroke="{colour}" stroke-width="'
+                f'{0.7 + 2.3 * share:.1f}"'
+                + (f' stroke-dasharray="{dashes}"' if dashes else "")
+                + f"><title>{escape(told)}</title></path>",
+            )
+        )
+    parts = [part for _, part in sorted(drawn, key=lambda pair: pair[0])]
+    for node in sorted({node for pair in lines for node in pair}):
+        x, y = place(node)
+        name = "embedding" if node == 0 else "logits" if node == logits else ""
+        if name:
+            parts.append(
+                f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" '
+                f'transform="rotate(45 {x:.1f} {y:.1f})" fill="#6b6b6b"/>'
+            )
+            parts.append(_text(x + 12, y + 4, name, "start"))
+        elif (node - 1) % (heads + 1) == heads:
+            parts.append(
+                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="#6b6b6b"/>'
+            )
+        else:
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#6b6b6b"/>')
+    for layer in range(0, layers, 1 + layers // 16):
+        parts.append(_text(26, place(1 + layer * (heads + 1))[1] + 4, str(layer), "end"))
+    parts.append(_text(4, row * 0.4 + 14, "layer", "start"))
+    for head in range(0, heads, 1 + heads // 16):
+        parts.append(_text(left + head * column, row * (layers + 1) + 12, f"h{head}", "middle"))
+    parts.append(_text(left + (heads + 0.1) * column, row * (layers + 1) + 12, "MLP", "middle"))
+    for i, change in enumerate(("kept", "gone", "back", "new")):
+        colour, dashes = STROKES[change]
+        x = 20 + i * 165
+        parts.append(
+            f'<path d="M{x} {height - 14:.1f}h34" stroke="{colour}" stroke-width="2.5"'
+            + (f' stroke-dasharray="{dashes}"' if dashes else "")
+            + "/>"
+        )
+        text = f"{TITLES[change]} ({found.counts[change]:,})"
+        parts.append(_text(x + 40, height - 10, text, "start"))
+    return _svg(height, parts, "The circuit's edges and what became of them, by layer and head")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:

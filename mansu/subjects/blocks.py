@@ -99,6 +99,13 @@ class Block:
         weight = weight.unflatten(0, (-1, self.heads.width))
         return weight * self.post_norm.scale if self.has_post_norms else weight
 
+    def down(self) -> Tensor:
+        """What an MLP neuron writes per unit of its activation: ``[m, d]``, times the post-norm's
+        scale."""
+        stored = self._running("down").weight
+        weight = stored if family_of(self.subject).transposed else stored.T
+        return weight * self.mlp_post_norm.scale if self.has_post_norms else weight
+
 
 class Norm:
     """A LayerNorm or RMSNorm: y = scale · x̂ + bias, with x̂ = (x − mean) / r⁻¹, or x · r.

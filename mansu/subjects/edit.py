@@ -246,14 +246,7 @@ class Edit(Shown):
         """
         with reading(Path(path)):
             with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("mansu.edit", "null"))
-                if header is None:
-                    raise DamagedError(f"{path} is a safetensors file but holds no MANSU edit.")
-                if header["version"] not in READ:
-                    raise DamagedError(
-                        f"{path} is an edit of version {header['version']}, and this MANSU reads "
-                        f"version {VERSION}: make it again."
-                    )
+                header = _header(path, file.metadata())
                 keys = list(file.keys())
                 names = [k.removesuffix("/values") for k in keys if k.endswith("/values")]
                 changes = {
@@ -267,6 +260,29 @@ class Edit(Shown):
                     mask = np.unpackbits(bits.numpy(), count=size).view(np.bool_)
                     changes[name] = torch.from_numpy(mask), values
             return cls(changes, str(header["label"]), dict(header["meta"]))
+
+    @staticmethod
+    def meta_of(path: str | Path) -> dict[str, Any]:
+        """``meta`` of an edit that ``save`` wrote, without its weights.
+
+        Raises:
+            As ``load``.
+        """
+        with reading(Path(path)), safe_open(str(path), framework="pt") as file:
+            return dict(_header(path, file.metadata())["meta"])
+
+
+def _header(path: str | Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """What ``save`` wrote beside the tensors: label, meta and sizes."""
+    header = json.loads((metadata or {}).get("mansu.edit", "null"))
+    if header is None:
+        raise DamagedError(f"{path} is a safetensors file but holds no MANSU edit.")
+    if header["version"] not in READ:
+        raise DamagedError(
+            f"{path} is an edit of version {header['version']}, and this MANSU reads version "
+            f"{VERSION}: make it again."
+        )
+    return header
 
 
 def touched(subject: Subject) -> dict[str, list[Tensor]]:

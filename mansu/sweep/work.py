@@ -24,7 +24,7 @@ import mansu
 from mansu import subjects, tasks
 from mansu.errors import MansuError, MismatchError, TakenError
 from mansu.files import sweep as sweep_parts
-from mansu.job import pipeline
+from mansu.job import names, pipeline
 from mansu.job.lock import Lock, hold
 from mansu.job.runs import Run
 from mansu.job.session import Session
@@ -137,7 +137,7 @@ def _work(unit: Unit, run: Run, folder: Path, lock: Lock) -> None:
         stages = CIRCUIT
     else:
         run.adopt(Run.open(folder / unit.circuit.name), SHARED)
-        pipeline.refuse_other_settings(run, unit.method, unit.given)
+        names.refuse_other(run, unit.method, unit.method, unit.given)
         stages = pipeline.whole(unit.method, unit.given)
     plan, share = pipeline.Plan.of(run, [(unit.method, stages)]), 0.0
 

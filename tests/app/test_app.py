@@ -201,7 +201,7 @@ def test_every_kind_of_node_can_be_inspected(shown: Run, kind: str) -> None:
 
 def test_attention_patterns_are_causal_distributions(tiny: Subject, tiny_task: Task) -> None:
     pairs = tasks.pairs(tiny_task, tiny, n=4)
-    pattern = lens.look(tiny, pairs, 1).attention(layer=1, head=2)
+    pattern = lens.look(tiny, lens.Asked.of(pairs, 1)).attention(layer=1, head=2)
     n = int(pairs.length[1])
     assert pattern.shape == (2, n, n)
     assert torch.allclose(pattern.sum(-1), torch.ones(2, n), atol=1e-5)
@@ -213,7 +213,7 @@ def test_attention_patterns_are_causal_distributions(tiny: Subject, tiny_task: T
 
 def test_direct_effects_add_up_to_the_residual_stream(tiny: Subject, tiny_task: Task) -> None:
     pairs, graph = tasks.pairs(tiny_task, tiny, n=4), graph_of(tiny)
-    look = lens.look(tiny, pairs, 2)
+    look = lens.look(tiny, lens.Asked.of(pairs, 2))
     total = torch.stack([look.promoted(source) for source in range(graph.n_sources)])
     rows, hook = list(prompts(pairs))[2], "ln_final.hook_in"
     clean, corrupt = (seen(tiny, row, hook)[hook][-1] for row in rows)

@@ -183,3 +183,35 @@ def test_two_people_keep_their_runs_and_back_is_one_press(
     expect(page.get_by_text("There is no run “gone” here")).to_be_visible()
     assert chosen(page) == ""
     assert outside == []
+
+
+def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Page) -> None:
+    page = browser_page
+    shutil.copytree(runs.EXAMPLES / "tiny-colours", runs.folder() / "toured")
+    page.goto(f"{address}/circuit?run=toured&tour=1")
+    bar = page.locator(".st-key-tour")
+    expect(bar).to_contain_text("Tour, 2 of 6")  # the first thing, to come here, is done
+    canvas = page.get_by_label("Graph of the circuit", exact=True)
+    expect(page.get_by_role("status").filter(has_text="shown of")).to_be_visible()
+    settled(page)
+    canvas.focus()
+    for key in ("ArrowUp", "ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    expect(bar).to_contain_text("Tour, 3 of 6")
+    page.reload()
+    expect(bar).to_contain_text("Tour, 3 of 6")
+    settled(page)
+    page.get_by_role("slider", name="Number of edges").press("ArrowLeft")
+    expect(bar).to_contain_text("Tour, 4 of 6")
+    bar.get_by_role("button", name="Skip this step").press("Enter")
+    expect(bar).to_contain_text("Tour, 5 of 6")
+    bar.get_by_role("link", name="Open Compare").click()
+    expect(bar).to_contain_text("Tour, 6 of 6")
+    assert chosen(page).startswith("Tiny: colours") and "tour=6" in page.url
+    settled(page)
+    page.get_by_text("Move the thresholds", exact=True).click()
+    page.get_by_role("slider").first.press("ArrowRight")
+    expect(bar).to_contain_text("The tour is done")
+    bar.get_by_role("button", name="End the tour").click()
+    expect(bar).to_have_count(0)
+    page.wait_for_url(re.compile(r"^((?!tour=).)*$"))

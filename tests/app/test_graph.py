@@ -325,3 +325,60 @@ def test_the_columns_hold_the_best_edges_and_the_circuit() -> None:
         *(some["edges"][name] for name in ("code", "source", "destination")), strict=True
     ):
         assert code == source * layout.n_destinations + destination and kept[source, destination]
+
+
+def test_a_finger_scrolls_the_page_until_the_graph_is_active(page: Page) -> None:
+    assert page.context.browser is not None
+    context = page.context.browser.new_context(
+        viewport={"width": 400, "height": 700}, has_touch=True, is_mobile=True
+    )
+    phone = context.new_page()
+    try:
+        opened(phone, data(random_circuit(LAYOUTS[0], 60)))
+        phone.evaluate("document.body.style.paddingBottom = '2000px'")
+        fingers = context.new_cdp_session(phone)
+
+        def touch(kind: str, *points: tuple[float, float]) -> None:
+            where = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": where})
+
+        def swipe(dx: float, dy: float) -> None:
+            x, y = middle()
+            touch("touchStart", (x, y))
+            for part in range(1, 11):
+                touch("touchMove", (x + dx * part / 10, y + dy * part / 10))
+            touch("touchEnd")
+            phone.wait_for_timeout(100)
+
+        def middle() -> tuple[float, float]:
+            box = phone.get_by_label("Graph of the circuit").bounding_box()
+            assert box is not None
+            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+        def state() -> tuple[float, float, list[float], bool, object]:
+            top, zoom, at, active, locked = phone.evaluate(
+                "[scrollY, i.zoom, [...i.at], i.active, i.locked]"
+            )
+            return top, zoom, at, active, locked
+
+        first = state()
+        swipe(0, -150)  # the page's
+        second = state()
+        assert second[0] > first[0] + 50 and second[1:] == first[1:]
+        swipe(120, 0)  # nobody's: no tap either
+        assert state()[1:] == first[1:]
+        x, y = middle()
+        touch("touchStart", (x - 30, y), (x + 30, y))
+        for part in range(1, 11):
+            touch("touchMove", (x - 30 - 6 * part, y), (x + 30 + 6 * part, y))
+        touch("touchEnd")
+        pinched = state()
+        assert pinched[1] > 1.5 * first[1] and pinched[4] is None
+        phone.touchscreen.tap(x, y)
+        tapped = state()
+        assert tapped[3]
+        swipe(0, -100)  # the graph's
+        assert state()[0] == tapped[0] and state()[2][1] < tapped[2][1] - 50
+        assert state()[1] == tapped[1]
+    finally:
+        context.close()

@@ -20,6 +20,7 @@ from mansu import methods, tasks
 from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
+from mansu.job import names
 from mansu.job.judging import judged, originals
 from mansu.job.pipeline import perform, whole
 from mansu.job.runs import Run
@@ -380,3 +381,35 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
         jobs.cancel(run)
         for path in runs.rglob("attacks*.json"):
             path.unlink()
+
+
+def test_every_page_knows_several_edits_of_one_method_by_their_names(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    names.rename(run, "graddiff", "first")
+    shutil.copytree(run.path / "edits" / "first", run.path / "edits" / "graddiff-steps-9")
+    try:
+        app = opened("unlearn", run="finished", method="graddiff", edit="graddiff-steps-9")
+        assert app.selectbox(key="edit").options == [
+            "first (GradDiff)",
+            "GradDiff (steps-9)",
+            "a new edit",
+        ]
+        assert app.subheader[0].value == "What GradDiff (steps-9) did"
+        (field,) = [x for x in app.text_input if x.value == "graddiff-steps-9"]
+        field.set_value("npo")
+        (button,) = [b for b in app.button if b.label == "Rename"]
+        button.click().run()
+        assert "name of another method" in app.error[0].value
+        field.set_value("second")
+        button.click().run()
+        assert app.query_params["edit"] == "second" and not app.exception
+        assert "second" in run.edits() and "graddiff-steps-9" not in run.edits()
+        for page, key in (("nf4", "edit"), ("review", "edit"), ("ask", "ask_a")):
+            found = opened(page, run="finished", **{key: "second"})
+            assert found.selectbox(key=key).value == "second" and not found.exception
+        found = opened("compare", run="finished", edits=["finished/second", "finished/first"])
+        assert any(m.value.startswith("- first (GradDiff) against second") for m in found.markdown)
+    finally:
+        shutil.rmtree(run.path / "edits" / "second", ignore_errors=True)
+        shutil.rmtree(run.path / "edits" / "graddiff-steps-9", ignore_errors=True)
+        names.rename(run, "first", "graddiff")

@@ -99,7 +99,7 @@ def test_many_sessions_that_ask_at_once_get_one_and_a_failure_leaves_no_trace() 
 
 def test_what_refers_to_a_model_is_counted_without_it(tiny: Subject) -> None:
     pairs = tasks.pairs(tasks.load("tiny-colours"), tiny, n=2)
-    look = lens.look(tiny, pairs, 0)
+    look = lens.look(tiny, lens.Asked.of(pairs, 0))
     assert look.patterns.nbytes + look.logits.nbytes < bytes_of(look) < bytes_of(tiny)
 
 

@@ -219,3 +219,31 @@ def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
 def test_every_setting_of_a_method_has_a_plain_name() -> None:
     names = {name for method in methods.ALL for name in methods.named(method).options()}
     assert names == set(words.SETTINGS)
+
+
+def test_rows_of_a_data_set_become_a_task(two: tuple[Run, Run], tmp_path: Path) -> None:
+    facts = tasks.load("tiny-colours").sample(8).facts
+    rows = [
+        {"question": f.prompt, "answer": f.answer.strip(), "subject": f.split}
+        for f in facts
+        if f.split in ("forget", "retain")
+    ]
+    copy = tmp_path / "set" / "all"
+    copy.mkdir(parents=True)
+    (copy / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    query = {"view": links.NEW, "subject": TINY, "task": links.OWN_TASK}
+    at = page("attribution", **query, hub="nobody/nothing")
+    at = button(at, "Read the rows")
+    (sentence,) = [e.value for e in at.error if "nobody/nothing" in e.value]
+    assert "cannot be read" in sentence and "\n" not in sentence
+    at.text_input(key="hub").set_value(str(tmp_path / "set"))
+    at.text_input(key="hub_config").set_value("all").run()
+    at = button(at, "Read the rows")
+    assert not at.error and "Choose what is to be forgotten" in said(at)
+    (written,) = [x for x in at.text_input if x.label == "How it is asked"]
+    written.set_value("{}")
+    (forget,) = [m for m in at.multiselect if m.label == "Forget the rows of"]
+    forget.set_value(["forget"]).run()
+    assert not at.exception and not at.error
+    assert not next(b for b in at.button if b.label == "Run the whole job").disabled
+    assert "100.0 %" in at.main.table[0].value.to_string()

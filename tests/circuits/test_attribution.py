@@ -454,7 +454,7 @@ def test_a_gpu_attributes_as_the_processor_does(
 @needs_cuda
 def test_a_gpu_shows_a_prompt_as_the_processor_does(twins: tuple[Subject, Subject, Pairs]) -> None:
     here, there, pairs = twins
-    wanted, found = (lens.look(subject, pairs, 0) for subject in (here, there))
+    wanted, found = (lens.look(subject, lens.Asked.of(pairs, 0)) for subject in (here, there))
     torch.testing.assert_close(found.patterns, wanted.patterns, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.predicted(), wanted.predicted(), rtol=1e-4, atol=1e-5)
     for source in range(wanted.graph.n_sources + 1):

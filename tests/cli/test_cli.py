@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from mansu import cli, tasks
 from mansu.circuits.metric import MEMORY
 from mansu.cli.commands import COMMANDS
+from mansu.errors import MismatchError
 from mansu.evidence import cad
 from mansu.evidence.attacks import ATTACKS, attack
 from mansu.job.runs import Run
@@ -331,19 +332,20 @@ def test_a_run_is_not_answered_for_another_subject_task_or_setting(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = ["run", "--folder", str(run.path), "--method", "graddiff"]
+    named = ["--name", "graddiff"]  # without it, other settings are of another edit
     for given, sentence in (
         (["--subject", "smollm2-135m-instruct"], "made with --subject tiny, not smollm2"),
         (["--task", "capitals"], "made with --task tiny-colours, not capitals"),
         (["--pairs", "7"], "made with --pairs 16, not 7"),
         (["--seed", "3"], "made with --seed 0, not 3"),
-        (["--set", "steps=4"], "an edit by graddiff with steps = 3, not 4"),
-        (["--set", "learning_rate=0.9"], "an edit by graddiff with learning_rate = "),
+        ([*named, "--set", "steps=4"], "an edit graddiff with steps = 3, not 4"),
+        ([*named, "--set", "learning_rate=0.9"], "an edit graddiff with learning_rate = "),
     ):
         assert cli.main([*here, *given]) == 2
         assert sentence in capsys.readouterr().err
     assert cli.main([*here, *TINY, "--set", "steps=3"]) == 0  # the same as it was made with
-    command = ["unlearn", str(run.path), "--method", "graddiff", "--set", "learning_rate=0.9"]
-    assert cli.main(command) == 2
+    command = ["unlearn", str(run.path), "--method", "graddiff", *named]
+    assert cli.main([*command, "--set", "learning_rate=0.9"]) == 2
     assert "--again" in capsys.readouterr().err
 
 
@@ -470,3 +472,36 @@ def test_a_limit_that_is_none_is_refused_before_the_app_opens(
     assert "jobs of the server (MANSU_JOBS) is 0" in capsys.readouterr().err
     assert cli.main(["app", "--jobs", "2", "--memory", "much"]) == 2
     assert "memory of the server (MANSU_MEMORY) is 'much'" in capsys.readouterr().err
+
+
+def test_a_run_holds_several_edits_of_one_method(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    before, command = copy.digest("graddiff"), ["unlearn", str(copy.path), "--method", "graddiff"]
+    assert cli.main([*command, "--set", "steps=1"]) == 0
+    assert cli.main([*command, "--set", "steps=2", "--name", "two"]) == 0
+    assert cli.main([*command, "--set", "steps=1"]) == 0  # it is there: nothing is made
+    assert {"graddiff", "graddiff-steps-1", "two"} <= set(copy.edits())
+    assert copy.digest("graddiff") == before and copy.judged() == ("graddiff",)
+    three = ("graddiff", "graddiff-steps-1", "two")
+    digests = {copy.digest(name) for name in three}
+    steps = [copy.history(name)["settings"]["steps"] for name in three]
+    assert steps == [3, 1, 2] and len(digests) == 3
+    assert cli.main(["quantize", str(copy.path), "--method", "two"]) == 0
+    assert copy.has("nf4", "two") and not copy.has("nf4", "graddiff-steps-1")
+    words = shlex.split(repeat_command(copy, "two"))
+    assert words[words.index("--name") + 1] == "two" and words[words.index("--method") + 1] == (
+        "graddiff"
+    )
+    # What was measured on one is refused of another, whatever they are called.
+    shutil.copy(copy.file("nf4", "two"), copy.file("nf4", "graddiff-steps-1"))
+    capsys.readouterr()
+    assert cli.main(["quantize", str(copy.path), "--method", "graddiff-steps-1"]) == 0
+    with pytest.raises(MismatchError, match="--name two --set steps=2 --again"):
+        shutil.copy(copy.file("full", "graddiff"), copy.file("full", "two"))
+        copy.measurement("two", nf4=False)
+    assert cli.main(["run", "--folder", str(copy.path), "--method", "npo", "--name", "ga"]) == 2
+    assert "name of another method" in capsys.readouterr().err
+    assert cli.main(["attack", str(copy.path), "--method", "three"]) == 2
+    assert "no edit three: it has " in capsys.readouterr().err

@@ -12,7 +12,7 @@ from mansu import tasks
 from mansu.errors import MismatchError, NotMeasuredError
 from mansu.evidence import cad, controls
 from mansu.evidence.cad import PLACES
-from mansu.job import pipeline
+from mansu.job import names, pipeline
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
 from mansu.job.runs import Run
@@ -118,11 +118,11 @@ def test_other_weights_are_refused_at_any_step(session: Session, tiny: Subject) 
 def test_other_settings_than_the_edit_s_are_refused(
     session: Session, given: dict[str, float], sentence: str
 ) -> None:
-    pipeline.refuse_other_settings(session.run, "ga", {})
-    pipeline.refuse_other_settings(session.run, "ga", GIVEN)
-    pipeline.refuse_other_settings(session.run, "npo", given)  # there is no such edit
+    names.refuse_other(session.run, "ga", "ga", {})
+    names.refuse_other(session.run, "ga", "ga", GIVEN)
+    names.refuse_other(session.run, "npo", "npo", given)  # there is no such edit
     with pytest.raises(MismatchError, match=f"{sentence}.*--again"):
-        pipeline.refuse_other_settings(session.run, "ga", given)
+        names.refuse_other(session.run, "ga", "ga", given)
 
 
 def test_a_session_makes_what_is_shared_once(session: Session) -> None:

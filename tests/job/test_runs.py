@@ -296,9 +296,9 @@ def test_a_run_of_version_2_is_read_and_its_results_still_belong_to_their_edit(r
 
 @pytest.mark.parametrize("name", ["../graddiff", "..", "", "/etc", "a/../ga", "x" * 300, "\0"])
 def test_no_name_leads_out_of_a_run(run: Run, name: str) -> None:
-    with pytest.raises(BadInputError, match="is no name of a method"):
+    with pytest.raises(BadInputError, match="is no name of an edit"):
         run.read("edit", name)
-    with pytest.raises(BadInputError, match="is no name of a method"):
+    with pytest.raises(BadInputError, match="is no name of an edit"):
         run.discard(name)
     run.save({"search": {}}, part=name)
     assert run.file("search", part=name).parent == run.path
@@ -365,7 +365,7 @@ def test_an_edit_that_was_exchanged_refuses_all_that_was_measured(run: Run, tiny
     shutil.copyfile(run.file("edit", "graddiff"), run.file("edit", "ga"))
     with pytest.raises(MismatchError, match=r"full.json was measured on another edit"):
         run.measurement("ga", nf4=False)
-    with pytest.raises(MismatchError, match=r"mansu run --folder .* --method ga --again"):
+    with pytest.raises(MismatchError, match=r"mansu run --folder .* --method ga --set .* --again"):
         perform(Session(run, tiny), MEASURE, "ga")
 
 

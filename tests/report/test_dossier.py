@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from made import changed, run_of
 
+from mansu.circuits.diff import diff
 from mansu.cli.commands import parser
 from mansu.errors import BadInputError, DamagedError
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
-from mansu.job.runs import Run
+from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
 from mansu.report.dossier import Dossier, differences, dossier, schema, thresholds_table
 from mansu.report.flips import counts, flips
@@ -200,3 +201,23 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert marks["Drift on text, at most"] == ""
     assert len([name for name in marks if name.lower() in ABOUT.values()]) >= 3
     assert not any(row[3] for row in differences(one, one).rows)
+
+
+def test_it_shows_what_is_left_of_the_circuit() -> None:
+    (run,) = (run for run in examples() if run.name == "tiny-colours")
+    made = dossier(run, "graddiff")
+    found, of = made.circuit, diff(run.circuit(), run.edge_scores("graddiff"))
+    assert found is not None
+    assert found.counts == of.counts() and list(found.sizes) == of.member.sum(0).tolist()
+    assert sorted(edge.change for edge in found.edges) == sorted(of.changes)
+    pairs = {(edge.nodes[0], target) for edge in found.edges for target in edge.nodes[1:]}
+    assert Dossier.from_json(json.dumps(made.to_json())).circuit == found
+    jsonschema.validate(made.to_json(), schema())
+    text = page(made)
+    lines = [a for tag, a in Elements(text).found if tag == "path" and a.get("fill") == "none"]
+    assert len(lines) == len(pairs)
+    assert "8 edges 3 are kept, 5 are gone" in text
+    strongest = max((e for e in found.edges if e.change == "gone"), key=lambda e: e.strength)
+    assert f"{strongest.source} → {strongest.destination}" in text
+    old = {k: v for k, v in made.to_json().items() if k != "circuit"}  # of an earlier MANSU
+    assert Dossier.from_json(json.dumps(old)).circuit is None
