@@ -226,9 +226,11 @@ class _Work:
         self._tell("measuring the retain geometry")
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
-        with self.products():  # as the steps have them, so that nothing differs at the start
-            signal = Signal(subject, problem.forget, mask) if settings.signal_weight else None
-            self.objectives = _Objectives(problem, settings, signal)
+        # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
+        # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
+        self.objectives = {False: self._objectives(mask)}
+        with self._nf4_model():
+            self.objectives[True] = self._objectives(mask)
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.retain_weight = settings.retain_weight
@@ -237,6 +239,14 @@ class _Work:
         self.start = measure(subject, self.kept)
         with self._nf4_model():
             self.start_nf4 = measure(subject, self.kept)
+
+    def _objectives(self, mask: Mapping[str, Tensor]) -> _Objectives:
+        """Of the model as it is, which is to be unedited."""
+        problem, settings = self.problem, self.settings
+        with self.products():  # as the steps have them, so that nothing differs at the start
+            weighs = settings.signal_weight > 0
+            signal = Signal(self.subject, problem.forget, mask) if weighs else None
+            return _Objectives(problem, settings, signal)
 
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
@@ -281,7 +291,8 @@ class _Work:
 
     def _gradients(self) -> tuple[float, Tensor, float, Tensor]:
         """Forget loss and gradients, retain loss and gradients, of the model that steps go to."""
-        rows, places = self.objectives.sample(self.rng), self.movable.places
+        objectives, places = self.objectives[self.in_nf4], self.movable.places
+        rows = objectives.sample(self.rng)
         forget, retain = (torch.zeros_like(self.movable.wish) for _ in range(2))
         forget_loss = retain_loss = 0.0
         weight = self.retain_weight
@@ -295,7 +306,7 @@ class _Work:
 
                 with watched(self.subject, places, see_gradient=add):
                     with self.products():
-                        losses = self.objectives.losses(rows, pack)
+                        losses = objectives.losses(rows, pack)
                     (losses[0] + weight * losses[1]).backward()
                 forget_loss += losses[0].item()
                 retain_loss += losses[1].item()
@@ -353,7 +364,7 @@ class _Work:
             now_nf4, kept_nf4 = measure_sets(self.subject, sets)
         pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
         fall = max(_worst_fall(before, after) for before, after in pairs)
-        nats = max(float((b.log_probability - a.log_probability).mean()) for b, a in pairs)
+        nats = max(_worst_nats(before, after) for before, after in pairs)
         return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
@@ -363,8 +374,8 @@ class _Work:
 
 
 class _Check(NamedTuple):
-    """Accuracies in full precision and in NF4; by how much, in the worse of the two, the accuracy
-    of the retain group that fell most did, and the mean log-probability of all kept answers."""
+    """Accuracies in full precision and in NF4; by how much, in the worse of the two, accuracy fell
+    in the retain group where it fell most, and so the kept answers' mean log-probability."""
 
     forget: float
     forget_nf4: float
@@ -374,8 +385,17 @@ class _Check(NamedTuple):
 
 def _worst_fall(before: Scores, after: Scores) -> float:
     """The fall in accuracy of the group that falls most."""
-    fall, groups = before.correct - after.correct, np.array(before.groups)
-    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(before.groups))
+    return _of_worst_group(before, before.correct - after.correct)
+
+
+def _worst_nats(before: Scores, after: Scores) -> float:
+    """The fall in the kept answers' mean log-probability of the group that falls most, nats."""
+    return _of_worst_group(before, before.log_probability - after.log_probability)
+
+
+def _of_worst_group(rows: Scores, fall: np.ndarray) -> float:
+    groups = np.array(rows.groups)
+    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(rows.groups))
 
 
 def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:
