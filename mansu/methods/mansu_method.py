@@ -14,9 +14,9 @@ impossible: the model is to say what it says to that form of asking on average. 
 signal, what the circuit's nodes write differently for one fact than for another
 (``mansu.methods.signal``). The retain objective is the KL divergence from the unedited model's
 next-token distribution on retain facts and text, much of it the model's own
-(``mansu.methods.keep``); it weighs more while kept answers lose. Steps go to the NF4-dequantised
-model instead of the full-precision one where that remembers more, so that the PTQ gap closes from
-both sides.
+(``mansu.methods.keep``); it weighs more while kept answers lose. Steps go to the
+full-precision model and to the NF4-dequantised one in turn: what a step mends in one alone drifts
+in the other.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class _Work:
 
     best: _Best | None = None
     done = False  # whether the last check reached the target
-    in_nf4 = False  # whether steps go to the NF4 model
+    in_nf4 = False  # whether this step goes to the NF4 model
     forgotten = False  # whether the last check was within ``ALIKE`` of the target
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -276,14 +276,14 @@ class _Work:
 
     def step(self, step: int) -> dict[str, float]:
         """One step of the optimiser and the moves that it asks for, and what to record of them."""
-        in_nf4 = self.in_nf4
+        self.in_nf4 = step % 2 == 0
         forget_loss, forget, retain_loss, retain = self._gradients()
         left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
         # Once it is forgotten, the second half of the steps mends what that cost.
         self.optimiser.step((share if self.forgotten else 1) * forget, retain, step, share)
         return {
-            "in_nf4": float(in_nf4),
+            "in_nf4": float(self.in_nf4),
             "forget_loss": forget_loss,
             "retain_loss": retain_loss,
             "moved": self._move(),
@@ -334,7 +334,7 @@ class _Work:
         found = self._checked(self.problem.forget if last else self.part)
         if not last and self._reached(found):
             found = self._checked(self.problem.forget)
-        self.in_nf4, self.done = found.forget_nf4 > found.forget, self._reached(found)
+        self.done = self._reached(found)
         self.retain_weight = min(
             max(
                 self.retain_weight * (HARDER if found.retain_nats > KEPT else EASIER),
