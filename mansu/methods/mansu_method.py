@@ -14,9 +14,9 @@ impossible: the model is to say what it says to that form of asking on average. 
 signal, what the circuit's nodes write differently for one fact than for another
 (``mansu.methods.signal``). The retain objective is the KL divergence from the unedited model's
 next-token distribution on retain facts and text, much of it the model's own
-(``mansu.methods.keep``); it weighs more while kept answers lose. Steps go to the NF4-dequantised
-model instead of the full-precision one where that remembers more, so that the PTQ gap closes from
-both sides.
+(``mansu.methods.keep``); it weighs more while kept answers lose. Steps go to the
+full-precision model and to the NF4-dequantised one in turn: what a step mends in one alone drifts
+in the other.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class _Work:
 
     best: _Best | None = None
     done = False  # whether the last check reached the target
-    in_nf4 = False  # whether steps go to the NF4 model
+    in_nf4 = False  # whether this step goes to the NF4 model
     forgotten = False  # whether the last check was within ``ALIKE`` of the target
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
@@ -226,9 +226,11 @@ class _Work:
         self._tell("measuring the retain geometry")
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
-        with self.products():  # as the steps have them, so that nothing differs at the start
-            signal = Signal(subject, problem.forget, mask) if settings.signal_weight else None
-            self.objectives = _Objectives(problem, settings, signal)
+        # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
+        # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
+        self.objectives = {False: self._objectives(mask)}
+        with self._nf4_model():
+            self.objectives[True] = self._objectives(mask)
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.retain_weight = settings.retain_weight
@@ -237,6 +239,14 @@ class _Work:
         self.start = measure(subject, self.kept)
         with self._nf4_model():
             self.start_nf4 = measure(subject, self.kept)
+
+    def _objectives(self, mask: Mapping[str, Tensor]) -> _Objectives:
+        """Of the model as it is, which is to be unedited."""
+        problem, settings = self.problem, self.settings
+        with self.products():  # as the steps have them, so that nothing differs at the start
+            weighs = settings.signal_weight > 0
+            signal = Signal(self.subject, problem.forget, mask) if weighs else None
+            return _Objectives(problem, settings, signal)
 
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
@@ -266,14 +276,14 @@ class _Work:
 
     def step(self, step: int) -> dict[str, float]:
         """One step of the optimiser and the moves that it asks for, and what to record of them."""
-        in_nf4 = self.in_nf4
+        self.in_nf4 = step % 2 == 0
         forget_loss, forget, retain_loss, retain = self._gradients()
         left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
         # Once it is forgotten, the second half of the steps mends what that cost.
         self.optimiser.step((share if self.forgotten else 1) * forget, retain, step, share)
         return {
-            "in_nf4": float(in_nf4),
+            "in_nf4": float(self.in_nf4),
             "forget_loss": forget_loss,
             "retain_loss": retain_loss,
             "moved": self._move(),
@@ -281,7 +291,8 @@ class _Work:
 
     def _gradients(self) -> tuple[float, Tensor, float, Tensor]:
         """Forget loss and gradients, retain loss and gradients, of the model that steps go to."""
-        rows, places = self.objectives.sample(self.rng), self.movable.places
+        objectives, places = self.objectives[self.in_nf4], self.movable.places
+        rows = objectives.sample(self.rng)
         forget, retain = (torch.zeros_like(self.movable.wish) for _ in range(2))
         forget_loss = retain_loss = 0.0
         weight = self.retain_weight
@@ -295,7 +306,7 @@ class _Work:
 
                 with watched(self.subject, places, see_gradient=add):
                     with self.products():
-                        losses = self.objectives.losses(rows, pack)
+                        losses = objectives.losses(rows, pack)
                     (losses[0] + weight * losses[1]).backward()
                 forget_loss += losses[0].item()
                 retain_loss += losses[1].item()
@@ -323,7 +334,7 @@ class _Work:
         found = self._checked(self.problem.forget if last else self.part)
         if not last and self._reached(found):
             found = self._checked(self.problem.forget)
-        self.in_nf4, self.done = found.forget_nf4 > found.forget, self._reached(found)
+        self.done = self._reached(found)
         self.retain_weight = min(
             max(
                 self.retain_weight * (HARDER if found.retain_nats > KEPT else EASIER),
@@ -353,7 +364,7 @@ class _Work:
             now_nf4, kept_nf4 = measure_sets(self.subject, sets)
         pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
         fall = max(_worst_fall(before, after) for before, after in pairs)
-        nats = max(float((b.log_probability - a.log_probability).mean()) for b, a in pairs)
+        nats = max(_worst_nats(before, after) for before, after in pairs)
         return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
@@ -363,8 +374,8 @@ class _Work:
 
 
 class _Check(NamedTuple):
-    """Accuracies in full precision and in NF4; by how much, in the worse of the two, the accuracy
-    of the retain group that fell most did, and the mean log-probability of all kept answers."""
+    """Accuracies in full precision and in NF4; by how much, in the worse of the two, accuracy fell
+    in the retain group where it fell most, and so the kept answers' mean log-probability."""
 
     forget: float
     forget_nf4: float
@@ -374,8 +385,17 @@ class _Check(NamedTuple):
 
 def _worst_fall(before: Scores, after: Scores) -> float:
     """The fall in accuracy of the group that falls most."""
-    fall, groups = before.correct - after.correct, np.array(before.groups)
-    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(before.groups))
+    return _of_worst_group(before, before.correct - after.correct)
+
+
+def _worst_nats(before: Scores, after: Scores) -> float:
+    """The fall in the kept answers' mean log-probability of the group that falls most, nats."""
+    return _of_worst_group(before, before.log_probability - after.log_probability)
+
+
+def _of_worst_group(rows: Scores, fall: np.ndarray) -> float:
+    groups = np.array(rows.groups)
+    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(rows.groups))
 
 
 def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:

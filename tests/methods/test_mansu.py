@@ -449,7 +449,8 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
     given = {"retain_weight": weight, "rate": 1.0, "form_weight": FORM, "signal_weight": SIGNAL}
     chosen = mansu.configure(given).chosen(here)
     work = mansu_method._Work(dataclasses.replace(here, seed=seed), chosen)
-    before = references(here)
+    with quantized(subject) if in_nf4 else nullcontext():
+        before = references(here)  # each model is held against itself unedited
     with scratch(subject, work.movable.places):
         for step in (1, 2):  # away from the start, where the retain gradient is 0
             work.step(step)
@@ -458,7 +459,7 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
         drawn.setstate(work.rng.getstate())
         work.in_nf4 = in_nf4
         forget_loss, forget, retain_loss, retain = work._gradients()
-        rows = work.objectives.sample(drawn)
+        rows = work.objectives[in_nf4].sample(drawn)
         assert (len(rows.forget), len(rows.retain)) == (4, 3)
         assert len(rows.text) == (0 if name == "no text" else 2)
         weights = [subject.parameters[n] for n in work.movable.places]
