@@ -770,3 +770,17 @@ def test_a_gpu_steps_as_the_processor_does(on_gpu: Problem) -> None:
         for key in ("forget_loss", "retain_loss"):
             assert one.values[key] == pytest.approx(other.values[key], rel=1e-2, abs=1e-3), key
         assert one.values["moved"] == pytest.approx(other.values["moved"], rel=0.02)
+
+
+def test_what_is_kept_is_judged_by_the_group_that_fell_most(tiny: Subject) -> None:
+    rows = known_examples(tiny, 4, 1)
+    before = measure(tiny, rows)
+    moved = dataclasses.replace(
+        before,
+        groups=("a", "a", "b", "b"),
+        log_probability=before.log_probability - np.array([0.2, 0.4, -1.0, -2.0]),
+        correct=before.correct - np.array([0.0, 1.0, 0.0, 0.0]),
+    )
+    before = dataclasses.replace(before, groups=moved.groups)
+    assert mansu_method._worst_nats(before, moved) == pytest.approx(0.3)
+    assert mansu_method._worst_fall(before, moved) == pytest.approx(0.5)
