@@ -773,9 +773,9 @@ def test_a_gpu_steps_as_the_processor_does(on_gpu: Problem) -> None:
         assert one.values["moved"] == pytest.approx(other.values["moved"], rel=0.02)
 
 
-def test_what_is_kept_is_judged_by_the_group_that_fell_most(tiny: Subject) -> None:
-    rows = known_examples(tiny, 4, 1)
-    before = measure(tiny, rows)
+def test_what_is_kept_is_judged_by_the_group_that_fell_most() -> None:
+    subject = family("llama")
+    before = measure(subject, known_examples(subject, 4, 1))
     moved = dataclasses.replace(
         before,
         groups=("a", "a", "b", "b"),
