@@ -46,9 +46,6 @@ alias = st.Page(_to_first, title=first.title, url_path=STEPS[0][0], visibility="
 groups[STEPS[0][3]].append(alias)
 page = st.navigation(groups)
 st.set_page_config(f"{page.title} · MANSU")
-st.html(HERE / "page.css")
-with st.container(key="script"):
-    st.html(f"<script>{(HERE / 'page.js').read_text()}</script>", unsafe_allow_javascript=True)
 if access.granted():
     bar.draw()
     tour.draw(page.url_path or STEPS[0][0])

@@ -1,7 +1,5 @@
 // What Streamlit has no option for. It runs once for a browser's tab, whatever page is shown.
-if (window.mansuIsSetUp !== true) { // an element with an id is a name of the window, too
-  window.mansuIsSetUp = true;
-
+{
   // Streamlit adds a history entry for each choice that is written into the address: then Back has
   // to be pressed six times. Within a page the entry is replaced instead.
   const push = history.pushState.bind(history);

@@ -4,7 +4,8 @@ It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 - imports what the pages need while nobody waits, which takes as long as torch and Streamlit do;
 - sends Streamlit's own scripts compressed, each compressed once: a third of the bytes;
-- tells the browser where the server is, which it would find out by asking in a place that is none.
+- tells the browser where the server is, which it would find out by asking in a place that is none;
+- gives the page our style and script from the start: what came later would move what is read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from streamlit.starlette import App
 
 import app as pieces
 
+ROOM = Path(__file__).parent
 FRONTEND = Path(file_util.get_static_dir())
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 FOREVER = "public, immutable, max-age=31536000"  # a file's name has a hash of its content
@@ -47,9 +49,14 @@ def packed(path: Path) -> bytes:
 
 @lru_cache(maxsize=1)
 def document() -> bytes:
-    """Streamlit's page, which says where its server is."""
+    """Streamlit's page, which says where its server is, with our style and script.
+
+    They stand in its body: so the style comes after Streamlit's own, which stands in the head.
+    """
     text = (FRONTEND / "index.html").read_text(encoding="utf-8")
-    return text.replace("<head>", f"<head>{HERE}", 1).encode()
+    style, script = ((ROOM / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    ours = f"<style>{style}</style><script>{script}</script></body>"
+    return text.replace("<head>", f"<head>{HERE}", 1).replace("</body>", ours, 1).encode()
 
 
 def static(path: str) -> Path | None:
@@ -103,4 +110,4 @@ async def lifespan(_: App) -> AsyncIterator[None]:
     yield
 
 
-app = App(Path(__file__).with_name("main.py"), lifespan=lifespan, middleware=[Middleware(Frontend)])
+app = App(ROOM / "main.py", lifespan=lifespan, middleware=[Middleware(Frontend)])

@@ -315,7 +315,7 @@ def _labels(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _said(run: Run) -> tuple[str, str, str, str]:
-    methods = ", ".join(names.title(run, name) for name in run.edits() or run.asked)
+    methods = "; ".join(names.title(run, name) for name in run.edits() or run.asked)
     return library.title(run), Path(run.subject).name, methods, progress(run)
 
 

@@ -45,7 +45,8 @@ def beginning(run: Run) -> None:
     )
     answers = "  \n".join(f"{chapter.answers}." for chapter in told)
     alt = f"Moves that 4 bits keep and right answers by edit. {moves}. {answers}"
-    st.html(home_view.picture(told, alt))
+    with st.container(key="picture"):
+        st.html(home_view.picture(told, alt))
     st.markdown(f"{answers}  \n{story.moral(told)}")
     chance, baseline = link("Chance", "chance"), link("Baseline", "baseline")
     st.markdown(

@@ -13,6 +13,7 @@ import streamlit as st
 
 from app import charts, state, thresholds, words
 from app.charts import UNEDITED
+from app.components.figure import figure
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
 from mansu.evidence.verdict import ABOUT
@@ -100,7 +101,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
     if found.circuit is not None:
         st.header("What is left of the circuit", help=words.help("erasure"))
         st.markdown(state.plain(changes.sentence(found.circuit)))
-        st.html(svg.circuit(found.circuit))
+        figure(svg.circuit(found.circuit), "circuit left")
         with st.expander("The strongest edges of each kind"):
             st.table(changes.edges_table(found.circuit).columns)
             st.caption(state.plain(changes.NAMED))

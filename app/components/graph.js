@@ -377,7 +377,7 @@ export class Instrument {
       choice("to", "to", layers, (x) => set({ to: +x, from: Math.min(+x, view.from) })),
       choice("kind", "Nodes", [["all", "all"], ["head", "attention heads"], ["mlp", "MLPs"]],
         (kind) => set({ kind })),
-      choice("sign", "Edges that", [["all", "do either"], ["for", "carry the answer"],
+      choice("sign", "Edges that", [["all", "do one or the other"], ["for", "carry the answer"],
         ["against", "work against it"]], (sign) => set({ sign })),
       choice("trace", "Trace", [["off", "off"], ["upstream", "what leads to the node"],
         ["downstream", "what it leads to"], ["both", "both ways"], ["paths", "strongest paths"]],

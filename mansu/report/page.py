@@ -42,6 +42,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; margin: .6rem 0
 .wide td { white-space: pre-line; }
 th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: top;
   overflow-wrap: anywhere; }
+td:first-child, th { overflow-wrap: normal; }
 td:last-child, th:last-child { min-width: 3.5rem; }
 .wide { overflow-x: auto; }
 code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;

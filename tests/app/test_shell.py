@@ -246,4 +246,4 @@ def test_rows_of_a_data_set_become_a_task(two: tuple[Run, Run], tmp_path: Path) 
     forget.set_value(["forget"]).run()
     assert not at.exception and not at.error
     assert not next(b for b in at.button if b.label == "Run the whole job").disabled
-    assert "100.0 %" in at.main.table[0].value.to_string()
+    assert "100.0\u00a0%" in at.main.table[0].value.to_string()
