@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from mansu.errors import MansuError
+from mansu.job.lock import asked_to_stop
 from mansu.job.runs import Run
 from mansu.show.numbers import NOTHING, duration
 from mansu.sweep.grid import Unit, circuits
@@ -143,6 +144,8 @@ class Sweep:
         elif outcome.state == "taken":
             self._not_before[unit.id] = time.monotonic() + AGAIN
             waiting.append(unit)
+        elif outcome.state == "lost" and asked_to_stop(self.folder / unit.name):
+            self._fail(unit, f"The unit {unit.name} was cancelled: start the sweep again.")
         elif outcome.state == "lost" and self.lost[unit.id] < self.retries:
             self.lost[unit.id] += 1
             waiting.appendleft(unit)

@@ -10,6 +10,7 @@ also after NF4, whose weights stand beside them.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 import mansu
-from mansu import subjects, tasks
+from mansu import methods, subjects, tasks
 from mansu.errors import MansuError, MismatchError, TakenError
 from mansu.files import sweep as sweep_parts
 from mansu.job import names, pipeline
@@ -137,7 +138,7 @@ def _work(unit: Unit, run: Run, folder: Path, lock: Lock) -> None:
         stages = CIRCUIT
     else:
         run.adopt(Run.open(folder / unit.circuit.name), SHARED)
-        names.refuse_other(run, unit.method, unit.method, unit.given)
+        _refuse_other(unit, run)
         stages = pipeline.whole(unit.method, unit.given)
     plan, share = pipeline.Plan.of(run, [(unit.method, stages)]), 0.0
 
@@ -150,6 +151,26 @@ def _work(unit: Unit, run: Run, folder: Path, lock: Lock) -> None:
         run.record(step, share)
 
     pipeline.perform(session, stages, unit.method, on_step)
+
+
+def _refuse_other(unit: Unit, run: Run) -> None:
+    """Refuse an edit that is not the unit's: the app may have made another in the same run.
+
+    Raises:
+        MismatchError: another method made the edit of the unit's name, or other settings did.
+    """
+    assert unit.method is not None
+    names.refuse_other(run, unit.method, unit.method, unit.given)
+    if not run.has("edit", unit.method):
+        return
+    changed = methods.named(unit.method).changed  # what a unit was not given is the default
+    given = run.history(unit.method)["given"]
+    if changed(given) != changed(unit.given):
+        raise MismatchError(
+            f"The edit {unit.method} of the run {run.path} was made with other settings "
+            f"({json.dumps(given)}) than the sweep's ({json.dumps(dict(unit.given))}): rename or "
+            "delete it, and start the sweep again."
+        )
 
 
 def is_done(unit: Unit, folder: Path) -> bool:
@@ -167,6 +188,8 @@ def is_done(unit: Unit, folder: Path) -> bool:
         return False
     for kind in kinds:
         run.require(kind, unit.method)
+    if unit.method is not None:
+        _refuse_other(unit, run)
     return True
 
 

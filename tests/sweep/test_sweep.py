@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from mansu.cli import main
-from mansu.job.lock import hold, holder
+from mansu.job.lock import FLAG, hold, holder
 from mansu.job.runs import Run
 from mansu.sweep import work
 from mansu.sweep.grid import Unit, read, units
@@ -154,6 +155,41 @@ def test_what_is_done_is_recorded_and_not_repeated(grid: list[Unit], swept: Path
     again.run()
     assert not pool.given and len(store.rows()) == len(grid)
     assert {u.id for u in grid} <= again.done
+
+
+def test_another_edit_of_a_unit_s_name_is_not_its_result(
+    grid: list[Unit], swept: Path, tmp_path: Path
+) -> None:
+    """The app deletes a unit's edit and makes one with other settings: it has the same name."""
+    unit = next(u for u in grid if u.method == "graddiff")
+    for name in (unit.name, unit.circuit.name):
+        shutil.copytree(swept / name, tmp_path / name)
+    history = tmp_path / unit.name / "edits" / "graddiff" / "history.json"
+    told = json.loads(history.read_text())
+    told["given"] = {"steps": 2, "retain_weight": 7.0}  # more than the unit was given
+    history.write_text(json.dumps(told))
+    pool, store = Here(tmp_path), Store(tmp_path / "results.sqlite")
+    found = Sweep([unit], tmp_path, store, pool, lambda _: None)
+    found.run()
+    assert not pool.given and "made with other settings" in found.failed[unit.id]
+    assert [(row["state"], row["verdict"]) for row in store.rows()] == [("failed", None)]
+    outcome = attempt(unit.to_json(), str(tmp_path), 1)
+    assert outcome.state == "failed" and "made with other settings" in outcome.why
+
+
+def test_a_unit_that_the_app_cancels_is_not_begun_again(grid: list[Unit], tmp_path: Path) -> None:
+    class Cancelled(Losing):
+        def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
+            run = self.folder / self.given[-1].name
+            run.mkdir()
+            (run / FLAG).touch()  # as ``ask_to_stop`` leaves it
+            return super().ended(timeout)
+
+    pool = Cancelled(tmp_path)
+    found = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, lambda _: None)
+    found.run()
+    assert [u.method for u in pool.given] == [None]
+    assert all("was cancelled" in why for why in found.failed.values())
 
 
 def test_a_unit_that_another_job_is_at_work_on_waits(grid: list[Unit], swept: Path) -> None:
