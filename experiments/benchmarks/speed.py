@@ -141,7 +141,7 @@ def floors(args: argparse.Namespace) -> None:
     for in_bfloat16 in (False, True):
         settings = MANSU.configure({"bfloat16": in_bfloat16}).chosen(problem)
         work = _Work(problem, settings)
-        rows = work.objectives.sample(random.Random(0))
+        rows = work.objectives[False].sample(random.Random(0))
         sets = [(rows.tokens[..., 1], rows.length)]
         with scratch(subject, work.movable.places, trainable=False):
             row(
