@@ -22,7 +22,7 @@ test: install chromium
 	@$(BIN)/pyright --version >/dev/null || \
 		{ echo "pyright cannot start: its npm package is fetched once, which needs a network."; exit 1; }
 	$(BIN)/pyright
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
 fuzz: install

@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch is, as mansu has it
+if at_once := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # what tests start shares its cores, too
+    threads = max(1, (os.cpu_count() or 1) // int(at_once))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 from collections.abc import Iterator
 
 import pytest
