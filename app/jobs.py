@@ -37,10 +37,11 @@ def start(arguments: Sequence[str], run: Path) -> None:
         run: the folder of an existing run.
 
     Raises:
-        MansuError: a job is at work on this run already.
+        MansuError: a job is at work on this run already, or a limit of the server is none.
     """
     opened = Run.open(run)
     opened.refuse_example()
+    limits()  # a job that cannot read them ends without a word
     with (
         lock.handing_on(run) as held,
         opened.new_log() as log,

@@ -97,12 +97,14 @@ class Shelf:
         until = time.monotonic() + self.patience
         while not self._make_room(needed, key):
             if needed > self.budget or time.monotonic() > until:
-                took = f"{self.taken() / GIB:.1f} GiB are in use by others"
+                used, wait = "", ""
+                if needed <= self.budget:  # else no waiting helps
+                    used = f", of which {_size(self.taken())} are in use by others"
+                    wait = "Try again in a moment, or have"
                 raise MansuError(
-                    f"{what}: it takes {needed / GIB:.1f} GiB, and models may take "
-                    f"{self.budget / GIB:.1f} GiB here, of which {took}. Try again in a moment, or "
-                    f"have the server started with more (`mansu app --memory`, "
-                    f"{variable('memory')})."
+                    f"{what}: it takes {_size(needed)}, and models may take {_size(self.budget)} "
+                    f"here{used}. {wait or 'Have'} the server started with more (`mansu app "
+                    f"--memory`, {variable('memory')})."
                 )
             time.sleep(0.2)
 
@@ -125,6 +127,10 @@ class Shelf:
             if fits and needed:
                 self._coming[key] = needed
             return fits
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 def bytes_of(value: Any) -> int:

@@ -88,7 +88,7 @@ def draw(page: str) -> None:
     """
     linked = st.query_params.get(KEY, "")
     if KEY not in st.session_state and linked.isascii() and linked.isdigit():
-        st.session_state[KEY] = min(max(int(linked), 1), END)
+        st.session_state[KEY] = min(max(int(linked[:9]), 1), END)
     if st.session_state.get(KEY):
         _bar(page)
     else:

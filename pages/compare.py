@@ -231,9 +231,6 @@ def exporting(sides: Sequence[Side]) -> None:
                     jobs.start(arguments, owner.path)
                     st.rerun()
             return
-        made = folder.stat().st_mtime
-        if owner.file("edit", method).stat().st_mtime > made:
-            st.warning("The edit was made again since: delete the folder to export it anew.")
         st.success(f"Exported to `{folder}`.", icon=":material/check_circle:")
         card = folder / "README.md"
         if card.is_file():

@@ -134,7 +134,7 @@ class Fuzzer:
         inside = path.relative_to(run.path).as_posix()
         method = inside.split("/")[1] if inside.startswith("edits/") else None
         for kind, about in ARTEFACTS.items():
-            name = path.name if about.of_edit else inside
+            name = inside.split("/", 2)[-1] if about.of_edit else inside
             matched = re.fullmatch(re.escape(about.file).replace(r"\{\}", "(.+)"), name)
             if matched and about.of_edit is (method is not None):
                 str(run.read(kind, method, *matched.groups()))

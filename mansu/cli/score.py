@@ -56,7 +56,8 @@ def score(options: argparse.Namespace) -> None:
     subject = subjects.load(name)
     if run:
         run.check(subject)
-    part = "-".join([options.set, options.method or slug(Path(name).name)])
+    part = options.set if options.method else f"{options.set}-{slug(Path(name).name)}"
+    kind = "edit_scores" if options.method else "scores"  # an edit's are renamed with it
     with hold(run.path) if run else nullcontext():
         edit = run.edit(options.method) if run and options.method else None
         result = sets.score(
@@ -73,10 +74,10 @@ def score(options: argparse.Namespace) -> None:
         )
         result |= {"run": run and run.name, "method": options.method}
         path = options.output or (
-            run.file("scores", part=part) if run else folder() / "scores" / f"{part}.json"
+            run.file(kind, options.method, part) if run else folder() / "scores" / f"{part}.json"
         )
         if run and not options.output:
-            run.save({"scores": result}, options.method, part)
+            run.save({kind: result}, options.method, part)
         else:
             write_json(path, result)
     for note in result["notes"]:

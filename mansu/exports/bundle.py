@@ -142,7 +142,7 @@ _PATTERNS = [
     ("manifest.json",),
     ("task.jsonl",),
     *(
-        tuple((f"edits/*/{a.file}" if a.of_edit else a.file.replace("{}", "*")).split("/"))
+        tuple(("edits/*/" * a.of_edit + a.file.replace("{}", "*")).split("/"))
         for a in ARTEFACTS.values()
     ),
 ]

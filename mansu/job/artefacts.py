@@ -166,6 +166,9 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "scores": Artefact(
         "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run"
     ),
+    "edit_scores": Artefact(
+        "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run", True
+    ),
     "timings": Artefact("timings.json", _json(_same, _timings), "timings", "run --folder"),
     "edit": Artefact("edit.safetensors", _whole(Edit), "edit", "unlearn", True),
     "history": Artefact("history.json", _json(_same, _history), "history", "unlearn", True),

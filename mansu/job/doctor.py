@@ -103,9 +103,10 @@ def _disk() -> Looked:
     for what, place in (("runs", folder()), ("prepared models", cache_folder())):
         there = next(p for p in (place.resolve(), *place.resolve().parents) if p.exists())
         free = shutil.disk_usage(there).free / GIB
-        writable = os.access(there, os.W_OK)
-        said = f"{what} in {place}: {free:.1f} GiB free"
-        yield said + ("" if writable else ", and it cannot be written"), writable and free >= ROOM
+        wrong = "" if there.is_dir() else f", and {there} is no folder"
+        if not wrong and not os.access(there, os.W_OK):
+            wrong = ", and it cannot be written"
+        yield f"{what} in {place}: {free:.1f} GiB free{wrong}", not wrong and free >= ROOM
 
 
 def _kernels() -> Looked:

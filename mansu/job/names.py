@@ -20,7 +20,8 @@ from mansu.files import slug
 from mansu.job import lock
 from mansu.job.runs import Run
 
-LONGEST = 60
+LONGEST, LONGEST_GIVEN = 60, 80
+"""Characters of a name that settings give, before what tells it from others; and of any name."""
 
 
 def by(run: Run, method: str) -> tuple[str, ...]:
@@ -84,6 +85,9 @@ def refuse_other(run: Run, name: str, method: str, given: Mapping[str, Any]) -> 
         BadInputError: no edit by the method can have that name.
     """
     check(name, method)
+    for twin in run.edits():
+        if twin != name and twin.casefold() == name.casefold():
+            raise MismatchError(f"The run {run.name} has an edit {twin}: give another name.")
     if (had := _other(run, name, method, given)) is not None:
         raise MismatchError(
             f"The run {run.name} has an edit {name} {had}: give the new one another --name, or add "
@@ -112,15 +116,14 @@ def check(name: str, method: str) -> None:
     Raises:
         BadInputError: it cannot.
     """
-    if name != slug(name) or len(name) > LONGEST + 20:
+    if name != slug(name) or len(name) > LONGEST_GIVEN:
         raise BadInputError(
             f"{name!r:.60} cannot be the name of an edit: give letters, digits, '.', '_' and '-', "
-            f"at most {LONGEST}."
+            f"at most {LONGEST_GIVEN}."
         )
-    if name in methods.ALL and name != method:
+    if name.casefold() in methods.ALL and name != method:
         raise BadInputError(
-            f"{name!r} is the name of another method than {method}, which made the edit: give it "
-            "another name."
+            f"{name!r} is a method's name, and an edit by {method} cannot have it: give it another."
         )
 
 
@@ -139,9 +142,12 @@ def rename(run: Run, old: str, new: str) -> None:
         return
     with lock.hold(run.path):
         place = run.file("edit", new).parent
-        if place.exists():
+        # Names that differ in case alone are one file where a bundle may be unpacked.
+        twins = [n for n in run.edits() if n != old and n.casefold() == new.casefold()]
+        if place.exists() or twins:
             raise TakenError(
-                f"The run {run.name} has another edit {new} already: give another name."
+                f"The run {run.name} has another edit {', '.join(twins) or new} already: give "
+                "another name."
             )
         run.file("edit", old).parent.replace(place)
 

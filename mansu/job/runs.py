@@ -514,16 +514,21 @@ class Run:
         discard(self._edit_folder(method))
 
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
-        """Where the app exports an edit to."""
-        return self.path / "exports" / slug("-".join([method, *formats]))
+        """Where the app exports an edit to: another edit that has its name by now has another.
+
+        Raises:
+            NotMeasuredError: there is no such edit.
+        """
+        parts = [method[:40], *formats, self.digest(method)[:8]]
+        return self.path / "exports" / slug("-".join(parts))
 
     def kept(self) -> Iterator[tuple[str, str | None, str]]:
         """Every result that is there, as ``read`` takes it: kind, method, part."""
         for kind, about in ARTEFACTS.items():
-            pattern = f"edits/*/{about.file}" if about.of_edit else about.file.format("*")
+            file = about.file.format("*")
             start, _, end = about.file.partition("{}")
-            for path in sorted(self.path.glob(pattern)):
-                method = path.parent.name if about.of_edit else None
+            for path in sorted(self.path.glob(f"edits/*/{file}" if about.of_edit else file)):
+                method = path.relative_to(self.path).parts[1] if about.of_edit else None
                 name = path.relative_to(self._edit_folder(method) if method else self.path)
                 yield kind, method, name.as_posix().removeprefix(start).removesuffix(end)
 

@@ -65,6 +65,15 @@ def test_the_doctor_finds_what_is_wrong(
     assert "ok     models: tiny loads, and is the one of its example" in said
 
 
+def test_a_folder_of_runs_that_is_a_file_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").write_text("")
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "runs"))
+    (said, right), *_ = dict(doctor.CHECKS)["disk"]()
+    assert not right and said.endswith("is no folder")
+
+
 def test_kernels_that_round_in_another_way_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mansu.quant.codes._table", lambda kind: None)
     assert [right for _, right in dict(doctor.CHECKS)["kernels"]()] == [False, False, True]

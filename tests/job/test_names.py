@@ -80,11 +80,28 @@ def test_renamed_it_keeps_what_was_measured_on_it(run: Run) -> None:
     assert run.history("mansu")["settings"] == settings
 
 
+def test_what_was_made_of_an_edit_never_passes_for_another_s(run: Run, tiny: Subject) -> None:
+    run.save({"edit_scores": {"models": {}}}, "mansu", "wmdp")
+    exported = run.export_folder("mansu", ["hf"])
+    names.rename(run, "mansu", "first")
+    add(run, tiny, "mansu", "mansu", {"rate": 0.5})
+    assert run.has("edit_scores", "first", "wmdp") and not run.has("edit_scores", "mansu", "wmdp")
+    assert ("edit_scores", "first", "wmdp") in list(run.kept())
+    assert run.export_folder("mansu", ["hf"]) != exported
+    long = [f"{'x' * 79}{end}" for end in "ab"]
+    for name in long:
+        add(run, tiny, name, "mansu", {"name": name})
+    folders = {run.export_folder(n, f) for n in long for f in (["hf"], ["nf4"], ["hf", "nf4"])}
+    assert len(folders) == 6
+
+
 @pytest.mark.parametrize(
     ("name", "error", "sentence"),
     [
         ("mansu", TakenError, "another edit mansu"),
-        ("npo", BadInputError, "name of another method"),
+        ("npo", BadInputError, "a method's name"),
+        ("MANSU", BadInputError, "a method's name"),  # "MANSU (MANSU)", as "mansu-MANSU" is
+        ("Mansu-Rate-0.05", TakenError, "another edit mansu-rate-0.05"),  # one file elsewhere
         ("../out", BadInputError, "cannot be the name"),
         ("two words", BadInputError, "cannot be the name"),
         ("", BadInputError, "cannot be the name"),
@@ -92,11 +109,12 @@ def test_renamed_it_keeps_what_was_measured_on_it(run: Run) -> None:
     ],
 )
 def test_a_name_that_would_mislead_is_refused(
-    run: Run, name: str, error: type[Exception], sentence: str
+    run: Run, tiny: Subject, name: str, error: type[Exception], sentence: str
 ) -> None:
+    add(run, tiny, "mansu-rate-0.05", "mansu", {"rate": 0.05})
     with pytest.raises(error, match=sentence):
         names.rename(run, "mansu-rate-0.06", name)
-    assert run.edits() == ("mansu", "mansu-rate-0.06")
+    assert run.edits() == ("mansu", "mansu-rate-0.05", "mansu-rate-0.06")
 
 
 def test_nothing_is_renamed_or_deleted_under_a_job(run: Run) -> None:

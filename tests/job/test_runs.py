@@ -102,7 +102,11 @@ def test_a_folder_that_is_no_run_is_bad_input(tmp_path: Path, tiny: Subject) -> 
             Run.create(tiny, tasks.load("tiny-colours"), path=path)
 
 
-@pytest.mark.parametrize("kind", [k for k in ARTEFACTS if k not in ("timings", "search", "scores")])
+LOOSE = "timings", "search", "scores", "edit_scores"
+"""What no stage of a job makes."""
+
+
+@pytest.mark.parametrize("kind", [k for k in ARTEFACTS if k not in LOOSE])
 def test_what_was_not_made_names_the_command_that_makes_it(run: Run, kind: str) -> None:
     method = "npo" if ARTEFACTS[kind].of_edit else None
     run.file(kind, method, "50").unlink(missing_ok=True)
@@ -146,7 +150,7 @@ def read_all(run: Run) -> None:
     """Everything that commands and pages read of a run, and show."""
     run = Run.open(run.path)
     _ = run.task(), run.status(), run.events(), run.timings(), run.judged()
-    for kind in ARTEFACTS.keys() - {"search", "scores", "suppressor"}:
+    for kind in {*ARTEFACTS, "timings"} - {*LOOSE[1:], "suppressor"}:
         str(run.read(kind, "ga" if ARTEFACTS[kind].of_edit else None))
     for path in run.path.glob("suppressor-*"):
         run.read("suppressor", part=path.stem.removeprefix("suppressor-"))

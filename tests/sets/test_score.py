@@ -123,7 +123,7 @@ def test_the_command_scores_a_run_s_edit_and_saves_what_it_prints(
     edited = ["--run", str(run.path), "--method", "mansu", "--nf4", "--form", "cloze"]
     assert cli.main(["score", source, "--set", "wmdp", *edited]) == 0
     shown = capsys.readouterr().out
-    saved = json.loads((run.path / "scores" / "wmdp-mansu.json").read_text())
+    saved = json.loads((run.file("edit", "mansu").parent / "scores" / "wmdp.json").read_text())
     assert saved["method"] == "mansu" and saved["run"] == run.name and saved["form"] == "cloze"
     assert len(saved["models"]) == 4
     for model, found in saved["models"].items():
