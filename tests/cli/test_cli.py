@@ -502,6 +502,6 @@ def test_a_run_holds_several_edits_of_one_method(
         shutil.copy(copy.file("full", "graddiff"), copy.file("full", "two"))
         copy.measurement("two", nf4=False)
     assert cli.main(["run", "--folder", str(copy.path), "--method", "npo", "--name", "ga"]) == 2
-    assert "name of another method" in capsys.readouterr().err
+    assert "is a method's name" in capsys.readouterr().err
     assert cli.main(["attack", str(copy.path), "--method", "three"]) == 2
     assert "no edit three: it has " in capsys.readouterr().err

@@ -16,7 +16,7 @@ from mansu.job.runs import Run
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reproduction on the tiny subject, MANSU and one baseline with its search."""
+    """The reproduction on the tiny subject, MANSU and one baseline."""
     path = tmp_path_factory.mktemp("reproduce")
     only = ["--subject", "tiny", "--method", "mansu", "--method", "graddiff"]
     assert reproduce.main([*only, "--folder", f"{path}/runs", "--to", f"{path}/to"]) == 0
@@ -41,9 +41,6 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
             r for r in tables.intervals_table(about).markdown().splitlines() if f"| {name} " in r
         )
         assert f"| {signal.value:.3f} [" in row and f"(≥ {control.value:.3f})" in row
-    assert about["methods"]["graddiff"]["settings"]["learning_rate"] == pytest.approx(
-        json.loads((run.path / "search-graddiff.json").read_text())["best"]["learning_rate"]
-    )
     assert found["manifest"]["packages"]["torch"]
     assert found["manifest"]["command"].startswith(
         "python -m experiments.reproduce --subject tiny --method mansu --method graddiff --folder "
@@ -97,7 +94,7 @@ def test_the_configuration_lists_every_task_and_method() -> None:
     everywhere = tuple(name for name in methods.ALL if name != "retrained")  # ships for tiny only
     assert all(e.methods == everywhere for e in found[1:])
     assert all(set(e.attacked) <= {*e.methods} for e in found)
-    assert found[0].rates and not found[1].rates
+    assert not any(e.rates for e in found)  # the methods' defaults are what a search found
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def own(file: Path) -> tuple[int, int]:
             inside = line.endswith(str(file))
         elif inside and key == "Size":
             size += int(value.split()[0]) << 10
-        elif inside and key in ("Private_Dirty", "Anonymous"):
-            dirty = max(dirty, int(value.split()[0]) << 10)
+        elif inside and key == "Anonymous":  # a page that is not on the disk yet is dirty, too
+            dirty += int(value.split()[0]) << 10
     return size, dirty
 
 
