@@ -399,7 +399,7 @@ def test_every_page_knows_several_edits_of_one_method_by_their_names(runs: Path)
         field.set_value("npo")
         (button,) = [b for b in app.button if b.label == "Rename"]
         button.click().run()
-        assert "name of another method" in app.error[0].value
+        assert "is a method's name" in app.error[0].value
         field.set_value("second")
         button.click().run()
         assert app.query_params["edit"] == "second" and not app.exception
