@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import tomllib
 
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from app.serve import FRONTEND, Frontend, static
+from app.serve import FRONTEND, ROOM, Frontend, static
+from mansu.launch import LOCAL
 
 SCRIPT = next(FRONTEND.glob("static/js/protobuf.*.js"))
 ADDRESS = f"/static/js/{SCRIPT.name}"
@@ -42,3 +44,9 @@ def test_every_page_says_where_the_server_is() -> None:
         # Ours come with the page, and the style after Streamlit's own.
         assert "history.pushState" in text and text.index(".st-key-jobs") > text.index("</head>")
     assert client().get("/_stcore/health", headers=HTML).text == "theirs"
+
+
+def test_only_this_machine_reaches_it_and_nothing_is_told() -> None:
+    config = tomllib.loads((ROOM / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    assert config["server"]["address"] in LOCAL and config["server"]["maxUploadSize"] == 20
+    assert config["browser"]["gatherUsageStats"] is False
