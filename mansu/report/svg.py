@@ -107,7 +107,7 @@ STROKES: Mapping[Change, tuple[str, str]] = {
     "back": ("#c25400", "5 2"),
 }
 """Colour and dashes of a line; of several edges that are one line, the last of these is drawn."""
-ROW, TALLEST = 44.0, 780.0
+LAYER, TALLEST = 44.0, 780.0
 """Between two layers, and the whole picture: it stands on one A4 page."""
 
 
@@ -117,7 +117,7 @@ def circuit(found: Changes) -> str:
     A line is all edges between two nodes, in the colour and dashes of what became of them.
     """
     layers, heads = found.layers, found.heads
-    row = min(ROW, TALLEST / (layers + 3))
+    row = min(LAYER, TALLEST / (layers + 3))
     left, column = 56.0, (WIDTH - 56 - 40) / (heads + 0.4)
     logits, middle = 1 + layers * (heads + 1), left + (heads - 1) / 2 * column
     height = row * (layers + 2.6) + 46
