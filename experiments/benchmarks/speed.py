@@ -199,7 +199,7 @@ def job(args: argparse.Namespace) -> None:
         for method in chosen:
             stages: Sequence[Stage] = (*CIRCUIT, unlearning(method), *MEASURE, *JUDGE)
             perform(session, stages, method)
-        seconds |= {k: v for k, v in run.timings().items() if k != "peak memory"}
+        seconds |= run.seconds()
         print(f"{'stage':22} seconds")
         for stage, value in seconds.items():
             print(f"{stage:22} {value:7.2f}")

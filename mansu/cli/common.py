@@ -347,7 +347,7 @@ class Job:
         run = self.run
         run.refuse_example()
         with hold(run.path) as self.lock:
-            signal.signal(signal.SIGTERM, _cancel)
+            signal.signal(signal.SIGTERM, cancel)
             print(f"run folder: {run.path}", flush=True)
             try:
                 run.set_status("running", 0.0, begins=True)
@@ -380,5 +380,5 @@ class Job:
             self.run.set_status(state, 1.0 if state == "done" else None, error=error)
 
 
-def _cancel(*_: object) -> None:
+def cancel(*_: object) -> None:
     raise Cancelled

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from mansu.cli import common
-from mansu.cli.commands import Cancelled
 from mansu.errors import MansuError
 
 
@@ -67,7 +66,7 @@ def sweep(options: argparse.Namespace) -> None:
     place = (options.folder or folder()).resolve()
     place.mkdir(parents=True, exist_ok=True)
     store = stores.Store(options.store or place / stores.FILE)
-    signal.signal(signal.SIGTERM, _cancel)
+    signal.signal(signal.SIGTERM, common.cancel)
     if options.ray:
         pool = OnRay(str(place), options.ray, options.workers, options.threads)
     else:
@@ -94,7 +93,3 @@ def sweep(options: argparse.Namespace) -> None:
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _cancel(*_: object) -> None:
-    raise Cancelled

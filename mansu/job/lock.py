@@ -27,6 +27,7 @@ import psutil
 
 from mansu.errors import MansuError, MismatchError, TakenError
 from mansu.files import made_of, writing
+from mansu.job.held import held
 
 FILE, FLAG = "job.lock", "cancel"
 INHERITED = "MANSU_JOB_LOCK"
@@ -175,7 +176,7 @@ def _taken(folder: Path) -> Lock:
                 return Lock(folder, file)
             why = MansuError(f"The run folder {folder} is being moved or deleted: try again.")
         except BlockingIOError:
-            who = _said(file)
+            who = _said(os.pread(file, 1 << 16, 0))
             why = TakenError(f"{who} is at work on the run {folder}: wait for it, or cancel it.")
         if time.monotonic() > ended:
             os.close(file)
@@ -183,25 +184,16 @@ def _taken(folder: Path) -> Lock:
         time.sleep(0.02)
 
 
-def _said(file: int) -> Holder:
-    with suppress(ValueError, OSError):
-        return made_of(Holder, json.loads(os.pread(file, 1 << 16, 0)))
+def _said(content: bytes) -> Holder:
+    with suppress(ValueError):
+        return made_of(Holder, json.loads(content))
     return Holder()
 
 
 def holder(folder: Path) -> Holder | None:
     """Who is at work on a run folder now; None where nobody is."""
-    try:
-        file = os.open(folder / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return _said(file)
-    finally:
-        os.close(file)
+    said = held(folder / FILE)
+    return None if said is None else _said(said)
 
 
 def asked_to_stop(folder: Path) -> bool:

@@ -29,10 +29,9 @@ def recorded(subject: str) -> dict[str, float]:
     for run in reversed(listed()):
         if run.subject == subject:
             try:
-                found |= run.timings()
+                found |= run.seconds()
             except MansuError:  # a damaged file costs an estimate, not a page
                 continue
-    found.pop("peak memory", None)
     return {name: max(took, 0.01) for name, took in found.items()}  # they are weights, too
 
 

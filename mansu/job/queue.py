@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mansu.job.held import held
 from mansu.job.limits import limits
 
 FOLDER, DOOR = ".queue", "door"
@@ -64,7 +65,7 @@ def ticket(home: Path, run: Path) -> Iterator[Ticket]:
     try:
         fcntl.flock(door, fcntl.LOCK_EX)  # one at a time is given a number
         for _, path in _numbered(folder):
-            if not _is_held(path):
+            if held(path) is None:
                 path.unlink(missing_ok=True)
         last = max((number for number, _ in _numbered(folder)), default=0)
         path = folder / str(last + 1)
@@ -82,12 +83,8 @@ def ticket(home: Path, run: Path) -> Iterator[Ticket]:
 
 def order(home: Path) -> list[Path]:
     """The run folders whose jobs have a ticket, in the order of their turns."""
-    found = []
-    for _, path in _numbered(home / FOLDER):
-        with suppress(OSError):
-            if _is_held(path):
-                found.append(Path(os.fsdecode(path.read_bytes())))
-    return found
+    told = (held(path) for _, path in _numbered(home / FOLDER))
+    return [Path(os.fsdecode(run)) for run in told if run is not None]
 
 
 def place(home: Path, run: Path) -> int:
@@ -112,8 +109,13 @@ def wait_for_turn() -> None:
         return
     os.nice(NICE)
     at_once, number = limits().jobs or 1, int(mine.path.name)
-    while sum(_is_held(p) for n, p in _numbered(mine.path.parent) if n < number) >= at_once:
+    while _live(mine.path.parent, number) >= at_once:
         time.sleep(LOOKS)
+
+
+def _live(folder: Path, before: int) -> int:
+    """How many tickets of smaller numbers somebody holds."""
+    return sum(held(path) is not None for n, path in _numbered(folder) if n < before)
 
 
 def _inherited() -> Ticket | None:
@@ -128,17 +130,3 @@ def _inherited() -> Ticket | None:
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
     """Every ticket, held or not, by its number."""
     return sorted((int(p.name), p) for p in folder.glob("[0-9]*") if p.name.isdecimal())
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)

@@ -605,6 +605,10 @@ class Run:
         """Seconds by stage, and ``peak memory`` in GiB."""
         return self.read("timings") if self.has("timings") else {}
 
+    def seconds(self) -> dict[str, float]:
+        """``timings`` without the memory: seconds by stage."""
+        return {name: took for name, took in self.timings().items() if name != "peak memory"}
+
     def add_timing(self, stage: str, seconds: float) -> None:
         before: dict[str, float] = {}
         with suppress(DamagedError, MismatchError):  # they are no result: work goes on without

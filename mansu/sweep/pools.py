@@ -16,6 +16,7 @@ from multiprocessing import connection
 from typing import Any, Protocol
 
 from mansu.errors import BadInputError
+from mansu.job.limits import n_cores
 from mansu.sweep.grid import Unit
 from mansu.sweep.work import Outcome, attempt
 
@@ -63,7 +64,7 @@ class Processes:
 
     def __init__(self, folder: str, size: int, threads: int | None = None) -> None:
         self.folder, self.size = folder, size
-        self.threads = threads or max(1, cores() // size)
+        self.threads = threads or max(1, n_cores() // size)
         self._workers: list[_Worker] = []
 
     def _begun(self) -> _Worker:
@@ -131,11 +132,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class OnRay:

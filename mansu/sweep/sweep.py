@@ -104,8 +104,7 @@ class Sweep:
             self.store.put(found)
             took = found["seconds"]
         else:
-            timings = Run.open(self.folder / unit.name).timings()
-            took = sum(seconds for name, seconds in timings.items() if name != "peak memory")
+            took = sum(Run.open(self.folder / unit.name).seconds().values())
         begun = self._begun.get(unit.id)  # here the subject was loaded, too
         took = took if begun is None else time.monotonic() - begun
         self._took.setdefault(kind(unit), []).append(took)

@@ -201,10 +201,8 @@ def record(unit: Unit, folder: Path) -> dict[str, Any]:
     """
     assert unit.method is not None
     run, shared = Run.open(folder / unit.name), folder / unit.circuit.name
-    history, timings = run.history(unit.method), run.timings()
-    memory = timings.pop("peak memory", None)
-    before = Run.open(shared).timings() if Run.is_at(shared) else {}
-    before.pop("peak memory", None)
+    history = run.history(unit.method)
+    before = Run.open(shared).seconds() if Run.is_at(shared) else {}
     versions = {**run.manifest["packages"], "python": run.manifest["python"]}
     return {
         **identity(unit),
@@ -212,9 +210,9 @@ def record(unit: Unit, folder: Path) -> dict[str, Any]:
         "edit_digest": run.digest(unit.method),
         "settings": history["settings"],
         "verdict": run.verdict(unit.method),
-        "seconds": round(sum(timings.values()), 2),
+        "seconds": round(sum(run.seconds().values()), 2),
         "shared_seconds": round(sum(before.values()), 2) if before else None,
-        "memory_gib": memory,
+        "memory_gib": run.timings().get("peak memory"),
         "threads": run.manifest["threads"],
         "versions": {**versions, "mansu": mansu.__version__, "cpus": os.cpu_count()},
         "state": "done",
