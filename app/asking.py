@@ -65,6 +65,22 @@ def _answers(
     return ask(subject, prompt, edits, tokens=tokens, wanted=right, nf4=_nf4(subject))
 
 
+def typed(longest: int) -> tuple[str, str]:
+    """The prompt and the right answer that somebody types, "" while there is none.
+
+    Args:
+        longest: characters of the prompt, at most.
+    """
+    left, right = st.columns([3, 1])
+    prompt = left.text_input(
+        "Beginning of a sentence", key="prompt", bind="query-params", max_chars=longest
+    )
+    answer = right.text_input(
+        "Right answer (optional)", key="answer", bind="query-params", max_chars=100
+    )
+    return str(prompt or ""), str(answer or "")
+
+
 def own_prompt(run: Run, prompt: str, wanted: str) -> Asked:
     """A prompt that somebody typed, to look at a node on.
 

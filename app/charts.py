@@ -450,7 +450,9 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
             "%{customdata[4]:.1%}]<extra></extra>",
         )
     figure.update_xaxes(title="Forgotten: fall towards chance", tickformat=".0%")
-    figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%")
+    ends = [end for edits in series.values() for _, _, y in edits for end in (y.low, y.high)]
+    shown = [1.1 * min([-0.02, *ends]), 1.1 * max([0.1, *ends])]  # also where nothing fell
+    figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%", range=shown)
     return _finish(figure, 430)
 
 

@@ -61,18 +61,12 @@ def _prompt(run: Run) -> Asked | None:
     texts = {k: str(decode(list(Asked.of(pairs, row).clean))) for k, row in rows.items()}
     line = state.choose("Prompt", [*rows, OWN], "pair", format_func=lambda k: texts.get(k, k))
     if line == OWN:
-        left, right = st.columns([3, 1])
-        prompt = left.text_input(
-            "Beginning of a sentence", key="prompt", bind="query-params", max_chars=300
-        )
-        answer = right.text_input(
-            "Right answer (optional)", key="answer", bind="query-params", max_chars=100
-        )
-        if not str(prompt or "").strip():
+        prompt, answer = asking.typed(300)
+        if not prompt.strip():
             return None
-        asked = asking.own_prompt(run, str(prompt), str(answer or ""))
+        asked = asking.own_prompt(run, prompt, answer)
         (word,) = lens.words(subject, asked.ends)
-        whose = "" if str(answer or "").strip() else ", what the unedited model says next"
+        whose = "" if answer.strip() else ", what the unedited model says next"
         st.markdown(f"Answer `{word}`{whose}. It is held against no other prompt.")
         return asked
     asked = Asked.of(pairs, rows[line])

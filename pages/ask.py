@@ -52,14 +52,7 @@ def chosen_prompt(run: Run) -> tuple[str, str, Fact | None]:
         help=words.help("splits"),
     )
     if kind == OWN:
-        left, right = st.columns([3, 1])
-        prompt = left.text_input(
-            "Beginning of a sentence", key="prompt", bind="query-params", max_chars=2000
-        )
-        answer = right.text_input(
-            "Right answer (optional)", key="answer", bind="query-params", max_chars=100
-        )
-        return str(prompt or ""), str(answer or ""), None
+        return *asking.typed(2000), None
     facts = {str(fact.row): fact for fact in task.split(kind)}
     row = state.choose("Fact", list(facts), "fact", format_func=lambda r: facts[r].prompt)
     return facts[row].prompt, facts[row].answer, facts[row]
