@@ -228,6 +228,12 @@ def select(key: str, value: str) -> None:
     st.session_state[f"next {key}"] = value
 
 
+def at_most(key: str, most: int) -> None:
+    """Bring a number chosen in a slider that had a farther end within the one about to be drawn."""
+    if st.session_state.get(key, 0) > most:
+        st.session_state[key] = most
+
+
 def link(values: Mapping[str, str]) -> None:
     """Put values into the URL, and take those out that are empty."""
     for name, value in values.items():

@@ -167,10 +167,12 @@ def weight(run: Run, methods: list[str]) -> None:
     if not len(moved):
         st.info("This edit moves no weight of the circuit in this matrix: choose another one.")
         return
+    last = max(len(moved), 2)
+    state.at_most("weight", last)
     at = st.slider(
         f"Which of the {len(moved):,} weights, from the shortest move to the longest",
         1,
-        max(len(moved), 2),
+        last,
         (len(moved) + 1) // 2,
         key="weight",
         bind="query-params",

@@ -100,3 +100,15 @@ def test_words_are_escaped_and_colours_have_numbers() -> None:
     assert "<b>" not in ask_view._token("<b>", 1.0) and "&lt;b&gt;" in ask_view._token("<b>", 1.0)
     for nats, said in ((2.04, "+2.0"), (-1.26, "−1.3"), (0.01, ">0<")):
         assert said in ask_view._token("x", nats)
+
+
+def test_a_matrix_with_fewer_moves_shows_the_longest_of_them(example: Run, tiny: Subject) -> None:
+    edit, mask = example.edit("mansu"), example.mask()
+    most = {n: len(moves(tiny, edit, n, mask.dense(n))) for n in mask.names if n in edit.changes}
+    fewest, many = (pick(most, key=lambda name: most[name]) for pick in (min, max))
+    assert 2 <= most[fewest] < most[many]
+    app = opened(moved_by="mansu", matrix=many)
+    app.slider(key="weight").set_value(most[many]).run()
+    app.selectbox(key="matrix").select(fewest).run()
+    assert not app.exception, app.exception
+    assert app.slider(key="weight").value == most[fewest]
