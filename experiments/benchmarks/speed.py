@@ -1,7 +1,7 @@
 """What the main job costs, part by part, beside the least that such a part can cost.
 
     python -m experiments.benchmarks.speed floors [--repeat 3]
-    python -m experiments.benchmarks.speed job [--method mansu --method graddiff]
+    python -m experiments.benchmarks.speed job [--method mansu --method graddiff] [--operations]
     python -m experiments.benchmarks.speed scaling
     python -m experiments.benchmarks.speed interaction
     python -m experiments.benchmarks.speed profile
@@ -10,10 +10,12 @@
 ``floors`` takes each part and its floor in turn, in one process, and prints their ratio: for a step
 of a method one forward and one backward pass of the bare model over the rows of that step, those of
 one length together, so that there is no padding; for CAD the attributions that it is made of; for
-quantising the bitsandbytes kernels alone. ``scaling`` fits how time and memory grow, on random
-models of SmolLM2's shape. ``profile`` says where a step of MANSU goes; ``peak`` how many of the
-device's floating-point operations a second it takes, and EAP-IG. Run on a quiet machine: CPU
-seconds are beside the wall seconds.
+quantising the bitsandbytes kernels alone. ``job --operations`` says beside each stage of the whole
+job how long its matrix products alone would take at the rate of one large product, in bfloat16
+where gradients are: what no code that measures the same can be faster than. ``scaling`` fits how
+time and memory grow, on random models of SmolLM2's shape. ``profile`` says where a step of MANSU
+goes; ``peak`` how many of the device's floating-point operations a second it takes, and EAP-IG. Run
+on a quiet machine: CPU seconds are beside the wall seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ from mansu.circuits import lens
 from mansu.circuits.attribution import attribute
 from mansu.circuits.search import find_circuit
 from mansu.evidence.cad import Signals
+from mansu.job import pace
 from mansu.job.pipeline import (
     CIRCUIT,
     JUDGE,
@@ -58,7 +62,7 @@ from mansu.methods import Problem
 from mansu.methods.keep import kept_text
 from mansu.methods.mansu_method import METHOD as MANSU
 from mansu.methods.mansu_method import _Work
-from mansu.methods.training import batches, scratch
+from mansu.methods.training import batches, has_bfloat16, scratch
 from mansu.quant.kernel import bnb
 from mansu.sets.ask import ask
 from mansu.subjects.edit import Edit
@@ -186,28 +190,64 @@ def floors(args: argparse.Namespace) -> None:
     )
 
 
+IN_BFLOAT16 = ("unlearn", "relearning", "reference")
+"""Stages whose gradients are in bfloat16 where the processor has it: they count as if all were."""
+
+
 def job(args: argparse.Namespace) -> None:
     """The main job, in this process, in a folder that is thrown away."""
     chosen = args.method or ["mansu", "graddiff"]
+    counted: dict[str, float] = {}
     start = time.perf_counter()
     subject, task = subjects.load(), tasks.load(args.task)
     seconds = {"loading": time.perf_counter() - start}
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(subject, task, Settings(), Path(folder) / "run", asked=chosen)
         session = Session(run, subject)
-        perform(session, CIRCUIT)
         for method in chosen:
             stages: Sequence[Stage] = (*CIRCUIT, unlearning(method), *MEASURE, *JUDGE)
-            perform(session, stages, method)
+            for stage in stages:
+                with operations(counted, stage, method) if args.operations else nullcontext():
+                    perform(session, [stage], method)
         seconds |= run.seconds()
-        print(f"{'stage':22} seconds")
+        every = time.perf_counter() - start
+        least = floors_of(counted) if args.operations else {}
+        print(f"{'stage':22} seconds" + "  TFLOP  least s" * bool(least))
         for stage, value in seconds.items():
-            print(f"{stage:22} {value:7.2f}")
-        print(f"{'all':22} {time.perf_counter() - start:7.2f}")
+            found = f" {counted[stage]:6.2f} {least[stage]:8.2f}" if stage in least else ""
+            print(f"{stage:22} {value:7.2f}{found}")
+        total = f" {sum(counted.values()):6.2f} {sum(least.values()):8.2f}" if least else ""
+        print(f"{'all':22} {every:7.2f}{total}")
         for method in chosen:
             history = run.history(method)
             print(f"{method}: {len(history['steps'])} steps, peak {history['peak_memory']:.2f} GB")
             print(run.measurement(method, nf4=False).table().markdown())
+
+
+@contextmanager
+def operations(counted: dict[str, float], stage: Stage, method: str) -> Iterator[None]:
+    """Count the floating-point operations of a stage's matrix products, in 10¹²."""
+    with FlopCounterMode(display=False) as found:
+        yield
+    if total := found.get_total_flops():
+        counted[pace.label(stage.name, method if stage.of_edit else None)] = total / 1e12
+
+
+def floors_of(counted: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that a stage's matrix products take at the rate of one large product."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.randn(LARGE // 8, LARGE // 8, dtype=dtype)
+        wall = min(timed(lambda matrix=matrix: matrix @ matrix)[1] for _ in range(10))
+        rates[dtype] = 2 * len(matrix) ** 3 / wall / 1e12
+        print(f"{str(dtype).removeprefix('torch.')}: {rates[dtype]:.3f} TFLOP/s")
+    has = has_bfloat16(torch.device("cpu"))
+
+    def rate(stage: str) -> float:
+        gradients = has and stage.startswith(IN_BFLOAT16)
+        return rates[torch.bfloat16 if gradients else torch.float32]
+
+    return {stage: total / rate(stage) for stage, total in counted.items()}
 
 
 WIDTH, INNER, VOCABULARY = 576, 1536, 8192
@@ -418,6 +458,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--task", default=TASK)
     parser.add_argument("--method", action="append")
+    parser.add_argument("--operations", action="store_true")
     args = parser.parse_args()
     COMMANDS[args.what](args)
 

@@ -496,7 +496,10 @@ class _Objectives:
             self.facts = facts[problem.retain.length.cumsum(0) - 1]
             self.texts = texts.split(self.positions)
             forget = problem.forget
-            before = self.subject.next_token_logits(forget.tokens, forget.length).float()
+            if signal is not None:  # which ran the same rows
+                before = self.subject.head(signal.final).float()
+            else:
+                before = self.subject.next_token_logits(forget.tokens, forget.length).float()
             self.forms = forms(forget)
             self.average = torch.stack(
                 [before[self.forms == f].softmax(-1).mean(0) for f in self.forms.unique()]

@@ -35,6 +35,7 @@ class Signal:
         forms: int64 ``[N]``: rows of one form of asking have one number.
         means, spreads: of the unedited model, by name: what it writes in each form on average,
             ``[forms, d]``, and the mean squared distance of a fact's write from that, ``[forms]``.
+        final: its final hidden states at the rows' last tokens, ``[N, d]``.
 
     Use: ``with signal.watched() as seen: subject.hidden(pack)``, then
     ``signal.share(seen, pack.last, signal.forms[pack.rows])``.
@@ -97,14 +98,17 @@ class Signal:
     def _measure(self, forget: Examples) -> None:
         """The unedited model's mean write of each form, and the mean square distance from it."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.weights}
-        order = []
+        order, final = [], []
         for pack in self.subject.packs(forget.tokens, forget.length):
             with self.watched() as seen:
-                self.subject.hidden(pack)
+                hidden = self.subject.hidden(pack)
             order.append(pack.rows)
+            final.append(hidden[pack.last.to(hidden.device)])
             for name, written in seen.items():
                 found[name].append(written[pack.last.to(written.device)].float())
-        form = self.forms[torch.cat(order)]
+        rows = torch.cat(order)
+        self.final = torch.cat(final)[rows.argsort().to(final[0].device)]
+        form = self.forms[rows]
         count = form.bincount()[:, None]
         for name, parts in found.items():
             written = torch.cat(parts)
