@@ -26,6 +26,9 @@ from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
 from mansu.subjects.edit import Edit
 
+TO_TRASH = "It goes into the trash, and can be restored from there."
+DELETED = "It was deleted, and lies in the trash."
+
 
 @contextmanager
 def show_errors() -> Iterator[None]:
@@ -283,15 +286,15 @@ def sidebar() -> Run | None:
             st.caption("No run yet. Start one on the Attribution page.")
         if name is not None:
             _about(runs[_keep("run", name)])
-        _others()
+        _others(None if name is None else runs[name])
     if name is not None:
         return runs[name]
     if gone:
         where = " Choose one in the sidebar." if runs else ""
         st.warning(f"There is no run “{plain(gone)}” here.{where}", icon=":material/link_off:")
         if key := next((k for k, had in library.trashed().items() if had == gone), None):
-            st.markdown("It was deleted, and lies in the trash.")
-            _restore(key, "Restore it")
+            st.markdown(DELETED)
+            _restore("Restore it", key)
         if runs:
             st.stop()
     return None
@@ -373,25 +376,45 @@ def _about(run: Run) -> None:
             icon=":material/delete:",
             disabled=how_far in ("at work", "waiting"),
             width="stretch",
-            help="It goes into the trash, and can be restored from there.",
+            help=TO_TRASH,
         ):
             library.trash(run)
             st.rerun()
 
 
-def _others() -> None:
-    """The runs that are not offered: deleted, or not readable."""
-    if deleted := library.trashed():
-        with st.expander(f"Deleted runs ({len(deleted)})", icon=":material/delete:"):
-            for key, had in deleted.items():
-                _restore(key, f"Restore {had}")
+def say_deleted(run: Run) -> None:
+    """Say that the edit that was chosen last was deleted, and offer it; nothing if it was not."""
+    asked = st.query_params.get("edit", st.session_state.get("kept edit"))
+    deleted = {had: key for key, had in reversed(library.trashed_edits(run).items())}
+    if asked in deleted and asked not in run.edits():
+        st.warning(f"There is no edit “{plain(asked)}” here. {DELETED}", icon=":material/delete:")
+        _restore("Restore it", deleted[asked], run)
+
+
+def _others(run: Run | None) -> None:
+    """What is not offered: what was deleted, and what is not readable."""
+    edits = {} if run is None else library.trashed_edits(run)
+    for what, deleted, of in (("runs", library.trashed(), None), ("edits", edits, run)):
+        if deleted:
+            with st.expander(f"Deleted {what} ({len(deleted)})", icon=":material/delete:"):
+                for key, had in deleted.items():
+                    _restore(f"Restore {had}", key, of)
     if refused := unreadable():
         with st.expander(f"Folders of runs that cannot be read ({len(refused)})"):
             st.markdown("\n".join(f"- {plain(sentence)}" for sentence in refused))
 
 
-def _restore(name: str, label: str) -> None:
-    with show_errors():
-        if st.button(label, key=f"{label} {name}", icon=":material/restore_from_trash:"):
-            select("run", library.restore(name).name)
-            st.rerun()
+def _restore(label: str, key: str, run: Run | None = None) -> None:
+    """A button that takes a run, or an edit of a run, out of the trash and chooses it."""
+
+    def back() -> None:
+        with show_errors():
+            if run is None:
+                select("run", library.restore(key).name)
+                return
+            name = library.restore_edit(run, key)
+            select("edit", name)
+            select("method", run.method_of(name))
+
+    icon, of = ":material/restore_from_trash:", "" if run is None else run.name
+    st.button(label, key=f"{label} {of} {key}", icon=icon, on_click=back)
