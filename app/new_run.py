@@ -301,19 +301,12 @@ def _numbers(columns: list[Any]) -> dict[str, Any]:
         ("steps", "Steps K", 1, 64, 1),
         ("tau", "Faithfulness τ", 0.05, 1.0, 0.05),
     )
-    return {
-        name: column.number_input(
-            label,
-            low,
-            high,
-            KNOWN[name].default,
-            step,
-            key=name,
-            bind="query-params",
-            help=KNOWN[name].help,
-        )
-        for column, (name, label, low, high, step) in zip(columns, asked, strict=True)
-    }
+    found = {}
+    for column, (name, label, low, high, step) in zip(columns, asked, strict=True):
+        with column:
+            about = KNOWN[name]
+            found[name] = state.number(label, about, name, (low, high), step=step, help=about.help)
+    return found
 
 
 def _create(subject: str, task: Task, settings: Settings, asked: list[str]) -> Run:

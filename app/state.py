@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.job import library, names
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
+from mansu.settings import Setting, typed_in
 from mansu.subjects.edit import Edit
 
 TO_TRASH = "It goes into the trash, and can be restored from there."
@@ -187,13 +188,47 @@ def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **
         more: other arguments of ``st.selectbox`` (``help``, ``format_func``, …).
     """
     _recall(options, key, options[default])
+    _say_unknown(label, options, key, **more)
     return _keep(key, st.selectbox(label, options, key=key, **more))
 
 
 def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
     """Like ``choose`` for two or three options, side by side."""
     _recall(options, key, options[default])
+    _say_unknown(label, options, key, **more)
     return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
+
+
+def number(
+    label: str, about: Setting, key: str, ends: tuple[float | None, float | None], **more: Any
+) -> Any:
+    """A field for a setting that is a number; as ``choose``, but a default is not in the URL.
+
+    Streamlit's own binding of a field to the URL fails of a number that has no end.
+
+    Args:
+        ends: least and greatest value that is offered.
+    """
+    session, linked = st.session_state, st.query_params.get(key)
+    kept = session.get(f"kept {key}", about.default)
+    low, high = (None if end is None else about.kind(end) for end in ends)
+    session.setdefault(key, kept)
+    if linked and linked != _written(kept):  # a link or Back: the URL is not what we wrote
+        try:
+            value = about.check(typed_in(linked), "the link")
+            session[key] = value if low is None else max(low, value)
+            session[key] = value if high is None else min(high, session[key])
+        except BadInputError as error:
+            st.warning(plain(f"{error} This is {_written(kept)}."), icon=":material/link_off:")
+    value = "min" if low is not None and not about.optional else about.default
+    value = st.number_input(label, low, high, value, key=key, **more)
+    session[f"kept {key}"] = value
+    link({key: "" if value == about.default else _written(value)})
+    return value
+
+
+def _written(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def chosen(options: Sequence[str], key: str, default: int = 0) -> str:
@@ -217,6 +252,29 @@ def _recall(options: Sequence[str], key: str, default: str | None) -> None:
         kept,
     )
     state[key] = next((value for value in wanted if value in options), default)
+
+
+def _say_unknown(
+    label: str,
+    options: Sequence[str],
+    key: str,
+    *,
+    format_func: Callable[[str], Any] = str,
+    **_: Any,
+) -> None:
+    """Say that a link asks for what is not here: what is shown instead is not meant."""
+    linked = st.query_params.get(key)
+    if linked and linked not in (st.session_state.get(f"kept {key}"), *options):
+        shown = plain(str(format_func(st.session_state[key])))
+        st.warning(
+            f"The link asks for “{brief(linked)}” ({label}), which is not here: this is “{shown}”.",
+            icon=":material/link_off:",
+        )
+
+
+def brief(text: str) -> str:
+    """What a link says, to be shown: not all of it where it is long."""
+    return plain(text if len(text) <= 60 else f"{text[:60]} …")
 
 
 def _keep(key: str, value: Any) -> Any:
@@ -291,7 +349,7 @@ def sidebar() -> Run | None:
         return runs[name]
     if gone:
         where = " Choose one in the sidebar." if runs else ""
-        st.warning(f"There is no run “{plain(gone)}” here.{where}", icon=":material/link_off:")
+        st.warning(f"There is no run “{brief(gone)}” here.{where}", icon=":material/link_off:")
         if key := next((k for k, had in library.trashed().items() if had == gone), None):
             st.markdown(DELETED)
             _restore("Restore it", key)

@@ -48,6 +48,7 @@ def new(run: Run, method: str) -> None:
         name = st.text_input(
             "Name of the edit",
             key=f"name {method}",
+            bind="query-params",
             placeholder=said,
             help="What it is called on every page and in files. Left empty: by the method, and by "
             "the settings that you changed where the run has another edit by it.",
