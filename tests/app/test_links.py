@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made import ranked
 from streamlit.testing.v1 import AppTest
 
 from mansu.job.runs import EXAMPLES, Run
-from mansu.sweep.store import FILE, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "mine"
@@ -50,10 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A folder of one finished run, whose edits are on the leaderboard, too."""
     folder = tmp_path_factory.mktemp("runs")
     run = Run.open(shutil.copytree(EXAMPLES / "tiny-colours", folder / RUN))
-    for method in run.judged():
-        about = {"run": RUN, "subject": run.subject, "task": run.about["name"], "unit": method}
-        about |= {"method": method, "given": {}, "seed": 0, "state": "done", "seconds": 2.0}
-        Store(folder / FILE).put({**about, "verdict": run.verdict(method)})
+    ranked(folder, run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANSU_RUNS", str(folder))
         yield
