@@ -60,4 +60,6 @@ def _label(owner: Run, method: str, run: Run) -> str:
     name = names.title(owner, method)
     if owner.path == run.path:
         return name
-    return f"{name} ({owner.about['title']}, {Path(owner.subject).name}, {owner.name})"
+    task, subject = owner.about["title"], Path(owner.subject).name
+    other = [task] * (task != run.about["title"]) + [subject] * (owner.subject != run.subject)
+    return f"{name} ({', '.join([*other, owner.name])})"

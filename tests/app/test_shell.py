@@ -271,8 +271,13 @@ def test_rows_of_a_data_set_become_a_task(two: tuple[Run, Run], tmp_path: Path) 
     assert not at.error and "Choose what is to be forgotten" in said(at)
     (written,) = [x for x in at.text_input if x.label == "How it is asked"]
     written.set_value("{}")
-    (forget,) = [m for m in at.multiselect if m.label == "Forget the rows of"]
-    forget.set_value(["forget"]).run()
+    at.multiselect(key="hub_forget").set_value(["forget"]).run()
     assert not at.exception and not at.error
     assert not next(b for b in at.button if b.label == "Run the whole job").disabled
     assert "100.0\u00a0%" in at.main.table[0].value.to_string()
+    place = {"hub": str(tmp_path / "set"), "hub_config": "all", "hub_forget": "forget"}
+    linked = page("attribution", **query, **place, hub_written="{}", hub_answer="<b>")
+    assert not linked.multiselect  # nothing is read before it is asked for
+    linked = button(linked, "Read the rows")
+    assert linked.multiselect(key="hub_forget").value == ["forget"]
+    assert not next(b for b in linked.button if b.label == "Run the whole job").disabled
