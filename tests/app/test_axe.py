@@ -94,15 +94,18 @@ def test_while_a_job_runs(address: str, browser_page: Page, path: str) -> None:
     folder = Path(os.environ["MANSU_RUNS"])
     run = Run.open(shutil.copytree(EXAMPLES / TINY, folder / "mine"))
     ranked(folder, run)
-    with hold(run.path):
-        run.record(Step("base", 1, 2), 0.4)
-        opened(browser_page, address, path)
-        assert browser_page.get_by_role("button", name="Show").count() == 1  # in the bar
-        assert browser_page.get_by_role("button", name="Cancel").count() == ("mine" in path)
-        assert browser_page.get_by_text("edits were judged").count() == ("mine" not in path)
-        assert seen(browser_page, 1440, "dark") + seen(browser_page, 400, "light") == []
-    shutil.rmtree(run.path)
-    (folder / FILE).unlink()
+    try:
+        with hold(run.path):
+            run.record(Step("base", 1, 2), 0.4)
+            opened(browser_page, address, path)
+            shown = browser_page.get_by_role("button", name="Show", exact=True)
+            assert shown.count() == 1  # in the bar
+            assert browser_page.get_by_role("button", name="Cancel").count() == ("mine" in path)
+            assert browser_page.get_by_text("edits were judged").count() == ("mine" not in path)
+            assert seen(browser_page, 1440, "dark") + seen(browser_page, 400, "light") == []
+    finally:
+        shutil.rmtree(run.path)
+        (folder / FILE).unlink()
 
 
 def main(address: str) -> None:
