@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import streamlit as st
@@ -10,6 +11,9 @@ from app import state
 from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report.compare import Side
+
+SHOWN = 3
+"""Edits of a dead link that are named."""
 
 
 def several(run: Run) -> list[Side]:
@@ -20,8 +24,7 @@ def several(run: Run) -> list[Side]:
     owners = {run.name: run, **{r.name: r for r in listed()}}
     options = {f"{o.name}/{m}": (o, m) for o in owners.values() for m in o.edits()}
     key = f"edits of {run.name}"
-    if key not in st.session_state:
-        st.session_state[key] = _wanted(run, options)
+    st.session_state[key] = _wanted(run, key, options)
     chosen = st.multiselect(
         "Edits, the first of which the others are held against",
         list(options),
@@ -29,25 +32,34 @@ def several(run: Run) -> list[Side]:
         format_func=lambda name: _label(*options[name], run),
         placeholder="Choose edits",
     )
-    st.query_params["edits"] = st.session_state[f"kept {key}"] = chosen
+    st.query_params["edits"] = st.session_state["linked edits"] = chosen
+    st.session_state[f"kept {key}"] = chosen
     return [Side(_label(*options[name], run), *options[name]) for name in chosen]
 
 
-def _wanted(run: Run, options: dict[str, tuple[Run, str]]) -> list[str]:
-    """What was chosen before, else what the link says of this run, else its first two edits."""
-    own = [name for name, (owner, _) in options.items() if owner.name == run.name]
-    linked = st.query_params.get_all("edits")
-    if not any(name in own for name in linked):  # it is about another run
-        linked = []
-    for name in linked:
-        if name not in options:  # a dead link: no other edit's numbers may stand for it
-            st.warning(f"There is no edit “{state.plain(name)}” here.")
-    kept = st.session_state.get(f"kept edits of {run.name}", linked)
-    return [name for name in dict.fromkeys(kept) if name in options] or own[:2]
+def _wanted(run: Run, key: str, options: Collection[str]) -> list[str]:
+    """What a link asks for; without a new one what was chosen before, else the first two edits.
+
+    It is set each time, as ``state.choose`` does.
+    """
+    session, linked = st.session_state, [x for x in st.query_params.get_all("edits") if x]
+    wanted = session.get(key, session.get(f"kept {key}"))
+    if linked and linked != session.get("linked edits"):  # it is not what this page wrote
+        gone = [name for name in linked if name not in options]
+        if gone:  # a dead link: no other edit's numbers may stand for it
+            said = ", ".join(f"“{state.brief(name)}”" for name in gone[:SHOWN])
+            more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            st.warning(f"There is no edit {said}{more} here.", icon=":material/link_off:")
+        wanted = linked
+    if wanted is None:
+        wanted = [f"{run.name}/{name}" for name in run.edits()[:2]]
+    return [name for name in dict.fromkeys(wanted) if name in options]
 
 
 def _label(owner: Run, method: str, run: Run) -> str:
     name = names.title(owner, method)
     if owner.path == run.path:
         return name
-    return f"{name} ({owner.about['title']}, {Path(owner.subject).name}, {owner.name})"
+    task, subject = owner.about["title"], Path(owner.subject).name
+    other = [task] * (task != run.about["title"]) + [subject] * (owner.subject != run.subject)
+    return f"{name} ({', '.join([*other, owner.name])})"

@@ -70,32 +70,50 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns | None:
     """Which column is what; None until it is said what to forget."""
     names = list(rows[0])
     left, right = st.columns(2)
-    prompt = left.selectbox("Column with the question", names, _at(names, "question", "prompt"))
-    answer = right.selectbox("Column with the answer", names, _at(names, "answer", "target"))
+    prompt = left.selectbox(
+        "Column with the question", names, _at(names, "question", "prompt"), **_bound("prompt")
+    )
+    answer = right.selectbox(
+        "Column with the answer", names, _at(names, "answer", "target"), **_bound("answer")
+    )
     lists = [name for name in names if isinstance(rows[0][name], list)]
     choices = left.selectbox(
         "Column with the choices",
         [NONE, *lists],
         min(1, len(lists)),
         help="Where the answer is a number, it is the place of the right choice, from 0.",
+        **_bound("choices"),
     )
     written = right.text_input(
-        "How it is asked", "{} Answer:", help="{} stands for the question; the answer follows."
+        "How it is asked",
+        "{} Answer:",
+        help="{} stands for the question; the answer follows.",
+        **_bound("written"),
     )
     part = left.selectbox(
-        "Column that says what belongs together", names, _at(names, "subject", "category", "split")
+        "Column that says what belongs together",
+        names,
+        _at(names, "subject", "category", "split"),
+        **_bound("part"),
     )
     parts = list(dict.fromkeys(str(row.get(part)) for row in rows))
     if len(parts) > MOST_PARTS:
         st.info(f"{part} has {len(parts):,} values: choose a column with fewer.")
         return None
-    forget = right.multiselect("Forget the rows of", parts, help="The other rows are kept.")
+    forget = right.multiselect(
+        "Forget the rows of", parts, help="The other rows are kept.", **_bound("forget")
+    )
     if not forget or len(forget) == len(parts):
         st.info("Choose what is to be forgotten, and leave something that is to be kept.")
         return None
     return Columns(
         prompt, answer, part, tuple(forget), None if choices == NONE else choices, written
     )
+
+
+def _bound(name: str) -> dict[str, Any]:
+    """What keeps a choice in the URL."""
+    return {"key": f"hub_{name}", "bind": "query-params"}
 
 
 def _at(names: Sequence[str], *wanted: str) -> int:

@@ -28,6 +28,9 @@ from mansu.progress import Step
 from mansu.show.numbers import duration, percent
 from mansu.show.sentences import sentence
 
+MOMENT = 5.0
+"""Seconds between two moments at which the time left is estimated."""
+
 
 def start(arguments: Sequence[str], run: Path) -> None:
     """Start ``mansu …`` in the background, working on the run folder ``run`` when its turn comes.
@@ -161,8 +164,11 @@ def turns() -> str:
 
 
 def time_left(run: Run) -> str:
-    """How long the job at work still takes, in words."""
-    found = left(run)
+    """How long the job at work still takes, in words: the same on every page of every session.
+
+    Pages ask at their own moments; the estimate is made at the server's.
+    """
+    found = left(run, time.time() // MOMENT * MOMENT)
     if found is None:
         return "the time left is being measured"
     return f"about {duration(found)} left" if found >= 2 else "nearly done"

@@ -44,7 +44,8 @@ def form(chosen: Run | None) -> None:
     with left:
         subject = _subject()
     with right:
-        task, own = _task(subject, chosen)
+        name = _task_name(subject, chosen)
+    task, own = _task(subject, chosen, name)
     ready = subjects.prepared(subject) and task is not None and bool(subject)
     if task is not None and ready:
         if own:
@@ -120,20 +121,24 @@ def _subject() -> str:
     ).strip()
 
 
-def _task(subject: str, chosen: Run | None) -> tuple[Task | None, bool]:
-    """The task, None while there is none or a bad one (which is said), and whether it is a user's.
-
-    Nobody measured what the model knows of a user's own.
-    """
+def _task_name(subject: str, chosen: Run | None) -> str:
     names, default = subjects.offered(subject)
     copied = [] if chosen is None else [links.SAME_TASK]
-    name = state.choose(
+    return state.choose(
         "Task",
         [*names, *copied, links.OWN_TASK],
         "task",
         default=default,
         help="What to forget, what to keep.",
     )
+
+
+def _task(subject: str, chosen: Run | None, name: str) -> tuple[Task | None, bool]:
+    """The task, None while there is none or a bad one (which is said), and whether it is a user's.
+
+    Nobody measured what the model knows of a user's own.
+    """
+    names, default = subjects.offered(subject)
     if name in names:
         return tasks.load(name), False
     with state.show_errors():
@@ -155,14 +160,16 @@ def _own(example: str) -> Task | None:
     Args:
         example: the shipped task that the sample file is made of.
     """
-    file = st.file_uploader("Task file (JSONL or CSV)", type=["jsonl", "csv"], help=FORMAT)
-    pasted = st.text_area(
+    left, right = st.columns(2)
+    file = left.file_uploader("Task file (JSONL or CSV)", type=["jsonl", "csv"], help=FORMAT)
+    with left:
+        _samples(example)
+    pasted = right.text_area(
         "Or paste its lines (JSONL)",
         key="pasted",
-        height=110,
+        height=120,
         placeholder='{"prompt": "The sky is", "answer": " blue", "split": "forget"}',
     )
-    _samples(example)
     about: dict[str, Any] = {}
     if file is None and not pasted.strip():
         title = "Or rows of a data set on the hub"
@@ -170,7 +177,7 @@ def _own(example: str) -> Task | None:
         with st.expander(title, icon=":material/dataset:"), state.show_errors():
             read = hub_rows.rows()
         if read is None:
-            st.caption("Waiting for a file or lines. The format is in the tooltip of the file.")
+            st.info("Waiting for a file, lines or rows. A sample file shows how they are written.")
             return None
         text, path, about = read.text, Path(f"{read.name}.jsonl"), {"provenance": read.source}
     else:
@@ -301,19 +308,12 @@ def _numbers(columns: list[Any]) -> dict[str, Any]:
         ("steps", "Steps K", 1, 64, 1),
         ("tau", "Faithfulness τ", 0.05, 1.0, 0.05),
     )
-    return {
-        name: column.number_input(
-            label,
-            low,
-            high,
-            KNOWN[name].default,
-            step,
-            key=name,
-            bind="query-params",
-            help=KNOWN[name].help,
-        )
-        for column, (name, label, low, high, step) in zip(columns, asked, strict=True)
-    }
+    found = {}
+    for column, (name, label, low, high, step) in zip(columns, asked, strict=True):
+        with column:
+            about = KNOWN[name]
+            found[name] = state.number(label, about, name, (low, high), step=step, help=about.help)
+    return found
 
 
 def _create(subject: str, task: Task, settings: Settings, asked: list[str]) -> Run:

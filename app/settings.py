@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import words
+from app import state, words
 from mansu import methods
 from mansu.settings import Setting
 
@@ -33,18 +33,19 @@ def _widget(place: Any, method: str, setting: Setting) -> Any:
     default, label = setting.default, words.SETTINGS[setting.name]
     about = f"{setting.help} On the command line: `{setting.name}`."
     about += f" Source: {setting.source}." if setting.source else ""
-    more: dict[str, Any] = {"key": f"{method} {setting.name}", "help": about}
+    key = f"{method} {setting.name}"
+    bound: dict[str, Any] = {"key": key, "bind": "query-params", "help": about}
     if setting.kind is bool and setting.optional:
         said = {None: "automatic", True: "on", False: "off"}
-        return place.selectbox(label, list(said), format_func=said.__getitem__, **more)
+        return place.selectbox(label, list(said), format_func=said.__getitem__, **bound)
     if setting.kind is bool:
-        return place.toggle(label, default, **more)
-    low, high = (None if end is None else setting.kind(end) for end in (setting.low, setting.high))
-    more |= {"min_value": low, "max_value": high}
+        return place.toggle(label, default, **bound)
+    more: dict[str, Any] = {"help": about, "placeholder": "automatic"}
     if setting.kind is float:
         small = default is not None and default < 1e-3
         more |= {"format": "%.1e" if small else "%g", "step": _step(default)}
-    return place.number_input(label, value=default, placeholder="automatic", **more)
+    with place:
+        return state.number(label, setting, key, (setting.low, setting.high), **more)
 
 
 def _step(default: float | None) -> float:

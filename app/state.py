@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,11 @@ from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.job import library, names
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
+from mansu.settings import Setting, typed_in
 from mansu.subjects.edit import Edit
+
+TO_TRASH = "It goes into the trash, and can be restored from there."
+DELETED = "It was deleted, and lies in the trash."
 
 
 @contextmanager
@@ -184,13 +188,47 @@ def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **
         more: other arguments of ``st.selectbox`` (``help``, ``format_func``, …).
     """
     _recall(options, key, options[default])
+    _say_unknown(label, options, key, **more)
     return _keep(key, st.selectbox(label, options, key=key, **more))
 
 
 def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
     """Like ``choose`` for two or three options, side by side."""
     _recall(options, key, options[default])
+    _say_unknown(label, options, key, **more)
     return _keep(key, st.segmented_control(label, options, key=key, required=True, **more))
+
+
+def number(
+    label: str, about: Setting, key: str, ends: tuple[float | None, float | None], **more: Any
+) -> Any:
+    """A field for a setting that is a number; as ``choose``, but a default is not in the URL.
+
+    Streamlit's own binding of a field to the URL fails of a number that has no end.
+
+    Args:
+        ends: least and greatest value that is offered.
+    """
+    session, linked = st.session_state, st.query_params.get(key)
+    kept = session.get(f"kept {key}", about.default)
+    low, high = (None if end is None else about.kind(end) for end in ends)
+    session.setdefault(key, kept)
+    if linked and linked != _written(kept):  # a link or Back: the URL is not what we wrote
+        try:
+            value = about.check(typed_in(linked), "the link")
+            session[key] = value if low is None else max(low, value)
+            session[key] = value if high is None else min(high, session[key])
+        except BadInputError as error:
+            st.warning(plain(f"{error} This is {_written(kept)}."), icon=":material/link_off:")
+    value = "min" if low is not None and not about.optional else about.default
+    value = st.number_input(label, low, high, value, key=key, **more)
+    session[f"kept {key}"] = value
+    link({key: "" if value == about.default else _written(value)})
+    return value
+
+
+def _written(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def chosen(options: Sequence[str], key: str, default: int = 0) -> str:
@@ -214,6 +252,29 @@ def _recall(options: Sequence[str], key: str, default: str | None) -> None:
         kept,
     )
     state[key] = next((value for value in wanted if value in options), default)
+
+
+def _say_unknown(
+    label: str,
+    options: Sequence[str],
+    key: str,
+    *,
+    format_func: Callable[[str], Any] = str,
+    **_: Any,
+) -> None:
+    """Say that a link asks for what is not here: what is shown instead is not meant."""
+    linked = st.query_params.get(key)
+    if linked and linked not in (st.session_state.get(f"kept {key}"), *options):
+        shown = plain(str(format_func(st.session_state[key])))
+        st.warning(
+            f"The link asks for “{brief(linked)}” ({label}), which is not here: this is “{shown}”.",
+            icon=":material/link_off:",
+        )
+
+
+def brief(text: str) -> str:
+    """What a link says, to be shown: not all of it where it is long."""
+    return plain(text if len(text) <= 60 else f"{text[:60]} …")
 
 
 def _keep(key: str, value: Any) -> Any:
@@ -283,15 +344,15 @@ def sidebar() -> Run | None:
             st.caption("No run yet. Start one on the Attribution page.")
         if name is not None:
             _about(runs[_keep("run", name)])
-        _others()
+        _others(None if name is None else runs[name])
     if name is not None:
         return runs[name]
     if gone:
         where = " Choose one in the sidebar." if runs else ""
-        st.warning(f"There is no run “{plain(gone)}” here.{where}", icon=":material/link_off:")
+        st.warning(f"There is no run “{brief(gone)}” here.{where}", icon=":material/link_off:")
         if key := next((k for k, had in library.trashed().items() if had == gone), None):
-            st.markdown("It was deleted, and lies in the trash.")
-            _restore(key, "Restore it")
+            st.markdown(DELETED)
+            _restore("Restore it", key)
         if runs:
             st.stop()
     return None
@@ -373,25 +434,45 @@ def _about(run: Run) -> None:
             icon=":material/delete:",
             disabled=how_far in ("at work", "waiting"),
             width="stretch",
-            help="It goes into the trash, and can be restored from there.",
+            help=TO_TRASH,
         ):
             library.trash(run)
             st.rerun()
 
 
-def _others() -> None:
-    """The runs that are not offered: deleted, or not readable."""
-    if deleted := library.trashed():
-        with st.expander(f"Deleted runs ({len(deleted)})", icon=":material/delete:"):
-            for key, had in deleted.items():
-                _restore(key, f"Restore {had}")
+def say_deleted(run: Run) -> None:
+    """Say that the edit that was chosen last was deleted, and offer it; nothing if it was not."""
+    asked = st.query_params.get("edit", st.session_state.get("kept edit"))
+    deleted = {had: key for key, had in reversed(library.trashed_edits(run).items())}
+    if asked in deleted and asked not in run.edits():
+        st.warning(f"There is no edit “{plain(asked)}” here. {DELETED}", icon=":material/delete:")
+        _restore("Restore it", deleted[asked], run)
+
+
+def _others(run: Run | None) -> None:
+    """What is not offered: what was deleted, and what is not readable."""
+    edits = {} if run is None else library.trashed_edits(run)
+    for what, deleted, of in (("runs", library.trashed(), None), ("edits", edits, run)):
+        if deleted:
+            with st.expander(f"Deleted {what} ({len(deleted)})", icon=":material/delete:"):
+                for key, had in deleted.items():
+                    _restore(f"Restore {had}", key, of)
     if refused := unreadable():
         with st.expander(f"Folders of runs that cannot be read ({len(refused)})"):
             st.markdown("\n".join(f"- {plain(sentence)}" for sentence in refused))
 
 
-def _restore(name: str, label: str) -> None:
-    with show_errors():
-        if st.button(label, key=f"{label} {name}", icon=":material/restore_from_trash:"):
-            select("run", library.restore(name).name)
-            st.rerun()
+def _restore(label: str, key: str, run: Run | None = None) -> None:
+    """A button that takes a run, or an edit of a run, out of the trash and chooses it."""
+
+    def back() -> None:
+        with show_errors():
+            if run is None:
+                select("run", library.restore(key).name)
+                return
+            name = library.restore_edit(run, key)
+            select("edit", name)
+            select("method", run.method_of(name))
+
+    icon, of = ":material/restore_from_trash:", "" if run is None else run.name
+    st.button(label, key=f"{label} {of} {key}", icon=icon, on_click=back)

@@ -7,6 +7,7 @@ from math import isclose
 
 import streamlit as st
 
+from app import state
 from mansu.errors import BadInputError
 from mansu.evidence.verdict import LIMITS, Thresholds
 from mansu.job.judging import originals
@@ -96,5 +97,5 @@ def _asked(about: Setting, original: float) -> float:
     try:
         return about.check(typed_in(linked), "the link")
     except BadInputError as error:
-        st.warning(f"{error} The original is used.")
+        st.warning(state.plain(f"{error} The original is used."), icon=":material/link_off:")
         return original

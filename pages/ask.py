@@ -20,7 +20,8 @@ from mansu.tasks.facts import Fact
 
 CIRCUIT = Path(__file__).with_name("circuit.py")
 OWN, NO_EDIT, EVERY = "own", "no second edit", "every"  # with a space: no edit is called so
-OWN_WORDS, BASE_WORDS = "own", "unedited"
+OWN_WORDS = "own"
+WORDS = {OWN_WORDS: "Each model's own", "unedited": "The unedited model's"}
 
 
 def chosen_edits(run: Run) -> list[str]:
@@ -48,7 +49,7 @@ def chosen_prompt(run: Run) -> tuple[str, str, Fact | None]:
         "Ask about",
         [*splits, OWN],
         "ask",
-        format_func=lambda split: TITLES.get(split, "Your own words"),
+        format_func={**TITLES, OWN: "Your own words"}.__getitem__,
         help=words.help("splits"),
     )
     if kind == OWN:
@@ -67,9 +68,9 @@ def answer(run: Run, methods: list[str]) -> None:
     with left:
         text = state.switch(
             "Words shown",
-            [OWN_WORDS, BASE_WORDS],
+            list(WORDS),
             "words",
-            format_func={OWN_WORDS: "Each model's own", BASE_WORDS: "The unedited model's"}.get,
+            format_func=WORDS.__getitem__,
             help=words.help("difference"),
         )
     tokens = right_side.slider(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app import charts, jobs, live, settings, state, words
-from mansu.job import names
+from mansu.job import library, names
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
@@ -48,6 +48,7 @@ def new(run: Run, method: str) -> None:
         name = st.text_input(
             "Name of the edit",
             key=f"name {method}",
+            bind="query-params",
             placeholder=said,
             help="What it is called on every page and in files. Left empty: by the method, and by "
             "the settings that you changed where the run has another edit by it.",
@@ -75,10 +76,10 @@ def manage(run: Run, name: str) -> None:
                 names.rename(run, name, other)
                 state.select("edit", other)
                 st.rerun()
-        sure = st.checkbox("Throw away the edit and all that was measured on it", key="sure")
-        if st.button("Delete", icon=":material/delete:", disabled=not sure, width="stretch"):
+        said = f"With all that was measured on it. {state.TO_TRASH}"
+        if st.button("Delete", icon=":material/delete:", width="stretch", help=said):
             with state.show_errors():
-                names.delete(run, name)
+                library.trash_edit(run, name)
                 st.rerun()
 
 
@@ -137,6 +138,7 @@ if jobs.panel(run):
     watch(run)
     st.stop()
 
+state.say_deleted(run)
 there = names.by(run, method)
 name = NEW
 if there:

@@ -61,7 +61,8 @@ class View:
 
         def number(name: str, default: int | None, low: int, high: int) -> int | None:
             text = query.get(name, "")
-            return min(max(int(text), low), high) if text.isascii() and text.isdigit() else default
+            digits = text[:9] if text.isascii() and text.isdigit() else ""  # Python reads no 5,000
+            return min(max(int(digits), low), high) if digits else default
 
         def one(name: str, *options: str) -> str:
             found = query.get(name, "")

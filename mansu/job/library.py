@@ -1,4 +1,5 @@
-"""The folder of runs as a shelf: what a user calls a run, and the trash, from which it comes back.
+"""The folder of runs as a shelf: what a user calls a run, and the trash, from which runs and edits
+come back.
 
 A name is a file of its own in the run folder, ``label.json``: the manifest says what was asked and
 measured, and is never written again. Folder names stay, so that links and jobs hold::
@@ -6,6 +7,9 @@ measured, and is never written again. Folder names stay, so that links and jobs 
     describe(run, Label("With a smaller rate", "The third try."))
     trash(run)
     restore(next(iter(trashed())))
+
+A run has a trash of its own for its edits, which goes where the run goes. An edit comes back as it
+was, with all that was measured on it, and each of these still says by its digest what it is of.
 """
 
 from __future__ import annotations
@@ -17,9 +21,12 @@ from pathlib import Path
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, reading, typed, write_json
 from mansu.job import lock
+from mansu.job.names import refuse_taken
 from mansu.job.runs import Run, folder
 
 LONGEST_TITLE, LONGEST_NOTES = 80, 4000
+BIN = ".trash"
+"""A folder of a folder: neither the list of runs nor that of edits looks so deep."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +90,14 @@ def trash(run: Run) -> None:
     """
     if run.path.resolve().parent != folder().resolve():
         raise BadInputError(f"The run {run.name} is not in {folder()}: delete it where it lies.")
-    _bin().mkdir(parents=True, exist_ok=True)
-    number = next(n for n in count(1) if not (_bin() / f"{run.name}~{n}").exists())
     with lock.hold(run.path):
-        run.path.replace(_bin() / f"{run.name}~{number}")  # there may be older ones of that name
+        _throw(run.path, folder())
 
 
 def trashed() -> dict[str, str]:
     """The names that the runs in the trash had, by those that they have there; the last one thrown
     away comes first."""
-    found = [p.parent for p in _bin().glob("*~*/manifest.json")]
-    found.sort(key=lambda p: p.stat().st_ctime_ns, reverse=True)
-    return {p.name: p.name.rpartition("~")[0] for p in found}
+    return _thrown(folder(), "manifest.json")
 
 
 def restore(name: str) -> Run:
@@ -114,10 +117,57 @@ def restore(name: str) -> Run:
         raise BadInputError(
             f"There is another run {place.name} by now: rename that folder, then restore this one."
         )
-    (_bin() / name).replace(place)
+    (folder() / BIN / name).replace(place)
     return Run.open(place)
 
 
-def _bin() -> Path:
-    """A folder that ``listed`` does not look into: a run is one level down, these are two."""
-    return folder() / ".trash"
+def trash_edit(run: Run, name: str) -> None:
+    """Move an edit into the run's trash, with all that was measured on it.
+
+    Raises:
+        BadInputError: the run is an example. TakenError: a job is at work on the run.
+        NotMeasuredError: there is no such edit.
+    """
+    run.refuse_example()
+    run.require("edit", name)
+    with lock.hold(run.path):
+        _throw(run.file("edit", name).parent, run.path)
+
+
+def trashed_edits(run: Run) -> dict[str, str]:
+    """The names that the edits in a run's trash had, as ``trashed`` has those of runs."""
+    return _thrown(run.path, run.file("edit", "x").name)
+
+
+def restore_edit(run: Run, name: str) -> str:
+    """Take an edit out of a run's trash, under the name that it had, which is returned.
+
+    Args:
+        name: a key of ``trashed_edits``.
+
+    Raises:
+        BadInputError: it is not there. TakenError: another edit has its name by now, or a job is at
+            work on the run.
+    """
+    had = trashed_edits(run).get(name)
+    if not had:
+        raise BadInputError(f"There is no edit {name!r:.80} in the trash: it may be back already.")
+    with lock.hold(run.path):
+        refuse_taken(run, had)
+        place = run.file("edit", had).parent
+        place.parent.mkdir(exist_ok=True)
+        (run.path / BIN / name).replace(place)
+    return had
+
+
+def _throw(thing: Path, home: Path) -> None:
+    """Move a folder into the trash of ``home``, where there may be older ones of its name."""
+    (home / BIN).mkdir(parents=True, exist_ok=True)
+    number = next(n for n in count(1) if not (home / BIN / f"{thing.name}~{n}").exists())
+    thing.replace(home / BIN / f"{thing.name}~{number}")
+
+
+def _thrown(home: Path, file: str) -> dict[str, str]:
+    found = [p.parent for p in (home / BIN).glob(f"*~*/{file}")]
+    found.sort(key=lambda p: p.stat().st_ctime_ns, reverse=True)
+    return {p.name: p.name.rpartition("~")[0] for p in found}

@@ -141,25 +141,23 @@ def rename(run: Run, old: str, new: str) -> None:
     if new == old:
         return
     with lock.hold(run.path):
-        place = run.file("edit", new).parent
-        # Names that differ in case alone are one file where a bundle may be unpacked.
-        twins = [n for n in run.edits() if n != old and n.casefold() == new.casefold()]
-        if place.exists() or twins:
-            raise TakenError(
-                f"The run {run.name} has another edit {', '.join(twins) or new} already: give "
-                "another name."
-            )
-        run.file("edit", old).parent.replace(place)
+        refuse_taken(run, new, but=old)
+        run.file("edit", old).parent.replace(run.file("edit", new).parent)
 
 
-def delete(run: Run, name: str) -> None:
-    """Delete an edit and all that was measured on it.
+def refuse_taken(run: Run, name: str, but: str = "") -> None:
+    """Refuse the name of another edit that is there.
+
+    Args:
+        but: the edit that is to get the name.
 
     Raises:
-        BadInputError: the run is an example. TakenError: a job is at work on the run.
-        NotMeasuredError: there is no such edit.
+        TakenError: it is one.
     """
-    run.refuse_example()
-    run.require("edit", name)
-    with lock.hold(run.path):
-        run.discard(name)
+    # Names that differ in case alone are one file where a bundle may be unpacked.
+    twins = [n for n in run.edits() if n != but and n.casefold() == name.casefold()]
+    if twins or run.file("edit", name).parent.exists():
+        raise TakenError(
+            f"The run {run.name} has another edit {', '.join(twins) or name} already: give another "
+            "name."
+        )

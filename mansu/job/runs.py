@@ -9,6 +9,7 @@ events.jsonl    every step that the run's jobs reported
 job.log         what the app's last job printed
 timings.json    seconds by stage
 exports/        what the app exported
+.trash/         edits that were deleted, to be restored (``library``)
 
 job.lock        held by the job at work (``lock``); cancel: it was asked to stop
 

@@ -62,14 +62,14 @@ class Chapter:
 
 
 def chapters(run: Run) -> list[Chapter]:
-    """A chapter for each judged edit, MANSU last.
+    """A chapter for each judged edit, in the order that the run has them.
 
     Raises:
         MansuError: something of the run was not measured, or is damaged.
     """
     task, base = run.task(), run.base(nf4=False)
     found = []
-    for method in reversed(run.judged()):
+    for method in run.judged():
         full, nf4 = run.measurement(method, nf4=False), run.measurement(method, nf4=True)
         survival = run.survival(method).quantized
         facts = [a for a in answered(task, base, full, nf4) if a.fact.split == "forget"]

@@ -18,12 +18,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
-sys.path.append(str(Path(__file__).parent))  # run as a script
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # run as a script
+from made import ranked
 from test_browser import ARGUMENTS, CHROMIUM, ROOT, address, browser_page
 
 from mansu.job.lock import hold
 from mansu.job.runs import EXAMPLES, Run
 from mansu.progress import Step
+from mansu.sweep.store import FILE
 
 __all__ = ["address", "browser_page"]  # fixtures
 
@@ -87,14 +89,23 @@ def test_at_a_middle_width_unfolded(address: str, browser_page: Page, path: str)
     assert seen(browser_page, 800, "dark") == []
 
 
-def test_while_a_job_runs(address: str, browser_page: Page) -> None:
-    run = Run.open(shutil.copytree(EXAMPLES / TINY, Path(os.environ["MANSU_RUNS"]) / "mine"))
-    with hold(run.path):
-        run.record(Step("base", 1, 2), 0.4)
-        opened(browser_page, address, "unlearn?run=mine")
-        assert browser_page.get_by_role("button", name="Cancel").count() == 1
-        assert seen(browser_page, 1440, "dark") + seen(browser_page, 400, "light") == []
-    shutil.rmtree(run.path)
+@pytest.mark.parametrize("path", ["unlearn?run=mine", "leaderboard"])
+def test_while_a_job_runs(address: str, browser_page: Page, path: str) -> None:
+    folder = Path(os.environ["MANSU_RUNS"])
+    run = Run.open(shutil.copytree(EXAMPLES / TINY, folder / "mine"))
+    ranked(folder, run)
+    try:
+        with hold(run.path):
+            run.record(Step("base", 1, 2), 0.4)
+            opened(browser_page, address, path)
+            shown = browser_page.get_by_role("button", name="Show", exact=True)
+            assert shown.count() == 1  # in the bar
+            assert browser_page.get_by_role("button", name="Cancel").count() == ("mine" in path)
+            assert browser_page.get_by_text("edits were judged").count() == ("mine" not in path)
+            assert seen(browser_page, 1440, "dark") + seen(browser_page, 400, "light") == []
+    finally:
+        shutil.rmtree(run.path)
+        (folder / FILE).unlink()
 
 
 def main(address: str) -> None:

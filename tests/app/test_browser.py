@@ -17,6 +17,8 @@ from experiments.benchmarks.pages import served
 from mansu.job import runs
 from mansu.job.lock import holder
 from mansu.job.runs import Run
+from mansu.report import changes
+from mansu.report.dossier import dossier
 from mansu.subjects import Subject
 from mansu.tasks import Task
 
@@ -215,3 +217,31 @@ def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Pag
     bar.get_by_role("button", name="End the tour").click()
     expect(bar).to_have_count(0)
     page.wait_for_url(re.compile(r"^((?!tour=).)*$"))
+
+
+def test_review_draws_what_is_left_of_the_circuit_in_the_theme(
+    address: str, browser_page: Page
+) -> None:
+    page = browser_page
+    run = Run.open(shutil.copytree(runs.EXAMPLES / "tiny-colours", runs.folder() / "pictured"))
+    found = dossier(run, "mansu").circuit
+    assert found is not None
+    page.goto(f"{address}/review?run=pictured&edit=mansu")
+    picture = page.get_by_role("img", name="The circuit's edges and what became of them")
+    drawn = {(edge.nodes[0], target) for edge in found.edges for target in edge.nodes[1:]}
+    expect(picture.locator("path:has(title)")).to_have_count(len(drawn))
+    box = picture.bounding_box()
+    assert box is not None and box["width"] > 300 and box["height"] > 100
+    text = picture.locator("text").first
+    beside = page.get_by_test_id("stMain").get_by_text(changes.sentence(found)[:30]).first
+    colours = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        expect(text).to_have_css("fill", beside.evaluate("e => getComputedStyle(e).color"))
+        colours.append(text.evaluate("e => getComputedStyle(e).fill"))
+    assert colours[0] != colours[1]
+    # The same in words: the sentence, and the edges as a table.
+    page.get_by_text("The strongest edges of each kind").click()
+    first = changes.edges_table(found).rows[0]
+    expect(page.get_by_role("row").filter(has_text=str(first[1])).first).to_be_visible()
+    page.emulate_media(color_scheme="light")

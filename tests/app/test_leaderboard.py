@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from made import ranked
 from streamlit.testing.v1 import AppTest
 
 from app import charts, leaderboard_view
@@ -21,12 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with one of the two runs whose edits are in its store, and one that failed."""
     folder = tmp_path_factory.mktemp("runs")
     for example in sorted(EXAMPLES.iterdir()):
-        run = Run.open(example)
-        for method in run.judged():
-            about = {"run": run.name, "subject": run.subject, "task": run.about["name"]}
-            about |= {"unit": f"{run.name}-{method}", "method": method, "given": {}, "seed": 0}
-            done = {"state": "done", "verdict": run.verdict(method), "seconds": 2.0}
-            Store(folder / FILE).put({**about, **done})
+        ranked(folder, Run.open(example))
     failed = {"unit": "x", "subject": "tiny", "task": "mine", "method": "npo", "given": {}}
     Store(folder / FILE).put({**failed, "seed": 0, "state": "failed", "error": "No *such* thing."})
     shutil.copytree(EXAMPLES / "tiny-colours", folder / "tiny-colours")

@@ -404,6 +404,14 @@ def test_every_page_knows_several_edits_of_one_method_by_their_names(runs: Path)
         button.click().run()
         assert app.query_params["edit"] == "second" and not app.exception
         assert "second" in run.edits() and "graddiff-steps-9" not in run.edits()
+        digest = run.digest("second")
+        next(b for b in app.main.button if b.label == "Delete").click().run()
+        assert "second" not in run.edits() and not app.exception
+        assert "no edit “second”" in app.warning[0].value and "trash" in app.warning[0].value
+        assert "Deleted edits (1)" in [e.label for e in app.sidebar.expander]
+        next(b for b in app.main.button if b.label == "Restore it").click().run()
+        assert not app.warning and not app.exception and run.digest("second") == digest
+        assert app.query_params["edit"] == "second"  # and it is the one that is shown
         for page, key in (("nf4", "edit"), ("review", "edit"), ("ask", "ask_a")):
             found = opened(page, run="finished", **{key: "second"})
             assert found.selectbox(key=key).value == "second" and not found.exception

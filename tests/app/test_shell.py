@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,34 @@ def test_a_job_on_another_run_is_shown_with_the_time_left_and_a_way_to_it(
         assert button(at, "Show").sidebar.selectbox[0].value == "new"
 
 
+def test_the_time_left_is_one_number_wherever_it_is_read(
+    two: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pages() -> None:
+        from app import bar, jobs, state
+
+        bar.draw()
+        jobs.panel(state.begin("Page", "Which?"))
+
+    run, begun = two[0], time.time() // jobs.MOMENT * jobs.MOMENT - 100
+    monkeypatch.setattr(time, "time", lambda: begun)
+    with hold(run.path):
+        run.set_status("running", begins=True)
+        monkeypatch.setattr(time, "time", lambda: begun + 1)
+        run.record(Step("base", 0, 1), 0.0)
+        monkeypatch.setattr(time, "time", lambda: begun + 101)
+        run.set_status("running", 0.685)
+        said = []
+        for later in (101.0, 104.9):  # a bar and a panel are drawn at their own moments
+            monkeypatch.setattr(time, "time", lambda later=later: begun + later)
+            at = AppTest.from_function(pages, default_timeout=60)
+            at.query_params["run"] = run.name
+            at.run()
+            said += [p.proto.text for p in at.get("progress")] + [c.value for c in at.main.caption]
+        found = [text[text.index("about") :].split(" left")[0] for text in said if "about" in text]
+        assert found == ["about 50 s"] * 4
+
+
 def test_every_bad_line_of_an_upload_is_named_at_once(two: tuple[Run, Run]) -> None:
     query = {"view": links.NEW, "subject": TINY, "task": links.OWN_TASK}
     at = page("attribution", **query)
@@ -242,8 +271,13 @@ def test_rows_of_a_data_set_become_a_task(two: tuple[Run, Run], tmp_path: Path) 
     assert not at.error and "Choose what is to be forgotten" in said(at)
     (written,) = [x for x in at.text_input if x.label == "How it is asked"]
     written.set_value("{}")
-    (forget,) = [m for m in at.multiselect if m.label == "Forget the rows of"]
-    forget.set_value(["forget"]).run()
+    at.multiselect(key="hub_forget").set_value(["forget"]).run()
     assert not at.exception and not at.error
     assert not next(b for b in at.button if b.label == "Run the whole job").disabled
     assert "100.0\u00a0%" in at.main.table[0].value.to_string()
+    place = {"hub": str(tmp_path / "set"), "hub_config": "all", "hub_forget": "forget"}
+    linked = page("attribution", **query, **place, hub_written="{}", hub_answer="<b>")
+    assert not linked.multiselect  # nothing is read before it is asked for
+    linked = button(linked, "Read the rows")
+    assert linked.multiselect(key="hub_forget").value == ["forget"]
+    assert not next(b for b in linked.button if b.label == "Run the whole job").disabled

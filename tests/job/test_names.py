@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mansu import tasks
+from mansu import exports, tasks
 from mansu.errors import BadInputError, MismatchError, NotMeasuredError, TakenError
-from mansu.job import lock, names
+from mansu.job import library, lock, names
 from mansu.job.runs import Run
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -122,9 +123,36 @@ def test_nothing_is_renamed_or_deleted_under_a_job(run: Run) -> None:
         with pytest.raises(TakenError):
             names.rename(run, "mansu", "first")
         with pytest.raises(TakenError):
-            names.delete(run, "mansu")
-    names.delete(run, "mansu")
+            library.trash_edit(run, "mansu")
+    library.trash_edit(run, "mansu")
     assert run.edits() == ("mansu-rate-0.06",)
+    with lock.hold(run.path), pytest.raises(TakenError):
+        library.restore_edit(run, "mansu~1")
+
+
+def test_a_deleted_edit_comes_back_with_what_was_measured_on_it(
+    run: Run, tiny: Subject, tmp_path: Path
+) -> None:
+    run.save({"edit_scores": {"models": {}}}, "mansu", "wmdp")
+    digest, kept = run.digest("mansu"), list(run.kept())
+    library.trash_edit(run, "mansu")
+    assert not [each for each in run.kept() if each[1] == "mansu"]
+    exports.pack(run, tmp_path / "x.zip")  # what was deleted is not given to others
+    assert not [n for n in zipfile.ZipFile(tmp_path / "x.zip").namelist() if "mansu/" in n]
+    add(run, tiny, "Mansu-2", "mansu", {"rate": 0.5})
+    (key,) = library.trashed_edits(run)
+    add(run, tiny, "mansu", "mansu", {"rate": 0.5})
+    with pytest.raises(TakenError, match="another edit mansu"):  # none is written over
+        library.restore_edit(run, key)
+    library.trash_edit(run, "mansu")
+    _last, first = library.trashed_edits(run)
+    assert first == key and library.restore_edit(run, key) == "mansu"
+    library.trash_edit(run, "Mansu-2")
+    assert run.digest("mansu") == digest and list(run.kept()) == kept
+    assert run.read("edit_scores", "mansu", "wmdp") == {"models": {}}
+    for gone in (key, "../edits/mansu-rate-0.06", "", "mansu"):
+        with pytest.raises(BadInputError, match="in the trash"):
+            library.restore_edit(run, gone)
 
 
 def test_a_name_means_one_method_and_one_set_of_settings(run: Run) -> None:
