@@ -354,7 +354,7 @@ def profiled(args: argparse.Namespace) -> None:
     """A step of MANSU by operation."""
     bench = Bench.load()
     work = _Work(bench.problem, MANSU.configure({}).chosen(bench.problem))
-    with scratch(bench.subject, work.movable.places, trainable=False):
+    with work.put_back_after():
         work.step(1)
         with profile(activities=[ProfilerActivity.CPU]) as found:
             work.step(2)
@@ -396,7 +396,7 @@ def peak(args: argparse.Namespace) -> None:
         work = _Work(bench.problem, settings)
         name = f"a step of MANSU{' in bfloat16' * in_bfloat16}"
         dtype = torch.bfloat16 if in_bfloat16 else torch.float32
-        with scratch(bench.subject, work.movable.places, trainable=False):
+        with work.put_back_after():
             rate(name, lambda work=work: work.step(1), most[dtype])
 
 

@@ -9,6 +9,7 @@ from mansu.errors import MansuError
 from mansu.files import sweep
 from mansu.interrupts import Cancelled
 from mansu.job.lock import Lock, hold
+from mansu.job.machine import threads_of
 from mansu.job.pipeline import Plan
 from mansu.job.runs import Run, State
 from mansu.progress import Step
@@ -31,13 +32,13 @@ class Work:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the one at work on the run; its status is true whatever happens in the block.
+        """Be the one at work on the run, as ``threads_of`` it; its status is true whatever happens.
 
         Raises:
             TakenError: another job is at work on it. BadInputError: it is an example.
         """
         self.run.refuse_example()
-        with hold(self.run.path) as self.lock:
+        with threads_of(self.run.manifest), hold(self.run.path) as self.lock:
             try:
                 self.run.set_status("running", 0.0, begins=True)
                 sweep(self.run.path)
