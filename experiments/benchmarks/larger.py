@@ -304,10 +304,10 @@ every weight.
 CAPPED = """## Checked: a model that its memory does not hold
 
 A random model of {weights:,.0f} MiB in float32, from a checkpoint in bfloat16; attribution, two
-steps of MANSU, and its answers in NF4, on the processor. The process may have {cap:,.0f} MiB of private
-memory beside the mapped weights ({room:.1f} of their size): in memory the work fails there, on the
-disk it does not, and finds the same bytes as in memory without the cap
-(`python -m experiments.benchmarks.capped`).
+steps of MANSU, and its answers in NF4, on the processor. The process may have {cap:,.0f} MiB of
+private memory beside the mapped weights ({room:.1f} of their size): in memory the work fails
+there, on the disk it does not, and finds the same bytes as in memory without the cap (`python
+-m experiments.benchmarks.capped`).
 
 | where the weights in float32 and in NF4 lie | private memory, MiB | CPU s |
 | --- | ---: | ---: |
@@ -331,11 +331,11 @@ gradients would have to be brought there.
 ## What the code can do today
 
 - On the processor nothing as large as the weights need fit into memory. A checkpoint is mapped:
-  its weights are pages of its files, which the system reads when a layer runs and lets go where it
-  needs the room. `subjects.load(…, offload=FOLDER)` has the rest lie there, too: weights in another dtype
-  than the checkpoint's, and their NF4 values. It is the default where three times the weights are
-  more than the machine's memory (`mansu.subjects.offload`). MANSU keeps no second copy of a weight:
-  only of the places that may move. `tests/subjects/test_mapped.py` and
+  its weights are pages of its files, which the system reads when a layer runs and lets go where
+  it needs the room. `subjects.load(…, offload=FOLDER)` has the rest lie there, too: weights in
+  another dtype than the checkpoint's, and their NF4 values. It is the default where three times
+  the weights are more than the machine's memory (`mansu.subjects.offload`). MANSU keeps no
+  second copy of a weight: only of the places that may move. `tests/subjects/test_mapped.py` and
   `tests/experiments/test_larger.py` hold that, the second with the process's memory capped.
 - Training whole weights (the dense baselines, relearning) takes gradients and AdamW's moments of
   all of them in memory, three times the weights: that is not offloaded.
