@@ -35,9 +35,9 @@ from mansu.measure.scores import measure
 from mansu.subjects.shipped import located
 from mansu.subjects.subject import Subject
 
-ROOM = 0.6
+ROOM = 0.9
 """Memory that the work may take beside the mapped weights, in sizes of them."""
-PAIRS, TOKENS, FACTS, SHARE = 2, 8, 4, 0.005
+PAIRS, TOKENS, FACTS, SHARE = 2, 8, 4, 0.001
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,7 @@ def sizes(shape: Shape) -> str:
     """What a model holds, by closed forms."""
     weights, quantised = 2 * shape.weights, 2 * shape.layers * shape.of_layer
     codes = shape.layers * shape.of_layer * (0.5 + ABSMAX)
+    moments = shape.layers * 5 * 8 * shape.width**2  # of q, k, v, gate and up: o and down read few
     room = shape.cards * shape.size * 1e9 / GIB
     lines = [
         f"## {shape.name}",
@@ -212,6 +213,8 @@ def sizes(shape: Shape) -> str:
         f"| weights, bfloat16 | {weights / GIB:.1f} | closed form |",
         f"| their NF4 values as kept now, bfloat16 | {quantised / GIB:.1f} | closed form |",
         f"| the same as codes and absmax | {codes / GIB:.1f} | closed form |",
+        f"| MANSU's projection, float64, in the machine's memory | {moments / GIB:.1f} | closed "
+        "form, for a mask with a head and a neuron of every layer |",
     ]
     for tokens in (64, PAIRS * TOKENS):
         for recompute in (False, True):
@@ -333,10 +336,11 @@ gradients would have to be brought there.
 - On the processor nothing as large as the weights need fit into memory. A checkpoint is mapped:
   its weights are pages of its files, which the system reads when a layer runs and lets go where
   it needs the room. `subjects.load(…, offload=FOLDER)` has the rest lie there, too: weights in
-  another dtype than the checkpoint's, and their NF4 values. It is the default where three times
-  the weights are more than the machine's memory (`mansu.subjects.offload`). MANSU keeps no
-  second copy of a weight: only of the places that may move. `tests/subjects/test_mapped.py` and
-  `tests/experiments/test_larger.py` hold that, the second with the process's memory capped.
+  another dtype than the checkpoint's, their NF4 values, and the second moments of MANSU's
+  projection. It is the default where three times the weights are more than the machine's memory
+  (`mansu.subjects.offload`). MANSU keeps no second copy of a weight: only of the places that may
+  move. `tests/subjects/test_mapped.py` and `tests/experiments/test_larger.py` hold that, the
+  second with the process's memory capped.
 - Training whole weights (the dense baselines, relearning) takes gradients and AdamW's moments of
   all of them in memory, three times the weights: that is not offloaded.
 - On a GPU `subjects.load` asks accelerate for `device_map="auto"`, and refuses by name a model some

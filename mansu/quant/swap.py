@@ -14,7 +14,7 @@ from mansu.interrupts import put_back
 from mansu.quant.codes import Quantized, dequantize, quantize
 from mansu.quant.formats import NF4, Format
 from mansu.subjects.edit import touched
-from mansu.subjects.offload import on_disk
+from mansu.subjects.offload import placed
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
 
@@ -48,9 +48,7 @@ class Dequantized:
             weights = {}
             for name in names:
                 found = _round_trip(subject.parameters[name].data, format, name in transposed)
-                if subject.offload is not None and found.device.type == "cpu":
-                    found = on_disk(found, subject.offload)
-                weights[name] = found
+                weights[name] = placed(found, subject.offload)
             return cls(weights, format)
 
 

@@ -2,8 +2,8 @@
 
 A checkpoint on the processor is mapped: its weights are pages of its files, which the system reads
 when a layer runs and lets go where it needs the room. So may everything of that size be: weights
-in another dtype than the checkpoint's (``converted``), and what they are in NF4 (``on_disk``).
-Values are the same wherever they lie. On a GPU nothing is offloaded.
+in another dtype than the checkpoint's (``converted``), what they are in NF4, and the second moments
+of their inputs (``placed``). Values are the same wherever they lie. On a GPU nothing is offloaded.
 """
 
 from __future__ import annotations
@@ -32,6 +32,15 @@ what attribution and edits hold."""
 def fits(weights: int) -> bool:
     """Whether a subject of so many bytes is worked on in memory."""
     return TIMES * weights <= machine_memory()
+
+
+def placed(found: Tensor, folder: Path | None) -> Tensor:
+    """What is as large as the weights: ``on_disk``, where a subject's ``offload`` is a folder.
+
+    Raises:
+        StorageError: there is no room for it.
+    """
+    return found if folder is None or found.device.type != "cpu" else on_disk(found, folder)
 
 
 def on_disk(like: Tensor, folder: Path) -> Tensor:
