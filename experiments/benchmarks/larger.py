@@ -306,11 +306,11 @@ every weight.
 
 CAPPED = """## Checked: a model that its memory does not hold
 
-A random model of {weights:,.0f} MiB in float32, from a checkpoint in bfloat16; attribution, two
-steps of MANSU, and its answers in NF4, on the processor. The process may have {cap:,.0f} MiB of
-private memory beside the mapped weights ({room:.1f} of their size): in memory the work fails
-there, on the disk it does not, and finds the same bytes as in memory without the cap (`python
--m experiments.benchmarks.capped`).
+By `python -m experiments.benchmarks.capped`, on the processor: a random model of {weights:,.0f} MiB
+in float32, from a checkpoint in bfloat16; attribution, a step of MANSU, and its answers in NF4. The
+process may have {cap:,.0f} MiB of private memory beside the mapped weights ({room:.1f} of their
+size): in memory the work fails there, on the disk it does not, and finds the same bytes as in
+memory without the cap.
 
 | where the weights in float32 and in NF4 lie | private memory, MiB | CPU s |
 | --- | ---: | ---: |
