@@ -36,7 +36,7 @@ def test_a_copy_on_the_disk_has_the_bytes_and_leaves_no_file(tmp_path: Path) -> 
     assert not torch.equal(found, values) and not list((tmp_path / "new").iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
-        offload.on_disk(values, tmp_path / "file")
+        offload.on_disk(values, tmp_path / "file" / "new")
 
 
 def test_a_checkpoint_is_converted_only_where_it_must_be(tmp_path: Path) -> None:
