@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ def capped(width: int, inner: int, layers: int, folder: Path) -> Found:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
+    made: Any = LlamaForCausalLM(config)
+    made.to(torch.bfloat16).save_pretrained(folder / "model")
     for file in located("tiny").glob("tokenizer*"):
         shutil.copy(file, folder / "model")
     disk = subjects.load(str(folder / "model"), offload=folder / "offload")

@@ -58,7 +58,7 @@ from mansu.methods import Problem
 from mansu.methods.keep import kept_text
 from mansu.methods.mansu_method import METHOD as MANSU
 from mansu.methods.mansu_method import _Work
-from mansu.methods.training import batches, scratch
+from mansu.methods.training import batches
 from mansu.quant.kernel import bnb
 from mansu.sets.ask import ask
 from mansu.subjects.edit import Edit
@@ -143,7 +143,7 @@ def floors(args: argparse.Namespace) -> None:
         work = _Work(problem, settings)
         rows = work.objectives[False].sample(random.Random(0))
         sets = [(rows.tokens[..., 1], rows.length)]
-        with scratch(subject, work.movable.places, trainable=False):
+        with work.put_back_after():
             row(
                 f"a step of MANSU{' in bfloat16' * in_bfloat16}",
                 f"{int(rows.length.sum())} tokens of {len(rows.length)} rows, forward and backward",
