@@ -18,11 +18,12 @@ from pathlib import Path
 import streamlit as st
 
 from mansu.errors import MansuError
+from mansu.files import confined
 from mansu.job import lock, queue
 from mansu.job.limits import limits
 from mansu.job.pace import left
 from mansu.job.pipeline import expected
-from mansu.job.runs import Run, Status, folder, listed
+from mansu.job.runs import Run, Status, folder
 from mansu.launch import SECRETS
 from mansu.progress import Step
 from mansu.show.numbers import duration, percent
@@ -192,8 +193,8 @@ def takes(subject: str, names: Sequence[str]) -> str:
 def working() -> list[Run]:
     """Every run that a job is at work on, the newest first."""
     found = []
-    for run in listed():
-        with suppress(MansuError):  # a damaged status is said where its run is shown
-            if state(run) == "running":
-                found.append(run)
-    return found
+    for path in folder().glob(f"*/{lock.FILE}"):  # every page asks, every 2 s: no other is opened
+        with suppress(MansuError, OSError):  # a damaged run is said where runs are listed
+            if lock.holder(path.parent):
+                found.append(Run.open(confined(path.parent, folder())))
+    return sorted(found, key=lambda run: run.manifest["created"], reverse=True)

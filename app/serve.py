@@ -3,6 +3,7 @@
 It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 - imports what the pages need while nobody waits, which takes as long as torch and Streamlit do;
+- refuses what a page of another server asks of it;
 - sends Streamlit's own scripts compressed, each compressed once: a third of the bytes;
 - tells the browser where the server is, which it would find out by asking in a place that is none;
 - gives the page our style and script from the start: what came later would move what is read.
@@ -20,12 +21,14 @@ from importlib import import_module
 from pathlib import Path
 
 from anyio import to_thread
+from starlette import status
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit import file_util
 from streamlit.starlette import App
+from streamlit.web.server.server_util import is_allowed_origin
 
 import app as pieces
 
@@ -67,6 +70,18 @@ def static(path: str) -> Path | None:
     return found if found.is_relative_to(FRONTEND.resolve()) and found.is_file() else None
 
 
+def foreign(asked: Headers) -> bool:
+    """Whether a page of another server asks, by its origin; no page at all is none.
+
+    Streamlit would let in every other server of this machine, and, to know the machine's address,
+    ask a service outside.
+    """
+    origin = asked.get("origin")
+    if origin is None or origin.partition("://")[2] == asked.get("host"):
+        return False
+    return not is_allowed_origin(origin)
+
+
 class Frontend:
     """Answers what Streamlit's frontend asks for before it has a session."""
 
@@ -74,6 +89,9 @@ class Frontend:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and foreign(Headers(scope=scope)):
+            await send({"type": "websocket.close", "code": status.WS_1008_POLICY_VIOLATION})
+            return
         answer = await self._answer(scope) if scope["type"] == "http" else None
         await (answer or self.app)(scope, receive, send)
 

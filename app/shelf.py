@@ -19,7 +19,8 @@ import streamlit as st
 from torch import Tensor
 
 from mansu.errors import MansuError
-from mansu.job.limits import GIB, limits, variable
+from mansu.job.limits import limits, variable
+from mansu.room import GIB
 from mansu.subjects import Subject
 
 T = TypeVar("T")

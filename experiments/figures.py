@@ -5,13 +5,12 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mansu import methods
 from mansu.evidence.verdict import Property, kept_groups
 from mansu.job.machine import PACKAGES
 from mansu.job.runs import Run
@@ -49,7 +48,7 @@ def _worst(found: Property, unit: Unit) -> list[float] | None:
 
 
 def figures(run: Run, method: str) -> Figures:
-    """Everything that the tables and claims need of one method (or ``no edit``) in one run."""
+    """Everything that the tables and claims need of one edit (or ``no edit``) in one run."""
     if method == NO_EDIT:
         return {
             "full": _accuracies(run.base(nf4=False)),
@@ -92,8 +91,22 @@ def figures(run: Run, method: str) -> Figures:
     }
 
 
-def results(runs: Sequence[Run], command: str) -> dict[str, Any]:
-    """The figures of every run with the manifest that repeats them, as JSON values."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on one subject and task, over several run folders.
+
+    Attributes:
+        name: of both. circuit: the run of the circuit and the unedited model.
+        edits: by method, the run of its edit and the edit's name there.
+    """
+
+    name: str
+    circuit: Run
+    edits: Mapping[str, tuple[Run, str]]
+
+
+def results(measured: Sequence[Measured], command: str) -> dict[str, Any]:
+    """The figures of every experiment with the manifest that repeats them, as JSON values."""
     return {
         "manifest": {
             "command": command,
@@ -105,17 +118,17 @@ def results(runs: Sequence[Run], command: str) -> dict[str, Any]:
         },
         "runs": [
             {
-                "name": run.name,
-                "subject": run.subject,
-                "task": dict(run.about),
-                "settings": asdict(run.settings),
-                "circuit": _circuit(run),
+                "name": each.name,
+                "subject": each.circuit.subject,
+                "task": dict(each.circuit.about),
+                "settings": asdict(each.circuit.settings),
+                "circuit": _circuit(each.circuit),
                 "methods": {
-                    name: figures(run, name)
-                    for name in (NO_EDIT, *sorted(run.judged(), key=methods.ALL.index))
+                    NO_EDIT: figures(each.circuit, NO_EDIT),
+                    **{method: figures(*edit) for method, edit in each.edits.items()},
                 },
             }
-            for run in runs
+            for each in measured
         ],
     }
 

@@ -5,8 +5,9 @@
     python -m experiments.reproduce                   # every method on four tasks: hours
     python -m experiments.reproduce --subject tiny    # the same in a minute or two
 
-Each subject and task of ``reproduce.toml`` has a run folder that goes on where it stopped. The
-folders give the figures (``reproduce.json``), the figures the claims and tables, which are printed;
+It is a sweep (``mansu.sweep``) of what ``reproduce.toml`` lists, a run folder an edit; what is done
+is not done again, and ``--workers`` and ``--ray`` say who does it. The folders give the figures
+(``reproduce.json``), the figures the claims and tables, which are printed;
 ``python scripts/readme.py`` writes them into the README and ``docs/results.md``.
 """
 
@@ -16,27 +17,23 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from experiments import tables
 from experiments.claims import separation
-from experiments.figures import results
-from experiments.search import search
-from mansu import methods, subjects, tasks
+from experiments.figures import Measured, results
+from mansu import methods
+from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
 from mansu.files import write_json
-from mansu.job import pipeline
-from mansu.job.lock import hold
-from mansu.job.pipeline import perform
 from mansu.job.runs import Run
-from mansu.job.session import Session
 from mansu.methods import ALL, NAMES
-from mansu.progress import OnStep, Step, silent
-from mansu.show.sentences import sentence
 from mansu.subjects.shipped import REFERENCES
+from mansu.sweep.grid import Grid, Unit, Value, circuits, units
+from mansu.sweep.work import edit_at, is_done
 
 CONFIG = Path(__file__).with_suffix(".toml")
 
@@ -49,17 +46,12 @@ class Experiment:
         methods: what runs on it, MANSU first: the random control makes as many moves. Given none,
             it is all that can.
         attacked: the methods that are also attacked, and measured at parts of their strength.
-        in_detail: those whose updates are also held against other formats and Theorem 1's bounds.
-        rates: multiples of each baseline's published learning rate that a search tries first;
-            none where the methods' own defaults already are the search's result.
     """
 
     subject: str
     task: str
     methods: tuple[str, ...] = ()
     attacked: tuple[str, ...] = NAMES
-    in_detail: tuple[str, ...] = ()
-    rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         ships = (self.subject, self.task) in REFERENCES
@@ -69,6 +61,17 @@ class Experiment:
     @property
     def name(self) -> str:
         return f"{self.task}-{self.subject}"
+
+    def units(self, names: Collection[str], **given: Value) -> list[Unit]:
+        """What is to be done for those of its methods that are named, with the given settings."""
+        grid = Grid(
+            subjects=[self.subject],
+            tasks=[self.task],
+            seeds=[0],
+            methods={name: dict(given) for name in self.methods if name in names},
+            attacked=[name for name in self.attacked if name in names],
+        )
+        return units(grid)
 
 
 def configured(path: Path = CONFIG) -> tuple[Experiment, ...]:
@@ -90,7 +93,7 @@ def _experiment(entry: dict[str, Any]) -> Experiment:
         raise TypeError(f"unknown key {min(unknown)!r}")
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
     experiment = Experiment(**{**entry, **lists})
-    for name in (*experiment.methods, *experiment.attacked, *experiment.in_detail):
+    for name in (*experiment.methods, *experiment.attacked):
         methods.named(name)
     return experiment
 
@@ -115,55 +118,50 @@ def chosen(
 def measure(
     folder: Path,
     experiments: Sequence[Experiment],
-    on_step: OnStep = silent,
+    sweep: Callable[[Sequence[Unit]], None],
     only: Sequence[str] = ALL,
-) -> list[Run]:
-    """Do what is not yet done of every experiment, one run folder each in ``folder``.
+) -> list[Measured]:
+    """Do what is not yet done of every experiment, and say where it is.
 
     Args:
+        folder: of the run folders. sweep: does units there.
         only: of each experiment's methods, those to run.
+
+    Raises:
+        MansuError: a unit failed, or the random control is asked for before MANSU.
     """
-    runs = []
-    for experiment in experiments:
-        path = folder / experiment.name
-        subject = subjects.load(experiment.subject)
-        if Run.is_at(path):
-            run = Run.open(path)
-        else:
-            task = tasks.load(experiment.task)
-            run = Run.create(subject, task, path=path, asked=experiment.methods)
-        with hold(run.path):
-            for name in experiment.methods:
-                if name not in only:
-                    continue
-                # One a method, so that what it leaves is not in the next one's peak of memory.
-                session = Session(run, subject)
-                perform(session, pipeline.CIRCUIT, on_step=on_step)
-                stages = [pipeline.unlearning(name, _settings(experiment, session, name, on_step))]
-                if name in experiment.in_detail:
-                    stages += pipeline.MEASURE
-                stages += [pipeline.BASE_NF4, pipeline.QUANTIZE, *pipeline.JUDGE]
-                if name in experiment.attacked:
-                    stages += [*pipeline.RECOVERY, pipeline.STRENGTHS]
-                perform(session, stages, name, on_step)
-        runs.append(run)
-    return runs
+    first = set(only) - {CONTROL}
+    sweep([unit for e in experiments if first & {*e.methods} for unit in e.units(first)])
+    asked = [e for e in experiments if CONTROL in only and CONTROL in e.methods]
+    sweep([_control(e, folder) for e in asked])
+    return [_measured(e, folder) for e in experiments]
 
 
-def _settings(
-    experiment: Experiment, session: Session, name: str, on_step: OnStep
-) -> dict[str, Any]:
-    run = session.run
-    if name == "random_moves":
-        return {"moves": run.edit("mansu").n_moved}
-    if methods.named(name).kind != "baseline" or not experiment.rates:
-        return {}
-    if not run.has("search", part=name):
-        rates = experiment.rates
-        found = search(session.subject, session.task, name, rates=rates, on_step=on_step)
-        run.save({"search": found}, part=name)
-    best = run.read("search", part=name)["best"]
-    return {"learning_rate": best["learning_rate"], "steps": best["steps"]}
+CONTROL = "random_moves"
+"""As many moves as MANSU makes, so that it is done after it."""
+
+
+def _control(experiment: Experiment, folder: Path) -> Unit:
+    (unit,) = experiment.units(["mansu"])
+    if not is_done(unit, folder):
+        raise BadInputError(
+            f"{CONTROL} makes as many moves as MANSU, of which {folder} has no edit for "
+            f"{experiment.name}: add --method mansu."
+        )
+    (found,) = experiment.units([CONTROL], moves=Run.edit(*edit_at(unit, folder)).n_moved)
+    return found
+
+
+def _measured(experiment: Experiment, folder: Path) -> Measured:
+    """Every edit of an experiment that is done, also by an earlier command."""
+    plain = experiment.units({*experiment.methods} - {CONTROL})
+    done = [unit for unit in plain if is_done(unit, folder)]
+    if CONTROL in experiment.methods and "mansu" in {unit.method for unit in done}:
+        done += [unit for unit in [_control(experiment, folder)] if is_done(unit, folder)]
+    done.sort(key=lambda unit: ALL.index(unit.method or ""))
+    (circuit,) = circuits(done)
+    edits = {unit.method or "": edit_at(unit, folder) for unit in done}
+    return Measured(experiment.name, Run.open(folder / circuit.name), edits)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,19 +188,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subject", help="only the experiments on this subject, e.g. tiny")
     parser.add_argument("--task", action="append", help="only the experiments on these tasks")
     parser.add_argument("--method", action="append", help="only these methods; by default all")
+    add_workers(parser)
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
 
-    def on_step(step: Step) -> None:
-        print(sentence(step), file=sys.stderr, flush=True)
+    def sweep(units: Sequence[Unit]) -> None:
+        if units:
+            swept(units, options.folder, options).refuse_failed()
 
     try:
         experiments = chosen(configured(options.config), options.subject, options.task)
         names = options.method or ALL
         for name in names:
             methods.named(name)
-        runs = measure(options.folder, experiments, on_step, names)
-        found = results(runs, shlex.join(["python", "-m", "experiments.reproduce", *given]))
+        measured = measure(options.folder, experiments, sweep, names)
+        found = results(measured, shlex.join(["python", "-m", "experiments.reproduce", *given]))
         options.to.mkdir(parents=True, exist_ok=True)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))

@@ -17,7 +17,9 @@ is then, not at the best of its own checks; it does not stop at its target; and 
 of the rows it trains on.
 
 ``python -m experiments.search chemical-symbols graddiff`` writes
-``experiments/results/search-graddiff.json``, whose best setting is the method's default.
+``experiments/results/search-graddiff.json``, whose best setting is the method's default. Several
+methods are a sweep (``mansu.sweep``), one unit each: what is done is not done again, and
+``--workers`` and ``--ray`` say who does it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +41,21 @@ from torch import Tensor
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.search import find_circuit
+from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
 from mansu.files import replacing
+from mansu.job.pipeline import Stage
+from mansu.job.runs import Run
+from mansu.job.session import Session
 from mansu.job.settings import Settings, default_fraction
 from mansu.measure.scores import Scores, measure
 from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, silent
-from mansu.show.sentences import sentence
+from mansu.settings import configure
 from mansu.subjects.subject import Subject
+from mansu.sweep import grid
+from mansu.sweep.grid import Unit
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples
 
@@ -256,36 +264,72 @@ def _mask(problem: Problem) -> Mapping[str, Tensor]:
     return circuit.mask.tensors()
 
 
+@dataclass(frozen=True)
+class Searched(Unit):
+    """The search for one method's settings, as a unit of a sweep, which begins with no circuit."""
+
+    @classmethod
+    def of(cls, subject: str, task: str, method: str, batch: int = 20, seed: int = 0) -> Searched:
+        """As ``search`` takes them.
+
+        Raises:
+            BadInputError: no such task, or a bad seed.
+        """
+        about = grid.about(tasks.load(task))
+        run = asdict(configure(Settings, {"seed": seed}, "a search"))
+        where = grid.absolute(subject), grid.absolute(task)
+        return cls(*where, about, run, method, settings={"batch": batch})
+
+    @property
+    def before(self) -> None:
+        return None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        method, batch, seed = self.method or "", self.settings["batch"], self.run["seed"]
+
+        def make(session: Session, _: str, on_step: OnStep) -> Sequence[Any]:
+            subject, task = session.subject, session.task
+            return (search(subject, task, method, batch=batch, seed=seed, on_step=on_step),)
+
+        return (Stage("search", (), ("search",), 1, make),)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m experiments.search")
     parser.add_argument("task", help="a shipped task or a .jsonl file")
-    parser.add_argument("method", choices=NAMES)
+    parser.add_argument("method", choices=NAMES, nargs="+")
     parser.add_argument("--subject", default=subjects.DEFAULT)
     parser.add_argument("--batch", type=int, default=20, help="forget rows a step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--output", type=Path, help="default: experiments/results/search-METHOD.json"
+        "--folder",
+        type=Path,
+        default=Path("runs/search"),
+        help="where the runs are; what is done there is not done again (%(default)s)",
     )
+    parser.add_argument(
+        "--to", type=Path, default=RESULTS, help="where search-METHOD.json is written (%(default)s)"
+    )
+    add_workers(parser)
     given = parser.parse_args(arguments)
-    output = given.output or RESULTS / f"search-{given.method.replace('_', '-')}.json"
     try:
-        task = tasks.load(given.task)
-        subject = subjects.load(given.subject)
-        found = search(
-            subject,
-            task,
-            given.method,
-            batch=given.batch,
-            seed=given.seed,
-            on_step=lambda step: print(f"{step.share:4.0%} {sentence(step)}", file=sys.stderr),
-        )
+        every = [
+            Searched.of(given.subject, given.task, method, given.batch, given.seed)
+            for method in dict.fromkeys(given.method)
+        ]
+        work = swept(every, given.folder, given)
+        for unit in (unit for unit in every if unit.id in work.done):
+            assert unit.method is not None
+            found = Run.open(work.folder / unit.name).read("search")
+            with replacing(given.to / f"search-{unit.method.replace('_', '-')}.json") as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
+            print(unit.method, json.dumps(found["best"]))
+        work.refuse_failed()
     except MansuError as error:
         print(error, file=sys.stderr)
         return 2
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found["best"]))
     return 0
 
 

@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+
+class Cancelled(BaseException):  # no "except Exception" may take it for a fault
+    """Raised in the middle of work that somebody asked to stop."""
+
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 

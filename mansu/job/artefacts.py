@@ -162,7 +162,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "base_attacks": Artefact(
         "attacks-base.json", _value(Attacks), "attacks on the unedited model", "attack"
     ),
-    "search": Artefact("search-{}.json", _json(_same, _object), "search of settings", "run"),
+    "search": Artefact("search.json", _json(_same, _object), "search of settings", "sweep"),
     "scores": Artefact(
         "scores/{}.json", _json(_same, _object), "scores of a public set", "score --run"
     ),

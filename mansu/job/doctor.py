@@ -16,9 +16,10 @@ import torch
 from packaging.requirements import Requirement
 
 from mansu import __version__, quant, subjects
-from mansu.job.limits import GIB, limits, machine_memory, n_cores
+from mansu.job.limits import limits, n_cores
 from mansu.job.machine import machine
 from mansu.job.runs import examples, folder, listed, unreadable
+from mansu.room import GIB, machine_memory
 from mansu.subjects.shipped import DEFAULT, TABLE, TINY, cache_folder
 
 ROOM = 2.0

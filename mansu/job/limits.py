@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import psutil
-
+from mansu.room import GIB, machine_memory
 from mansu.settings import configure, setting, settings_of, typed_in
-
-GIB = 2**30
-_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -61,12 +56,3 @@ def limits() -> Limits:
 def n_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine has, or that its container may take of it."""
-    found = psutil.virtual_memory().total
-    for path in map(Path, _CGROUP):
-        if path.is_file() and (text := path.read_text().strip()).isdecimal():
-            found = min(found, int(text))
-    return found

@@ -1,20 +1,24 @@
 """What a result hangs on besides what was asked: versions, threads and the processor.
 
-A run's manifest records it. The same manifest on the same machine gives the same numbers; with
-other versions, another number of threads or another processor sums are taken in another order, and
-their last digits may differ. So a run that goes on elsewhere says what is other there.
+A run's manifest records it. The same manifest on the same machine gives the same bytes: a job has
+as many threads as the run was begun with (``threads_of``). With other versions, another processor
+or fewer cores sums are taken in another order, and their last digits may differ. So a run that goes
+on elsewhere says what is other there.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mansu.job.limits import n_cores
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
 """Those that compute."""
@@ -39,14 +43,33 @@ def differences(manifest: Mapping[str, Any]) -> list[str]:
     Args:
         manifest: of a run; of what an older one does not record nothing is said.
     """
+    return [f"{name} {had} there, {here} here" for name, had, here in _other(manifest)]
+
+
+def _other(manifest: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What is other, its name, there and here."""
     had, here = {**manifest, **manifest["packages"]}, machine()
     here |= here["packages"]
-    names = {**dict.fromkeys(("python", *PACKAGES)), "threads": None, "cpu": None, "device": None}
-    return [
-        f"{name} {had[name]} there, {here[name]} here"
-        for name in names
-        if name in had and had[name] != here[name]
-    ]
+    names = ("python", *PACKAGES, "threads", "cpu", "device")
+    return [(n, had[n], here[n]) for n in names if n in had and had[n] != here[n]]
+
+
+@contextmanager
+def threads_of(manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Compute with as many threads as a run was begun with, for the block.
+
+    So what is added to it here has the bytes that it would have had then. Not where more than the
+    threads is other, or there are fewer cores: then nothing would be won.
+    """
+    here = torch.get_num_threads()
+    if {name for name, _, _ in _other(manifest)} == {"threads"} and manifest[
+        "threads"
+    ] <= n_cores():
+        torch.set_num_threads(manifest["threads"])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
 
 
 def sentence(manifest: Mapping[str, Any]) -> str:

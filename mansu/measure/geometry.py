@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from mansu.measure.scores import pack_losses
 from mansu.subjects.flows import watched
+from mansu.subjects.offload import placed
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
@@ -79,7 +80,10 @@ def projectors(
             positions retain inputs span every direction a little.
     """
     columns = {name: _columns(chosen, name, subject) for name, chosen in mask.items()}
-    moments = {n: torch.zeros(len(c), len(c), dtype=torch.float64) for n, c in columns.items()}
+    moments = {
+        name: placed(torch.zeros(len(c), len(c), dtype=torch.float64), subject.offload)
+        for name, c in columns.items()
+    }
     with torch.no_grad():
         for tokens, length in ((retain.tokens, retain.length), text):
             for pack in subject.packs(tokens, length) if len(tokens) else ():
@@ -93,8 +97,8 @@ def projectors(
                 with watched(subject, mask, add):
                     subject.hidden(pack)
     spans = {}
-    for name, moment in moments.items():
-        values, vectors = torch.linalg.eigh(moment)
+    for name in columns:
+        values, vectors = torch.linalg.eigh(moments.pop(name))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         held = values.cumsum(0) / values.sum().clamp_min(1e-30)
         k = int((held < energy).sum()) + 1 if values.sum() > 0 else 0

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -34,12 +34,13 @@ from torch import Tensor
 
 from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
+from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import Scores, measure, measure_sets
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.signal import Signal
-from mansu.methods.training import bfloat16, chosen_bfloat16, products, scratch
+from mansu.methods.training import bfloat16, chosen_bfloat16, products
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized
 from mansu.settings import setting
@@ -177,7 +178,7 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     settings = settings.chosen(problem)
     work, watch = _Work(problem, settings), problem.watch
     history: list[Step] = []
-    with scratch(problem.subject, work.movable.places, trainable=False) as base:
+    with work.put_back_after():
         for step in range(1, settings.steps + 1):
             values = work.step(step)
             told = watch is not None and watch(step)
@@ -190,7 +191,7 @@ def run(problem: Problem, settings: Settings) -> Outcome:
                 break
         best = work.best
         assert best is not None  # the last step is always checked
-        edit = Edit.between(base, best.weights)
+    edit = work.edit(best.values)
     why = _ending(history, work.done, settings, problem.task.tolerance)
     return Outcome(edit, tuple(history), f"Step {best.step} is kept: {why}.", asdict(settings))
 
@@ -200,7 +201,7 @@ class _Best(NamedTuple):
 
     rank: tuple[bool, bool, int]
     step: int
-    weights: dict[str, Tensor]
+    values: dict[str, Tensor]
 
 
 class _Work:
@@ -347,15 +348,47 @@ class _Work:
         fell = found.retain_fall > self.problem.task.tolerance
         rank = (fell, found.retain_nats > 2 * KEPT, round(furthest / ALIKE))
         if self.best is None or rank <= self.best.rank:
-            names = self.movable.places
-            weights = {n: self.subject.parameters[n].detach().clone() for n in names}
-            self.best = _Best(rank, step, weights)
+            self.best = _Best(rank, step, self.values())
         return {
             "forget_accuracy": found.forget,
             "forget_accuracy_nf4": found.forget_nf4,
             "retain_fall": found.retain_fall,
             "retain_nats": found.retain_nats,
         }
+
+    def values(self) -> dict[str, Tensor]:
+        """What the weights that may move are, by name; no other ever changes."""
+        places = self.movable.places.items()
+        return {n: self.subject.parameters[n].data.view(-1)[place.where] for n, place in places}
+
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Have the weights that may move be what ``values`` said."""
+        for name, some in values.items():
+            self.subject.parameters[name].data.view(-1)[self.movable.places[name].where] = some
+
+    @contextmanager
+    def put_back_after(self) -> Iterator[None]:
+        """The weights may move inside the block only, and are bit for bit what they were after.
+
+        Holds ``subject.lock``.
+        """
+        with self.subject.lock:
+            before = self.values()
+            try:
+                yield
+            finally:
+                put_back(lambda: self.put(before))
+
+    def edit(self, values: Mapping[str, Tensor]) -> Edit:
+        """The edit from the unedited model to ``values``: one weight at a time is there twice."""
+        changes = {}
+        with self.subject.lock:
+            for name, some in values.items():
+                parameter = self.subject.parameters[name].data
+                new = parameter.clone()
+                new.view(-1)[self.movable.places[name].where] = some
+                changes |= Edit.between({name: parameter}, {name: new}).changes
+        return Edit(changes)
 
     def _checked(self, forget: Examples) -> _Check:
         sets = [forget, self.kept]

@@ -138,16 +138,11 @@ def products(subject: Subject, asked: bool | None) -> AbstractContextManager[Any
 
 
 @contextmanager
-def scratch(
-    subject: Subject, names: Iterable[str], *, trainable: bool = True
-) -> Iterator[dict[str, Tensor]]:
-    """The named parameters, to be changed inside the block only.
+def scratch(subject: Subject, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The named parameters, to be trained inside the block only.
 
     Holds ``subject.lock``. Afterwards, also after an exception, the parameters are bit for bit
     what they were, need no gradient and hold none.
-
-    Args:
-        trainable: autograd makes their gradients.
 
     Yields:
         name → a copy of the parameter as it was.
@@ -171,7 +166,7 @@ def scratch(
 
         try:
             for parameter in parameters.values():
-                parameter.requires_grad_(trainable)
+                parameter.requires_grad_(True)
             yield before
         finally:
             put_back(undo)

@@ -14,6 +14,7 @@ from mansu.interrupts import put_back
 from mansu.quant.codes import Quantized, dequantize, quantize
 from mansu.quant.formats import NF4, Format
 from mansu.subjects.edit import touched
+from mansu.subjects.offload import placed
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import transposed_names
 
@@ -34,17 +35,21 @@ class Dequantized:
     def of(
         cls, subject: Subject, format: Format = NF4, names: Iterable[str] | None = None
     ) -> Dequantized:
-        """Quantise and dequantise a subject's weights as they are now."""
+        """Quantise and dequantise a subject's weights as they are now.
+
+        They lie on the disk where the subject does (``Subject.offload``).
+
+        Raises:
+            StorageError: there is no room for them there.
+        """
         names = subject.quantized_names if names is None else names
         with subject.lock:
             transposed = transposed_names(subject)
-            return cls(
-                {
-                    n: _round_trip(subject.parameters[n].data, format, n in transposed)
-                    for n in names
-                },
-                format,
-            )
+            weights = {}
+            for name in names:
+                found = _round_trip(subject.parameters[name].data, format, name in transposed)
+                weights[name] = placed(found, subject.offload)
+            return cls(weights, format)
 
 
 def _round_trip(weight: Tensor, format: Format, transposed: bool) -> Tensor:

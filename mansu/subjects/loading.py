@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,34 +38,45 @@ from mansu.subjects.checks import (
     check_weights,
     plain_logits,
 )
+from mansu.subjects.offload import converted, fits
 from mansu.subjects.shipped import DEFAULT
 from mansu.subjects.subject import ONE_WORD, Subject
 from mansu.subjects.weights import family_named, run_fused
 
 
-def load(name: str = DEFAULT, *, dtype: torch.dtype = torch.float32) -> Subject:
+def load(
+    name: str = DEFAULT, *, dtype: torch.dtype = torch.float32, offload: Path | None = None
+) -> Subject:
     """Load a subject by name.
+
+    On the processor a checkpoint in a folder is mapped, not copied. Where its weights, and what is
+    as large as they, do not fit in memory, these lie on the disk, too (``offload``); values do not
+    depend on it.
 
     Args:
         name: of a subject that MANSU knows (``mansu.subjects.shipped``), a folder with a Hugging
             Face checkpoint, or a hub id.
         dtype: of the weights.
+        offload: the folder for that, with room for two to three times the weights; by default
+            one in the cache folder, where they do not fit, and none where they do.
 
     Raises:
         MansuError: the name is none of these, the subject has to be prepared first, or the
             architecture is not supported.
     """
+    if offload is None and not torch.cuda.is_available() and not fits(expected_bytes(name, dtype)):
+        offload = shipped.cache_folder() / "offload"
     if name in shipped.TABLE:
         folder = shipped.located(name)
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        return _load_folder(name, str(folder), provenance, dtype)
+        return _load_folder(name, str(folder), provenance, dtype, offload)
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").exists():
         raise BadInputError(
             f"The folder {name!r} holds no config.json: give a Hugging Face checkpoint."
         )
     source = {"source": str(Path(name).resolve()) if is_folder else f"hub: {name}"}
-    return _load_folder(name, name, source, dtype)
+    return _load_folder(name, name, source, dtype, offload)
 
 
 def expected_bytes(name: str, dtype: torch.dtype = torch.float32) -> int:
@@ -89,11 +101,19 @@ def expected_bytes(name: str, dtype: torch.dtype = torch.float32) -> int:
 
 
 def _load_folder(
-    name: str, source: str, provenance: Mapping[str, Any], dtype: torch.dtype
+    name: str,
+    source: str,
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype,
+    offload: Path | None,
 ) -> Subject:
-    with alone():
+    with alone(), ExitStack() as stack:
         try:
-            return wrap(name, *_from_pretrained(name, source, dtype), provenance)
+            place = source
+            if offload is not None and Path(source).is_dir():
+                place = stack.enter_context(converted(Path(source), dtype, offload))
+            loaded = _from_pretrained(name, str(place), dtype)
+            return wrap(name, *loaded, provenance, offload=offload)
         except MansuError:
             raise
         except Exception as error:  # a folder may hold anything, and fail in as many ways
@@ -187,9 +207,17 @@ def _refuse_unknown(name: str, config: PretrainedConfig) -> None:
 
 
 def wrap(
-    name: str, model: Any, tokenizer: Any, provenance: Mapping[str, Any] | None = None
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    offload: Path | None = None,
 ) -> Subject:
     """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
+
+    Args:
+        offload: as ``Subject`` has it.
 
     Raises:
         MansuError: the architecture is not known, here or to TransformerLens; some weights are not
@@ -233,7 +261,9 @@ def wrap(
         ) from error
     bridge.requires_grad_(False)
     _keep_dtype_in_rotation(bridge, model.dtype)
-    subject = Subject(name, bridge, tokenizer, dict(provenance or {}), parameters, plain)
+    subject = Subject(
+        name, bridge, tokenizer, dict(provenance or {}), parameters, plain, offload=offload
+    )
     run_fused(subject)
     check_attention(subject)
     check_logits(subject, said)

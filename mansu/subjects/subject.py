@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Subject(Shown):
         plain: the Hugging Face model without the bridge, on the same parameters: what runs where
             no hook is asked for.
         lock: held by whoever changes the weights for a while.
+        offload: a folder of the disk for what is as large as the weights; None: it fits in memory.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Subject(Shown):
     parameters: dict[str, Tensor] = field(repr=False, compare=False)
     plain: Any = field(default=None, repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    offload: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def model(self) -> Module:

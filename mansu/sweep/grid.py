@@ -14,7 +14,8 @@
 
     [methods.graddiff]
 
-JSON holds the same. Each combination is a ``Unit``.
+JSON holds the same. Each combination is a ``Unit``. The edits of the methods in a further list
+``attacked`` are also attacked, and measured at parts of their strength.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from mansu import methods, tasks
 from mansu.errors import BadInputError
 from mansu.files import parsed_json, slug
+from mansu.job import pipeline
+from mansu.job.pipeline import Stage
 from mansu.job.settings import Settings
 from mansu.settings import configure
 from mansu.subjects import shipped
@@ -52,6 +55,7 @@ class Grid(BaseModel):
         subjects, tasks: as for ``mansu run``.
         methods: by name, the values or lists of values of its settings; the others are defaults.
         seeds: of the run. run: its other settings.
+        attacked: those of the methods whose edits are also attacked.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -61,11 +65,18 @@ class Grid(BaseModel):
     methods: dict[str, dict[str, Value | list[Value]]] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
     run: dict[str, Value] = {}
+    attacked: list[Name] = []
+
+
+CIRCUIT = (*pipeline.CIRCUIT, pipeline.BASE_NF4, pipeline.REFERENCE)
+"""What the edits of one run's settings have in common: made once, and linked."""
 
 
 @dataclass(frozen=True)
 class Unit:
     """One piece of a grid: plain values, so that any process on any node can do it.
+
+    What else a sweep is to do (``experiments.search``) is a unit with other ``stages``.
 
     Attributes:
         subject, task: names or absolute paths.
@@ -73,6 +84,8 @@ class Unit:
         run: every setting of its run, the seed among them.
         method: whose edit; None for the circuit, which the edits of one run's settings share.
         given: the settings of the method that were given. settings: all of them.
+        attacked: also attack the edit, and measure it at parts of its strength; of a circuit: make
+            what that needs of the unedited model.
     """
 
     subject: str
@@ -82,10 +95,11 @@ class Unit:
     method: str | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    attacked: bool = False
 
     @property
     def id(self) -> str:
-        """Of all that its result depends on; its subject's weights its run folder knows."""
+        """Of all that its edit depends on; its subject's weights its run folder knows."""
         what = [self.subject, self.task_is, self.run, self.method, self.settings]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
 
@@ -105,12 +119,19 @@ class Unit:
         return f"{what} ({', '.join(filter(None, [given, seed]))}), {place}"
 
     @property
-    def circuit(self) -> Unit:
-        """The unit that makes the circuit that this one begins with."""
-        return Unit(self.subject, self.task, self.task_is, self.run)
+    def before(self) -> Unit | None:
+        """The unit that makes what this one begins with: the circuit."""
+        if self.method is None:
+            return None
+        return Unit(self.subject, self.task, self.task_is, self.run, attacked=self.attacked)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is done for it, in its run folder."""
+        if self.method is None:
+            return (*CIRCUIT, pipeline.BASE_ATTACKS) if self.attacked else CIRCUIT
+        stages = pipeline.whole(self.method, self.given)
+        return (*stages, *pipeline.RECOVERY, pipeline.STRENGTHS) if self.attacked else stages
 
 
 def read(path: Path) -> Grid:
@@ -135,7 +156,7 @@ def read(path: Path) -> Grid:
         why = f"it is no {path.suffix[1:].upper()}: {error}"
     raise BadInputError(
         f"The grid {path} cannot be used ({why:.200}): it has the lists subjects and tasks and a "
-        "table methods, and may have the list seeds and the table run."
+        "table methods, and may have the lists seeds and attacked and the table run."
     )
 
 
@@ -153,11 +174,13 @@ def units(grid: Grid) -> list[Unit]:
         raise BadInputError("The grid's table run has a seed: write it in the list seeds.")
     runs = [asdict(configure(Settings, {**grid.run, "seed": s}, "a run")) for s in grid.seeds]
     made = [(n, given, _settings(n, given)) for n, every in each.items() for given in every]
-    told = {_absolute(name): _about(tasks.load(name)) for name in grid.tasks}
+    if strange := set(grid.attacked) - grid.methods.keys():
+        raise BadInputError(f"The grid has {min(strange)!r} in attacked, and no such method.")
+    told = {absolute(name): about(tasks.load(name)) for name in grid.tasks}
     found = [
-        Unit(_absolute(subject), task, about, run, *what)
+        Unit(absolute(subject), task, of_task, run, *what, attacked=what[0] in grid.attacked)
         for subject in grid.subjects
-        for task, about in told.items()
+        for task, of_task in told.items()
         for run in runs
         for what in made
     ]
@@ -177,16 +200,21 @@ def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(methods.named(method).configure(given))
 
 
-def _about(task: tasks.Task) -> dict[str, Any]:
+def about(task: tasks.Task) -> dict[str, Any]:
+    """What a unit knows of its task, so that another one is told from it."""
     return {name: getattr(task, name) for name in ("digest", "margin", "tolerance")}
 
 
-def _absolute(name: str) -> str:
+def absolute(name: str) -> str:
     """A path as it is found from every folder; a name stays one."""
     known = name in shipped.TABLE or name in tasks.shipped()
     return str(Path(name).resolve()) if not known and Path(name).exists() else name
 
 
 def circuits(units: Sequence[Unit]) -> list[Unit]:
-    """The circuits that units begin with, each once."""
-    return list({unit.circuit.id: unit.circuit for unit in units}.values())
+    """The units that others begin with, each once, with what any of those needs."""
+    found: dict[str, Unit] = {}
+    for unit in filter(None, (unit.before for unit in units)):
+        if unit.id not in found or unit.attacked:
+            found[unit.id] = unit
+    return list(found.values())

@@ -85,7 +85,7 @@ class Processes:
         worker = worker or idle[0]
         worker.unit, worker.last = unit, unit.subject
         with suppress(OSError):  # it ended while it was idle: ``ended`` says so
-            worker.pipe.send(unit.to_json())
+            worker.pipe.send(unit)
 
     def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
         found = []
@@ -183,7 +183,7 @@ class OnRay:
         return max(1, min(room, self._most or room))
 
     def give(self, unit: Unit) -> None:
-        self._at[self._attempt.remote(unit.to_json(), self.folder, self.threads)] = unit
+        self._at[self._attempt.remote(unit, self.folder, self.threads)] = unit
 
     def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
         ready, _ = self._ray.wait(list(self._at), num_returns=1, timeout=timeout)

@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from mansu.errors import MansuError
 from mansu.job.lock import asked_to_stop
 from mansu.job.runs import Run
 from mansu.show.numbers import NOTHING, duration
-from mansu.sweep.grid import Unit, circuits
+from mansu.sweep.grid import CIRCUIT, Unit, circuits
 from mansu.sweep.pools import Pool
 from mansu.sweep.store import Store
-from mansu.sweep.work import CIRCUIT, EDIT, Outcome, identity, is_done, record
+from mansu.sweep.work import EDIT, Outcome, cancelled, identity, is_done, record
 
 RETRIES = 2
 """How often a unit is begun again whose worker was lost."""
@@ -53,6 +54,7 @@ class Sweep:
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
+    _records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _took: dict[Kind, list[float]] = field(default_factory=dict)
     _at: dict[str, Unit] = field(default_factory=dict)
     _begun: dict[str, float] = field(default_factory=dict)
@@ -81,6 +83,20 @@ class Sweep:
                 self.tell(self._where(waiting))
                 said = time.monotonic()
 
+    def refuse_failed(self) -> None:
+        """Say so where units failed, once all has ended.
+
+        Raises:
+            MansuError: some did; says how many, and why the first.
+        """
+        if self.failed:
+            why = next(iter(self.failed.values()))
+            n = sum(unit.id in self.failed for unit in self.units)
+            raise MansuError(
+                f"{n} of {len(self.units)} units failed, the first: {why} Mend it and start the "
+                "sweep again: what is done is kept."
+            )
+
     def _waiting(self) -> deque[Unit]:
         """What is to be done: each subject's circuits, then its edits; the rest is recorded."""
         edits = [unit for unit in self.units if not self._recorded(unit)]
@@ -99,14 +115,12 @@ class Sweep:
         return True
 
     def _keep(self, unit: Unit) -> None:
+        found = record(unit, self.folder)
         if unit.method is not None:
-            found = record(unit, self.folder)
             self.store.put(found)
-            took = found["seconds"]
-        else:
-            took = sum(Run.open(self.folder / unit.name).seconds().values())
+        self._records[unit.id] = found
         begun = self._begun.get(unit.id)  # here the subject was loaded, too
-        took = took if begun is None else time.monotonic() - begun
+        took = found["seconds"] if begun is None else time.monotonic() - begun
         self._took.setdefault(kind(unit), []).append(took)
         self.done.add(unit.id)
 
@@ -120,12 +134,12 @@ class Sweep:
         for unit in [*waiting]:
             if len(self._at) >= self.pool.size:
                 return
-            before = unit.circuit.id
-            if unit.method is not None and before in self.failed:
+            before = unit.before and unit.before.id
+            if before in self.failed:
                 waiting.remove(unit)
                 self._fail(unit, self.failed[before])
                 self.tell(f"{self._where(waiting)}: {unit.label} failed with its circuit")
-            elif unit.method is not None and before not in self.done:
+            elif before is not None and before not in self.done:
                 continue
             elif self._not_before.get(unit.id, 0.0) <= time.monotonic():
                 waiting.remove(unit)
@@ -144,7 +158,7 @@ class Sweep:
             self._not_before[unit.id] = time.monotonic() + AGAIN
             waiting.append(unit)
         elif outcome.state == "lost" and asked_to_stop(self.folder / unit.name):
-            self._fail(unit, f"The unit {unit.name} was cancelled: start the sweep again.")
+            self._fail(unit, cancelled(unit))
         elif outcome.state == "lost" and self.lost[unit.id] < self.retries:
             self.lost[unit.id] += 1
             waiting.appendleft(unit)
@@ -159,9 +173,9 @@ class Sweep:
             return f"failed: {self.failed[unit.id]}"
         if outcome.state == "lost":
             return "is begun again: its worker was lost"
-        run = Run.open(self.folder / unit.name)
-        verdict = f", verdict {run.verdict(unit.method).status}" if unit.method else ""
-        memory = run.timings().get("peak memory")
+        found = self._records[unit.id]
+        verdict = f", verdict {found['verdict'].status}" if found.get("verdict") else ""
+        memory = found["memory_gib"]
         cost = f"{self._took[kind(unit)][-1]:.1f} s"
         return f"took {cost}, {NOTHING if memory is None else f'{memory:.2f}'} GiB{verdict}"
 

@@ -13,8 +13,6 @@ import gc
 import json
 import os
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,19 +22,14 @@ import torch
 import mansu
 from mansu import methods, subjects, tasks
 from mansu.errors import MansuError, MismatchError, TakenError
-from mansu.files import sweep as sweep_parts
+from mansu.interrupts import Cancelled
 from mansu.job import names, pipeline
-from mansu.job.lock import Lock, hold
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
-from mansu.progress import Step
+from mansu.job.working import Work
 from mansu.subjects.subject import Subject
-from mansu.sweep.grid import Unit
-
-CIRCUIT = (*pipeline.CIRCUIT, pipeline.BASE_NF4, pipeline.REFERENCE)
-SHARED = tuple(kind for stage in CIRCUIT for kind in stage.makes)
-"""What the edits of one run's settings have in common: made once, and linked."""
+from mansu.sweep.grid import CIRCUIT, Unit
 
 EDIT = sum(s.weight for s in pipeline.whole("mansu") if s not in CIRCUIT)
 """How long an edit's own stages take, beside ``CIRCUIT``'s weights."""
@@ -62,30 +55,37 @@ _loaded: dict[str, Subject] = {}
 """The subject of this process's last unit."""
 
 
-def attempt(unit: Mapping[str, Any], folder: str, threads: int) -> Outcome:
-    """Do a unit in this process, as ``Unit.to_json`` describes it; raises nothing.
+def attempt(unit: Unit, folder: str, threads: int) -> Outcome:
+    """Do a unit in this process; raises nothing.
 
     Args:
         folder: of all run folders. threads: of this process.
     """
     try:
         torch.set_num_threads(threads)
-        do(Unit(**unit), Path(folder))
+        do(unit, Path(folder))
     except TakenError as error:
         return Outcome("taken", str(error))
     except MansuError as error:
         return Outcome("failed", str(error))
+    except Cancelled:
+        return Outcome("failed", cancelled(unit))
     except Exception as error:  # a unit that meets a fault of ours is no reason to lose the others
         what = (str(error).strip().splitlines() or [""])[0]
         return Outcome("failed", f"{type(error).__name__}: {what:.300}")
     return Outcome("done")
 
 
+def cancelled(unit: Unit) -> str:
+    """Why a unit failed that somebody cancelled, in the app or by a signal."""
+    return f"The unit {unit.name} was cancelled: start the sweep again."
+
+
 def do(unit: Unit, folder: Path) -> Run:
     """Do what is not done yet of a unit.
 
     Raises:
-        TakenError: another job is at work on it.
+        TakenError: another job is at work on it. Cancelled: somebody asked for it.
         MansuError: whatever a job raises.
     """
     if not folder.is_dir():
@@ -93,17 +93,21 @@ def do(unit: Unit, folder: Path) -> Run:
             f"There is no folder {folder} on {platform.node()}: give one that every node sees."
         )
     run = _opened(unit, folder)
-    with hold(run.path) as lock:
-        sweep_parts(run.path)
-        run.set_status("running", 0.0, begins=True)
-        try:
-            _work(unit, run, folder, lock)
-        except BaseException as error:
-            with suppress(MansuError, OSError):
-                run.set_status("failed", error=str(error))
-            raise
-        run.set_status("done", 1.0)
+    work = Work(run)
+    with work.held():
+        pipeline.reset_peak_memory()
+        session = Session(run, subject_of(unit))
+        if unit.before is not None:
+            run.adopt(Run.open(folder / unit.before.name), makes(unit.before))
+        name = edit_of(unit, run)
+        work.plan = pipeline.Plan.of(run, [(name, unit.stages)])
+        pipeline.perform(session, unit.stages, name, work.on_step)
     return run
+
+
+def makes(unit: Unit) -> tuple[str, ...]:
+    """The kinds of results that a unit's run folder holds when it is done."""
+    return tuple(kind for stage in unit.stages for kind in stage.makes)
 
 
 def _opened(unit: Unit, folder: Path) -> Run:
@@ -131,46 +135,42 @@ def subject_of(unit: Unit) -> Subject:
     return _loaded[unit.subject]
 
 
-def _work(unit: Unit, run: Run, folder: Path, lock: Lock) -> None:
-    pipeline.reset_peak_memory()
-    session = Session(run, subject_of(unit))
-    if unit.method is None:
-        stages = CIRCUIT
-    else:
-        run.adopt(Run.open(folder / unit.circuit.name), SHARED)
-        _refuse_other(unit, run)
-        stages = pipeline.whole(unit.method, unit.given)
-    plan, share = pipeline.Plan.of(run, [(unit.method, stages)]), 0.0
+def edit_of(unit: Unit, run: Run) -> str | None:
+    """The unit's edit in its run: by its settings, since the app may have given it another name.
 
-    def on_step(step: Step) -> None:
-        nonlocal share
-        lock.check()
-        if lock.cancelled:
-            raise MansuError(f"The unit {unit.name} was cancelled: start the sweep again.")
-        share = max(share, plan.share(step) or 0.0)
-        run.record(step, share)
-
-    pipeline.perform(session, stages, unit.method, on_step)
-
-
-def _refuse_other(unit: Unit, run: Run) -> None:
-    """Refuse an edit that is not the unit's: the app may have made another in the same run.
+    Returns:
+        the method's name where the run has no such edit yet; None for a unit without a method.
 
     Raises:
-        MismatchError: another method made the edit of the unit's name, or other settings did.
+        MismatchError: the run has an edit of that name, by another method or with other settings.
+        MansuError: the history of an edit by the method is damaged.
     """
-    assert unit.method is not None
-    names.refuse_other(run, unit.method, unit.method, unit.given)
-    if not run.has("edit", unit.method):
-        return
+    if unit.method is None:
+        return None
     changed = methods.named(unit.method).changed  # what a unit was not given is the default
-    given = run.history(unit.method)["given"]
-    if changed(given) != changed(unit.given):
+    ours = changed(unit.given)
+    for name in names.by(run, unit.method):
+        if changed(run.history(name)["given"]) == ours:
+            return name
+    names.refuse_other(run, unit.method, unit.method, unit.given)
+    if run.has("edit", unit.method):
+        given = run.history(unit.method)["given"]
         raise MismatchError(
             f"The edit {unit.method} of the run {run.path} was made with other settings "
             f"({json.dumps(given)}) than the sweep's ({json.dumps(dict(unit.given))}): rename or "
             "delete it, and start the sweep again."
         )
+    return unit.method
+
+
+def edit_at(unit: Unit, folder: Path) -> tuple[Run, str]:
+    """The run of a unit that is done, and its edit's name there.
+
+    Raises:
+        MansuError: as ``edit_of``, or there is no run.
+    """
+    run = Run.open(folder / unit.name)
+    return run, edit_of(unit, run) or ""
 
 
 def is_done(unit: Unit, folder: Path) -> bool:
@@ -183,13 +183,11 @@ def is_done(unit: Unit, folder: Path) -> bool:
     if not Run.is_at(path):
         return False
     run = Run.open(path)
-    kinds = SHARED if unit.method is None else ("edit", "history", "verdict")
-    if not all(run.has(kind, unit.method) for kind in kinds):
+    name = edit_of(unit, run)
+    if not all(run.has(kind, name) for kind in makes(unit)):
         return False
-    for kind in kinds:
-        run.require(kind, unit.method)
-    if unit.method is not None:
-        _refuse_other(unit, run)
+    for kind in makes(unit):
+        run.require(kind, name)
     return True
 
 
@@ -199,19 +197,24 @@ def record(unit: Unit, folder: Path) -> dict[str, Any]:
     Raises:
         MansuError: something is missing or damaged.
     """
-    assert unit.method is not None
-    run, shared = Run.open(folder / unit.name), folder / unit.circuit.name
-    history = run.history(unit.method)
-    before = Run.open(shared).seconds() if Run.is_at(shared) else {}
+    run, before = Run.open(folder / unit.name), unit.before
+    name, shared = edit_of(unit, run), before and folder / before.name
+    took = Run.open(shared).seconds() if shared and Run.is_at(shared) else {}
     versions = {**run.manifest["packages"], "python": run.manifest["python"]}
+    of_edit = {}
+    if name is not None and run.has("edit", name):
+        of_edit = {
+            "edit_digest": run.digest(name),
+            "settings": run.history(name)["settings"],
+            "verdict": run.verdict(name),
+        }
     return {
         **identity(unit),
         "fingerprint": run.fingerprint,
-        "edit_digest": run.digest(unit.method),
-        "settings": history["settings"],
-        "verdict": run.verdict(unit.method),
+        "settings": unit.settings,
+        **of_edit,
         "seconds": round(sum(run.seconds().values()), 2),
-        "shared_seconds": round(sum(before.values()), 2) if before else None,
+        "shared_seconds": round(sum(took.values()), 2) if took else None,
         "memory_gib": run.timings().get("peak memory"),
         "threads": run.manifest["threads"],
         "versions": {**versions, "mansu": mansu.__version__, "cpus": os.cpu_count()},

@@ -5,10 +5,16 @@ from __future__ import annotations
 import gzip
 import tomllib
 
+import pytest
+from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+from streamlit.web.server.starlette.starlette_websocket import is_host_allowed
 
 from app.serve import FRONTEND, ROOM, Frontend, static
+from mansu.cli import main
 from mansu.launch import LOCAL
 
 SCRIPT = next(FRONTEND.glob("static/js/protobuf.*.js"))
@@ -49,4 +55,45 @@ def test_every_page_says_where_the_server_is() -> None:
 def test_only_this_machine_reaches_it_and_nothing_is_told() -> None:
     config = tomllib.loads((ROOM / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
     assert config["server"]["address"] in LOCAL and config["server"]["maxUploadSize"] == 20
+    assert config["server"]["allowedHosts"] == [*LOCAL]
+    assert config["server"]["enableCORS"] and config["server"]["enableXsrfProtection"]
     assert config["browser"]["gatherUsageStats"] is False
+
+
+def test_no_page_of_another_server_talks_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def theirs(scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host")
+        await send({"type": "websocket.accept" if is_host_allowed(host) else "websocket.close"})
+
+    def asked(host: str, origin: str | None) -> bool:
+        headers = {"host": host, **({} if origin is None else {"origin": origin})}
+        try:
+            with TestClient(Frontend(theirs)).websocket_connect("/_stcore/stream", headers=headers):
+                return True
+        except WebSocketDisconnect:
+            return False
+
+    file = tomllib.loads((ROOM / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
+    monkeypatch.setattr(  # as the server reads it
+        "streamlit.config.get_option", lambda name: file["server"].get(name.split(".")[1], [])
+    )
+    for host in ("localhost:8501", "127.0.0.1:8501", "[::1]:8501"):
+        assert asked(host, f"http://{host}") and asked(host, None)
+    assert not asked("evil.example:8501", "http://evil.example:8501")  # its name leads to us
+    for origin in ("https://evil.example", "http://localhost:8888", "null", "http://[", ""):
+        assert not asked("localhost:8501", origin)
+
+
+def test_who_opens_it_to_a_network_says_under_which_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("mansu.launch.open_app", given.extend)
+    monkeypatch.delenv("MANSU_PASSWORD", raising=False)
+    assert main(["app", "--address", "0.0.0.0", "--host", "class.example"]) == 0
+    assert "--server.allowedHosts=class.example" in given
+    assert "--browser.serverAddress=class.example" in given  # or Streamlit asks outside
+    assert "has no password" in capsys.readouterr().err
+    given.clear()
+    assert main(["app", "--address", "127.0.0.1"]) == 0
+    assert given == ["--server.address=127.0.0.1"] and not capsys.readouterr().err

@@ -245,6 +245,23 @@ def test_progress_is_a_word_also_of_a_damaged_run(two: tuple[Run, Run]) -> None:
     assert jobs.working() == []
 
 
+def test_every_run_at_work_is_found_and_no_other_is_opened(
+    two: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = two
+    with hold(old.path):  # as an earlier job leaves its file there
+        pass
+    with hold(new.path):
+        opened: list[Path] = []
+        real = Run.open
+        monkeypatch.setattr(Run, "open", lambda path: opened.append(path) or real(path))
+        assert jobs.working() == [new] and opened == [new.path]
+        with hold(old.path):
+            assert jobs.working() == [new, old]
+        new.manifest_file.write_text("{")
+        assert jobs.working() == []
+
+
 def test_every_setting_of_a_method_has_a_plain_name() -> None:
     names = {name for method in methods.ALL for name in methods.named(method).options()}
     assert names == set(words.SETTINGS)

@@ -83,14 +83,23 @@ def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tas
     assert accuracy == best["forget"]
 
 
-def test_the_command_writes_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "results" / "found.json"
-    arguments = ["tiny-colours", "ga", "--subject", "tiny", "--batch", "4", "--output", str(output)]
-    assert searching.main(arguments) == 0
-    record = json.loads(output.read_text())
-    assert record["best"] == json.loads(capsys.readouterr().out)
-    assert list(output.parent.iterdir()) == [output]
-    assert searching.main(["no-such-task", "ga"]) == 2
+def test_the_command_is_a_sweep_and_writes_each_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "results"
+    where = ["--subject", "tiny", "--folder", f"{tmp_path}/runs", "--to", str(to), "--threads", "1"]
+    command = ["tiny-colours", "ga", "--batch", "4", *where]
+    assert searching.main(command) == 0
+    record = json.loads((to / "search-ga.json").read_text())
+    assert f"ga {json.dumps(record['best'])}\n" == capsys.readouterr().out
+    assert record["batch"] == 4 and list(to.iterdir()) == [to / "search-ga.json"]
+    (run,) = (tmp_path / "runs").glob("*/search.json")
+    before = run.stat().st_mtime_ns
+    (to / "search-ga.json").unlink()
+    assert searching.main(command) == 0  # what is done is not done again
+    assert run.stat().st_mtime_ns == before
+    assert json.loads((to / "search-ga.json").read_text()) == record
+    assert searching.main(["no-such-task", "ga", *where]) == 2
 
 
 @pytest.mark.parametrize(

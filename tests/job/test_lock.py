@@ -18,9 +18,9 @@ import pytest
 
 from app import jobs
 from mansu import cli, tasks
-from mansu.cli.commands import Cancelled
 from mansu.cli.common import Job
 from mansu.errors import MismatchError, TakenError
+from mansu.interrupts import Cancelled
 from mansu.job import lock
 from mansu.job.runs import Run
 from mansu.job.settings import Settings

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mansu import cli, tasks
-from mansu.job import doctor
-from mansu.job.machine import differences, machine, sentence
+from mansu.job import doctor, pipeline
+from mansu.job.limits import n_cores
+from mansu.job.machine import differences, machine, sentence, threads_of
 from mansu.job.runs import Run
+from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.job.working import Work
 from mansu.subjects import Subject
 
 
@@ -26,9 +30,9 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_other_there(
     del told["cpu"], told["device"]  # as older runs are
     run.manifest_file.write_text(json.dumps(told))
     again = Run.open(run.path)
-    torch, threads = machine()["packages"]["torch"], machine()["threads"]
+    has, threads = machine()["packages"]["torch"], machine()["threads"]
     assert differences(again.manifest) == [
-        f"torch 1.0 there, {torch} here",
+        f"torch 1.0 there, {has} here",
         f"threads 77 there, {threads} here",
     ]
     assert again.digest_of_run == run.digest_of_run  # it goes on all the same
@@ -36,6 +40,41 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_other_there(
     assert "note: This run was begun on another machine or with other versions (torch 1.0" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(n_cores() < 2, reason="needs two cores")
+def test_a_run_goes_on_with_the_bytes_of_the_threads_that_it_began_with(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    here, found = torch.get_num_threads(), []
+    stages = (pipeline.BASE, pipeline.ATTRIBUTION)
+    settings = Settings(pairs=8, steps=1)
+    try:
+        for began, goes_on in ((2, 2), (2, 1)):
+            torch.set_num_threads(began)
+            path = tmp_path / f"{began}-{goes_on}"
+            run = Run.create(tiny, tasks.load("tiny-colours"), settings, path)
+            torch.set_num_threads(goes_on)
+            work = Work(run)
+            with work.held():
+                assert torch.get_num_threads() == began and not sentence(run.manifest)
+                pipeline.perform(Session(run, tiny), stages, on_step=work.on_step)
+            assert torch.get_num_threads() == goes_on
+            found.append(run.file("attribution").read_bytes())
+    finally:
+        torch.set_num_threads(here)
+    assert found[0] == found[1]
+
+
+def test_other_threads_win_nothing_where_more_is_other() -> None:
+    threads = torch.get_num_threads()
+    for manifest in (
+        {**machine(), "threads": threads + 1, "cpu": "another"},
+        {**machine(), "threads": 10_000},  # no machine has the cores
+    ):
+        with threads_of(manifest):
+            assert torch.get_num_threads() == threads
+            assert f"threads {manifest['threads']} there" in sentence(manifest)
 
 
 def test_the_doctor_finds_what_is_wrong(

@@ -304,8 +304,8 @@ def test_no_name_leads_out_of_a_run(run: Run, name: str) -> None:
         run.read("edit", name)
     with pytest.raises(BadInputError, match="is no name of an edit"):
         run.discard(name)
-    run.save({"search": {}}, part=name)
-    assert run.file("search", part=name).parent == run.path
+    run.save({"scores": {}}, part=name)
+    assert run.file("scores", part=name).parent == run.path / "scores"
 
 
 def test_a_link_that_leads_out_of_a_run_is_refused(

@@ -9,20 +9,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mansu.cli import main
+from mansu.job import names
 from mansu.job.lock import FLAG, hold, holder
 from mansu.job.runs import Run
-from mansu.sweep import work
-from mansu.sweep.grid import Unit, read, units
+from mansu.sweep.grid import Unit, circuits, read, units
 from mansu.sweep.pools import LOST, OnRay, Processes
 from mansu.sweep.store import Store
 from mansu.sweep.sweep import Sweep, left
-from mansu.sweep.work import Outcome, attempt
+from mansu.sweep.work import Outcome, attempt, is_done, makes
 
 GRID = """
 subjects = ["tiny"]
@@ -50,7 +51,7 @@ class Here:
 
     def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
         unit = self.given[-1]
-        return [(unit, attempt(unit.to_json(), str(self.folder), 1))]
+        return [(unit, attempt(unit, str(self.folder), 1))]
 
     def close(self) -> None: ...
 
@@ -60,6 +61,11 @@ class Losing(Here):
 
     def ended(self, timeout: float) -> list[tuple[Unit, Outcome]]:
         return [(self.given[-1], LOST)]
+
+
+def circuit_of(unit: Unit) -> Unit:
+    (found,) = circuits([unit])
+    return found
 
 
 def kill_once(unit: Unit, folder: Path) -> None:
@@ -96,7 +102,7 @@ def swept(grid: list[Unit], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_worker_costs_its_unit_only(
     where: str, grid: list[Unit], swept: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    circuit = grid[0].circuit.name
+    circuit = circuit_of(grid[0]).name
     shutil.copytree(swept / circuit, tmp_path / circuit)  # made once is enough for this file
     pool: Processes | OnRay = (
         Processes(str(tmp_path), 2, 1)
@@ -143,9 +149,9 @@ def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path) -> 
         assert row["run"] == run.name and row["fingerprint"] == run.fingerprint
         assert row["verdict"] == verdict.status and row["erasure"] == verdict.erasure.status
         assert row["edit_digest"] == run.digest(unit.method)
-        circuit = Run.open(swept / unit.circuit.name)
+        circuit = Run.open(swept / circuit_of(unit).name)
         assert circuit.status().state == run.status().state == "done"
-        for kind in work.SHARED:  # one file, which no one changes in its place
+        for kind in makes(circuit_of(unit)):  # one file, which no one changes in its place
             assert os.path.samefile(run.file(kind), circuit.file(kind))
 
 
@@ -162,7 +168,7 @@ def test_another_edit_of_a_unit_s_name_is_not_its_result(
 ) -> None:
     """The app deletes a unit's edit and makes one with other settings: it has the same name."""
     unit = next(u for u in grid if u.method == "graddiff")
-    for name in (unit.name, unit.circuit.name):
+    for name in (unit.name, circuit_of(unit).name):
         shutil.copytree(swept / name, tmp_path / name)
     history = tmp_path / unit.name / "edits" / "graddiff" / "history.json"
     told = json.loads(history.read_text())
@@ -173,8 +179,31 @@ def test_another_edit_of_a_unit_s_name_is_not_its_result(
     found.run()
     assert not pool.given and "made with other settings" in found.failed[unit.id]
     assert [(row["state"], row["verdict"]) for row in store.rows()] == [("failed", None)]
-    outcome = attempt(unit.to_json(), str(tmp_path), 1)
+    outcome = attempt(unit, str(tmp_path), 1)
     assert outcome.state == "failed" and "made with other settings" in outcome.why
+
+
+def test_a_unit_s_edit_is_found_under_the_name_that_the_app_gave_it(
+    grid: list[Unit], swept: Path, tmp_path: Path
+) -> None:
+    unit = next(u for u in grid if u.method == "graddiff")
+    for name in (unit.name, circuit_of(unit).name):
+        shutil.copytree(swept / name, tmp_path / name)
+    names.rename(Run.open(tmp_path / unit.name), "graddiff", "slow")
+    pool, store = Here(tmp_path), Store(tmp_path / "results.sqlite")
+    Sweep([unit], tmp_path, store, pool, lambda _: None).run()
+    assert not pool.given and Run.open(tmp_path / unit.name).edits() == ("slow",)
+    (before,) = Store(swept / "results.sqlite").rows({unit.id})
+    (after,) = store.rows()
+    assert {**after, "recorded": ""} == {**before, "recorded": ""}
+
+
+def test_an_attacked_edit_is_the_same_unit_with_more_to_do(grid: list[Unit], swept: Path) -> None:
+    unit = replace(grid[1], attacked=True)
+    assert unit.name == grid[1].name and is_done(grid[1], swept) and not is_done(unit, swept)
+    for both in ([grid[0], unit], [unit, grid[0]]):  # they share a circuit
+        (circuit,) = circuits(both)
+        assert circuit.name == circuit_of(grid[0]).name and "base_attacks" in makes(circuit)
 
 
 def test_a_unit_that_the_app_cancels_is_not_begun_again(grid: list[Unit], tmp_path: Path) -> None:
@@ -194,7 +223,7 @@ def test_a_unit_that_the_app_cancels_is_not_begun_again(grid: list[Unit], tmp_pa
 
 def test_a_unit_that_another_job_is_at_work_on_waits(grid: list[Unit], swept: Path) -> None:
     with hold(swept / grid[0].name):
-        found = attempt(grid[0].to_json(), str(swept), 1)
+        found = attempt(grid[0], str(swept), 1)
     assert found.state == "taken" and "is at work on the run" in found.why
 
 
@@ -217,7 +246,7 @@ def test_a_worker_that_is_always_lost_ends(grid: list[Unit], tmp_path: Path) -> 
     found = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, lambda _: None, retries=1)
     found.run()
     assert [u.method for u in pool.given] == [None, None]  # its circuit, twice
-    assert set(found.failed) == {u.id for u in grid} | {grid[0].circuit.id}
+    assert set(found.failed) == {u.id for u in grid} | {circuit_of(grid[0]).id}
     assert all("out of memory" in why for why in found.failed.values())
 
 
