@@ -10,6 +10,7 @@ It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 from __future__ import annotations
 
+import gc
 import gzip
 import pkgutil
 import threading
@@ -98,10 +99,16 @@ class Frontend:
 
 
 def warm() -> None:
-    """Import every piece of the app."""
+    """Import every piece of the app, and take what that made out of the garbage collector's way.
+
+    Streamlit collects all garbage after each run of a page, before the browser is told that the
+    run has ended: to look through what torch's import made takes longer than most pages do.
+    """
     for module in pkgutil.walk_packages(pieces.__path__, "app."):
         if module.name not in SCRIPTS:
             import_module(module.name)
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager
