@@ -40,7 +40,7 @@ HERE = (
     '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
 )
 ROOT = '<div id="root">'
-# What is read until Streamlit's scripts are there, a second or so: they put their page in its place.
+# What is read until Streamlit's scripts are there, which put their page in its place.
 WAIT = '<p id="wait">MANSU is loading …</p>'
 SCRIPTS = ("app.main", "app.serve")
 """Modules of the app that are run, not imported."""
@@ -112,9 +112,9 @@ class Frontend:
 
 
 def warm() -> None:
-    """Pack what every page loads, import every piece of the app, and take what that made out of the garbage collector's way.
+    """Pack what every page loads, and import every piece of the app.
 
-    Streamlit collects all garbage after each run of a page, before the browser is told that the
+    What that made is then out of the garbage collector's way. Streamlit collects all garbage after each run of a page, before the browser is told that the
     run has ended: to look through what torch's import made takes longer than most pages do.
     """
     for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
