@@ -114,9 +114,8 @@ class Frontend:
 def warm() -> None:
     """Pack what every page loads, and import every piece of the app.
 
-    What that made is then out of the garbage collector's way. Streamlit collects all garbage after
-    each run of a page, before the browser is told that the run has ended: to look through what
-    torch's import made takes longer than most pages do.
+    What that made is then out of the garbage collector's way: to look through what torch's import
+    made takes longer than most pages do.
     """
     for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
         if file := static(path):
