@@ -89,13 +89,14 @@ TERMS: Mapping[str, str] = {
 
 
 def anchor(term: str) -> str:
-    """Where on the glossary page a term is.
+    """Where on the glossary page a term is: as Streamlit names the place of a heading.
 
     Raises:
         KeyError: it is not explained there.
     """
     assert TERMS[term]
-    return re.sub(r"[^a-z0-9]+", "-", term.lower()).strip("-")
+    parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+", term.replace("'", ""))
+    return "-".join(parts).lower()
 
 
 def link(term: str, text: str = "") -> str:

@@ -33,7 +33,15 @@
       else box?.removeAttribute("tabindex");
     });
   };
-  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
-  addEventListener("resize", mend);
+  // Not at each change: to ask for a table's width makes the browser lay out the whole page.
+  let due = 0;
+  const soon = () => {
+    due ||= setTimeout(() => {
+      due = 0;
+      mend();
+    }, 100);
+  };
+  new MutationObserver(soon).observe(document.body, { childList: true, subtree: true });
+  addEventListener("resize", soon);
   mend();
 }

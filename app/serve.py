@@ -11,8 +11,10 @@ It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 from __future__ import annotations
 
+import gc
 import gzip
 import pkgutil
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,14 +42,22 @@ FOREVER = "public, immutable, max-age=31536000"  # a file's name has a hash of i
 HERE = (
     '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
 )
+ROOT = '<div id="root">'
+# What is read until Streamlit's scripts are there, which put their page in its place.
+WAIT = '<p id="wait">MANSU is loading …</p>'
 SCRIPTS = ("app.main", "app.serve")
 """Modules of the app that are run, not imported."""
 
 
-@lru_cache(maxsize=256)
+PACKED: dict[Path, bytes] = {}
+"""Streamlit's own files, gzipped, as far as they were asked for."""
+
+
 def packed(path: Path) -> bytes:
     """A file's content, gzipped."""
-    return gzip.compress(path.read_bytes(), 6, mtime=0)
+    if path not in PACKED:
+        PACKED[path] = gzip.compress(path.read_bytes(), 6, mtime=0)
+    return PACKED[path]
 
 
 @lru_cache(maxsize=1)
@@ -59,9 +69,12 @@ def document() -> bytes:
     text = (FRONTEND / "index.html").read_text(encoding="utf-8")
     style, script = ((ROOM / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     ours = f"<style>{style}</style><script>{script}</script></body>"
-    return text.replace("<head>", f"<head>{HERE}", 1).replace("</body>", ours, 1).encode()
+    for place, new in (("<head>", f"<head>{HERE}"), (ROOT, f"{ROOT}{WAIT}"), ("</body>", ours)):
+        text = text.replace(place, new, 1)
+    return text.encode()
 
 
+@lru_cache(maxsize=512)
 def static(path: str) -> Path | None:
     """Streamlit's own script or style sheet at a path of the address; None where there is none."""
     if not path.startswith("/static/") or Path(path).suffix not in KINDS:
@@ -110,16 +123,26 @@ class Frontend:
                 "Vary": "Accept-Encoding",
                 "Cache-Control": FOREVER,
             }
-            body = await to_thread.run_sync(packed, file)
+            # A page has sixty of them, and a thread for each would take longer than the answer.
+            body = PACKED.get(file) or await to_thread.run_sync(packed, file)
             return Response(body, media_type=KINDS[file.suffix], headers=headers)
         return None
 
 
 def warm() -> None:
-    """Import every piece of the app."""
+    """Pack what every page loads, and import every piece of the app.
+
+    What that made is then out of the garbage collector's way: to look through what torch's import
+    made takes longer than most pages do.
+    """
+    for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
+        if file := static(path):
+            packed(file)
     for module in pkgutil.walk_packages(pieces.__path__, "app."):
         if module.name not in SCRIPTS:
             import_module(module.name)
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager

@@ -122,7 +122,7 @@ class Shelf:
                     break
                 del self._kept[oldest]
                 dropped = True
-            if dropped:
+            if dropped or self.taken() + needed > self.budget:
                 gc.collect()  # a model's modules refer to each other
             fits = self.taken() + needed <= self.budget
             if fits and needed:

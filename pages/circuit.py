@@ -9,6 +9,7 @@ import torch
 
 from app import graph_view, jobs, node_view, state
 from app.components import graph
+from app.folded import folded
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
@@ -128,8 +129,10 @@ def explore(run: Run, circuit: Circuit) -> None:
             config={"displayModeBar": False},
             alt="Faithfulness by number of edges",
         )
-        with st.expander("The nodes shown, as a table", icon=":material/table:"):
-            st.dataframe(graph_view.node_table(shown.graph()), hide_index=True)
+        folded(
+            "The nodes shown, as a table",
+            lambda: st.dataframe(graph_view.node_table(shown.graph()), hide_index=True),
+        )
     with right:
         downloads(run, shown)
         selection(run, circuit, shown)

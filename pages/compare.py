@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import streamlit as st
 
 from app import charts, edits, jobs, state, thresholds, words
 from app.charts import UNEDITED
+from app.folded import folded
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.job.judging import judged
 from mansu.job.runs import Run
@@ -40,9 +42,12 @@ def differences(sides: Sequence[Side]) -> None:
         table = found.differences_table()
         st.table(table.columns)
         st.caption(" ".join(table.notes))
-    with st.expander("Each edit's own values"):
+
+    def values() -> None:
         st.table(found.table().columns)
         st.table(sizes(sides).columns)
+
+    folded("Each edit's own values", values)
 
 
 @st.fragment  # a slider judges anew, and draws nothing else
@@ -57,9 +62,7 @@ def verdicts(run: Run, sides: Sequence[Side]) -> None:
         with place:
             verdict_table(found)
         for label, verdict in found.items():
-            with st.expander(f"The evidence: {label}"):
-                for p in verdict.properties:
-                    evidence(p)
+            folded(f"The evidence: {label}", partial(evidence, verdict))
 
 
 def verdict_table(found: Mapping[str, Verdict]) -> None:
@@ -78,12 +81,13 @@ def mark(p: Property) -> str:
     return f"{words.MARKS[p.status]}  \n{state.plain(told)}"
 
 
-def evidence(p: Property) -> None:
-    """A property with its evidence and everything that it asks."""
-    st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
-    st.caption(state.plain(p.evidence))
-    if p.checks:
-        st.table(rows.checks(p).columns)
+def evidence(verdict: Verdict) -> None:
+    """Each property with its evidence and everything that it asks."""
+    for p in verdict.properties:
+        st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
+        st.caption(state.plain(p.evidence))
+        if p.checks:
+            st.table(rows.checks(p).columns)
 
 
 def permanence(sides: Sequence[Side]) -> None:
@@ -107,11 +111,14 @@ def accuracy(sides: Sequence[Side]) -> None:
     st.plotly_chart(charts.accuracies(found), alt=alt, key="accuracy")
     if any(side.run.path != first.path for side in sides):
         st.caption("The unedited model is that of the first edit's run.")
-    with st.expander("As a table"):
+
+    def table() -> None:
         flat = {
             f"{n}{s}": m for n, b in found.items() for s, m in zip(("", ", NF4"), b, strict=True)
         }
         st.table(rows.accuracies(flat).columns)
+
+    folded("As a table", table, key="accuracy table")
 
 
 @st.fragment  # the boundary moves nothing else
@@ -145,8 +152,11 @@ def circuit_divergence(sides: Sequence[Side]) -> None:
     if found:
         alt = "CAD and signal CAD of each edit between its controls"
         st.plotly_chart(charts.divergences(found), alt=alt, key="cad")
-        with st.expander("As a table"):
-            st.table(rows.divergences(found, words.CAD).columns)
+        folded(
+            "As a table",
+            lambda: st.table(rows.divergences(found, words.CAD).columns),
+            key="CAD table",
+        )
 
 
 def measured(

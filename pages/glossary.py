@@ -13,6 +13,6 @@ terms = glossary.found(str(query or ""))
 if not terms:
     st.info("No word here is like that: try a shorter one.")
 with st.container(key="terms"):
-    for term, meaning in terms.items():
-        st.header(term, anchor=glossary.anchor(term))
-        st.markdown(state.plain(meaning))
+    # One element: a hundred would be sent and drawn one after the other. A heading's anchor, which
+    # Streamlit makes of its text, is that of ``glossary.anchor``.
+    st.markdown("\n\n".join(f"## {term}\n{state.plain(text)}" for term, text in terms.items()))

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, jobs, state, words
+from app.folded import folded
 from mansu.job import names
 from mansu.quant.survival import NF4Report, Survival
 from mansu.report import rows
@@ -59,6 +60,31 @@ def reading(report: NF4Report) -> str:
             "a matter of noise and degree, not of a total loss"
         )
     return f"{text}."
+
+
+def table(report: NF4Report) -> None:
+    """Every group of parameters, a row each."""
+    parts = {GROUPS[g]: getattr(report, g) for g in GROUPS}
+    parts |= {f"kind: {k}": s for k, s in report.kinds.items() if s.moved}
+    parts |= {f"layer {n}": s for n, s in report.layers.items() if s.moved}
+    st.dataframe(
+        pd.DataFrame(
+            {
+                "Group": list(parts),
+                "Parameters": [s.parameters for s in parts.values()],
+                "Moved": [s.moved for s in parts.values()],
+                "Codes changed": [s.changed for s in parts.values()],
+                "Share": [s.share for s in parts.values()],
+                "Expected": [s.expected_share for s in parts.values()],
+                "Update ÷ width": [s.update_over_width for s in parts.values()],
+                "Energy": [s.energy for s in parts.values()],
+                "Noise": [s.noise for s in parts.values()],
+                "Blocks rescaled": [s.rescaled for s in parts.values()],
+            }
+        ),
+        hide_index=True,
+        alt="NF4 survival by group of parameters",
+    )
 
 
 run = state.begin("NF4", "Is the edit large enough to be seen by 4-bit quantisation?")
@@ -122,25 +148,4 @@ with state.show_errors():
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
         st.table(shown.columns)
-    with st.expander("As a table"):
-        parts = {GROUPS[g]: getattr(report, g) for g in GROUPS}
-        parts |= {f"kind: {k}": s for k, s in report.kinds.items() if s.moved}
-        parts |= {f"layer {n}": s for n, s in report.layers.items() if s.moved}
-        st.dataframe(
-            pd.DataFrame(
-                {
-                    "Group": list(parts),
-                    "Parameters": [s.parameters for s in parts.values()],
-                    "Moved": [s.moved for s in parts.values()],
-                    "Codes changed": [s.changed for s in parts.values()],
-                    "Share": [s.share for s in parts.values()],
-                    "Expected": [s.expected_share for s in parts.values()],
-                    "Update ÷ width": [s.update_over_width for s in parts.values()],
-                    "Energy": [s.energy for s in parts.values()],
-                    "Noise": [s.noise for s in parts.values()],
-                    "Blocks rescaled": [s.rescaled for s in parts.values()],
-                }
-            ),
-            hide_index=True,
-            alt="NF4 survival by group of parameters",
-        )
+    folded("As a table", partial(table, report))

@@ -14,6 +14,7 @@ import streamlit as st
 from app import charts, state, thresholds, words
 from app.charts import UNEDITED
 from app.components.figure import figure
+from app.folded import folded
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
 from mansu.evidence.verdict import ABOUT
@@ -24,6 +25,11 @@ from mansu.report import dossier as of
 from mansu.report.dossier import Dossier, dossier
 from mansu.report.page import page
 from mansu.show.sentences import capitalised
+from mansu.show.table import Table
+
+
+def table(found: Table) -> None:
+    st.table(found.columns)
 
 
 def verdict(found: Dossier) -> None:
@@ -38,8 +44,8 @@ def verdict(found: Dossier) -> None:
             )
             st.markdown(state.plain(p.evidence))
             if p.checks:
-                with st.expander(f"What it asks ({len(p.checks)}): {p.title}"):
-                    st.table(rows.checks(p).columns)
+                label = f"What it asks ({len(p.checks)}): {p.title}"
+                folded(label, partial(table, rows.checks(p)))
 
 
 def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
@@ -91,8 +97,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
     }
     alt = "Accuracy by set before and after the edit, in full precision and NF4"
     st.plotly_chart(charts.accuracies(both), alt=alt, key="accuracy")
-    with st.expander("As a table"):
-        st.table(of.accuracy_table(found).columns)
+    folded("As a table", lambda: table(of.accuracy_table(found)))
     if run.has("survival", method):
         st.header("Update ÷ bin width", help=words.help("ratio"))
         alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
@@ -102,9 +107,7 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
         st.header("What is left of the circuit", help=words.help("erasure"))
         st.markdown(state.plain(changes.sentence(found.circuit)))
         figure(svg.circuit(found.circuit), "circuit left")
-        with st.expander("The strongest edges of each kind"):
-            st.table(changes.edges_table(found.circuit).columns)
-            st.caption(state.plain(changes.NAMED))
+        folded("The strongest edges of each kind", partial(edges, found.circuit))
     st.header("Facts that fail or flip", help=words.help("flips"))
     st.table(of.counts_table(found).columns)
     kinds = of.failing(found)
@@ -124,11 +127,16 @@ def evidence(run: Run, method: str, found: Dossier) -> None:
             alt="Facts that fail or flip, with what became of each",
         )
     st.header("Recovery attacks", help=words.help("attacks"))
-    table = of.attacks_table(found)
-    if table is None:
+    tried = of.attacks_table(found)
+    if tried is None:
         st.info("Not tried on this edit yet: run them on the Compare page.")
     else:
-        st.table(table.columns)
+        table(tried)
+
+
+def edges(found: changes.Changes) -> None:
+    table(changes.edges_table(found))
+    st.caption(state.plain(changes.NAMED))
 
 
 def repeat(found: Dossier) -> None:
@@ -139,8 +147,7 @@ def repeat(found: Dossier) -> None:
     st.code("\n".join(found.commands), language="bash", wrap_lines=True)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
     st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
-    with st.expander("Files and their hashes"):
-        st.table(of.files_table(found).columns)
+    folded("Files and their hashes", lambda: table(of.files_table(found)))
 
 
 def against(run: Run, method: str, found: Dossier) -> None:
@@ -204,8 +211,7 @@ with state.show_errors():
     found = dossier(run, method, moved)
     take_along(run, method, found)
     verdict(found)
-    with st.expander("The thresholds"):
-        st.table(of.thresholds_table(found).columns)
+    folded("The thresholds", lambda: table(of.thresholds_table(found)))
     sign(run, method, found, moved)
     evidence(run, method, found)
     repeat(found)

@@ -5,7 +5,8 @@
 Serves the app on an empty folder of runs, so that it shows an example that ships, and drives it in
 a headless Chromium with software rendering. Each time is the median of the repeats, beside its
 budget; a page is done when its script has run and nothing of the last page is left. The first visit
-is said alone: it is to a server that has just started. Run it on a quiet machine.
+is said alone: it is to a server that has just started. What is painted first says that MANSU is
+loading; how long the page itself takes is the next line. Run it on a quiet machine.
 """
 
 from __future__ import annotations

@@ -421,11 +421,12 @@ def towards_chance(before: Scores, after: Scores) -> Interval:
     """By how much closer to chance accuracy is, over the same rows."""
     before.refuse_other(after)
     rows = np.stack([before.correct, after.correct], 1).astype(float)
-    return bootstrap(
-        rows,
-        clusters=before.clusters,
-        statistic=lambda m: abs(m[..., 0] - CHANCE) - abs(m[..., 1] - CHANCE),
-    )
+    return bootstrap(rows, clusters=before.clusters, of=from_chance)
+
+
+def from_chance(accuracy: np.ndarray) -> np.ndarray:
+    """How far accuracies are from chance, above or below it."""
+    return abs(accuracy - CHANCE)
 
 
 def _retention(
@@ -440,12 +441,13 @@ def _retention(
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
             return _unknown("retention", "Retain accuracy in NF4 was not measured.", checks)
-        if lacking := kept_groups(after).keys() - kept_groups(before).keys():
+        known, left = kept_groups(before), kept_groups(after)
+        if lacking := left.keys() - known.keys():
             return _unknown(
                 "retention", f"Accuracy on {min(lacking)} was not measured before the edit."
             )
-        for name, old in kept_groups(before).items():
-            new = kept_groups(after).get(name)
+        for name, old in known.items():
+            new = left.get(name)
             if new is None:
                 return _unknown("retention", f"Accuracy on {name} was not measured after the edit.")
             drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")

@@ -34,17 +34,23 @@ class Codec:
 
     Attributes:
         write: (path, value, what was measured, by name). read: the value, and what was measured.
+        shared: whoever reads the same file may be given the same value: it is immutable.
     """
 
     write: Callable[[Path, Any, Mapping[str, str]], None]
     read: Callable[[Path], tuple[Any, Mapping[str, str]]]
+    shared: bool = False
 
 
 def _same(value: Any) -> Any:
     return value
 
 
-def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any] = _same) -> Codec:
+def _json(
+    to_json: Callable[[Any], Any] = _same,
+    from_json: Callable[[Any], Any] = _same,
+    shared: bool = False,
+) -> Codec:
     """A JSON object; what was measured stands among its keys, as "digest of …"."""
 
     def read(path: Path) -> tuple[Any, Mapping[str, str]]:
@@ -52,12 +58,12 @@ def _json(to_json: Callable[[Any], Any] = _same, from_json: Callable[[Any], Any]
         of = {name: found.pop(name) for name in list(found) if name.startswith("digest of ")}
         return from_json(found), of
 
-    return Codec(lambda path, value, of: write_json(path, {**to_json(value), **of}), read)
+    return Codec(lambda path, value, of: write_json(path, {**to_json(value), **of}), read, shared)
 
 
 def _value(cls: Any) -> Codec:
     """JSON of a class that has ``to_json`` and ``from_json``."""
-    return _json(lambda value: value.to_json(), lambda value: typed(cls.from_json(value)))
+    return _json(lambda value: value.to_json(), lambda value: typed(cls.from_json(value)), True)
 
 
 def _named(cls: Any) -> Codec:
@@ -130,12 +136,12 @@ def _history(value: Any) -> dict[str, Any]:
     return value
 
 
-_MEASUREMENT = _json(lambda value: value.to_json(), _measured)
+_MEASUREMENT = _json(lambda value: value.to_json(), _measured, True)
 _FORMATS = _json(
     lambda kept: {name: asdict(each) for name, each in kept.items()},
     lambda value: {name: made_of(Kept, each) for name, each in value.items()},
 )
-_BOUNDS = _json(asdict, lambda value: made_of(Bounds, value))
+_BOUNDS = _json(asdict, lambda value: made_of(Bounds, value), True)
 
 ARTEFACTS: Mapping[str, Artefact] = {
     "base": Artefact(

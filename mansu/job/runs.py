@@ -78,6 +78,7 @@ from mansu.job.machine import machine
 from mansu.job.manifest import ABOUT, check_manifest
 from mansu.job.settings import Settings
 from mansu.measure.scores import Measurement
+from mansu.memory import Memory
 from mansu.methods import ALL
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
@@ -435,9 +436,7 @@ class Run:
                 f"The run {self.name} has no {about.title}{whose} yet: run "
                 f"`mansu {about.made_by} {self.path}{option}`."
             )
-        confined(path, self.path)
-        with reading(path):
-            value, of = about.codec.read(path)
+        value, of = _read(kind, confined(path, self.path))
         self._refuse_other(path, of, method if about.of_edit and kind != "edit" else None)
         return value
 
@@ -708,6 +707,27 @@ def _plain(step: Step) -> dict[str, Any]:
     """A step as strict JSON, without the values that are not finite."""
     values = {name: value for name, value in step.values.items() if isfinite(value)}
     return {**step.to_json(), "values": values}
+
+
+_READ: Memory[tuple[Any, Mapping[str, str]]] = Memory(24 << 20)
+"""What results held, by kind and file, each counted by its file's bytes; in memory it is larger."""
+SETTLED = 2.0
+"""Seconds after which a file that is changed again has another time, on every file system."""
+
+
+def _read(kind: str, path: Path) -> tuple[Any, Mapping[str, str]]:
+    """A result and what it was measured on; read again when its file is another.
+
+    Raises:
+        NotMeasuredError: there is no such file. DamagedError: it is damaged.
+    """
+    codec = ARTEFACTS[kind].codec
+    with reading(path):
+        about = path.stat()
+        if not codec.shared or time.time() - about.st_ctime < SETTLED:
+            return codec.read(path)
+        key = kind, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+        return _READ.get(key, lambda: codec.read(path), about.st_size)
 
 
 def _digest(path: Path) -> str:

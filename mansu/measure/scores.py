@@ -148,7 +148,7 @@ class Scores:
             array = np.array(found, dtype=kind)
             if not np.isfinite(array).all():
                 raise ValueError(f"{name} is not finite")
-            return array
+            return _fixed(array)
 
         def texts(name: str) -> tuple[str, ...]:
             found = tuple(value[name])
@@ -162,7 +162,7 @@ class Scores:
                 raise ValueError(f"a value of {name} is not between 0 and 1")
         scores = cls(
             correct,
-            top1.astype(bool),
+            _fixed(top1.astype(bool)),
             numbers("log_probability", float),
             numbers("margin", float),
             numbers("choice", float),
@@ -182,6 +182,12 @@ class Scores:
         if set(arrays) != {arrays[0]}:
             raise ValueError("its lists are of different lengths")
         return scores
+
+
+def _fixed(array: np.ndarray) -> np.ndarray:
+    """The array, which nobody can change: whoever reads the same file shares it."""
+    array.setflags(write=False)
+    return array
 
 
 @dataclass(frozen=True, repr=False, eq=False)

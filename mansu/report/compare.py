@@ -22,6 +22,7 @@ from mansu.evidence.relearning import Relearned
 from mansu.evidence.verdict import (
     above_chance,
     asked,
+    from_chance,
     kept_groups,
     towards_chance,
 )
@@ -94,7 +95,7 @@ class Quantity:
         read: the rows of an edit; raises ``NotMeasuredError``.
         lower, higher: how a difference in each direction is said, after its amount.
         good: which of the two is the better one; "neither" where none is.
-        statistic: of the mean over rows, what is compared.
+        statistic: of the mean over rows, what is compared; the mean itself by default.
     """
 
     title: str
@@ -103,7 +104,7 @@ class Quantity:
     lower: str
     higher: str
     good: str = "lower"
-    statistic: Callable[[np.ndarray], np.ndarray] = lambda mean: mean
+    statistic: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _full(run: Run, method: str) -> Measurement:
@@ -128,10 +129,11 @@ def _kept(nf4: bool) -> Callable[[Run, str], Rows]:
     """Log-probability of each kept answer, less than what it was before the edit."""
 
     def read(run: Run, method: str) -> Rows:
-        before, after = run.base(nf4=nf4), run.measurement(method, nf4=nf4)
+        before = kept_groups(run.base(nf4=nf4))
+        after = kept_groups(run.measurement(method, nf4=nf4))
         parts = []
-        for name, old in kept_groups(before).items():
-            new = kept_groups(after).get(name)
+        for name, old in before.items():
+            new = after.get(name)
             if new is None:
                 raise NotMeasuredError(f"Accuracy on {name} was not measured after the edit.")
             old.refuse_other(new)
@@ -158,10 +160,6 @@ def _relearned(run: Run, method: str) -> Rows:
     return Rows.of(curve[0], np.mean([np.exp(s.choice) for s in curve], axis=0))
 
 
-def _from_chance(mean: np.ndarray) -> np.ndarray:
-    return np.abs(mean - CHANCE)
-
-
 QUANTITIES: Sequence[Quantity] = (
     Quantity(
         "Forget rows: accuracy, distance from chance",
@@ -169,7 +167,7 @@ QUANTITIES: Sequence[Quantity] = (
         _asked("forget", "forget rows", "correct"),
         "nearer to chance on the forget rows",
         "farther from chance on the forget rows",
-        statistic=_from_chance,
+        statistic=from_chance,
     ),
     Quantity(
         "Rephrasings: accuracy, distance from chance",
@@ -177,7 +175,7 @@ QUANTITIES: Sequence[Quantity] = (
         _asked("paraphrase", "rephrasings", "correct"),
         "nearer to chance on rephrasings",
         "farther from chance on rephrasings",
-        statistic=_from_chance,
+        statistic=from_chance,
     ),
     Quantity(
         "Forget rows: the four choices' KL from uniform",
@@ -428,15 +426,10 @@ def _read(side: Side) -> list[tuple[Quantity, Rows]]:
 
 
 def _value(quantity: Quantity, rows: Rows) -> Interval:
-    return bootstrap(
-        rows.values,
-        clusters=rows.clusters,
-        statistic=lambda m: quantity.statistic(m[..., 0]),
-    )
+    return bootstrap(rows.values, clusters=rows.clusters, of=quantity.statistic)
 
 
 def _difference(quantity: Quantity, first: Rows, other: Rows) -> Difference:
     pairs, clusters = first.paired(other)
-    of = quantity.statistic
-    value = bootstrap(pairs, clusters=clusters, statistic=lambda m: of(m[..., 1]) - of(m[..., 0]))
+    value = bootstrap(pairs[:, ::-1], clusters=clusters, of=quantity.statistic)
     return Difference(quantity, value, len(pairs))

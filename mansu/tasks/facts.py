@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from csv import DictReader, DictWriter
 from csv import Error as CSVError
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
 from mansu.files import read_json, replacing, write_json
+from mansu.memory import Memory
 from mansu.show.table import Shown, Table
 
 SPLITS = ("forget", "retain", "holdout", "neighbour", "paraphrase", "text")
@@ -108,7 +109,7 @@ class Task(Shown):
         caption = f"{self.title} ({self.name}), {len(self.facts)} lines"
         return Table(("Split", "Group", "Lines", "The first"), rows, caption, "<<><")
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A fingerprint of the facts, so that a run says exactly which task it measured."""
         return hashlib.sha256(self.to_jsonl().encode()).hexdigest()[:16]
@@ -248,12 +249,21 @@ def parse(text: str, name: str, *, csv: bool = False, **about: Any) -> Task:
     Raises:
         MansuError: a malformed line (with its number), or an empty forget or retain set.
     """
-    facts, wrong = _read(text, csv)
-    for error in (*wrong, *_missing(facts, f"The task {name!r}")):
-        raise error
-    about.setdefault("title", name)
-    about.setdefault("description", "")
-    return Task(name=name, facts=tuple(facts), **about)
+
+    def make() -> Task:
+        facts, wrong = _read(text, csv)
+        for error in (*wrong, *_missing(facts, f"The task {name!r}")):
+            raise error
+        about.setdefault("title", name)
+        about.setdefault("description", "")
+        return Task(name=name, facts=tuple(facts), **about)
+
+    key = text, name, csv, json.dumps(about, sort_keys=True, default=repr)
+    return _PARSED.get(key, make, len(text))
+
+
+_PARSED: Memory[Task] = Memory(4 << 20)
+"""Tasks by their text, in characters: a task takes some ten times as many bytes."""
 
 
 def problems(text: str, *, csv: bool = False) -> list[str]:

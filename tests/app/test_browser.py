@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from app import jobs
+from app import glossary, jobs
 from experiments.benchmarks.pages import served
 from mansu.job import runs
 from mansu.job.lock import holder
@@ -185,6 +185,14 @@ def test_two_people_keep_their_runs_and_back_is_one_press(
     expect(page.get_by_text("There is no run “gone” here")).to_be_visible()
     assert chosen(page) == ""
     assert outside == []
+
+
+def test_a_term_of_the_glossary_is_where_links_lead(address: str, browser_page: Page) -> None:
+    browser_page.goto(f"{address}/glossary")
+    terms = browser_page.locator(".st-key-terms h2")
+    expect(terms).to_have_count(len(glossary.TERMS))
+    places = terms.evaluate_all("terms => terms.map((term) => term.id)")
+    assert places == [glossary.anchor(term) for term in glossary.TERMS]
 
 
 def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Page) -> None:

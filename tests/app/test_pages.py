@@ -21,6 +21,7 @@ from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
 from mansu.job import names
+from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
 from mansu.job.pipeline import perform, whole
 from mansu.job.runs import Run
@@ -28,6 +29,7 @@ from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.quant.survival import EDGES
+from mansu.report import rows
 from mansu.report.compare import Side, compare
 from mansu.show import numbers
 from mansu.subjects.subject import Subject
@@ -259,8 +261,17 @@ def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
         statuses = [*(p.status for p in verdict.properties), verdict.status]
         assert all(s in cell for s, cell in zip(statuses, table[column], strict=True))
         assert verdict.counts in table[column].iloc[-1]  # what "together" hides otherwise
-        for p in verdict.properties:
+        assert not any(
+            state.plain(p.evidence) == c.value for p in verdict.properties for c in app.caption
+        )
+    for method in SHORT:  # what is closed is not drawn until it is opened
+        app.session_state[f"folded The evidence: {words.title(method)}"] = True
+    app.run()
+    for method in SHORT:
+        for p in run.verdict(method).properties:
             assert any(state.plain(p.evidence) == c.value for c in app.caption)
+            checks = rows.checks(p).columns
+            assert not p.checks or any(t.value.to_dict("list") == checks for t in app.table)
     sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
     assert any(state.plain(sentence) in m.value for m in app.markdown)
 
@@ -421,3 +432,25 @@ def test_every_page_knows_several_edits_of_one_method_by_their_names(runs: Path)
         shutil.rmtree(run.path / "edits" / "second", ignore_errors=True)
         shutil.rmtree(run.path / "edits" / "graddiff-steps-9", ignore_errors=True)
         names.rename(run, "first", "graddiff")
+
+
+def test_no_page_changes_what_is_read_once_for_all(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mansu.job.runs.SETTLED", 0.0)
+    run = Run.open(runs / "finished")
+    shared = [each for each in run.kept() if ARTEFACTS[each[0]].codec.shared]
+    held = [run.read(*each) for each in shared]
+    for page in ("compare", "review", "nf4", "unlearn"):
+        opened(page, run="finished")
+    for each, value in zip(shared, held, strict=True):
+        assert run.read(*each) is value  # it was this one that the pages were given
+        path = run.file(*each)
+        saved = path.with_suffix(".copy")
+        ARTEFACTS[each[0]].codec.write(saved, value, measured_in(path))
+        assert json.loads(saved.read_text()) == json.loads(path.read_text())
+        saved.unlink()
+
+
+def measured_in(path: Path) -> dict[str, str]:
+    return {k: v for k, v in json.loads(path.read_text()).items() if k.startswith("digest of ")}

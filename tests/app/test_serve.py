@@ -47,6 +47,7 @@ def test_every_page_says_where_the_server_is() -> None:
         text = client(base).get(base + path, headers=HTML).text
         assert 'BACKEND_BASE_URL: new URL(".", location.href)' in text
         assert text.index("BACKEND_BASE_URL") < text.index('<script type="module"')
+        assert '<div id="root"><p id="wait">MANSU is loading' in text  # and no empty page
         # Ours come with the page, and the style after Streamlit's own.
         assert "history.pushState" in text and text.index(".st-key-jobs") > text.index("</head>")
     assert client().get("/_stcore/health", headers=HTML).text == "theirs"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from mansu.errors import (
     NotMeasuredError,
 )
 from mansu.evidence.review import Review
+from mansu.job import runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import (
     CIRCUIT,
@@ -438,6 +441,47 @@ def test_no_file_that_is_asked_for_goes_into_a_run(run: Run) -> None:
         arguments = ["score", "x.jsonl", "--set", "mmlu", "--subject", "tiny", "-o", str(place)]
         assert cli.main(arguments) == cli.BAD_INPUT
     Run.refuse_in_any(run.path.parent / "base.json")
+
+
+def test_a_file_that_is_read_again_gives_what_is_in_it_now(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "SETTLED", 0.0)
+    path = run.file("full", "ga")
+    found = run.measurement("ga", nf4=False)
+    assert run.measurement("ga", nf4=False) is found  # nobody reads it twice
+    with pytest.raises(ValueError, match="read-only"):
+        found.splits["forget"].correct[0] = 0.5
+    with pytest.raises(ValueError, match="read-only"):
+        found.splits["forget"].top1[0] = True
+    fresh, _ = ARTEFACTS["full"].codec.read(path)
+    assert fresh is not found and fresh.to_json() == found.to_json()
+    had, when = path.read_bytes(), path.stat()
+    time.sleep(0.02)  # a tick of the file system's clock
+    path.write_bytes(had.replace(b"]", b"[", 1))  # in its place, as long, and of the same time
+    os.utime(path, ns=(when.st_atime_ns, when.st_mtime_ns))
+    with pytest.raises(DamagedError, match=r"full\.json is damaged"):
+        run.measurement("ga", nf4=False)
+    shutil.copy(run.file("full", "graddiff"), path)  # another edit's
+    with pytest.raises(MismatchError, match="was measured on another edit"):
+        run.measurement("ga", nf4=False)
+    path.write_bytes(had)
+    assert run.measurement("ga", nf4=False).to_json() == found.to_json()
+    run.save({"edit": run.edit("graddiff"), "history": run.history("graddiff")}, "other")
+    shutil.copytree(run.path / "edits" / "ga", run.path / "edits" / "other", dirs_exist_ok=True)
+    run.measurement("other", nf4=False)
+    shutil.copy(run.file("edit", "graddiff"), run.file("edit", "other"))  # and not its results
+    with pytest.raises(MismatchError, match="was measured on another edit"):
+        run.measurement("other", nf4=False)
+
+
+def test_a_file_that_was_just_written_is_not_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next version might have the same time, where clocks are coarse."""
+    assert runs.SETTLED >= 2  # that of FAT
+    monkeypatch.setattr(runs, "SETTLED", 600.0)
+    assert run.base(nf4=False) is not run.base(nf4=False)
 
 
 def test_all_that_a_run_holds_is_named_as_it_is_read(finished: Run) -> None:

@@ -31,7 +31,7 @@ from mansu.measure.scores import (
     text_loss,
     text_losses,
 )
-from mansu.measure.statistics import McNemar, bootstrap, mcnemar
+from mansu.measure.statistics import McNemar, _bootstrap, _itself, bootstrap, mcnemar
 from mansu.sets.continuation import log_probabilities
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
@@ -360,7 +360,30 @@ def test_bootstrap_of_unequal_clusters_is_a_ratio() -> None:
 def test_bootstrap_stays_within_the_values(values: list[float], seed: int) -> None:
     got = bootstrap(np.array(values), resamples=100, seed=seed)
     assert min(values) - 1e-9 <= got.low <= got.high <= max(values) + 1e-9
-    assert got == bootstrap(np.array(values), resamples=100, seed=seed)
+    assert got == _bootstrap(np.array(values)[:, None], np.arange(len(values)), 100, seed, _itself)
+
+
+def test_bootstrap_that_is_asked_again_is_that_of_exactly_these_values() -> None:
+    """Whatever differs, it is made anew; what comes out is that of the plain calculation."""
+    rng = np.random.default_rng(3)
+    values, clusters = rng.random((24, 2)), np.arange(24) % 7
+    other, names = values.copy(), np.array([f"fact {i}" for i in clusters])
+    other[5, 1] += 1e-9
+    asked = [
+        (v, c, resamples, seed, of)
+        for v in (values, values[:, ::-1], values[:, :1], other)
+        for c in (clusters, clusters[::-1], names, names.astype(object))
+        for resamples, seed in ((100, 0), (100, 1), (101, 0))
+        for of in (_itself, np.exp)
+    ]
+    for _ in range(2):
+        for v, c, resamples, seed, of in asked:
+            got = bootstrap(v, resamples=resamples, seed=seed, clusters=c, of=of)
+            assert got == _bootstrap(v, c, resamples, seed, of)
+    found = [bootstrap(v, resamples=n, seed=s, clusters=c, of=of) for v, c, n, s, of in asked]
+    assert len(set(found)) == len(asked) / 2  # names part the rows as the numbers do, twice
+    of_a_difference = bootstrap(values[:, 0] - values[:, 1], clusters=clusters)
+    assert bootstrap(values, clusters=clusters).value == pytest.approx(of_a_difference.value)
 
 
 def test_bootstrap_of_nothing() -> None:
