@@ -26,6 +26,7 @@ def moved(run: Run) -> dict[str, float]:
     """
     known, before = settings_of(Thresholds), asdict(originals(run))
     changes: dict[str, float] = {}
+    wrong = st.container()  # in sight, also while the sliders are not
     with st.expander("Move the thresholds", icon=":material/tune:"):
         st.caption(
             "The measurements stay as they are; only the verdict is made anew. Nothing is saved "
@@ -35,10 +36,13 @@ def moved(run: Run) -> dict[str, float]:
             for name in LIMITS:
                 st.session_state[f"kept {name}"] = before[name]
                 st.session_state.pop(_key(run, name), None)
+                st.query_params.pop(name, None)
+        with wrong:
+            linked = {name: _linked(known[name]) for name in LIMITS}
         columns = st.columns(2)
         for i, name in enumerate(LIMITS):
             with columns[i % 2]:
-                value = _slider(run, known[name], before[name])
+                value = _slider(run, known[name], before[name], linked[name])
             if not isclose(value, before[name], abs_tol=1e-9):
                 changes[name] = value
                 st.query_params[name] = f"{value:g}"
@@ -66,12 +70,15 @@ def _key(run: Run, name: str) -> str:
     return f"{name} of {run.name}"
 
 
-def _slider(run: Run, about: Setting, original: float) -> float:
+def _slider(run: Run, about: Setting, original: float, linked: float | None) -> float:
     title, unit = LIMITS[about.name]  # type: ignore[index]
     scale, step, form, counted = STEPS[unit]
-    key = _key(run, about.name)
-    if key not in st.session_state:
-        st.session_state[key] = round(scale * _asked(about, original), 6)
+    key, kept = _key(run, about.name), st.session_state.get(f"kept {about.name}")
+    # The address says what was kept, unless a link or Back has changed it since.
+    newer = linked is not None and (kept is None or not isclose(linked, kept, rel_tol=1e-4))
+    if newer or key not in st.session_state:
+        chosen = linked if newer else kept
+        st.session_state[key] = round(scale * (original if chosen is None else chosen), 6)
     value = st.slider(
         f"{title} ({counted})",
         round(scale * (about.low or 0.0), 6),
@@ -87,15 +94,13 @@ def _slider(run: Run, about: Setting, original: float) -> float:
     return original if there else value / scale
 
 
-def _asked(about: Setting, original: float) -> float:
-    """What was chosen before, else what the link asks for, else the original."""
-    kept, linked = st.session_state.get(f"kept {about.name}"), st.query_params.get(about.name)
-    if kept is not None:
-        return kept
-    if linked is None:
-        return original
+def _linked(about: Setting) -> float | None:
+    """What the link asks for; None where that is nothing, or cannot be, which is said."""
+    asked = st.query_params.get(about.name)
+    if asked is None:
+        return None
     try:
-        return about.check(typed_in(linked), "the link")
+        return about.check(typed_in(asked), "the link")
     except BadInputError as error:
         st.warning(state.plain(f"{error} The original is used."), icon=":material/link_off:")
-        return original
+        return None

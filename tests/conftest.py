@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch is, as mansu has it
@@ -16,6 +17,16 @@ import torch
 
 from mansu import subjects, tasks
 from mansu.methods import Problem
+
+
+MAIN = sys.modules["__main__"]
+
+
+@pytest.fixture(autouse=True)
+def main_module() -> Iterator[None]:
+    """A page that Streamlit's AppTest ran stays ``__main__``, which a spawned process would run."""
+    yield
+    sys.modules["__main__"] = MAIN
 
 
 @pytest.fixture(scope="session")

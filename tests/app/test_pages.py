@@ -314,7 +314,13 @@ def test_moved_thresholds_judge_anew_and_live_in_the_link(runs: Path) -> None:
     (back,) = [b for b in again.button if b.label.startswith("Back to")]
     back.click().run()
     assert not again.warning and "nats" not in again.query_params
+    again.slider(key="nats of finished").set_value(1.5).run()
+    again.query_params["nats"] = "0.5"  # Back, or a link to this page
+    again.run()
+    assert again.slider(key="nats of finished").value == 0.5
+    assert again.query_params["nats"] == ["0.5"] or again.query_params["nats"] == "0.5"
     refused = opened("compare", run="finished", nats="1e9")
+    assert not any(box.warning for box in refused.expander)  # it would not be seen there
     assert "The original is used" in refused.warning[0].value
     assert refused.slider(key="nats of finished").value == originals(run).nats
 
