@@ -11,8 +11,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import charts, state, thresholds, words
-from app.charts import UNEDITED
+from app import state, thresholds, words
 from app.components.figure import figure
 from app.folded import folded
 from mansu import exports
@@ -23,7 +22,7 @@ from mansu.job.runs import Run, listed
 from mansu.report import changes, rows, svg
 from mansu.report import dossier as of
 from mansu.report.dossier import Dossier, dossier
-from mansu.report.page import page
+from mansu.report.page import accuracies, bins, page, told
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
@@ -83,26 +82,17 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
                 st.rerun()
 
 
-def evidence(run: Run, method: str, found: Dossier) -> None:
+def evidence(found: Dossier) -> None:
     """What was asked, accuracies, histogram, facts, attacks."""
     st.header("What was asked")
     st.table(of.about_table(found).columns)
     st.header("Accuracy", help=words.help("accuracy"))
-    both = {
-        UNEDITED: (run.base(nf4=False), run.base(nf4=True)),
-        names.title(run, method): (
-            run.measurement(method, nf4=False),
-            run.measurement(method, nf4=True),
-        ),
-    }
-    alt = "Accuracy by set before and after the edit, in full precision and NF4"
-    st.plotly_chart(charts.accuracies(both), alt=alt, key="accuracy")
+    figure(accuracies(found), "accuracy")
     folded("As a table", lambda: table(of.accuracy_table(found)))
-    if run.has("survival", method):
+    if found.histogram is not None:
         st.header("Update ÷ bin width", help=words.help("ratio"))
-        alt = "Update over bin width of quantised weights before and after NF4, boundary at 1"
-        survival = run.survival(method).quantized
-        st.plotly_chart(charts.bin_histogram(survival), alt=alt, key="histogram")
+        st.markdown(told(found.histogram))
+        figure(bins(found.histogram), "histogram")
     if found.circuit is not None:
         st.header("What is left of the circuit", help=words.help("erasure"))
         st.markdown(state.plain(changes.sentence(found.circuit)))
@@ -213,7 +203,7 @@ with state.show_errors():
     verdict(found)
     folded("The thresholds", lambda: table(of.thresholds_table(found)))
     sign(run, method, found, moved)
-    evidence(run, method, found)
+    evidence(found)
     repeat(found)
     with state.show_errors():
         against(run, method, found)

@@ -18,7 +18,6 @@ import torch
 from mansu import subjects, tasks
 from mansu.methods import Problem
 
-
 MAIN = sys.modules["__main__"]
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from streamlit.components.v2 import component
 
+from mansu.report import svg
+
 CSS = """
 figure { margin: 0; max-width: 50rem; font-family: var(--st-font); color: var(--st-text-color); }
 figcaption { font-size: 0.875rem; }
-svg { width: 100%; height: auto; font-size: 12px; }
-svg text { fill: currentColor; }
 """
 JS = """
 export default ({ data, parentElement }) => {
   parentElement.querySelector(".drawn").innerHTML = data;
 };
 """
-_mount = component("mansu.figure", html='<div class="drawn"></div>', css=CSS, js=JS)
+_mount = component("mansu.figure", html='<div class="drawn"></div>', css=CSS + svg.CSS, js=JS)
 
 
 def figure(drawn: str, key: str) -> None:

@@ -12,6 +12,7 @@ from mansu.report import rows as tables
 from mansu.report.dossier import (
     MODELS,
     Dossier,
+    Histogram,
     about_table,
     accuracy_table,
     attacks_table,
@@ -35,9 +36,6 @@ h1 { line-height: 1.2; } h2 { margin-top: 2rem; border-bottom: 1px solid #8888; 
 h2, h3 { break-after: avoid; }
 figure, tr, .property { break-inside: avoid; }
 figure { margin: 1rem 0; } figcaption { font-size: 13px; }
-svg { width: 100%; height: auto; font-size: 12px; } svg text { fill: currentColor; }
-.grid { stroke: #8886; } .chance { stroke: currentColor; stroke-dasharray: 2 3; stroke-width: 1.5; }
-rect.before { fill: #1f6fb2; } rect.after { fill: none; stroke: #c25400; stroke-width: 1.5; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; margin: .6rem 0; }
 .wide td { white-space: pre-line; }
 th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: top;
@@ -61,8 +59,8 @@ def page(found: Dossier) -> str:
         ("Verdict", _verdict(found)),
         ("Decision of the reviewer", _review(found)),
         ("What was asked", _asked(found)),
-        ("Accuracy", _accuracy(found)),
-        ("Update and bin", _bins(found)),
+        ("Accuracy", accuracies(found) + _wide(accuracy_table(found))),
+        ("Update and bin", _bins(found.histogram)),
         ("What is left of the circuit", _circuit(found)),
         ("Facts that fail or flip", _facts(found)),
         ("Recovery attacks", _attacks(found)),
@@ -75,7 +73,7 @@ def page(found: Dossier) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}{svg.CSS}</style></head>\n<body><main>"
         f"<h1>{escape(title)}</h1>\n{body}</main></body></html>\n"
     )
 
@@ -135,19 +133,27 @@ def _asked(found: Dossier) -> str:
     )
 
 
-def _accuracy(found: Dossier) -> str:
+def accuracies(found: Dossier) -> str:
+    """The picture of every set's accuracy before and after the edit."""
     rows = {title: [interval(v) for v in values] for title, values in found.accuracies.items()}
-    return svg.intervals(rows, MODELS, chance=CHANCE) + _wide(accuracy_table(found))
+    return svg.intervals(rows, MODELS, chance=CHANCE)
 
 
-def _bins(found: Dossier) -> str:
-    h = found.histogram
-    if h is None:
-        return "<p>Not measured.</p>"
+def bins(found: Histogram) -> str:
+    """The picture of the updates against their bins."""
+    return svg.histogram(found.before, found.after, found.edges)
+
+
+def told(found: Histogram) -> str:
+    """What that picture says, a sentence."""
     return (
-        f"<p>The median update is {number(h.median)} of its bin; {percent(h.codes, 2)} of the "
-        "codes of moved weights change in NF4.</p>" + svg.histogram(h.before, h.after, h.edges)
+        f"The median update is {number(found.median)} of its bin; {percent(found.codes, 2)} of the "
+        "codes of moved weights change in NF4."
     )
+
+
+def _bins(found: Histogram | None) -> str:
+    return "<p>Not measured.</p>" if found is None else f"<p>{told(found)}</p>{bins(found)}"
 
 
 def _circuit(found: Dossier) -> str:

@@ -13,6 +13,12 @@ from mansu.measure.statistics import Interval
 from mansu.report.changes import TITLES, Changes, Edge
 
 WIDTH, LEFT, ROW = 680, 190, 15
+CSS = """
+svg { width: 100%; height: auto; font-size: 12px; } svg text { fill: currentColor; }
+.grid { stroke: #8886; } .chance { stroke: currentColor; stroke-dasharray: 2 3; stroke-width: 1.5; }
+rect.before { fill: #1f6fb2; } rect.after { fill: none; stroke: #c25400; stroke-width: 1.5; }
+"""
+"""What a page that shows them has in its style."""
 COLOURS = ("#6b6b6b", "#6b6b6b", "#1f6fb2", "#1f6fb2")
 """Of the unedited model in full precision and NF4, and of the edit in both."""
 
