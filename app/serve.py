@@ -11,7 +11,6 @@ It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 from __future__ import annotations
 
-import gc
 import gzip
 import pkgutil
 import re
@@ -130,19 +129,14 @@ class Frontend:
 
 
 def warm() -> None:
-    """Pack what every page loads, and import every piece of the app.
-
-    What that made is then out of the garbage collector's way: to look through what torch's import
-    made takes longer than most pages do.
-    """
+    """Pack what every page loads, and import every piece of the app."""
     for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
         if file := static(path):
             packed(file)
     for module in pkgutil.walk_packages(pieces.__path__, "app."):
         if module.name not in SCRIPTS:
             import_module(module.name)
-    gc.collect()
-    gc.freeze()
+    import_module("app.shelf").settle()
 
 
 @asynccontextmanager

@@ -73,6 +73,7 @@ class Shelf:
                 self._kept[key] = value
                 self._alive[key] = weakref.ref(value), bytes_of(value)
             self._make_room(0, key)
+            settle()
             return value
 
     def taken(self) -> int:
@@ -123,11 +124,22 @@ class Shelf:
                 del self._kept[oldest]
                 dropped = True
             if dropped or self.taken() + needed > self.budget:
-                gc.collect()  # a model's modules refer to each other
+                settle()  # a model's modules refer to each other
             fits = self.taken() + needed <= self.budget
             if fits and needed:
                 self._coming[key] = needed
             return fits
+
+
+def settle() -> None:
+    """Free what is garbage, and have the collector look no more at what is then there.
+
+    Streamlit collects all garbage after each run of a page, before the browser hears that it has
+    ended: to look through torch, or a model, each time takes longer than most pages do.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _size(n_bytes: float) -> str:

@@ -107,10 +107,17 @@ def wait_for_turn() -> None:
     mine = _inherited()
     if mine is None:
         return
-    os.nice(NICE)
+    _step_back()
     at_once, number = limits().jobs or 1, int(mine.path.name)
     while _live(mine.path.parent, number) >= at_once:
         time.sleep(LOOKS)
+
+
+def _step_back() -> None:
+    os.nice(NICE)
+    if os.getsid(0) == os.getpid():  # where Linux shares the processor by session, so must that
+        with suppress(OSError):  # what has no such groups
+            Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def _live(folder: Path, before: int) -> int:
