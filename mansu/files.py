@@ -274,10 +274,21 @@ def discard(folder: Path) -> None:
             folder.replace(home / "old")
 
 
+def inside(folder: Path) -> list[Path]:
+    """All that lies in a folder at any depth, in order, also while others make and delete there.
+
+    (``Path.rglob`` fails where a folder is gone before it was looked into.)
+    """
+    return sorted(
+        Path(home) / name for home, folders, files in os.walk(folder) for name in (*folders, *files)
+    )
+
+
 def sweep(folder: Path) -> None:
     """Delete what killed processes left unfinished in a folder, at any depth."""
-    for left in folder.rglob(f"*{PART}"):
-        _sweep(left)
+    for left in inside(folder):
+        if left.suffix == PART:
+            _sweep(left)
 
 
 def _settle(path: Path, mode: int) -> None:

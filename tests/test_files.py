@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError
 from mansu.files import (
     confined,
+    inside,
     load_values,
     measured_on,
     new_folder,
@@ -266,3 +268,24 @@ def test_a_list_of_numbers_is_one_line(tmp_path: Path) -> None:
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == value
     assert '"a": [1, 2.5, null]' in text and "[1, 2],\n" in text
+
+
+def test_a_folder_that_goes_while_it_is_looked_through_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b.part", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.json").touch()
+    look = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("b.part") and os.path.exists(path):
+            shutil.rmtree(path)  # a job has ended with it
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(FileNotFoundError):
+        list(tmp_path.rglob("*"))
+    (tmp_path / "b.part").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in inside(tmp_path)]
+    assert found == ["a", "a/x.json", "b.part", "c", "c/x.json"]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mansu.errors import BadInputError, DamagedError, MansuError
-from mansu.files import new_folder, replacing
+from mansu.files import inside, new_folder, replacing
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, folder
 
@@ -57,7 +57,7 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
         run.require("edit", method)
     files = {
         place.as_posix(): run.path / place
-        for place in sorted(p.relative_to(run.path) for p in run.path.rglob("*"))
+        for place in (p.relative_to(run.path) for p in inside(run.path))
         if _belongs(place.as_posix())
         and (run.path / place).is_file()
         and not (run.path / place).is_symlink()

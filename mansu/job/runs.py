@@ -61,6 +61,7 @@ from mansu.evidence.verdict import Verdict
 from mansu.files import (
     confined,
     discard,
+    inside,
     made_of,
     measured_on,
     new_folder,
@@ -534,7 +535,7 @@ class Run:
 
     def n_files(self) -> int:
         """How many results the run holds."""
-        return sum(1 for p in self.path.rglob("*") if p.suffix in (".json", ".safetensors"))
+        return sum(1 for p in inside(self.path) if p.suffix in (".json", ".safetensors"))
 
     # Values.
 
