@@ -9,16 +9,19 @@ from mansu.report import svg
 CSS = """
 figure { margin: 0; max-width: 50rem; font-family: var(--st-font); color: var(--st-text-color); }
 figcaption { font-size: 0.875rem; }
-.drawn { overflow-x: auto; }
-svg { min-width: 32rem; } /* a phone shows a part, in letters that can be read */
+/* A phone shows the whole picture small, with letters that can be read; those of the circuit's have
+   no room to grow, and stand in its table. */
+@media (max-width: 640px) {
+  svg { overflow: visible; }
+  svg:not(:has(path)) text { font-size: 17px; }
+}
 """
-HTML = '<div class="drawn" tabindex="0" role="group" aria-label="Picture"></div>'
 JS = """
 export default ({ data, parentElement }) => {
   parentElement.querySelector(".drawn").innerHTML = data;
 };
 """
-_mount = component("mansu.figure", html=HTML, css=svg.CSS + CSS, js=JS)
+_mount = component("mansu.figure", html='<div class="drawn"></div>', css=svg.CSS + CSS, js=JS)
 
 
 def figure(drawn: str, key: str) -> None:
