@@ -12,10 +12,11 @@ of a method one forward and one backward pass of the bare model over the rows of
 one length together, so that there is no padding; for CAD the attributions that it is made of; for
 quantising the bitsandbytes kernels alone. ``job --operations`` says beside each stage of the whole
 job how long its matrix products alone would take at the rate of one large product, in bfloat16
-where gradients are: what no code that measures the same can be faster than. ``scaling`` fits how
-time and memory grow, on random models of SmolLM2's shape. ``profile`` says where a step of MANSU
-goes; ``peak`` how many of the device's floating-point operations a second it takes, and EAP-IG. Run
-on a quiet machine: CPU seconds are beside the wall seconds.
+where gradients are: what no code that measures the same can be faster than (to count takes time and
+rounds otherwise, so its seconds and its edit are not the job's). ``scaling`` fits how time and
+memory grow, on random models of SmolLM2's shape. ``profile`` says where a step of MANSU goes;
+``peak`` how many of the device's floating-point operations a second it takes, and EAP-IG. Run on a
+quiet machine: CPU seconds are beside the wall seconds.
 """
 
 from __future__ import annotations
