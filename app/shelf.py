@@ -73,7 +73,8 @@ class Shelf:
                 self._kept[key] = value
                 self._alive[key] = weakref.ref(value), bytes_of(value)
             self._make_room(0, key)
-            settle()
+            if isinstance(value, Subject):
+                settle()
             return value
 
     def taken(self) -> int:
