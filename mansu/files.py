@@ -409,7 +409,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 yield folder
             except StorageError as error:  # names the place that the user knows
                 raise StorageError(str(error).replace(str(folder), str(path))) from error
-            for each in [*folder.rglob("*"), folder]:
+            for each in [*inside(folder), folder]:
                 if not each.is_symlink():
                     _settle(each, mode)
             try:

@@ -27,6 +27,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from mansu import exports
+    from mansu.files import inside
     from mansu.job.pipeline import Plan
     from mansu.job.runs import Run
 
@@ -56,7 +57,7 @@ def export(options: argparse.Namespace) -> None:
     common.Job(run).do(work)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in inside(folder) if file.is_file())
     print(f"exported to {folder} ({size / 1e6:.1f} MB)")
     if "lm-eval" in formats:
         print(*commands)
