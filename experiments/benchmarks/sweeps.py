@@ -60,12 +60,12 @@ def cluster() -> Iterator[str]:
         found.shutdown()
 
 
-def kill_once(unit: Unit, folder: Path) -> None:
-    """Kill whoever is at work on a unit, once half of it is done."""
+def kill_once(unit: Unit, folder: Path, after: float = 0.5) -> None:
+    """Kill whoever is at work on a unit, once more than a share of it is done."""
 
     def kill() -> None:
         run = folder / unit.name
-        while not (Run.is_at(run) and Run.open(run).status().share > 0.5):
+        while not (Run.is_at(run) and Run.open(run).status().share > after):
             time.sleep(0.05)
         if (who := holder(run)) and who.process:
             who.process.kill()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from experiments.benchmarks.sweeps import COST, kill_once
+from experiments.benchmarks.sweeps import cluster as two_nodes
 from mansu.cli import main
 from mansu.job import names
-from mansu.job.lock import FLAG, hold, holder
+from mansu.job.lock import FLAG, hold
 from mansu.job.runs import Run
 from mansu.sweep.grid import Unit, circuits, read, units
 from mansu.sweep.pools import LOST, OnRay, Processes
@@ -68,18 +67,12 @@ def circuit_of(unit: Unit) -> Unit:
     return found
 
 
-def kill_once(unit: Unit, folder: Path) -> None:
-    """Kill whoever is at work on a unit, as soon as it has begun."""
-
-    def kill() -> None:
-        run = folder / unit.name
-        while not (Run.is_at(run) and Run.open(run).status().share > 0):
-            time.sleep(0.1)
-        who = holder(run)
-        assert who is not None and who.process is not None
-        who.process.kill()
-
-    threading.Thread(target=kill, daemon=True).start()
+def copied(name: str, grid: list[Unit], swept: Path, to: Path) -> Unit:
+    """The unit of a method, whose folders are in ``to`` then, its circuit's too."""
+    unit = next(u for u in grid if u.method == name)
+    for folder in (unit.name, circuit_of(unit).name):
+        shutil.copytree(swept / folder, to / folder)
+    return unit
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +105,7 @@ def test_a_killed_worker_costs_its_unit_only(
     said: list[str] = []
     done = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, said.append)
     assert grid[0].method == "mansu"
-    kill_once(grid[0], tmp_path)
+    kill_once(grid[0], tmp_path, after=0)
     try:
         done.run()
     finally:
@@ -121,11 +114,10 @@ def test_a_killed_worker_costs_its_unit_only(
     assert sum("begun again" in text for text in said) == 1
     # The same results as from one process that nobody killed.
     here, there = (Store(p).rows() for p in (swept / "results.sqlite", tmp_path / "r.sqlite"))
-    passing = ("seconds", "shared_seconds", "memory_gib", "recorded")  # what it cost may differ
     for row in (*here, *there):
         assert row["state"] == "done" and row["seconds"] > 0 and row["memory_gib"] > 0
         assert row["shared_seconds"] > 0
-        for name in passing:
+        for name in COST:  # which may differ
             del row[name]
     assert here == there and len(here) == 2
 
@@ -133,11 +125,9 @@ def test_a_killed_worker_costs_its_unit_only(
 @pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of two nodes on this machine."""
-    utils: Any = pytest.importorskip("ray.cluster_utils")  # an extra: mansu[ray]
-    found = utils.Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    found.add_node(num_cpus=1)
-    yield found.address
-    found.shutdown()
+    pytest.importorskip("ray.cluster_utils")  # an extra: mansu[ray]
+    with two_nodes() as address:
+        yield address
 
 
 def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path) -> None:
@@ -167,9 +157,7 @@ def test_another_edit_of_a_unit_s_name_is_not_its_result(
     grid: list[Unit], swept: Path, tmp_path: Path
 ) -> None:
     """The app deletes a unit's edit and makes one with other settings: it has the same name."""
-    unit = next(u for u in grid if u.method == "graddiff")
-    for name in (unit.name, circuit_of(unit).name):
-        shutil.copytree(swept / name, tmp_path / name)
+    unit = copied("graddiff", grid, swept, tmp_path)
     history = tmp_path / unit.name / "edits" / "graddiff" / "history.json"
     told = json.loads(history.read_text())
     told["given"] = {"steps": 2, "retain_weight": 7.0}  # more than the unit was given
@@ -186,9 +174,7 @@ def test_another_edit_of_a_unit_s_name_is_not_its_result(
 def test_a_unit_s_edit_is_found_under_the_name_that_the_app_gave_it(
     grid: list[Unit], swept: Path, tmp_path: Path
 ) -> None:
-    unit = next(u for u in grid if u.method == "graddiff")
-    for name in (unit.name, circuit_of(unit).name):
-        shutil.copytree(swept / name, tmp_path / name)
+    unit = copied("graddiff", grid, swept, tmp_path)
     names.rename(Run.open(tmp_path / unit.name), "graddiff", "slow")
     pool, store = Here(tmp_path), Store(tmp_path / "results.sqlite")
     Sweep([unit], tmp_path, store, pool, lambda _: None).run()
