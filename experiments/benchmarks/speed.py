@@ -12,7 +12,7 @@ of a method one forward and one backward pass of the bare model over the rows of
 one length together, so that there is no padding; for CAD the attributions that it is made of; for
 quantising the bitsandbytes kernels alone. ``job --operations`` says beside each stage of the whole
 job how long its matrix products alone would take at the rate of one large product, in bfloat16
-where gradients are: what no code that measures the same can be faster than (to count takes time and
+where gradients are: which these products by these kernels cannot beat (to count takes time and
 rounds otherwise, so its seconds and its edit are not the job's). ``scaling`` fits how time and
 memory grow, on random models of SmolLM2's shape. ``profile`` says where a step of MANSU goes;
 ``peak`` how many of the device's floating-point operations a second it takes, and EAP-IG. Run on a
@@ -212,7 +212,7 @@ def job(args: argparse.Namespace) -> None:
                     perform(session, [stage], method)
         seconds |= run.seconds()
         every = time.perf_counter() - start
-        least = floors_of(counted) if args.operations else {}
+        least = floors_of(counted, subject.device) if args.operations else {}
         print(f"{'stage':22} seconds" + "  TFLOP  least s" * bool(least))
         for stage, value in seconds.items():
             found = f" {counted[stage]:6.2f} {least[stage]:8.2f}" if stage in least else ""
@@ -234,15 +234,15 @@ def operations(counted: dict[str, float], stage: Stage, method: str) -> Iterator
         counted[pace.label(stage.name, method if stage.of_edit else None)] = total / 1e12
 
 
-def floors_of(counted: Mapping[str, float]) -> dict[str, float]:
+def floors_of(counted: Mapping[str, float], device: torch.device) -> dict[str, float]:
     """Seconds that a stage's matrix products take at the rate of one large product."""
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(LARGE // 8, LARGE // 8, dtype=dtype)
+        matrix = large(device, dtype)
         wall = min(timed(lambda matrix=matrix: matrix @ matrix)[1] for _ in range(10))
         rates[dtype] = 2 * len(matrix) ** 3 / wall / 1e12
         print(f"{str(dtype).removeprefix('torch.')}: {rates[dtype]:.3f} TFLOP/s")
-    has = has_bfloat16(torch.device("cpu"))
+    has = has_bfloat16(device)
 
     def rate(stage: str) -> float:
         gradients = has and stage.startswith(IN_BFLOAT16)
@@ -402,14 +402,16 @@ def profiled(args: argparse.Namespace) -> None:
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 
-LARGE = 8192  # of a matrix product that takes all of a device, or an eighth of it on a processor
+def large(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A matrix whose square takes all of a device."""
+    n = 8192 if device.type == "cuda" else 1024
+    return torch.randn(n, n, device=device, dtype=dtype)
 
 
 def peak(args: argparse.Namespace) -> None:
     """Operations of matrix products a second, beside those of one large product."""
     bench = Bench.load()
     device = bench.subject.device
-    n = LARGE if device.type == "cuda" else LARGE // 8
 
     def rate(what: str, run: Callable[[], Any], most: float) -> float:
         run()  # warm up
@@ -425,8 +427,8 @@ def peak(args: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- |")
     most = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(n, n, device=device, dtype=dtype)
-        name = f"a product of {n} × {n}, {str(dtype).removeprefix('torch.')}"
+        matrix = large(device, dtype)
+        name = f"a product of {len(matrix)} × {len(matrix)}, {str(dtype).removeprefix('torch.')}"
         most[dtype] = rate(name, lambda matrix=matrix: matrix @ matrix, 0.0)
     for n_pairs in (32, 128):
         some = bench.pairs.select(torch.arange(n_pairs) % len(bench.pairs))
