@@ -61,10 +61,8 @@ def threads_of(manifest: Mapping[str, Any]) -> Iterator[None]:
     So what is added to it here has the bytes that it would have had then. Not where more than the
     threads is other, or there are fewer cores: then nothing would be won.
     """
-    here = torch.get_num_threads()
-    if {name for name, _, _ in _other(manifest)} == {"threads"} and manifest[
-        "threads"
-    ] <= n_cores():
+    here, other = torch.get_num_threads(), [name for name, _, _ in _other(manifest)]
+    if other == ["threads"] and manifest["threads"] <= n_cores():
         torch.set_num_threads(manifest["threads"])
     try:
         yield
