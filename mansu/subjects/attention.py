@@ -23,12 +23,14 @@ class Parts(list[tuple[slice, Tensor, Tensor]]):
     """Of tokens side by side, the tokens that they see, int64 ``[k]``, and their mask."""
 
 
-def parts_of(sees: Tensor, dtype: torch.dtype) -> Parts:
-    """The parts of a pack.
+def parts_of(sees: Tensor, dtype: torch.dtype) -> Parts | None:
+    """The parts of a pack; None of one that is no larger than a part.
 
     Args:
         sees: bool ``[T, T]``, as ``Pack.sees`` has it. dtype: of the masks.
     """
+    if len(sees) <= PART:
+        return None
     found = Parts()
     for start in range(0, len(sees), PART):
         rows = slice(start, min(start + PART, len(sees)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mansu.subjects.attention import PART, added, parts_of
+from mansu.subjects.attention import added, parts_of
 
 SIZE = {"cpu": 384, "cuda": 2048}
 """Tokens of a pack, by kind of device: matrix products want many, attention costs their square."""
@@ -80,8 +80,7 @@ class Pack:
 
         def masked(sees: Tensor) -> Any:
             mask: Any = added(sees, dtype).to(device)
-            if device.type == "cpu" and len(self) > PART:
-                mask.parts = parts_of(sees, dtype)
+            mask.parts = parts_of(sees, dtype) if device.type == "cpu" else None
             return mask
 
         window = getattr(config, "sliding_window", None)
