@@ -43,6 +43,7 @@ from mansu.room import give_back
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
+from mansu.tasks.tokens import evenly
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
 """Does a stage's work: (session, name of the edit, where to report to) → values as in ``makes``."""
@@ -312,16 +313,9 @@ BOUND_FACTS, BOUND_TEXTS = 32, 8
 
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     retain, (tokens, length) = session.rows("retain"), session.text
-    retain = retain.select(_evenly(len(retain), BOUND_FACTS))
-    some = _evenly(len(tokens), BOUND_TEXTS)
+    retain, some = retain.some(BOUND_FACTS), evenly(len(tokens), BOUND_TEXTS)
     text, mask = (tokens[some], length[some]), session.run.mask().tensors()
     return (bounds(session.subject, session.run.edit(method), retain, text, mask),)
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of ``range(n)``, evenly spaced."""
-    most = min(n, most)
-    return [i * n // most for i in range(most)]
 
 
 def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
