@@ -141,6 +141,10 @@ HELP: Mapping[str, str] = {
     "formats": "Share of the moved weights whose code changes in each format: blocks of 64 or 128 "
     "weights, dq with the absmax in 8 bits too (double quantisation), int8 with one absmax a row. "
     "A floor that holds by construction in one need not hold in another.",
+    "by_format": "The forget rows and the rephrasings of the edited model in each format, against "
+    "full precision as the verdict's PTQ gap has it. bitsandbytes makes the first five, llama.cpp "
+    "Q4_0 to Q8_0 (whole numbers times a scale, of 32 weights). Codes: the share of the moved "
+    f"weights of the linear maps whose code changes. {_INTERVAL}",
     "ratio": "$|\\delta| / \\text{bin width}$: an update as a multiple of the bin that its weight "
     "sits in, $\\text{width} = \\text{width of the code} \\times \\text{absmax of its block of "
     "64}$. Below 1, whether the code changes depends on where in its bin the weight lies.",
