@@ -54,9 +54,20 @@ MARKS: Mapping[str, str] = {
 EXPORTS: Mapping[str, str] = {
     "hf": "Checkpoint",
     "nf4": "NF4 checkpoint",
+    "gguf": "GGUF file",
     "lm-eval": "lm-eval task",
 }
 """What each format of ``mansu export`` is, by its name."""
+
+OUTTYPES: Mapping[str, str] = {
+    "f16": "F16, half precision",
+    "f32": "F32, full precision",
+    "q8_0": "Q8_0, 8 bits",
+    "q5_0": "Q5_0, 5 bits",
+    "q4_1": "Q4_1, 4 bits and an offset",
+    "q4_0": "Q4_0, 4 bits",
+}
+"""What each type of a GGUF file is, by its name."""
 
 SETTINGS: Mapping[str, str] = {
     "rate": "How far a weight moves in a step",
@@ -231,8 +242,9 @@ HELP: Mapping[str, str] = {
     "erasure": "CAD is above the noise floor, signal CAD above that of suppressors at the output "
     "and in a middle layer with about the same forget accuracy, and relearning one half of the "
     "facts brings back no more of the other than in a model that does not know them.",
-    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
-    "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
+    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, one GGUF "
+    "file for llama.cpp, and the task's rows for lm-evaluation-harness. A model card with this "
+    "verdict lies beside a model.",
     "decided": "Passed: the whole 95 % interval lies on the right side of the threshold; failed: "
     "on the wrong side; undecided: it reaches across, and another sample of facts might decide "
     "otherwise.",

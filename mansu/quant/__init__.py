@@ -11,7 +11,7 @@ from mansu.quant.codes import (
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
 from mansu.quant.followed import Coded, Followed, Moves, follow, moves
 from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, GGUF, HQQ, NF4, Format
-from mansu.quant.ggml import packed, stored
+from mansu.quant.ggml import HEAD, packed, stored
 from mansu.quant.linear4bit import linear4bit_model
 from mansu.quant.survival import (
     EDGES,
@@ -33,6 +33,7 @@ __all__ = [
     "EDGES",
     "FORMATS",
     "GGUF",
+    "HEAD",
     "HQQ",
     "NF4",
     "QUANTILES",
