@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from app import charts, jobs, state, words
+from app import charts, glossary, jobs, state, words
 from app.folded import folded
 from mansu.job import names
 from mansu.job.judging import gaps
@@ -98,8 +98,8 @@ def other_formats(run: Run, method: str, running: bool) -> None:
         st.caption(state.plain(" ".join(shown.notes)))
         return
     st.markdown(
-        "The verdict is about NF4. People also run GGUF's Q4_0 to Q8_0, FP4 and int8: this asks "
-        "the same questions in each of them."
+        f"The verdict is about NF4. People also run {glossary.link('GGUF')}'s Q4_0 to Q8_0, FP4 "
+        "and int8: this asks the same questions in each of them."
     )
     if st.button("Try other formats", icon=":material/play_arrow:", disabled=running):
         with state.show_errors():
@@ -164,7 +164,7 @@ with state.show_errors():
         st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
     if run.has("formats", method):
         kept = run.formats(method)
-        st.header("In other formats", help=words.help("formats"))
+        st.header("Codes in other formats", help=words.help("formats"))
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
         st.table(shown.columns)
