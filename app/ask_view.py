@@ -11,7 +11,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from app.charts import BLUE, GREEN, GREY, ORANGE, PURPLE
+from app.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, verticals
 from mansu.circuits.lens import words
 from mansu.quant.followed import Followed
 from mansu.quant.formats import BOUNDARIES, CODES
@@ -162,8 +162,7 @@ def codes(edits: Mapping[str, Followed]) -> go.Figure:
     """
     figure = go.Figure()
     before = next(iter(edits.values())).before
-    for boundary in BOUNDARIES.tolist():
-        figure.add_vline(boundary, line={"color": GREY, "width": 1})
+    verticals(figure, BOUNDARIES.tolist(), {"color": GREY, "width": 1})
     figure.add_scatter(
         x=CODES.tolist(),
         y=["codes"] * len(CODES),

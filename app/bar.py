@@ -24,7 +24,7 @@ def _bar(names: list[str]) -> None:
     runs = jobs.working()
     if [run.name for run in runs] != names:
         st.rerun()  # one began or ended: the page has something else to show
-    turns = sorted(((jobs.place(run), run) for run in runs), key=lambda each: each[0])
+    turns = sorted(zip(jobs.places(runs), runs, strict=True), key=lambda each: each[0])
     with st.container(key="jobs", gap="small"):
         for place, run in turns[:SHOWN]:
             _row(run, place)

@@ -63,6 +63,13 @@ def marks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {**found, UNEDITED: (GREY, "diamond-tall")}
 
 
+def verticals(figure: go.Figure, xs: Iterable[float], line: Mapping[str, Any]) -> None:
+    """A line at each place, all at once: plotly's own ``add_vline`` takes milliseconds for one."""
+    whole = {"type": "line", "y0": 0, "y1": 1, "yref": "y domain", "line": line}
+    layout: Any = figure.layout
+    layout.shapes = [*layout.shapes, *({**whole, "x0": x, "x1": x} for x in xs)]
+
+
 def accuracies(series: Mapping[str, tuple[Measurement, Measurement | None]]) -> go.Figure:
     """Accuracy of each set under each model, in full precision (filled) and in NF4 (open).
 

@@ -83,7 +83,12 @@ def place(run: Run) -> int:
     Raises:
         BadInputError: the number of jobs at once is none.
     """
-    return queue.place(folder(), run.path)
+    return places([run])[0]
+
+
+def places(runs: Sequence[Run]) -> list[int]:
+    """The same of some runs: the queue is looked at once."""
+    return queue.places(folder(), [run.path for run in runs])
 
 
 def cancel(run: Run) -> None:

@@ -32,6 +32,7 @@ from streamlit.starlette import App
 from streamlit.web.server.server_util import is_allowed_origin
 
 import app as pieces
+from app.garbage import collect_now_and_then, settle
 
 ROOM = Path(__file__).parent
 FRONTEND = Path(file_util.get_static_dir())
@@ -136,7 +137,8 @@ def warm() -> None:
     for module in pkgutil.walk_packages(pieces.__path__, "app."):
         if module.name not in SCRIPTS:
             import_module(module.name)
-    import_module("app.shelf").settle()
+    settle()
+    collect_now_and_then()
 
 
 @asynccontextmanager

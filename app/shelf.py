@@ -7,7 +7,6 @@ is given to whoever asks for it meanwhile: nothing is there twice.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import streamlit as st
 from torch import Tensor
 
+from app.garbage import settle
 from mansu.errors import MansuError
 from mansu.job.limits import limits, variable
 from mansu.room import GIB
@@ -130,17 +130,6 @@ class Shelf:
             if fits and needed:
                 self._coming[key] = needed
             return fits
-
-
-def settle() -> None:
-    """Free what is garbage, and have the collector look no more at what is then there.
-
-    Streamlit collects all garbage after each run of a page, before the browser hears that it has
-    ended: to look through torch, or a model, each time takes longer than most pages do.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 def _size(n_bytes: float) -> str:

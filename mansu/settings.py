@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from mansu.errors import BadInputError
@@ -129,7 +130,8 @@ def setting(
     return dataclasses.field(default=default, metadata=about)
 
 
-def settings_of(cls: type) -> dict[str, Setting]:
+@cache  # a page asks for a run's dozens of times
+def settings_of(cls: type) -> Mapping[str, Setting]:
     """The settings that a dataclass has, by name, in order."""
     hints = typing.get_type_hints(cls)
     found = {}
@@ -139,7 +141,7 @@ def settings_of(cls: type) -> dict[str, Setting]:
         (kind,) = [part for part in parts if part is not type(None)]
         optional = len(parts) > 1
         found[field.name] = Setting(field.name, kind, optional, field.default, **field.metadata)
-    return found
+    return types.MappingProxyType(found)
 
 
 def configure(cls: type[T], values: Mapping[str, Any], of: str) -> T:

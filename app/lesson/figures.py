@@ -13,7 +13,7 @@ from math import log2
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import BLUE, GREEN, GREY, HATCH, ORANGE, PURPLE
+from app.charts import BLUE, GREEN, GREY, HATCH, ORANGE, PURPLE, verticals
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
 from mansu.measure.statistics import Interval
@@ -56,8 +56,7 @@ def strip(
         changed: which of them have another code after. boundaries: between two codes.
     """
     figure = go.Figure()
-    for x in boundaries:
-        figure.add_vline(x, line={"color": GREY, "dash": "dot", "width": 1})
+    verticals(figure, boundaries, {"color": GREY, "dash": "dot", "width": 1})
 
     def points(name: str, xs: Sequence[float], y: int, marker: dict[str, object]) -> None:
         figure.add_scatter(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,16 +87,15 @@ def order(home: Path) -> list[Path]:
     return [Path(os.fsdecode(run)) for run in told if run is not None]
 
 
-def place(home: Path, run: Path) -> int:
-    """How many turns a run's job is away from its own; 0 where it works, or does not wait.
+def places(home: Path, runs: Iterable[Path]) -> list[int]:
+    """How many turns each run's job is away from its own; 0 where it works, or does not wait.
 
     Raises:
         BadInputError: the variable of the jobs at once holds no number.
     """
-    runs = order(home)
-    with suppress(ValueError):
-        return max(0, runs.index(run.resolve()) + 1 - (limits().jobs or 1))
-    return 0
+    turns = {run: i for i, run in enumerate(order(home))}
+    at_once = limits().jobs or 1
+    return [max(0, turns.get(run.resolve(), 0) + 1 - at_once) for run in runs]
 
 
 def wait_for_turn() -> None:

@@ -36,9 +36,10 @@ from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
-from mansu.measure.scores import Scores, measure, measure_sets
+from mansu.measure.scores import Scores, measure_sets
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
+from mansu.methods.narrow import Narrow
 from mansu.methods.signal import Signal
 from mansu.methods.training import bfloat16, chosen_bfloat16, products
 from mansu.progress import Step
@@ -53,8 +54,8 @@ from mansu.tasks.tokens import Examples, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
-GEOMETRY_TEXTS = 12
-"""Texts, at most, that the projection and the Fisher information are taken from."""
+GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
+"""Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
 
 KEPT = 0.05
 """Nats that the kept answers may lose on the way before they weigh more: half of what a verdict
@@ -227,19 +228,22 @@ class _Work:
         self._tell("measuring the retain geometry")
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
+        self.narrow: dict[bool, Narrow] = {}
+        if settings.bfloat16 and subject.dtype == torch.float32 and subject.offload is None:
+            for nf4 in (False, True)[: 1 + settings.floor]:  # else NF4 is made anew each time
+                with self._nf4_model() if nf4 else nullcontext():
+                    self.narrow[nf4] = Narrow(subject)
         # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
         # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
-        self.objectives = {False: self._objectives(mask)}
-        with self._nf4_model():
-            self.objectives[True] = self._objectives(mask)
+        self.objectives: dict[bool, _Objectives] = {}
+        for nf4 in (False, True):
+            with self._stepped(nf4):
+                self.objectives[nf4] = self._objectives(mask)
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.retain_weight = settings.retain_weight
-        every = max(1, -(-len(problem.retain) // CHECK_RETAIN))
-        self.kept = problem.retain.select(list(range(0, len(problem.retain), every)))
-        self.start = measure(subject, self.kept)
-        with self._nf4_model():
-            self.start_nf4 = measure(subject, self.kept)
+        self.kept = problem.retain.select(_evenly(len(problem.retain), CHECK_RETAIN))
+        self.start, self.start_nf4 = (self._measured([self.kept], nf4)[0] for nf4 in (False, True))
 
     def _objectives(self, mask: Mapping[str, Tensor]) -> _Objectives:
         """Of the model as it is, which is to be unedited."""
@@ -249,14 +253,29 @@ class _Work:
             signal = Signal(self.subject, problem.forget, mask) if weighs else None
             return _Objectives(problem, settings, signal)
 
+    @contextmanager
+    def _stepped(self, nf4: bool) -> Iterator[None]:
+        """One of the two models that steps go to; a backward pass belongs into the block too."""
+        with (
+            self._nf4_model() if nf4 else nullcontext(),
+            self.narrow[nf4].swapped_in() if nf4 in self.narrow else nullcontext(),
+        ):
+            yield
+
+    def _measured(self, sets: Sequence[Examples], nf4: bool) -> list[Scores]:
+        """As steps see one of the two models: what is reported of an edit is measured later."""
+        with self._stepped(nf4), self.products():
+            return measure_sets(self.subject, sets)
+
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
     def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
         """With the projection and the Fisher information where the settings ask for them."""
         problem, settings, spans = self.problem, self.settings, None
-        retain, (tokens, length) = problem.retain, problem.text
-        some = slice(None, None, max(1, -(-len(tokens) // GEOMETRY_TEXTS)))
+        retain = problem.retain.select(_evenly(len(problem.retain), GEOMETRY_FACTS))
+        tokens, length = problem.text
+        some = _evenly(len(tokens), GEOMETRY_TEXTS)
         text = tokens[some], length[some]
         if settings.project:
             spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
@@ -297,7 +316,7 @@ class _Work:
         forget, retain = (torch.zeros_like(self.movable.wish) for _ in range(2))
         forget_loss = retain_loss = 0.0
         weight = self.retain_weight
-        with self._nf4_model() if self.in_nf4 else nullcontext():
+        with self._stepped(self.in_nf4):
             for pack in rows.packs(self.subject):
 
                 def add(name: str, inputs: Tensor, outputs: Tensor, n: int = pack.forget) -> None:
@@ -322,6 +341,8 @@ class _Work:
             parameter, cached = self.subject.parameters[name].data, self.nf4_weights.weights[name]
             parameter.view(-1)[place.where] = values[place.span].to(parameter)
             cached.view(-1)[place.where] = in_nf4[place.span].to(cached)
+            for nf4, narrow in self.narrow.items():
+                narrow.set(name, place.where, (in_nf4 if nf4 else values)[place.span])
         return int(moved.sum())
 
     def check(self, step: int, last: bool) -> dict[str, float]:
@@ -392,9 +413,8 @@ class _Work:
 
     def _checked(self, forget: Examples) -> _Check:
         sets = [forget, self.kept]
-        now, kept = measure_sets(self.subject, sets)
-        with self._nf4_model():
-            now_nf4, kept_nf4 = measure_sets(self.subject, sets)
+        now, kept = self._measured(sets, nf4=False)
+        now_nf4, kept_nf4 = self._measured(sets, nf4=True)
         pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
         fall = max(_worst_fall(before, after) for before, after in pairs)
         nats = max(_worst_nats(before, after) for before, after in pairs)
@@ -597,6 +617,11 @@ class _Objectives:
 
 def _kl(reference: Tensor, now: Tensor) -> Tensor:
     return (reference.exp() * (reference - now)).sum()
+
+
+def _evenly(n: int, most: int) -> list[int]:
+    """At most ``most`` of ``range(n)``, evenly."""
+    return list(range(0, n, max(1, -(-n // most))))
 
 
 def _sample(rng: random.Random, n: int, size: int) -> list[int]:

@@ -67,8 +67,9 @@ def bfloat16() -> Any:
     """The field of the number format of gradients."""
     return setting(
         None,
-        "Matrix products of gradients in bfloat16, about twice as fast; measurements stay in the "
-        "model's own format. Empty: where the processor has them and the model is no toy.",
+        "Matrix products of gradients, and of checks on the way, in bfloat16, about twice as "
+        "fast; what is measured of an edit stays in the model's own format. Empty: where the "
+        "processor has them and the model is no toy.",
     )
 
 

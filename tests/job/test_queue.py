@@ -82,15 +82,15 @@ def test_jobs_take_turns_and_a_killed_one_gives_its_place_away(
     jobs = {name: start(name) for name in "abcde"}
     until(lambda: len(names()) == 2)
     assert queue.order(tmp_path) == [tmp_path / name for name in "abcde"]
-    assert [queue.place(tmp_path, tmp_path / name) for name in "abcdex"] == [0, 0, 1, 2, 3, 0]
+    assert queue.places(tmp_path, [tmp_path / name for name in "abcdex"]) == [0, 0, 1, 2, 3, 0]
     jobs["c"].kill()  # while it waits
     jobs["c"].wait()
-    assert [queue.place(tmp_path, tmp_path / name) for name in "abde"] == [0, 0, 1, 2]
+    assert queue.places(tmp_path, [tmp_path / name for name in "abde"]) == [0, 0, 1, 2]
     jobs["a"].kill()  # at work
     jobs["a"].wait()
     until(lambda: names() == ["a", "b", "d"] or names() == ["b", "a", "d"])
     late = start("f")  # nobody who comes later is before those who wait
-    assert queue.place(tmp_path, tmp_path / "f") == 2 and late.poll() is None
+    assert queue.places(tmp_path, [tmp_path / "f"]) == [2] and late.poll() is None
     jobs["b"].kill()
     jobs["d"].kill()
     until(lambda: names()[3:] in (["e", "f"], ["f", "e"]))
