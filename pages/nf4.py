@@ -168,5 +168,5 @@ with state.show_errors():
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
         st.table(shown.columns)
+    folded("Every group as a table", partial(table, report))
     other_formats(run, method, running)
-    folded("As a table", partial(table, report))
