@@ -234,9 +234,9 @@ def floor_across(kept: Mapping[str, Kept]) -> str:
     """
     lost = {name: k.moved - k.changed for name, k in kept.items() if k.changed < k.moved}
     if not lost:
-        return "Every moved weight changes its code in every format."
+        return "Every moved weight changes its code in each of these formats."
     if len(lost) == len(kept):
-        return "The magnitude floor holds in no format: some moved weights keep their code in each."
+        return "The magnitude floor holds in none of these: moved weights keep their code in each."
     where = ", ".join(name for name in kept if name not in lost)
     worst = ", ".join(f"{name} ({n:,} of {kept[name].moved:,})" for name, n in lost.items())
     return (

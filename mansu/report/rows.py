@@ -142,26 +142,25 @@ def gaps(found: Mapping[str, tuple[InFormat, Property]], caption: str = "") -> T
     for name, (each, p) in found.items():
         accuracies = (each.measured.splits.get(split) for split in ASKED)
         worst = p.worst
+        decided = "" if worst is None else numbers.measured(worst.value, worst.unit)
         line = (
             name,
             f"{numbers.mark(p.status)} {p.status}",
+            NOTHING if worst is None else f"{worst.what} {decided}",
             *(NOTHING if s is None else percent(s.accuracy) for s in accuracies),
-            NOTHING
-            if worst is None
-            else f"{worst.what} {numbers.measured(worst.value, worst.unit)}",
             NOTHING if each.kept is None else percent(each.kept.share, 2),
         )
         lines.append(line)
         limits |= {check.limit: None for check in p.checks}
     asked = [capitalised(title) for title in ASKED.values()]
-    head = ("Format", "PTQ gap", *asked, "Decided by [95 %]", "Codes that change")
+    head = ("Format", "PTQ gap", "Decided by [95 %]", *asked, "Codes that change")
     notes = [
         "Each format is held against full precision; the verdict's own is the first. A gap passes "
         f"at {' and '.join(limits)}."
     ]
     if str(HQQ) not in found:
         notes.append("HQQ was not measured: it needs the package hqq (pip install 'mansu[hqq]').")
-    return Table(head, lines, caption, "<<>><>", notes)
+    return Table(head, lines, caption, "<<<>>>", notes)
 
 
 def bounds(found: Bounds, caption: str = "") -> Table:
