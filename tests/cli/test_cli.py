@@ -122,8 +122,13 @@ def test_an_edit_is_attacked_beside_the_unedited_model(
 
 
 def test_other_formats_are_measured_as_nf4_is_and_the_verdict_names_the_worst(
-    run: Run, tiny: Subject, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    tiny: Subject,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    run = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
     monkeypatch.setattr("mansu.quant.fitted.installed", lambda: False)
     status = run.verdict("graddiff").status
     assert cli.main(["formats", str(run.path), "--method", "graddiff"]) == 0

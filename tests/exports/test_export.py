@@ -219,7 +219,7 @@ def test_nothing_that_leaves_the_machine_names_a_path_of_it_or_its_user(
     mine.manifest_file.write_text(json.dumps(told))
     mine = Run.open(mine.path)
     out = tmp_path / "out"
-    exports.write(mine, subject, "graddiff", out / "all", exports.FORMATS)
+    exports.write(mine, subject, "graddiff", out / "all", WITHOUT_BPE)
     exports.pack(mine, out / "run.zip")
     dossier(mine, "graddiff").save(out / "dossier.html")
     files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
