@@ -9,7 +9,6 @@ there yet, times and saves them, so that an interrupted run goes on where it sto
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +40,7 @@ from mansu.measure.scores import Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
+from mansu.room import give_back
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
@@ -241,9 +241,9 @@ def _trust(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
 
 def reset_peak_memory() -> None:
     """Let the process's peak count from here, without what was freed before (Linux and glibc)."""
-    with suppress(OSError, AttributeError):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+    gc.collect()
+    give_back()
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
