@@ -23,7 +23,7 @@ from mansu.circuits.gradients import Factors
 from mansu.circuits.search import find_circuit
 from mansu.circuits.trust import trust
 from mansu.errors import BadInputError
-from mansu.evidence import attacks, cad, controls
+from mansu.evidence import attacks, by_format, cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import PLACES, Scored
 from mansu.evidence.relearning import Relearned, relearning
@@ -34,6 +34,7 @@ from mansu.job.judging import judged
 from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.measure.answers import ASKED
 from mansu.measure.drift import Reference
 from mansu.measure.scores import Measurement, measure_task
 from mansu.measure.statistics import bootstrap
@@ -307,6 +308,13 @@ def _formats(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     return ({str(format): kept for format, kept in found.items()},)
 
 
+def _by_format(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
+    measured = session.run.measurement(method, nf4=False).splits
+    rows = {split: session.rows(split) for split in ASKED if split in measured}
+    edit, formats = session.run.edit(method), by_format.others()
+    return (by_format.by_format(session.subject, edit, rows, formats, on_step),)
+
+
 BOUND_FACTS, BOUND_TEXTS = 32, 8
 """At most so many retain examples, evenly taken, for the bounds: a dense edit costs most."""
 
@@ -419,6 +427,7 @@ TRUST = Stage("trust", ("circuit", "mask"), ("trust",), 10, _trust)
 BASE_NF4 = Stage("base_nf4", (), ("base_nf4",), 2, _base_nf4)
 QUANTIZE = Stage("quantize", ("edit",), ("full", "nf4", "survival"), 4, _quantize)
 FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
+BY_FORMAT = Stage("by_format", ("edit", "base", "full"), ("by_format",), 15, _by_format)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
 CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad", "edges"), 25, _cad)
 REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference)
