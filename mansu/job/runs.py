@@ -21,6 +21,7 @@ of its file. An edit's name is its key everywhere, by default that of the method
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -217,7 +218,12 @@ class Run:
     @staticmethod
     def is_at(path: Path) -> bool:
         """Whether a run folder is there."""
-        return (path / "manifest.json").is_file()
+        try:
+            return (path / "manifest.json").is_file()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return False
 
     @property
     def name(self) -> str:
