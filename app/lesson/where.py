@@ -90,7 +90,7 @@ def _place(answer: Answer) -> tuple[int, int]:
 
 
 def _told(cell: Cell) -> str:
-    return f"{cell.moved:,} weights, {figures.fraction(cell.distance)} of a bin each"
+    return f"{cell.moved:,} weights, {figures.bins(cell.distance)} each"
 
 
 def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
@@ -113,7 +113,7 @@ def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
         truth=truth,
         difference=difference,
         lesson=f"Short moves of many weights are lost: {most.moved:,} of them, "
-        f"{figures.fraction(most.distance)} of a bin each, change {percent(most.survival, 0)} of "
+        f"{figures.bins(most.distance)} each, change {percent(most.survival, 0)} of "
         f"the codes and leave {percent(most.forget, 0)} of the colours. Long ones stay, but each "
         "costs something. Fewer and further stays; which weights decides the price.",
         caught="“More moved weights forget more”: past the point where the colours are gone, more "

@@ -225,6 +225,14 @@ def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Pag
     bar.get_by_role("button", name="End the tour").click()
     expect(bar).to_have_count(0)
     page.wait_for_url(re.compile(r"^((?!tour=).)*$"))
+    # The one threshold is moved on the next page, too, and no other.
+    told = page.get_by_text("Judged by moved thresholds")
+    said = told.inner_text()
+    assert said.count("originally") == 1
+    page.get_by_role("link", name="Review", exact=True).click()
+    expect(page.get_by_role("heading", name="Review", exact=True)).to_be_visible()
+    settled(page)
+    expect(told).to_have_text(said)
 
 
 def test_review_draws_what_is_left_of_the_circuit_in_the_theme(
