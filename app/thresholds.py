@@ -41,7 +41,7 @@ def moved(run: Run) -> dict[str, float]:
             linked = {name: _linked(known[name]) for name in LIMITS}
         columns = st.columns(2)
         for i, name in enumerate(LIMITS):
-            with columns[i % 2]:
+            with columns[i % 2].container(gap=None):
                 value = _slider(run, known[name], before[name], linked[name])
             if not isclose(value, before[name], abs_tol=1e-9):
                 changes[name] = value
@@ -91,7 +91,7 @@ def _slider(run: Run, about: Setting, original: float, linked: float | None) -> 
     )
     there = isclose(value / scale, original, abs_tol=1e-9)
     before = numbers.amount(original, unit).lstrip("+")
-    st.markdown("The original" if there else f":orange-badge[moved] Originally {before}")
+    st.caption("The original" if there else f":orange-badge[moved] Originally {before}")
     return original if there else value / scale
 
 

@@ -197,7 +197,7 @@ def bars(
         )
     if chance:
         figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dash", "width": 1})
-    figure.update_xaxes(title=title, tickformat=".0%", range=[0, 1.04 * top])
+    figure.update_xaxes(title=title, tickformat=".0%", range=[0, 1.08 * top])
     figure.update_yaxes(
         autorange="reversed",
         categoryorder="array",
@@ -217,7 +217,8 @@ def tradeoff(
     """Forgetting and damage of every choice, with the way that a student took through them.
 
     Args:
-        cells: all. path: those looked at, in order. chosen: the student's. found: the best, if any.
+        cells: all. path: those looked at, in order, where it is known. chosen: the student's.
+        found: the best, if any.
     """
     counts = sorted({cell.moved for cell in cells})
     distances = sorted({cell.distance for cell in cells})
@@ -244,15 +245,16 @@ def tradeoff(
         "kept answers lose %{customdata[3]:.2f} nats<extra></extra>",
         showscale=False,
     )
-    way = {axis: [at - ASIDE for at in ats] for axis, ats in place(path).items()}
-    figure.add_scatter(
-        name="your way",
-        **way,
-        mode="lines+markers",
-        line={"color": ORANGE, "width": 3},
-        marker={"size": 7, "color": ORANGE},
-        hoverinfo="skip",
-    )
+    if len(path) > 1:
+        way = {axis: [at - ASIDE for at in ats] for axis, ats in place(path).items()}
+        figure.add_scatter(
+            name="your way",
+            **way,
+            mode="lines+markers",
+            line={"color": ORANGE, "width": 3},
+            marker={"size": 7, "color": ORANGE},
+            hoverinfo="skip",
+        )
     figure.add_scatter(
         name="your choice",
         **place([chosen]),

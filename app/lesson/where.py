@@ -73,9 +73,7 @@ def _reveal_grid(bench: Bench, answer: Answer) -> None:
     mine = by[_place(answer)]
     path = [by[place] for place in st.session_state.get(PATH, [])]
     st.plotly_chart(
-        figures.tradeoff(
-            list(by.values()), path or [mine], mine, best(list(by.values()), bench.forgotten())
-        ),
+        figures.tradeoff(list(by.values()), path, mine, best(list(by.values()), bench.forgotten())),
         alt="Colours right and loss of other answers, by how many weights move and how far",
         key="lesson grid chart",
     )
@@ -131,7 +129,8 @@ GRID = Step(
     "same direction. Look around, then keep the best place that you found.",
     minutes=2,
     ask="Which of the two makes a change outlive 4 bits? Which one does the damage?",
-    notes="Let them wander: the way is drawn afterwards. The best field is usually in the middle.",
+    notes="Let them wander: the way is drawn afterwards. Short moves are lost however many they "
+    "are, and long moves of most weights cost most: the best field lies between.",
     predict=_predict_grid,
     reveal=_reveal_grid,
     outcome=_outcome_grid,
