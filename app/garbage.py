@@ -1,4 +1,4 @@
-"""When the server looks for garbage: now and then, and no more at what was there from the start.
+"""When the server frees memory: now and then, and never what was there from the start.
 
 Streamlit would look after each run of each page and fragment, before the browser hears that it has
 ended: with twenty sessions, and all that a model is, that took four fifths of the server's time.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
+
+from mansu.room import give_back
 
 PAUSE = 5.0
 """Seconds between two collections, at least."""
@@ -27,7 +29,7 @@ def settle() -> None:
 
 
 def collect_now_and_then() -> None:
-    """Start the thread that frees what pages leave behind: values that refer to each other."""
+    """Start the thread that frees what pages leave behind, and gives it back to the machine."""
 
     def collect() -> None:
         took = 0.0
@@ -35,6 +37,7 @@ def collect_now_and_then() -> None:
             time.sleep(max(PAUSE, took / SHARE))
             begun = time.perf_counter()
             gc.collect()
+            give_back()
             took = time.perf_counter() - begun
 
     threading.Thread(target=collect, name="garbage", daemon=True).start()

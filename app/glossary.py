@@ -40,6 +40,9 @@ TERMS: Mapping[str, str] = {
     "Bin": "All values that are rounded to one code. A move that stays inside its bin is rounded "
     "away.",
     "Floor": "MANSU's rule that each weight moves into another code or not at all.",
+    "GGUF": "A file that holds a whole model, as llama.cpp runs it, on laptops above all. Its "
+    "formats Q4_0, Q4_1, Q5_0 and Q8_0 store 32 neighbouring weights as whole numbers times a "
+    "scale.",
     # measuring
     "Accuracy": "The share of facts whose right answer is more probable than three wrong ones.",
     "Chance": "The accuracy of a model that knows nothing: one in four, 25 %.",

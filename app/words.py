@@ -54,9 +54,20 @@ MARKS: Mapping[str, str] = {
 EXPORTS: Mapping[str, str] = {
     "hf": "Checkpoint",
     "nf4": "NF4 checkpoint",
+    "gguf": "GGUF file",
     "lm-eval": "lm-eval task",
 }
 """What each format of ``mansu export`` is, by its name."""
+
+OUTTYPES: Mapping[str, str] = {
+    "f16": "F16, half precision",
+    "f32": "F32, full precision",
+    "q8_0": "Q8_0, 8 bits",
+    "q5_0": "Q5_0, 5 bits",
+    "q4_1": "Q4_1, 4 bits and an offset",
+    "q4_0": "Q4_0, 4 bits",
+}
+"""What each type of a GGUF file is, by its name."""
 
 SETTINGS: Mapping[str, str] = {
     "rate": "How far a weight moves in a step",
@@ -141,6 +152,10 @@ HELP: Mapping[str, str] = {
     "formats": "Share of the moved weights whose code changes in each format: blocks of 64 or 128 "
     "weights, dq with the absmax in 8 bits too (double quantisation), int8 with one absmax a row. "
     "A floor that holds by construction in one need not hold in another.",
+    "by_format": "The forget rows and the rephrasings of the edited model in each format, against "
+    "full precision as the verdict's PTQ gap has it. bitsandbytes makes the first five, llama.cpp "
+    "Q4_0 to Q8_0 (whole numbers times a scale, of 32 weights). Codes: the share of the moved "
+    f"weights of the linear maps whose code changes. {_INTERVAL}",
     "ratio": "$|\\delta| / \\text{bin width}$: an update as a multiple of the bin that its weight "
     "sits in, $\\text{width} = \\text{width of the code} \\times \\text{absmax of its block of "
     "64}$. Below 1, whether the code changes depends on where in its bin the weight lies.",
@@ -227,8 +242,9 @@ HELP: Mapping[str, str] = {
     "erasure": "CAD is above the noise floor, signal CAD above that of suppressors at the output "
     "and in a middle layer with about the same forget accuracy, and relearning one half of the "
     "facts brings back no more of the other than in a model that does not know them.",
-    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, and the "
-    "task's rows for lm-evaluation-harness. A model card with this verdict lies beside a model.",
+    "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, one GGUF "
+    "file for llama.cpp, and the task's rows for lm-evaluation-harness. A model card with this "
+    "verdict lies beside a model.",
     "decided": "Passed: the whole 95 % interval lies on the right side of the threshold; failed: "
     "on the wrong side; undecided: it reaches across, and another sample of facts might decide "
     "otherwise.",

@@ -13,10 +13,10 @@ class Step:
 
     Attributes:
         stage: which work. Of a job: ``load``, ``base``, ``base_nf4``, ``attribution``,
-            ``circuit``, ``trust``, ``unlearn``, ``quantize``, ``formats``, ``bounds``, ``cad``,
-            ``reference``, ``relearning``, ``verdict``, ``base_attacks``, ``attacks``,
-            ``strengths``, ``export``. Elsewhere: ``patching`` (edges, one by one), ``score`` (a set
-            of the field), ``search``.
+            ``circuit``, ``trust``, ``unlearn``, ``quantize``, ``formats``, ``by_format``,
+            ``bounds``, ``cad``, ``reference``, ``relearning``, ``verdict``, ``base_attacks``,
+            ``attacks``, ``strengths``, ``export``. Elsewhere: ``patching`` (edges, one by one),
+            ``score`` (a set of the field), ``search``.
         done, total: steps of the stage done, and in all.
         method: the method at work, where there is one.
         part: what of the stage was done (``the edited model in NF4``), for people.

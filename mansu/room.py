@@ -1,7 +1,9 @@
-"""How much memory there is."""
+"""How much memory there is, and giving back what is free of ours."""
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,3 +19,9 @@ def machine_memory() -> int:
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             found = min(found, int(text))
     return found
+
+
+def give_back() -> None:
+    """Give the machine back what this process has freed: glibc keeps gigabytes, a heap a thread."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -229,8 +229,17 @@ def exporting(sides: Sequence[Side]) -> None:
         if not formats:
             st.info("Choose a format.", icon=":material/info:")
             return
-        folder = owner.export_folder(method, formats)
-        chosen = [word for name in formats for word in ("--format", name)]
+        chosen, parts = [word for name in formats for word in ("--format", name)], [*formats]
+        if "gguf" in formats:
+            with right:
+                types = list(words.OUTTYPES)
+                parts.append(
+                    state.choose(
+                        "GGUF type", types, "outtype", format_func=words.OUTTYPES.__getitem__
+                    )
+                )
+            chosen += ["--outtype", parts[-1]]
+        folder = owner.export_folder(method, parts)
         arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
         st.code(shlex.join(["mansu", *arguments]), language="bash", wrap_lines=True)
         if not folder.is_dir():

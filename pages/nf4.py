@@ -7,9 +7,11 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from app import charts, jobs, state, words
+from app import charts, glossary, jobs, state, words
 from app.folded import folded
 from mansu.job import names
+from mansu.job.judging import gaps
+from mansu.job.runs import Run
 from mansu.quant.survival import NF4Report, Survival
 from mansu.report import rows
 from mansu.show.numbers import number, percent
@@ -87,8 +89,26 @@ def table(report: NF4Report) -> None:
     )
 
 
+def other_formats(run: Run, method: str, running: bool) -> None:
+    """What comes back in other formats, or the button that measures it."""
+    st.header("What comes back in other formats", help=words.help("by_format"))
+    if run.has("by_format", method):
+        shown = rows.gaps(gaps(run, method))
+        st.table(shown.columns)
+        st.caption(state.plain(" ".join(shown.notes)))
+        return
+    st.markdown(
+        f"The verdict is about NF4. People also run {glossary.link('GGUF')}'s Q4_0 to Q8_0, FP4 "
+        "and int8: this asks the same questions in each of them."
+    )
+    if st.button("Try other formats", icon=":material/play_arrow:", disabled=running):
+        with state.show_errors():
+            jobs.start(["formats", str(run.path), "--method", method], run.path)
+            st.rerun()
+
+
 run = state.begin("NF4", "Is the edit large enough to be seen by 4-bit quantisation?")
-jobs.panel(run)
+running = jobs.panel(run)
 ready = [m for m in run.edits() if run.has("survival", m)]
 if not ready:
     st.info(
@@ -144,8 +164,9 @@ with state.show_errors():
         st.plotly_chart(charts.survival_by_kind(report.kinds), alt=alt, key="kinds")
     if run.has("formats", method):
         kept = run.formats(method)
-        st.header("In other formats", help=words.help("formats"))
+        st.header("Codes in other formats", help=words.help("formats"))
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
         st.table(shown.columns)
-    folded("As a table", partial(table, report))
+    folded("Every group as a table", partial(table, report))
+    other_formats(run, method, running)

@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -97,6 +98,32 @@ def tokenizer() -> PreTrainedTokenizerFast:
     model = Tokenizer(WordLevel(words, unk_token="t0"))
     model.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="t0", pad_token="t0")
+
+
+TEXT = "the symbol for gold is Au, né 1234; iron 's"
+"""What ``byte_pairs`` has learnt."""
+
+
+def byte_pairs(*before: Any, alphabet: bool = True) -> PreTrainedTokenizerFast:
+    """GPT-2's kind, with a chat template and one token that is added but not special.
+
+    Args:
+        alphabet: every byte has a token; else those of ``TEXT`` alone do.
+    """
+    tokenizer = Tokenizer(BPE())
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, last]) if before else last
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=300 if alphabet else 100,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    made.add_tokens(["<think>"])
+    made.chat_template = "{{ messages[0]['content'] }}"
+    return made
 
 
 def shaken(model: Any) -> Any:

@@ -313,7 +313,7 @@ def made(folder: Path) -> Run:
     path = folder / "run"
     steps = ["--subject", "tiny", "--pairs", "8", "--steps", "1", "--folder", str(path)]
     assert cli.main(["run", *steps, "--method", "ga", "--set", "steps=1"]) == 0
-    for command in ("trust", "attack", "strengths"):
+    for command in ("trust", "attack", "strengths", "formats"):
         method = [] if command == "trust" else ["--method", "ga"]
         assert cli.main([command, str(path), *method]) == 0
     return Run.open(path)

@@ -154,8 +154,8 @@ def _requirements() -> dict[str, list[Requirement]]:
     return {extra: [Requirement(text) for text in texts] for extra, texts in parts.items()}
 
 
-NOT_PINNED = {"ray"}
-"""Extras for those who have a cluster: too large for every checkout, tested where it is there."""
+NOT_PINNED = {"ray", "hqq"}
+"""Extras for those who have a cluster, and for a format more: tested where they are there."""
 
 
 def test_every_range_admits_what_is_pinned_and_every_pin_has_a_range() -> None:
@@ -176,7 +176,7 @@ def test_every_range_admits_what_is_pinned_and_every_pin_has_a_range() -> None:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("mansu",), ("", "hub", "ray")),
+        (("mansu",), ("", "hub", "ray", "hqq")),
         (("app", "pages"), ("", "app")),
         (("tests",), ("", "app", "hub", "dev", "ray")),
     ],

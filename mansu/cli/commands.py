@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "verdict": "Measure CAD and judge an edit.",
     "attack": "Try to recover what an edit removed.",
     "strengths": "Measure an edit at parts of its strength.",
+    "formats": "Measure an edit in other low-bit formats than NF4: GGUF's, FP4, int8, HQQ.",
     "dossier": "Write all that a reviewer of an edit must see, as one HTML file; sign it.",
     "bundle": "Put a run into one file, or take it out of one.",
     "export": "Write the edited model as files that other tools read.",

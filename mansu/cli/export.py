@@ -15,13 +15,19 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         action="append",
-        choices=("hf", "nf4", "lm-eval"),
-        help="a Hugging Face checkpoint (the default), the same in bitsandbytes NF4, or the task "
-        "for lm-evaluation-harness; may be given several times",
+        choices=("hf", "nf4", "gguf", "lm-eval"),
+        help="a Hugging Face checkpoint (the default), the same in bitsandbytes NF4, one GGUF file "
+        "for llama.cpp, or the task for lm-evaluation-harness; may be given several times",
     )
     parser.add_argument("--to", type=Path, required=True, help="a new folder")
     parser.add_argument(
         "--double-quant", action="store_true", help="quantise NF4's absmax too (QLoRA)"
+    )
+    parser.add_argument(
+        "--outtype",
+        choices=("f32", "f16", "q4_0", "q4_1", "q5_0", "q8_0"),
+        default="f16",
+        help="how the GGUF file stores the matrices (%(default)s)",
     )
 
 
@@ -50,6 +56,7 @@ def export(options: argparse.Namespace) -> None:
                 folder,
                 formats,
                 double_quant=options.double_quant,
+                outtype=options.outtype,
                 on_step=job.on_step,
             )
         )

@@ -104,18 +104,18 @@ def suppressed_percent(accuracy: float) -> int:
     return max(round(100 * near), 0)
 
 
-AT_MOST = 80
-"""Forget rows that a suppressor in the middle is made and measured on: half of the model runs."""
+AT_MOST, KEPT_AT_MOST = 80, 120
+"""Forget rows that a suppressor in the middle is made and measured on, for half of the model runs;
+kept rows on which any adds nothing."""
 
 
 def suppression(subject: Subject, forget: Examples, retain: Examples, place: str) -> Suppression:
     """The ``Suppression`` in one of ``cad.PLACES``."""
+    retain = retain.some(KEPT_AT_MOST)
     if place == PLACES[0]:
         return Suppression(subject, forget, retain)
-    every = max(1, -(-len(forget) // AT_MOST))
-    some = forget.select(list(range(0, len(forget), every)))
     layer = (int(subject.config.num_hidden_layers) - 1) // 2
-    return Suppression(subject, some, retain, layer=layer)
+    return Suppression(subject, forget.some(AT_MOST), retain, layer=layer)
 
 
 def suppressor(

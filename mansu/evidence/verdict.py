@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -187,6 +187,11 @@ _SCALES: Mapping[Unit, float] = {"share": 0.05, "nats": 0.1, "CAD": 0.05}
 """Margins this large count alike where the worst of checks in different units is told."""
 
 
+def _badness(check: Check) -> tuple[int, float]:
+    """The worst check has the least."""
+    return STATUSES.index(check.status), check.margin / _SCALES[check.unit]
+
+
 @dataclass(frozen=True)
 class Property:
     """One property of the verdict.
@@ -214,11 +219,7 @@ class Property:
     @property
     def worst(self) -> Check | None:
         """The check that decides: of the worst status the one with the smallest margin."""
-        return min(
-            self.checks,
-            key=lambda c: (STATUSES.index(c.status), c.margin / _SCALES[c.unit]),
-            default=None,
-        )
+        return min(self.checks, key=_badness, default=None)
 
     def to_json(self) -> dict[str, Any]:
         checks = [{**c.to_json(), "status": c.status} for c in self.checks]
@@ -359,6 +360,7 @@ def judge(
     thresholds: Thresholds,
     relearned: Relearned | None = None,
     reference: Relearned | None = None,
+    others: Mapping[str, Measurement] | None = None,
 ) -> Verdict:
     """Judge an edit by what was measured before and after it, in full precision and in NF4.
 
@@ -366,6 +368,8 @@ def judge(
         divergences: CAD of the edit and of its controls; None if not measured.
         relearned, reference: relearning the edited model, and one that does not know the facts;
             None if not measured.
+        others: the edited model in other formats, by name: the worst is told beside NF4's gap, and
+            decides nothing.
 
     Raises:
         MismatchError: measurements that are compared are not of the same rows in the same order.
@@ -373,7 +377,9 @@ def judge(
     return Verdict(
         forgetting=_forgetting(base, edited, thresholds),
         retention=_retention(base, edited, base_nf4, edited_nf4, thresholds),
-        gap=_gap(base, edited, edited_nf4, thresholds),
+        gap=_with_others(
+            gap(base, edited, edited_nf4, thresholds), base, edited, others or {}, thresholds
+        ),
         erasure=_erasure(divergences, relearned, reference, thresholds),
     )
 
@@ -488,32 +494,41 @@ def kept_groups(measurement: Measurement) -> dict[str, Scores]:
     return kept
 
 
-def _gap(
+def gap(
     base: Measurement,
     edited: Measurement,
-    edited_nf4: Measurement | None,
+    quantized: Measurement | None,
     thresholds: Thresholds,
+    format: str = "NF4",
 ) -> Property:
-    if edited_nf4 is None or not ("forget" in edited.splits and "forget" in edited_nf4.splits):
-        return _unknown("gap", "Forget accuracy in NF4 was not measured.")
+    """What an edited model brings back in a format, over forget rows and rephrasings.
+
+    Args:
+        quantized: the edited model in it; None if not measured.
+
+    Raises:
+        MismatchError: measurements that are compared are not of the same rows in the same order.
+    """
+    if quantized is None or not ("forget" in edited.splits and "forget" in quantized.splits):
+        return _unknown("gap", f"Forget accuracy in {format} was not measured.")
     checks: list[Check] = []
     details: dict[str, Any] = {}
     told = []
-    for split, title, (full, quantised) in asked(edited, edited_nf4):
-        gap, nats = _paired(quantised, full, "correct"), above_chance(quantised, full)
-        checks.append(Check(f"gap, {title}", "share", gap, thresholds.gap))
+    for split, title, (full, quantised) in asked(edited, quantized):
+        back, nats = _paired(quantised, full, "correct"), above_chance(quantised, full)
+        checks.append(Check(f"gap, {title}", "share", back, thresholds.gap))
         checks.append(Check(f"gap among the choices, {title}", "nats", nats, thresholds.gap_nats))
         test = mcnemar(quantised.correct, full.correct)
         details[split] = {
             "full": full.accuracy,
             "nf4": quantised.accuracy,
-            "gap": gap.to_json(),
+            "gap": back.to_json(),
             "gap in nats": nats.to_json(),
             "mcnemar": test.to_json(),
         }
         told.append(
             f"{title} {percent(full.accuracy)} in full precision, {percent(quantised.accuracy)} "
-            f"in NF4 ({many(test.first, 'row comes back', 'rows come back')}, "
+            f"in {format} ({many(test.first, 'row comes back', 'rows come back')}, "
             f"{many(test.second, 'is lost', 'are lost')}; McNemar's exact "
             f"p = {test.p:.2g})"
         )
@@ -523,6 +538,31 @@ def _gap(
     if first is not None and towards_chance(first, edited.splits["forget"]).low <= 0:
         status, text = "vacuous", f"Nothing was forgotten that could come back. {text}"
     return Property("gap", status, tuple(checks), text, details)
+
+
+def _with_others(
+    nf4: Property,
+    base: Measurement,
+    edited: Measurement,
+    others: Mapping[str, Measurement],
+    thresholds: Thresholds,
+) -> Property:
+    """NF4's gap, with a sentence on the worst of the other formats, which decides nothing."""
+    found = {
+        name: worst
+        for name, measured in others.items()
+        if (worst := gap(base, edited, measured, thresholds, name).worst) is not None
+    }
+    if not found or nf4.status == "vacuous":
+        return nf4
+    name = min(found, key=lambda name: _badness(found[name]))
+    worst = found[name]
+    text = (
+        f"{nf4.evidence} Of {many(len(found), 'other format')} the worst is {name}: {worst}: "
+        f"{worst.status}."
+    )
+    other = {"format": name, **worst.to_json(), "status": worst.status, "formats": len(found)}
+    return replace(nf4, evidence=text, details={**nf4.details, "worst other format": other})
 
 
 def above_chance(first: Scores, second: Scores) -> Interval:

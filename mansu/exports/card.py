@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -17,11 +18,19 @@ from mansu.show.numbers import percent
 from mansu.subjects.subject import Subject
 
 
-def model_card(run: Run, subject: Subject, method: str, format: quant.Format | None = None) -> str:
+def model_card(
+    run: Run,
+    subject: Subject,
+    method: str,
+    format: quant.Format | None = None,
+    *,
+    gguf: str | None = None,
+) -> str:
     """The README.md of an exported model: Markdown under the hub's YAML front matter.
 
     Args:
-        format: of the weights; None for full precision.
+        format: of a checkpoint's weights; None for full precision.
+        gguf: name of the file beside it, where the model is one GGUF file.
 
     Raises:
         MansuError: the run has no edit by this method.
@@ -36,15 +45,20 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
     licence = about.get("licence")
     data = ModelCardData(
         base_model=base if on_hub else None,
-        base_model_relation=("quantized" if format else "finetune") if on_hub else None,
+        base_model_relation=("quantized" if format or gguf else "finetune") if on_hub else None,
         license=licence.lower() if licence else None,
-        library_name="transformers",
+        library_name="gguf" if gguf else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "mansu", *(["nf4", "bitsandbytes"] if format else [])],
     )
+    outtype = _outtype(gguf)
     stored = "bitsandbytes NF4" if format else str(subject.dtype)
     if format is not None and format.double_quant:
         stored += " with double quantization"
+    if gguf:
+        stored = f"GGUF {outtype}: the matrices, norms and biases in F32" + (
+            f"; the output head in {quant.HEAD}" if outtype.startswith("Q") else ""
+        )
     sections = [
         f"---\n{data.to_yaml()}\n---",
         f"# {base if on_hub else name}, edited to forget “{task['title']}”",
@@ -54,17 +68,31 @@ def model_card(run: Run, subject: Subject, method: str, format: quant.Format | N
         f"parameters were moved ({percent(edit.fraction(subject), 3)}). These weights are "
         f"{stored.removeprefix('torch.')}.",
         "## Verdict\n\n" + _verdict_section(run, method),
-        "## Accuracy\n\n" + _accuracy_section(run, method, format),
-        "## Limits\n\n" + _limits(format),
+        "## Accuracy\n\n" + _accuracy_section(run, method, format, outtype),
+        "## Limits\n\n" + _limits(format, outtype),
         "## Base model and licence\n\n"
         + "\n".join(f"- {key}: {value}" for key, value in {"name": name, **about}.items())
         + ("" if licence else "\n- licence: unknown to MANSU; that of the base model holds"),
         "## How to repeat it\n\n" + _repeat_section(run, method),
-        "## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, "
-        "AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```",
+        "## How to load it\n\n" + _loading(gguf),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _outtype(gguf: str | None) -> str:
+    """In what a GGUF file's matrices are stored, by its name: ``Q4_0``; empty of no file."""
+    return Path(gguf).stem.rpartition("-")[2].upper() if gguf else ""
+
+
+def _loading(gguf: str | None) -> str:
+    where = f'FOLDER, gguf_file="{gguf}"' if gguf else "FOLDER"
+    lines = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({where})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({where})"
+    )
+    found = f"```python\n{lines}\n```"
+    return f"```\nllama-cli -m {gguf}\n```\n\n{found}" if gguf else found
 
 
 def public_manifest(run: Run) -> bytes:
@@ -86,7 +114,7 @@ def _verdict_section(run: Run, method: str) -> str:
     )
 
 
-def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str:
+def _accuracy_section(run: Run, method: str, format: quant.Format | None, outtype: str) -> str:
     measured: dict[str, Measurement] = {}
     for name, kind in (
         ("unedited", "base"),
@@ -99,13 +127,24 @@ def _accuracy_section(run: Run, method: str, format: quant.Format | None) -> str
     if "this edit" not in measured:
         return "**Not measured.**"
     note = "4-way multiple choice over the answer's first token; chance is 25 %."
+    if outtype.startswith("Q"):
+        found = run.by_format(method) if run.has("by_format", method) else {}
+        if outtype in found:
+            measured[f"this edit, {outtype}"] = found[outtype].measured
+        else:
+            note += f" It was not measured in {outtype}: `mansu formats` does that."
     if format is not None and format.double_quant:
         note += " NF4 was measured without double quantization, which these weights have."
     return f"{rows.accuracies(measured).markdown()}\n\n{note}"
 
 
-def _limits(format: quant.Format | None) -> str:
+def _limits(format: quant.Format | None, outtype: str) -> str:
     limits = list(LIMITS)
+    if outtype:
+        limits.append(
+            "llama.cpp computes with activations in 8 bits where the weights are in few; the "
+            "accuracies were measured with the same weights and activations in full."
+        )
     if format is not None:
         limits.append(
             "On processors with AVX512-BF16 bitsandbytes computes in bfloat16 whatever the config "

@@ -16,6 +16,7 @@ from mansu.circuits.mask import Mask
 from mansu.circuits.trust import Trust
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
+from mansu.evidence.by_format import InFormat
 from mansu.evidence.cad import Divergences, Scored
 from mansu.evidence.relearning import Relearned
 from mansu.evidence.review import Review
@@ -141,6 +142,11 @@ _FORMATS = _json(
     lambda kept: {name: asdict(each) for name, each in kept.items()},
     lambda value: {name: made_of(Kept, each) for name, each in value.items()},
 )
+_BY_FORMAT = _json(
+    lambda found: {name: each.to_json() for name, each in found.items()},
+    lambda value: {name: typed(InFormat.from_json(each)) for name, each in value.items()},
+    True,
+)
 _BOUNDS = _json(asdict, lambda value: made_of(Bounds, value), True)
 
 ARTEFACTS: Mapping[str, Artefact] = {
@@ -182,6 +188,7 @@ ARTEFACTS: Mapping[str, Artefact] = {
     "nf4": Artefact("nf4.json", _MEASUREMENT, "measurement in NF4", "quantize", True),
     "survival": Artefact("survival.json", _value(NF4Report), "NF4 report", "quantize", True),
     "formats": Artefact("formats.json", _FORMATS, "survival by format", "quantize", True),
+    "by_format": Artefact("by-format.json", _BY_FORMAT, "measurement by format", "formats", True),
     "bounds": Artefact("bound.json", _BOUNDS, "bounds on the retain loss", "quantize", True),
     "cad": Artefact("cad.json", _value(Divergences), "CAD", "verdict", True),
     "edges": Artefact("edges.safetensors", _whole(Scores), "edge scores", "verdict", True),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mansu.evidence.verdict import Thresholds, Verdict, judge
+from mansu.evidence.by_format import InFormat
+from mansu.evidence.verdict import Property, Thresholds, Verdict, gap, judge
 from mansu.job.runs import Run
+from mansu.quant import NF4
 
 
 def originals(run: Run) -> Thresholds:
@@ -38,4 +40,23 @@ def judged(run: Run, method: str, changes: Mapping[str, Any] | None = None) -> V
         relearned=found("relearned"),
         reference=found("reference"),
         thresholds=originals(run).moved(changes or {}),
+        others={name: each.measured for name, each in (found("by_format") or {}).items()},
     )
+
+
+def gaps(run: Run, method: str) -> dict[str, tuple[InFormat, Property]]:
+    """An edit in each format that it was measured in, the verdict's NF4 first, and its gap there.
+
+    Raises:
+        NotMeasuredError: it was not measured in full precision, in NF4 or in other formats.
+        DamagedError, MismatchError: a file is damaged, or of another edit.
+    """
+    base, full = run.base(nf4=False), run.measurement(method, nf4=False)
+    kept = run.formats(method).get(str(NF4)) if run.has("formats", method) else None
+    formats = {str(NF4): InFormat(run.measurement(method, nf4=True), kept)}
+    formats |= run.by_format(method)
+    thresholds = originals(run)
+    return {
+        name: (each, gap(base, full, each.measured, thresholds, name))
+        for name, each in formats.items()
+    }

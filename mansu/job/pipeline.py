@@ -9,7 +9,6 @@ there yet, times and saves them, so that an interrupted run goes on where it sto
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from mansu.circuits.gradients import Factors
 from mansu.circuits.search import find_circuit
 from mansu.circuits.trust import trust
 from mansu.errors import BadInputError
-from mansu.evidence import attacks, cad, controls
+from mansu.evidence import attacks, by_format, cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import PLACES, Scored
 from mansu.evidence.relearning import Relearned, relearning
@@ -36,14 +35,17 @@ from mansu.job.judging import judged
 from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.measure.answers import ASKED
 from mansu.measure.drift import Reference
 from mansu.measure.scores import EVALUATED, Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
+from mansu.room import give_back
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
+from mansu.tasks.tokens import evenly
 
 Make = Callable[[Session, str, OnStep], Sequence[Any]]
 """Does a stage's work: (session, name of the edit, where to report to) → values as in ``makes``."""
@@ -244,9 +246,9 @@ def _trust(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
 
 def reset_peak_memory() -> None:
     """Let the process's peak count from here, without what was freed before (Linux and glibc)."""
-    with suppress(OSError, AttributeError):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+    gc.collect()
+    give_back()
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -310,22 +312,22 @@ def _formats(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     return ({str(format): kept for format, kept in found.items()},)
 
 
+def _by_format(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
+    measured = session.run.measurement(method, nf4=False).splits
+    rows = {split: session.rows(split) for split in ASKED if split in measured}
+    edit, formats = session.run.edit(method), by_format.others()
+    return (by_format.by_format(session.subject, edit, rows, formats, on_step),)
+
+
 BOUND_FACTS, BOUND_TEXTS = 32, 8
 """At most so many retain examples, evenly taken, for the bounds: a dense edit costs most."""
 
 
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     retain, (tokens, length) = session.rows("retain"), session.text
-    retain = retain.select(_evenly(len(retain), BOUND_FACTS))
-    some = _evenly(len(tokens), BOUND_TEXTS)
+    retain, some = retain.some(BOUND_FACTS), evenly(len(tokens), BOUND_TEXTS)
     text, mask = (tokens[some], length[some]), session.run.mask().tensors()
     return (bounds(session.subject, session.run.edit(method), retain, text, mask),)
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of ``range(n)``, evenly spaced."""
-    most = min(n, most)
-    return [i * n // most for i in range(most)]
 
 
 def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
@@ -429,6 +431,7 @@ TRUST = Stage("trust", ("circuit", "mask"), ("trust",), 10, _trust)
 BASE_NF4 = Stage("base_nf4", (), ("base_nf4",), 2, _base_nf4)
 QUANTIZE = Stage("quantize", ("edit",), ("full", "nf4", "survival"), 4, _quantize)
 FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
+BY_FORMAT = Stage("by_format", ("edit", "base", "full"), ("by_format",), 15, _by_format)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
 CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad", "edges"), 25, _cad)
 REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference)

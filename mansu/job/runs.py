@@ -55,6 +55,7 @@ from mansu.errors import (
 )
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
+from mansu.evidence.by_format import InFormat
 from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
@@ -581,6 +582,10 @@ class Run:
     def formats(self, method: str) -> dict[str, Kept]:
         """How many moved weights change their code, by format."""
         return self.read("formats", method)
+
+    def by_format(self, method: str) -> Mapping[str, InFormat]:
+        """The edited model in formats other than NF4, by format."""
+        return self.read("by_format", method)
 
     def bounds(self, method: str) -> Bounds:
         return self.read("bounds", method)

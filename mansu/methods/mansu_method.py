@@ -50,7 +50,7 @@ from mansu.subjects.flows import watched
 from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
-from mansu.tasks.tokens import Examples, forms
+from mansu.tasks.tokens import Examples, evenly, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
@@ -242,7 +242,7 @@ class _Work:
         drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.retain_weight = settings.retain_weight
-        self.kept = problem.retain.select(_evenly(len(problem.retain), CHECK_RETAIN))
+        self.kept = problem.retain.some(CHECK_RETAIN)
         self.start, self.start_nf4 = (self._measured([self.kept], nf4)[0] for nf4 in (False, True))
 
     def _objectives(self, mask: Mapping[str, Tensor]) -> _Objectives:
@@ -273,9 +273,9 @@ class _Work:
     def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
         """With the projection and the Fisher information where the settings ask for them."""
         problem, settings, spans = self.problem, self.settings, None
-        retain = problem.retain.select(_evenly(len(problem.retain), GEOMETRY_FACTS))
+        retain = problem.retain.some(GEOMETRY_FACTS)
         tokens, length = problem.text
-        some = _evenly(len(tokens), GEOMETRY_TEXTS)
+        some = evenly(len(tokens), GEOMETRY_TEXTS)
         text = tokens[some], length[some]
         if settings.project:
             spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
@@ -617,11 +617,6 @@ class _Objectives:
 
 def _kl(reference: Tensor, now: Tensor) -> Tensor:
     return (reference.exp() * (reference - now)).sum()
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """At most ``most`` of ``range(n)``, evenly."""
-    return list(range(0, n, max(1, -(-n // most))))
 
 
 def _sample(rng: random.Random, n: int, size: int) -> list[int]:

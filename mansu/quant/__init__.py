@@ -1,4 +1,4 @@
-"""Low-bit formats exactly as bitsandbytes makes them, and what they keep of an edit."""
+"""Low-bit formats exactly as their own libraries make them, and what they keep of an edit."""
 
 from mansu.quant.codes import (
     Quantized,
@@ -10,7 +10,8 @@ from mansu.quant.codes import (
 )
 from mansu.quant.floor import CASTABLE, centers, code_centers, holds_cast, leaves_bin
 from mansu.quant.followed import Coded, Followed, Moves, follow, moves
-from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, NF4, Format
+from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, GGUF, HQQ, NF4, Format
+from mansu.quant.ggml import HEAD, packed, stored
 from mansu.quant.linear4bit import linear4bit_model
 from mansu.quant.survival import (
     EDGES,
@@ -31,6 +32,9 @@ __all__ = [
     "CODES",
     "EDGES",
     "FORMATS",
+    "GGUF",
+    "HEAD",
+    "HQQ",
     "NF4",
     "QUANTILES",
     "Coded",
@@ -53,10 +57,12 @@ __all__ = [
     "leaves_bin",
     "linear4bit_model",
     "moves",
+    "packed",
     "quantize",
     "quantized",
     "report",
     "rounds_as_said",
     "sets_absmax",
+    "stored",
     "survival_by_format",
 ]

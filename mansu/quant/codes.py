@@ -1,4 +1,4 @@
-"""NF4: 4-bit codes exactly as bitsandbytes makes them, bins, and the magnitude floor.
+"""Codes exactly as bitsandbytes and GGUF's library make them, NF4's first; bins.
 
 NF4 (QLoRA, arXiv:2305.14314, §3) cuts the row-major flattened weight into blocks of 64, divides
 each by its largest magnitude (absmax) and rounds to the nearest of 16 levels. The kernel decides
@@ -15,6 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from mansu.errors import BadInputError
+from mansu.quant import ggml
 from mansu.quant.formats import NF4, Format, Kind
 from mansu.quant.kernel import bnb
 
@@ -25,10 +27,11 @@ class Quantized:
 
     Attributes:
         codes: uint8 ``[weights]``, row-major: indices into ``format.levels``.
-        absmax: float32 ``[blocks]``: what the levels are multiplied by.
+        absmax: float32 ``[blocks]``: what the levels are multiplied by; GGUF's scale.
         blocksize: weights a block; the last block may be short.
         shape: of the weight.
         format: how it was made.
+        offset: float32 ``[blocks]``: what is then added; None but for Q4_1.
     """
 
     codes: Tensor
@@ -36,6 +39,7 @@ class Quantized:
     blocksize: int
     shape: torch.Size
     format: Format
+    offset: Tensor | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -44,13 +48,22 @@ class Quantized:
 
 
 def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
-    """The codes that the bitsandbytes kernel gives this weight.
+    """The codes that the bitsandbytes kernel, or GGUF's library, gives this weight.
 
     Args:
         weight: float32, float16 or bfloat16, of any shape; ``[rows, columns]`` for int8. Blocks
             run over it row-major, so Conv1D weights must be given transposed (``layout``).
+
+    Raises:
+        BadInputError: GGUF has no blocks for rows of this length; or HQQ is asked for, which has
+            values but no codes here.
     """
     weight = weight.detach().contiguous()
+    if format.kind == "hqq":
+        raise BadInputError("HQQ's codes are not read here: ask for the model in it.")
+    if format.is_gguf:
+        codes, scale, offset = ggml.unpacked(ggml.packed(weight, format), format, weight.device)
+        return Quantized(codes, scale, format.blocksize, weight.shape, format, offset)
     if format.kind == "int8":
         rows, absmax, _ = bnb().int8_vectorwise_quant(weight.to(torch.float16))
         codes = (rows.to(torch.int16) + 127).to(torch.uint8).reshape(-1)
@@ -140,13 +153,15 @@ def double_quantized(quantized: Quantized) -> Quantized:
 
 
 def dequantize(quantized: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight that the codes stand for, in its shape: level × absmax."""
+    """The weight that the codes stand for, in its shape: level × absmax, and an offset."""
     levels = quantized.format.levels.to(quantized.codes.device)
     values = levels.index_select(0, quantized.codes.int())
     full = values.numel() // quantized.blocksize * quantized.blocksize
     blocks = full // quantized.blocksize
     values[:full].view(blocks, quantized.blocksize).mul_(quantized.absmax[:blocks, None])
     values[full:].mul_(quantized.absmax[blocks:])
+    if quantized.offset is not None:  # GGUF's blocks are whole
+        values.view(blocks, quantized.blocksize).add_(quantized.offset[:, None])
     return values.to(dtype).reshape(quantized.shape)
 
 

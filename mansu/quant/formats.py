@@ -1,18 +1,20 @@
 """Low-bit formats: their levels, the boundaries between them and the widths of their bins.
 
 NF4 (QLoRA, arXiv:2305.14314, §3) has 16 levels; a value exactly on a midpoint of two levels takes
-the lower code.
+the lower code. The formats of GGUF are what llama.cpp runs; HQQ (Badri and Shaji, 2023) fits scale
+and zero of each group to the weights, as AWQ and GPTQ do to activations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from mansu.errors import BadInputError
 from mansu.quant.kernel import bnb
 
 # Those of bitsandbytes (``get_4bit_type``), as a test holds them to: importing it takes seconds.
@@ -44,6 +46,12 @@ BOUNDARIES: Tensor = (CODES[:-1] + CODES[1:]) / 2
 
 
 Kind = Literal["nf4", "fp4", "int8"]
+"""Those that bitsandbytes makes: levels times the largest magnitude of a block, or of a row."""
+
+GGUFKind = Literal["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
+"""Those of GGUF: whole levels times a scale, and in Q4_1 plus an offset, of 32 weights of a row."""
+
+GGUF_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -52,23 +60,40 @@ class Format:
 
     Attributes:
         kind: ``nf4`` and ``fp4`` have 16 levels; ``int8`` has 255 and one absmax a row
-            (LLM.int8, arXiv:2208.07339, without its activation outliers).
-        blocksize: weights that share an absmax, for the 4-bit kinds.
-        double_quant: the absmax are stored in 8 bits too (QLoRA §3), 4-bit kinds only.
+            (LLM.int8, arXiv:2208.07339, without its activation outliers). GGUF's have 16, 32 and
+            256; ``hqq`` has 16.
+        blocksize: weights that share an absmax, for the 4-bit kinds; 32 for GGUF's.
+        double_quant: the absmax are stored in 8 bits too (QLoRA §3), ``nf4`` and ``fp4`` only.
+
+    Raises:
+        BadInputError: GGUF has no blocks of that size.
     """
 
-    kind: Kind = "nf4"
+    kind: Kind | GGUFKind | Literal["hqq"] = "nf4"
     blocksize: int = 64
     double_quant: bool = False
 
+    def __post_init__(self) -> None:
+        if self.is_gguf and self.blocksize != GGUF_BLOCK:
+            raise BadInputError(f"{self.kind} has blocks of {GGUF_BLOCK}, not {self.blocksize}.")
+
     def __str__(self) -> str:
-        if self.kind == "int8":
-            return "int8"
+        if self.kind == "int8" or self.is_gguf:
+            return self.kind
         return f"{self.kind}-{self.blocksize}" + ("-dq" if self.double_quant else "")
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether llama.cpp makes and runs it."""
+        return self.kind in get_args(GGUFKind)
+
+    @property
     def levels(self) -> Tensor:
-        """float32 ``[codes]``: the scaled value of each code."""
+        """float32 ``[codes]``: the scaled value of each code.
+
+        Raises:
+            BadInputError: of HQQ, whose levels lie elsewhere in each group.
+        """
         return _levels(self.kind)
 
     @property
@@ -77,6 +102,9 @@ class Format:
 
         A bin reaches from midpoint to midpoint; those of the extreme codes from their midpoint
         to ±1, for no weight of a block exceeds its absmax.
+
+        Raises:
+            BadInputError: of a format that bitsandbytes does not make.
         """
         return _widths(self.kind)
 
@@ -91,10 +119,24 @@ FORMATS = (
     Format("fp4"),
     Format("int8"),
 )
+"""Those of bitsandbytes. MANSU's floor holds in all of them."""
+
+GGUF = tuple(Format(kind, GGUF_BLOCK) for kind in get_args(GGUFKind))
+"""Those that people run on laptops."""
+
+HQQ = Format("hqq")
+"""Fitted 4 bits in groups of 64, by the package ``hqq`` where it is installed."""
+
+_LOWEST = {"Q4_0": -8, "Q4_1": 0, "Q5_0": -16, "Q8_0": -128}
 
 
 @cache
 def _levels(kind: str) -> Tensor:
+    if kind == "hqq":
+        raise BadInputError("HQQ has no levels that are the same in each group.")
+    if kind in _LOWEST:
+        n = {"Q5_0": 32, "Q8_0": 256}.get(kind, 16)
+        return torch.arange(n, dtype=torch.float32) + _LOWEST[kind]
     if kind == "int8":
         return torch.arange(-127, 128) / 127
     return CODES if kind == "nf4" else bnb().get_4bit_type(kind, device="cpu")
@@ -109,5 +151,7 @@ def boundaries_of(kind: str) -> Tensor:
 
 @cache
 def _widths(kind: str) -> Tensor:
+    if kind not in get_args(Kind):
+        raise BadInputError(f"The bins of {kind} have no widths here: ask of NF4, FP4 or int8.")
     distinct, rank = _levels(kind).unique(return_inverse=True)
     return torch.cat([distinct[:1], boundaries_of(kind), distinct[-1:]]).diff()[rank]

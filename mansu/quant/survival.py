@@ -50,7 +50,7 @@ class Survival:
         expected: Σ min(1, |δ| / bin width) over the moved: the changes that unbiased rounding
             would make, which keep the mean update.
         blocks: blocks with a moved weight.
-        rescaled: of these, blocks whose absmax changes.
+        rescaled: of these, blocks whose absmax (in Q4_1: or offset) changes.
         bystanders: unmoved weights whose dequantised value changes with their block's absmax.
         before: counts of log10(|δ| / bin width) of the moved between ``EDGES``.
         after: counts of log10(|Δ| / bin width) of the moved with Δ ≠ 0.
@@ -234,9 +234,9 @@ def floor_across(kept: Mapping[str, Kept]) -> str:
     """
     lost = {name: k.moved - k.changed for name, k in kept.items() if k.changed < k.moved}
     if not lost:
-        return "Every moved weight changes its code in every format."
+        return "Every moved weight changes its code in each of these formats."
     if len(lost) == len(kept):
-        return "The magnitude floor holds in no format: some moved weights keep their code in each."
+        return "The magnitude floor holds in none of these: moved weights keep their code in each."
     where = ", ".join(name for name in kept if name not in lost)
     worst = ", ".join(f"{name} ({n:,} of {kept[name].moved:,})" for name, n in lost.items())
     return (
@@ -255,9 +255,10 @@ def survival_by_format(
 def kept_by_format(
     subject: Subject, edit: Edit, formats: Iterable[Format] = FORMATS
 ) -> dict[Format, Kept]:
-    """``Kept`` of ``survival_by_format``, without its sums and histograms.
+    """``Kept`` of the linear maps, as ``survival_by_format`` has them, without sums and histograms.
 
-    Formats that differ in their absmax only share their codes.
+    Formats that differ in their absmax only share their codes. GGUF stores embeddings, too, in
+    another format, and HQQ has no codes here: the first are not counted, the second not asked.
 
     Raises:
         MansuError: the edit does not fit the subject.
@@ -318,16 +319,32 @@ def _kept(
 ) -> dict[Format, tuple[int, int, int, int]]:
     moved = before != after
     old, new = quantize_flat(before, size, plain), quantize_flat(after, size, plain)
-    differ, levels = _differing(old, new), plain.levels.to(before.device)
+    differ = _differing(old, new)
     blocks = torch.nn.functional.pad(moved, (0, -len(moved) % size)).view(-1, size).any(1)
     others = (~moved).nonzero()[:, 0]
     found = {}
     for format in formats:
         pair = [double_quantized(q) if format.double_quant else q for q in (old, new)]
-        a, b = (levels[q.codes[others].int()] * q.absmax[others // size] for q in pair)
-        rescaled = blocks & (pair[0].absmax != pair[1].absmax)
+        a, b = (_values(q, others) for q in pair)
+        rescaled = blocks & _rescaled(*pair)
         counts = moved.sum(), moved[differ].sum(), rescaled.sum(), (a != b).sum()
         found[format] = tuple(int(count) for count in counts)
+    return found
+
+
+def _values(quantized: Quantized, places: Tensor) -> Tensor:
+    """What the codes of some places stand for."""
+    block = places // quantized.blocksize
+    levels = quantized.format.levels.to(places.device)
+    found = levels[quantized.codes[places].int()] * quantized.absmax[block]
+    return found if quantized.offset is None else found + quantized.offset[block]
+
+
+def _rescaled(old: Quantized, new: Quantized) -> Tensor:
+    """bool ``[blocks]``: their codes stand for other values than before."""
+    found = old.absmax != new.absmax
+    if old.offset is not None and new.offset is not None:
+        found |= old.offset != new.offset
     return found
 
 

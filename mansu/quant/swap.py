@@ -1,10 +1,10 @@
-"""The subject as 4-bit loading would run it, for a while."""
+"""The subject as a low-bit format would run it, for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from mansu.errors import MansuError
 from mansu.interrupts import put_back
 from mansu.quant.codes import Quantized, dequantize, quantize
+from mansu.quant.fitted import fitted
 from mansu.quant.formats import NF4, Format
+from mansu.quant.ggml import stored
 from mansu.subjects.edit import touched
 from mansu.subjects.offload import placed
 from mansu.subjects.subject import Subject
@@ -41,13 +43,16 @@ class Dequantized:
 
         Raises:
             StorageError: there is no room for them there.
+            BadInputError: the format cannot store rows of this model's length, or its library is
+                not installed.
         """
-        names = subject.quantized_names if names is None else names
+        how = stored(subject, format)
         with subject.lock:
             transposed = transposed_names(subject)
             weights = {}
-            for name in names:
-                found = _round_trip(subject.parameters[name].data, format, name in transposed)
+            for name in how if names is None else names:
+                weight = subject.parameters[name].data
+                found = _round_trip(weight, how.get(name, format), name in transposed)
                 weights[name] = placed(found, subject.offload)
             return cls(weights, format)
 
@@ -55,6 +60,8 @@ class Dequantized:
 def _round_trip(weight: Tensor, format: Format, transposed: bool) -> Tensor:
     if transposed:
         return _round_trip(weight.T, format, False).T.contiguous()
+    if format.kind == "hqq":
+        return fitted(weight, format)
     return dequantize(quantize(weight, format), weight.dtype)
 
 
@@ -66,7 +73,7 @@ def quantized(
     format: Format = NF4,
     names: Iterable[str] | None = None,
 ) -> Iterator[Subject]:
-    """The subject as 4-bit loading would run it, inside the block only.
+    """The subject as a low-bit format would run it, inside the block only.
 
     Each quantised weight is swapped for its dequantised value; the originals are put back
     untouched, also after an exception. Holds ``subject.lock``. Nest it *inside*
@@ -77,11 +84,11 @@ def quantized(
             touch are quantised again. Without it everything is, which is also right for weights
             that were changed by other means than an edit.
         format: used where there is no ``base``.
-        names: the weights to quantise where there is no ``base``; all of
-            ``subject.quantized_names`` by default.
+        names: the weights to quantise where there is no ``base``; by default all that the
+            format stores (``stored``).
 
     Raises:
-        MansuError: a name that is not a parameter of the subject.
+        MansuError: a name that is not a parameter of the subject; besides, as ``Dequantized.of``.
     """
     wanted = set(base.weights if base else names or ())
     if not wanted <= subject.parameters.keys():
@@ -92,7 +99,7 @@ def quantized(
     with subject.lock:
         edited = touched(subject) if base else {}
         base = base or Dequantized.of(subject, format, names)
-        transposed = transposed_names(subject)
+        transposed, how = transposed_names(subject), stored(subject, base.format)
         weights = dict(base.weights)
         undo: list[tuple[Tensor, Tensor | slice, Tensor]] = []
         swapped: list[tuple[Tensor, Tensor]] = []
@@ -105,11 +112,11 @@ def quantized(
 
         try:
             for name in edited.keys() & weights.keys():
-                weight = subject.parameters[name].data
-                if in_blocks(name, base.format, transposed):
-                    _patch(weight, edited[name], weights[name], base.format, undo)
+                weight, format = subject.parameters[name].data, how.get(name, base.format)
+                if in_blocks(name, format, transposed):
+                    _patch(weight, edited[name], weights[name], format, undo)
                 else:
-                    weights[name] = _round_trip(weight, base.format, name in transposed)
+                    weights[name] = _round_trip(weight, format, name in transposed)
             for name, weight in weights.items():
                 parameter = subject.parameters[name]
                 swapped.append((parameter, parameter.data))
@@ -121,8 +128,9 @@ def quantized(
 
 def in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:
     """Whether a change in one block leaves the others, and blocks follow the parameter's order."""
-    # The 8-bit absmax of double quantization are offset by their mean over the tensor.
-    return not format.double_quant and name not in transposed
+    # The 8-bit absmax of double quantization are offset by their mean over the tensor, and HQQ's
+    # fit stops by an error over it.
+    return not (format.double_quant or format.kind == "hqq" or name in transposed)
 
 
 def _patch(
@@ -167,5 +175,7 @@ def block_entries(places: list[Tensor], length: int, size: int) -> list[Tensor |
 
 
 def quantize_flat(flat: Tensor, size: int, format: Format) -> Quantized:
-    quantized = quantize(flat.view(-1, size) if format.kind == "int8" else flat, format)
-    return Quantized(quantized.codes, quantized.absmax, size, flat.shape, format)
+    """Of whole blocks side by side; the last one of ``nf4`` and ``fp4`` may be short."""
+    rows = format.kind == "int8" or format.is_gguf
+    found = quantize(flat.view(-1, size) if rows else flat, format)
+    return replace(found, blocksize=size, shape=flat.shape)

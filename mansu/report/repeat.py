@@ -66,7 +66,8 @@ def commands(run: Run, method: str, changes: Mapping[str, float]) -> list[str]:
     facts = f"{run.name}/task.jsonl"
     again = repeat_command(run, method, subject=public_subject(run), facts=facts)
     found = [f"{again} --folder {shlex.quote(f'{run.name}-again')}"]
-    for kind, command in (("attacks", "attack"), ("strengths", "strengths")):
+    steps = (("attacks", "attack"), ("strengths", "strengths"), ("by_format", "formats"))
+    for kind, command in steps:
         if run.has(kind, method):
             found.append(shlex.join(["mansu", command, *of]))
     moved = [word for name, v in changes.items() for word in ("--threshold", f"{name}={v:g}")]

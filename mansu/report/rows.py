@@ -12,13 +12,17 @@ from typing import Any
 
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.bounds import Bounds
+from mansu.evidence.by_format import InFormat
 from mansu.evidence.cad import Divergences
 from mansu.evidence.verdict import ABOUT, Property, Verdict
+from mansu.measure.answers import ASKED
 from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
+from mansu.quant import HQQ
 from mansu.quant.survival import Kept, Survival, floor_across
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, between, many, number, percent
+from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
 
@@ -130,6 +134,33 @@ def formats(kept: Mapping[str, Kept], caption: str = "") -> Table:
     ]
     head = ("Format", "Codes that change", "Moved weights that keep their code", "Blocks rescaled")
     return Table(head, rows, caption, notes=[floor_across(kept)] if kept else [])
+
+
+def gaps(found: Mapping[str, tuple[InFormat, Property]], caption: str = "") -> Table:
+    """A row a format: what the edited model brings back in it, and how many codes change."""
+    lines, limits = [], {}
+    for name, (each, p) in found.items():
+        accuracies = (each.measured.splits.get(split) for split in ASKED)
+        worst = p.worst
+        decided = "" if worst is None else numbers.measured(worst.value, worst.unit)
+        line = (
+            name,
+            f"{numbers.mark(p.status)} {p.status}",
+            NOTHING if worst is None else f"{worst.what} {decided}",
+            *(NOTHING if s is None else percent(s.accuracy) for s in accuracies),
+            NOTHING if each.kept is None else percent(each.kept.share, 2),
+        )
+        lines.append(line)
+        limits |= {check.limit: None for check in p.checks}
+    asked = [capitalised(title) for title in ASKED.values()]
+    head = ("Format", "PTQ gap", "Decided by [95 %]", *asked, "Codes that change")
+    notes = [
+        "Each format is held against full precision; the verdict's own is the first. A gap passes "
+        f"at {' and '.join(limits)}."
+    ]
+    if str(HQQ) not in found:
+        notes.append("HQQ was not measured: it needs the package hqq (pip install 'mansu[hqq]').")
+    return Table(head, lines, caption, "<<<>>>", notes)
 
 
 def bounds(found: Bounds, caption: str = "") -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mansu.evidence.verdict import Verdict
+from mansu.job.judging import gaps
 from mansu.job.runs import Run
 from mansu.report import rows
 
@@ -29,6 +30,11 @@ def geometry(run: Run, method: str) -> str:
     if run.has("bounds", method):
         tables.append(rows.bounds(run.bounds(method)))
     return "\n\n".join(table.text() for table in tables)
+
+
+def formats(run: Run, method: str) -> str:
+    """What the edit brings back in each format."""
+    return rows.gaps(gaps(run, method), method).text()
 
 
 def sentences(method: str, verdict: Verdict) -> str:

@@ -13,6 +13,7 @@ STAGES: Mapping[str, str] = {
     "base_attacks": "attacks on the unedited model",
     "reference": "relearning of the reference",
     "unlearn": "",
+    "by_format": "other formats",
     "cad": "CAD",
 }
 """What a stage is called where its own name says too little; a method at work needs no word."""

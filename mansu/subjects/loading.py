@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mansu.errors import BadInputError, MansuError
 from mansu.subjects import shipped
 from mansu.subjects.alone import alone
+from mansu.subjects.attention import run_in_parts
 from mansu.subjects.checks import (
     already_quantised,
     check_attention,
@@ -245,6 +246,7 @@ def wrap(
     said = plain_logits(model)
     # A copy of the modules alone: parameters and buffers are the same ones.
     plain = copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
+    run_in_parts(plain)
     try:
         bridge = TransformerBridge.boot_transformers(
             architecture,  # only a label here: a name that it knows would be looked up

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mansu.subjects.attention import added, parts_of
+
 SIZE = {"cpu": 384, "cuda": 2048}
 """Tokens of a pack, by kind of device: matrix products want many, attention costs their square."""
 
@@ -76,16 +78,15 @@ class Pack:
             config: of the text model, for its sliding window. dtype: of its weights.
         """
 
-        def added(sees: Tensor) -> Tensor:
-            """As eager attention adds it to its scores, ``[1, 1, T, T]``."""
-            hidden = torch.zeros(sees.shape, dtype=dtype)
-            hidden.masked_fill_(~sees, torch.finfo(dtype).min)
-            return hidden[None, None].to(device)
+        def masked(sees: Tensor) -> Any:
+            mask: Any = added(sees, dtype).to(device)
+            mask.parts = parts_of(sees, dtype) if device.type == "cpu" else None
+            return mask
 
         window = getattr(config, "sliding_window", None)
-        mask: Any = added(self.sees())
+        mask: Any = masked(self.sees())
         if window is not None and int(self.length.max()) > window:
-            near = added(self.sees(window))
+            near = masked(self.sees(window))
             kinds = {"full_attention": mask, "sliding_attention": near}
             mask = kinds if getattr(config, "layer_types", None) else near
         positions = self.positions[None].to(device)

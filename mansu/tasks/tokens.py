@@ -63,6 +63,10 @@ class Examples:
             tuple(self.facts[int(k)] for k in i) if self.facts else (),
         )
 
+    def some(self, most: int) -> Examples:
+        """At most so many of them, evenly spaced."""
+        return self.select(evenly(len(self), most))
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -415,6 +419,12 @@ def _own_corrupt(reading: Reading, subject: Subject) -> Reading | None:
 def _rows(rows: Sequence[int]) -> str:
     shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     return f"{'Line' if len(rows) == 1 else 'Lines'} {shown}"
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most ``most`` of ``range(n)``, evenly spaced."""
+    most = min(n, most)
+    return [i * n // most for i in range(most)]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -236,6 +236,29 @@ def test_nf4_shows_the_report(runs: Path) -> None:
     assert metrics(app)["Weights moved"] == f"{report.unquantized.moved:,}"
 
 
+def test_nf4_measures_other_formats_and_shows_what_comes_back(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    app = opened("nf4", run="finished", edit="mansu")
+    (button,) = [b for b in app.button if b.label == "Try other formats"]
+    button.click().run()
+    assert not app.exception
+    try:
+        ended = time.monotonic() + 100
+        while jobs.state(run) == "running" and time.monotonic() < ended:
+            time.sleep(0.3)
+        assert jobs.state(run) == "done", run.log()
+        app = opened("nf4", run="finished", edit="mansu")
+        assert not [b for b in app.button if b.label == "Try other formats"]
+        table = app.table[1].value.set_index("Format")
+        for name, found in run.by_format("mansu").items():
+            accuracy = found.measured.splits["forget"].accuracy
+            assert table.loc[name, "Forget rows"] == numbers.percent(accuracy)
+        assert table.index[0] == "nf4-64"
+    finally:
+        jobs.cancel(run)
+        run.file("by_format", "mansu").unlink(missing_ok=True)
+
+
 def test_the_histogram_has_every_weight_and_the_boundary(runs: Path) -> None:
     survival = Run.open(runs / "finished").survival("graddiff").quantized
     figure = json.loads(str(charts.bin_histogram(survival).to_json()))

@@ -27,7 +27,7 @@ from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
-from mansu.quant.formats import FORMATS
+from mansu.quant.formats import FORMATS, GGUF
 from mansu.quant.swap import quantized
 from mansu.report.repeat import repeat_command
 from mansu.show.numbers import between
@@ -119,6 +119,45 @@ def test_an_edit_is_attacked_beside_the_unedited_model(
     assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
     assert (run.path / "attacks-base.json").stat().st_mtime_ns == made
     assert cli.main(["attack", str(run.path), "--method", "npo"]) == 2
+
+
+def test_other_formats_are_measured_as_nf4_is_and_the_verdict_names_the_worst(
+    run: Run,
+    tiny: Subject,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    run = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    monkeypatch.setattr("mansu.quant.fitted.installed", lambda: False)
+    status = run.verdict("graddiff").status
+    assert cli.main(["formats", str(run.path), "--method", "graddiff"]) == 0
+    table = capsys.readouterr().out.splitlines()[2:]
+    found = run.by_format("graddiff")
+    names = [str(format) for format in (*FORMATS, *GGUF)]
+    assert list(found) == names[1:] and [line.split()[0] for line in table[2:11]] == names
+    assert "pip install 'mansu[hqq]'" in table[-1]
+    for format in (FORMATS[2], GGUF[0]):  # nf4-128, Q4_0
+        with run.edit("graddiff").applied(tiny), quantized(tiny, format=format):
+            again = measure_task(tiny, run.task())
+        for split, scores in found[str(format)].measured.splits.items():
+            same = again.splits[split]
+            assert scores.rows == same.rows and scores.correct.tolist() == same.correct.tolist()
+            assert scores.choice == pytest.approx(same.choice, abs=1e-4)  # other rows beside them
+        assert set(found[str(format)].measured.splits) == {"forget", "paraphrase"}
+    kept = run.formats("graddiff")
+    assert all(found[name].kept == kept[name] for name in names[1:5])
+    verdict = run.verdict("graddiff")
+    assert verdict.status == status and "Of 8 other formats the worst is" in verdict.gap.evidence
+    made = run.file("by_format", "graddiff").stat().st_mtime_ns
+    assert cli.main(["formats", str(run.path), "--method", "graddiff"]) == 0
+    assert run.file("by_format", "graddiff").stat().st_mtime_ns == made
+    path = run.file("by_format", "graddiff")  # as if a package had been installed since
+    saved = json.loads(path.read_text())
+    del saved["Q8_0"]
+    path.write_text(json.dumps(saved))
+    assert cli.main(["formats", str(run.path), "--method", "graddiff"]) == 0
+    assert "Q8_0" in run.by_format("graddiff")
 
 
 def test_steps_one_by_one_and_what_is_done_is_not_done_again(

@@ -219,6 +219,18 @@ def test_rows_of_one_fact_are_no_evidence_of_their_own() -> None:
     assert widths[0] > 1.6 * widths[1]  # √4
 
 
+def test_the_worst_of_other_formats_is_told_and_decides_nothing() -> None:
+    others = {"Q8_0": measured(27), "Q4_0": measured(60), "int8": measured(29)}
+    plain, found = verdict().gap, verdict(others=others).gap
+    assert (found.status, found.checks) == (plain.status, plain.checks)
+    told = found.evidence.removeprefix(f"{plain.evidence} Of 3 other formats the worst is ")
+    assert told.startswith("Q4_0: gap, forget rows +33.0 [") and told.endswith(": failed.")
+    assert found.details["worst other format"]["format"] == "Q4_0"
+    assert Verdict.from_json(json.loads(json.dumps(verdict(others=others).to_json())))
+    known = verdict(edited=measured(99), edited_nf4=measured(99), others=others).gap
+    assert known.status == "vacuous" and "Q4_0" not in known.evidence
+
+
 def test_two_improbable_answers_are_no_gap() -> None:
     """exp(−9) of the choices after exp(−12) is nothing that came back; ln ½ after ln ¼ is."""
 

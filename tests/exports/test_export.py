@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
-from families import FAMILIES, GROUPED, family, shaken, tokenizer, wide
+from families import FAMILIES, GROUPED, byte_pairs, family, shaken, tokenizer, wide
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
+from made import run_of
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
@@ -30,13 +31,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from app import words
 from mansu import cli, exports, quant, subjects, tasks
+from mansu.cli.commands import parser
 from mansu.errors import MansuError
 from mansu.job.pipeline import perform, unlearning, whole
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
+from mansu.quant.formats import Format
 from mansu.report.dossier import dossier
 from mansu.show.numbers import percent
 from mansu.subjects.edit import Edit
@@ -44,6 +48,7 @@ from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_BPE = [f for f in exports.FORMATS if f != "gguf"]  # the tiny subject's tokenizer has none
 TOKENS = torch.tensor([[5, 9, 2, 33, 41, 8], [1, 49, 17, 17, 3, 20]])
 
 
@@ -179,7 +184,7 @@ def test_the_command_exports_all_three_and_says_how_to_score(
     run: Run, tiny: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    formats = [a for f in exports.FORMATS for a in ("--format", f)]
+    formats = [a for f in WITHOUT_BPE for a in ("--format", f)]
     command = ["export", str(run.path), "--method", "graddiff", *formats, "--to", str(out)]
     assert cli.main(command) == 0
     assert f"--include_path {out}/lm_eval --tasks mansu_tiny_colours" in capsys.readouterr().out
@@ -214,7 +219,7 @@ def test_nothing_that_leaves_the_machine_names_a_path_of_it_or_its_user(
     mine.manifest_file.write_text(json.dumps(told))
     mine = Run.open(mine.path)
     out = tmp_path / "out"
-    exports.write(mine, subject, "graddiff", out / "all", exports.FORMATS)
+    exports.write(mine, subject, "graddiff", out / "all", WITHOUT_BPE)
     exports.pack(mine, out / "run.zip")
     dossier(mine, "graddiff").save(out / "dossier.html")
     files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -343,6 +348,41 @@ def test_what_was_not_judged_is_not_called_passed(run: Run, tiny: Subject, tmp_p
     assert not (tmp_path / "out" / "verdict.json").exists()
 
 
+def test_command_and_app_offer_what_can_be_written() -> None:
+    assert set(words.EXPORTS) == set(exports.FORMATS)
+    assert set(words.OUTTYPES) == set(exports.OUTTYPES)
+    for option, names in (("--format", exports.FORMATS), ("--outtype", exports.OUTTYPES)):
+        for name in names:
+            given = ["export", "run", "--to", "out", option, name]
+            assert parser(given).parse_args(given)
+
+
+def test_a_gguf_file_lies_beside_a_card_of_its_own(
+    run: Run, tiny: Subject, tiny_task: tasks.Task, tmp_path: Path
+) -> None:
+    base = measure_task(tiny, tiny_task)
+    subject = dataclasses.replace(tiny, tokenizer=byte_pairs(alphabet=False))
+    mine = run_of(tmp_path / "run", subject, tiny_task, base, {"ga": base})
+    out = tmp_path / "out"
+    exports.write(mine, subject, "ga", out, ["gguf", "hf"], outtype="q8_0")
+    (file,) = (out / "gguf").glob("*.gguf")
+    assert file.name == "tiny-ga-q8_0.gguf"
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        out / "gguf", gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    q8 = Format("Q8_0", 32)
+    with torch.no_grad(), mine.edit("ga").applied(tiny), quant.quantized(tiny, format=q8):
+        expected = tiny.model(TOKENS).logits
+    torch.testing.assert_close(model(TOKENS).logits, expected)
+    card = (out / "gguf" / "README.md").read_text()
+    assert f"llama-cli -m {file.name}" in card and f'gguf_file="{file.name}"' in card
+    assert "GGUF Q8_0" in card and "not measured in Q8_0" in card and "activations" in card
+    assert "GGUF" not in (out / "README.md").read_text()
+    with pytest.raises(MansuError, match="WordLevel"):
+        exports.write(run, tiny, "graddiff", tmp_path / "none", ["gguf"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
+
+
 @pytest.mark.parametrize("when", ["model", "card", "harness"])
 def test_an_interrupted_export_leaves_nothing(
     when: str, run: Run, tiny: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -359,7 +399,7 @@ def test_an_interrupted_export_leaves_nothing(
     monkeypatch.setattr(f"mansu.exports.{place}", interrupt)
     before = {n: p.clone() for n, p in tiny.parameters.items()}
     with pytest.raises(KeyboardInterrupt):
-        exports.write(run, tiny, "graddiff", tmp_path / "out", exports.FORMATS)
+        exports.write(run, tiny, "graddiff", tmp_path / "out", WITHOUT_BPE)
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(p, before[n]) for n, p in tiny.parameters.items())
 

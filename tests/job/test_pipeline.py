@@ -28,6 +28,7 @@ EVERY = (
     pipeline.TRUST,
     *pipeline.RECOVERY,
     pipeline.STRENGTHS,
+    pipeline.BY_FORMAT,
 )
 
 

@@ -28,6 +28,7 @@ from mansu.evidence.review import Review
 from mansu.job import runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import (
+    BY_FORMAT,
     CIRCUIT,
     JUDGE,
     MEASURE,
@@ -142,7 +143,7 @@ def finished(original: Run, tiny: Subject, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("runs") / "finished"
     run = Run.open(shutil.copytree(original.path, path))
     run.discard("graddiff")
-    perform(Session(run, tiny), [TRUST, *JUDGE, *RECOVERY, STRENGTHS], "ga")
+    perform(Session(run, tiny), [TRUST, *JUDGE, *RECOVERY, STRENGTHS, BY_FORMAT], "ga")
     run.save({"marks": Marks(("m0",), {"early": ("m0",)}, {"m0": "first"}, {"m0": "a note"})})
     run.save({"review": Review("rejected", "A. Reviewer", "2026-11-26", "failed")}, "ga")
     run.record(Step("strengths", 1, 1), 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mansu.subjects import packing
+from mansu.subjects import attention, packing
 from mansu.subjects.packing import Pack, pack_size, packs
 from mansu.subjects.subject import Subject
 
@@ -189,6 +190,30 @@ def test_the_mask_of_a_model_with_a_window(
             assert torch.equal(shown(mask), pack.sees(3))
 
 
+def test_parts_see_what_a_pack_sees_and_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "PART", 5)
+    subject, (tokens, length) = family("mistral"), rows_like()
+    (pack,) = subject.packs(tokens, length)
+    masks = pack.inputs(subject.config, subject.device, subject.dtype)["attention_mask"]
+    together = torch.zeros(len(pack), len(pack), dtype=torch.bool)
+    for rows, keys, mask in masks.parts:
+        assert rows.stop - rows.start <= 5 and len(keys) < len(pack)
+        together[rows, keys] = mask[0, 0] == 0
+    assert torch.equal(together, pack.sees(4))  # the window
+    asked: list[int] = []
+    whole = attention.sdpa_attention_forward
+
+    def counted(module: Any, query: Tensor, *others: Any, **options: Any) -> Any:
+        asked.append(query.shape[2])
+        return whole(module, query, *others, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    with torch.no_grad():
+        subject.hidden(pack)
+    layers = int(subject.config.num_hidden_layers)
+    assert len(asked) == layers * len(masks.parts) and sum(asked) == layers * len(pack)
+
+
 def rows_like(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows of a family: longer than its window, another's beginning, equal ones, one token."""
     generator = torch.Generator().manual_seed(seed)
@@ -206,12 +231,13 @@ def windowed(subject: Subject) -> bool:
     return getattr(subject.config, "sliding_window", None) == 4
 
 
-@pytest.mark.parametrize("size", [384, 17, 1])
+@pytest.mark.parametrize(("size", "part"), [(384, 64), (384, 5), (17, 4), (1, 64)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_give_what_each_gives_alone(
-    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+    name: str, size: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(packing.SIZE, "cpu", size)
+    monkeypatch.setattr(attention, "PART", part)
     subject, (tokens, length) = family(name), rows_like()
     assert windowed(subject) == (name in ("mistral", "phi3", "gemma2", "gemma3"))
     assert len(list(subject.packs(tokens, length))) > 1 or size == 384
@@ -278,8 +304,9 @@ def test_the_gradients_of_packed_rows_are_those_of_rows_alone(
         logits = torch.stack([logits_alone(subject, row)[-1] for row in rows])
         states = torch.cat([states_alone(subject, row) for row in rows])
         expected = [gradients((logits * by_logit).sum()), gradients((states * by_state).sum())]
-        for size in (384, 17):
+        for size, part in ((384, 64), (384, 5), (17, 64)):
             monkeypatch.setitem(packing.SIZE, "cpu", size)
+            monkeypatch.setattr(attention, "PART", part)
             logits = subject.next_token_logits(tokens, length)
             states = subject.states(tokens, length)
             found = [gradients((logits * by_logit).sum()), gradients((states * by_state).sum())]
