@@ -233,7 +233,9 @@ def _base_accuracy(subject: str, task: Task) -> bool:
     """
     with state.show_errors():
         model = state.subject(subject)
-        check_usable(task, model, Settings())
+        if notes := check_usable(task, model, Settings()):
+            said = "\n".join(f"- {state.plain(note)}" for note in notes)
+            st.warning(f"What this model cannot use of the task:\n\n{said}", icon=":material/rule:")
         found = _measured(model, task)
         st.table(
             {

@@ -212,7 +212,7 @@ def number(
     session, linked = st.session_state, st.query_params.get(key)
     kept = session.get(f"kept {key}", about.default)
     low, high = (None if end is None else about.kind(end) for end in ends)
-    session.setdefault(key, kept)
+    session[key] = session.get(key, kept)  # set each time, as in _recall
     if linked and linked != _written(kept):  # a link or Back: the URL is not what we wrote
         try:
             value = about.check(typed_in(linked), "the link")

@@ -41,7 +41,7 @@ def moved(run: Run) -> dict[str, float]:
             linked = {name: _linked(known[name]) for name in LIMITS}
         columns = st.columns(2)
         for i, name in enumerate(LIMITS):
-            with columns[i % 2]:
+            with columns[i % 2].container(gap=None):
                 value = _slider(run, known[name], before[name], linked[name])
             if not isclose(value, before[name], abs_tol=1e-9):
                 changes[name] = value
@@ -76,9 +76,10 @@ def _slider(run: Run, about: Setting, original: float, linked: float | None) -> 
     key, kept = _key(run, about.name), st.session_state.get(f"kept {about.name}")
     # The address says what was kept, unless a link or Back has changed it since.
     newer = linked is not None and (kept is None or not isclose(linked, kept, rel_tol=1e-4))
-    if newer or key not in st.session_state:
-        chosen = linked if newer else kept
-        st.session_state[key] = round(scale * (original if chosen is None else chosen), 6)
+    chosen = linked if newer else kept
+    first = round(scale * (original if chosen is None else chosen), 6)
+    # Set each time, as ``state.choose`` does: on another page the slider would begin at its least.
+    st.session_state[key] = first if newer else st.session_state.get(key, first)
     value = st.slider(
         f"{title} ({counted})",
         round(scale * (about.low or 0.0), 6),
@@ -90,7 +91,7 @@ def _slider(run: Run, about: Setting, original: float, linked: float | None) -> 
     )
     there = isclose(value / scale, original, abs_tol=1e-9)
     before = numbers.amount(original, unit).lstrip("+")
-    st.markdown("The original" if there else f":orange-badge[moved] Originally {before}")
+    st.caption("The original" if there else f":orange-badge[moved] Originally {before}")
     return original if there else value / scale
 
 

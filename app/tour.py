@@ -57,11 +57,15 @@ STEPS = (
     ),
     Step(
         "circuit",
-        "Choose an edit under “Compare with what is left after”. Then “Play” shows which edges are "
-        "gone, and which come back in 4 bits.",
+        "Choose an edit under “Compare with what is left after”: what is left of these edges?",
         lambda page: _named("edit"),
     ),
-    Step("compare", "Now to the numbers: open the Compare page.", lambda page: page == "compare"),
+    Step(
+        "compare",
+        "“Play” at the graph shows which edges are gone, and which come back in 4 bits. Then to "
+        "the numbers: open the Compare page.",
+        lambda page: page == "compare",
+    ),
     Step(
         "compare",
         "Read the verdict, property by property. Then open “Move the thresholds” and move one: "

@@ -86,7 +86,7 @@ def manage(run: Run, name: str) -> None:
 def result(run: Run, method: str) -> None:
     """What the method did."""
     history = run.history(method)
-    columns = st.columns(4)
+    columns = [column.container(gap=None) for column in st.columns(4)]
     moved = f"{percent(history['fraction'])} of all"
     columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
     columns[0].caption(moved)
@@ -101,7 +101,7 @@ def result(run: Run, method: str) -> None:
     st.markdown(f"**Why it ended:** {history['stopped'].rstrip('.')}.")
     if run.has("bounds", method):
         bounds = run.bounds(method)
-        columns = st.columns(3)
+        columns = [column.container(gap=None) for column in st.columns(3)]
         shown = (
             ("Retain bound, circuit", f"{number(bounds.restricted)} nats", "restricted"),
             (

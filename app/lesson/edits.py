@@ -251,10 +251,10 @@ def _outcome_deploy(bench: Bench, answer: Answer) -> Outcome:
         said=percent(said, 0),
         truth=percent(nf4, 0),
         difference=f"{100 * (said - nf4):+.0f} points",
-        lesson="Measured where it is not used, forgetting is a promise: this edit goes from "
-        f"{percent(worst.full['forget'].accuracy, 0)} to {percent(nf4, 0)} when it is stored in 4 "
-        "bits. It is the worst case: no move may leave its bin. The strong training on this toy, "
-        f"which may, goes from {percent(usual.full['forget'].accuracy, 0)} to "
+        lesson="Forgetting that was measured in full precision only is a promise: this edit goes "
+        f"from {percent(worst.full['forget'].accuracy, 0)} to {percent(nf4, 0)} when it is stored "
+        "in 4 bits. It is the worst case: no move may leave its bin. The strong training on this "
+        f"toy, which may, goes from {percent(usual.full['forget'].accuracy, 0)} to "
         f"{percent(usual.nf4['forget'].accuracy, 0)}. What a real edit does has to be measured.",
     )
 

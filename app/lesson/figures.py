@@ -25,6 +25,9 @@ PROJECTED = "lesson projected"
 """In the session's state: whether type is to be large."""
 
 GUESS = {"color": PURPLE, "dash": "dot", "width": 3}
+ASIDE = 0.38
+"""Of a field: how far from its middle the way runs, which the numbers stand in."""
+
 PAPER = (47, 828)
 """Median bin width ÷ update of gradient methods, least and most, as the paper reports it
 (arXiv 2605.15138)."""
@@ -134,7 +137,7 @@ def ratios(edits: Mapping[str, Survival], guess: float) -> go.Figure:
     )
     figure.update_xaxes(
         type="log",
-        title="Bin width ÷ update (dashed: as wide as the bin; grey: medians in the paper)",
+        title="Bin width ÷ update<br>(dashed: as wide as the bin; grey: medians in the paper)",
         range=[-1, 4],
     )
     figure.update_yaxes(title="share of moved weights", tickformat=".0%", rangemode="tozero")
@@ -152,7 +155,8 @@ def bars(
     """Shares as bars, each with its interval and what was predicted of it.
 
     Args:
-        rows: label, value, interval. Labels that end in ``NF4`` are hatched.
+        rows: label, value, interval. Labels that end in ``NF4`` are hatched. The value stands
+            below its label: in a short bar, or under an interval, it could not be read.
         title: of the axis. guesses: label → prediction. chance: mark it. top: of the axis.
     """
     labels = [label for label, _, _ in rows]
@@ -172,10 +176,6 @@ def bars(
         y=labels,
         x=[value for _, value, _ in rows],
         error_x=errors,
-        text=[percent(value) for _, value, _ in rows],
-        textposition="inside",
-        insidetextanchor="start",
-        textfont_color="white",
         marker={
             "color": BLUE,
             "pattern": {
@@ -197,8 +197,14 @@ def bars(
         )
     if chance:
         figure.add_vline(CHANCE, line={"color": PURPLE, "dash": "dash", "width": 1})
-    figure.update_xaxes(title=title, tickformat=".0%", range=[0, 1.04 * top])
-    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=labels)
+    figure.update_xaxes(title=title, tickformat=".0%", range=[0, 1.08 * top])
+    figure.update_yaxes(
+        autorange="reversed",
+        categoryorder="array",
+        categoryarray=labels,
+        tickvals=labels,
+        ticktext=[f"{label}<br><b>{percent(value)}</b>" for label, value, _ in rows],
+    )
     return finished(figure, 110 + 44 * len(rows))
 
 
@@ -211,7 +217,8 @@ def tradeoff(
     """Forgetting and damage of every choice, with the way that a student took through them.
 
     Args:
-        cells: all. path: those looked at, in order. chosen: the student's. found: the best, if any.
+        cells: all. path: those looked at, in order, where it is known. chosen: the student's.
+        found: the best, if any.
     """
     counts = sorted({cell.moved for cell in cells})
     distances = sorted({cell.distance for cell in cells})
@@ -238,14 +245,16 @@ def tradeoff(
         "kept answers lose %{customdata[3]:.2f} nats<extra></extra>",
         showscale=False,
     )
-    figure.add_scatter(
-        name="your way",
-        **place(path),
-        mode="lines+markers",
-        line={"color": ORANGE, "width": 3},
-        marker={"size": 7, "color": ORANGE},
-        hoverinfo="skip",
-    )
+    if len(path) > 1:
+        way = {axis: [at - ASIDE for at in ats] for axis, ats in place(path).items()}
+        figure.add_scatter(
+            name="your way",
+            **way,
+            mode="lines+markers",
+            line={"color": ORANGE, "width": 3},
+            marker={"size": 7, "color": ORANGE},
+            hoverinfo="skip",
+        )
     figure.add_scatter(
         name="your choice",
         **place([chosen]),
@@ -284,6 +293,12 @@ def fraction(distance: float) -> str:
     return f"{distance:g}" if distance >= 1 else f"1/{2 ** round(-log2(distance))}"
 
 
+def bins(distance: float) -> str:
+    """A distance in words: ``1/4 of a bin``, ``1 bin``, ``4 bins``."""
+    unit = " of a bin" if distance < 1 else " bin" if distance == 1 else " bins"
+    return fraction(distance) + unit
+
+
 def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
     """Accuracy on the facts that were not taught again, after each step of teaching the others."""
     figure = go.Figure()
@@ -299,7 +314,7 @@ def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
             hovertemplate=f"{name}: %{{y:.1%}} after %{{x}} steps<extra></extra>",
         )
     figure.add_hline(CHANCE, line={"color": PURPLE, "dash": "dash", "width": 1})
-    figure.update_xaxes(title="Steps of teaching the other half (dashed line: chance)", dtick=1)
+    figure.update_xaxes(title="Steps of teaching the other half<br>(dashed line: chance)", dtick=1)
     figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[-0.02, 1.04])
     return finished(figure, 400)
 
@@ -313,10 +328,11 @@ def controls(rows: Mapping[str, float]) -> go.Figure:
         y=list(rows),
         x=values,
         text=[f"{v:.3f}" for v in values],
+        textangle=0,  # beside a bar that is too short for it
         marker={"color": [GREEN if "MANSU" in name else GREY for name in rows]},
         hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )
-    figure.update_xaxes(title="Change of what the circuit writes (signal CAD; 0: none)")
+    figure.update_xaxes(title="Change of what the circuit writes<br>(signal CAD; 0: none)")
     figure.update_yaxes(autorange="reversed")
     return finished(figure, 110 + 44 * len(rows))
 

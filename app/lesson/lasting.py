@@ -55,7 +55,7 @@ def _reveal_floor(bench: Bench, answer: Answer) -> None:
             rows.append((label, bench.kept(name)[str(format)].share or 0.0, None))
         guesses[rows[-2][0]] = float(said)
     st.plotly_chart(
-        figures.bars(rows, "share of the moved weights whose code changes", guesses=guesses),
+        figures.bars(rows, "moved weights whose code changes", guesses=guesses),
         alt="Share of moves that each format sees, of MANSU and of an ordinary training",
         key="lesson floor chart",
     )
@@ -302,7 +302,7 @@ def _predict_sign(bench: Bench) -> Answer | None:
             choice = st.segmented_control(
                 f"Your verdict on {p.title}",
                 MARKS,
-                format_func=lambda mark: "cannot tell" if mark == "undecided" else mark,
+                format_func=_said,
                 label_visibility="collapsed",
                 key=f"lesson sign {edit} {p.name}",
             )
@@ -311,6 +311,11 @@ def _predict_sign(bench: Bench) -> Answer | None:
     st.caption(f"Words: {', '.join(glossary.link(word) for word in words_of)}.")
     lacking = "" if len(given) == len(ABOUT) else f"{len(given)} of {len(ABOUT)} given."
     return (edit, *given) if committed("sign", lacking) else None
+
+
+def _said(mark: str) -> str:
+    """A student's verdict, as its button says it."""
+    return "cannot tell" if mark == "undecided" else mark
 
 
 def _capital(text: str) -> str:
@@ -324,7 +329,7 @@ def _reveal_sign(bench: Bench, answer: Answer) -> None:
     st.table(
         {
             "Property": [_capital(p.title) for p in verdict.properties],
-            "You": [*given],
+            "You": [_said(str(mark)) for mark in given],
             "Measured": [p.status for p in verdict.properties],
             "Decided by": [str(p.worst) for p in verdict.properties],
         }
@@ -350,7 +355,7 @@ def _outcome_sign(bench: Bench, answer: Answer) -> Outcome:
     same, kind, strict = compared(verdict, answer[1:])
     below = verdict.forgetting.details.get("forget", {}).get("after", 1.0) < CHANCE - 0.1
     return Outcome(
-        said=", ".join(map(str, answer[1:])),
+        said=", ".join(_said(str(mark)) for mark in answer[1:]),
         truth=", ".join(p.status for p in verdict.properties),
         difference=f"{same} as measured, {kind} too kind, {strict} too strict",
         lesson=f"A verdict is {len(ABOUT)} intervals, not a feeling. Together this one, "

@@ -8,12 +8,14 @@ from html import escape
 from app.lesson.step import Outcome, Step
 
 STYLE = """
-body { font-family: system-ui, sans-serif; }
 .sheet { line-height: 1.45; max-width: 46rem; }
 .sheet table { border-collapse: collapse; width: 100%; }
 .sheet th, .sheet td { border: 1px solid #999; padding: 0.35rem 0.5rem; text-align: left;
-  vertical-align: top; font-size: 0.9rem; overflow-wrap: anywhere; }
-.sheet td p { margin: 0.3rem 0 0; }
+  vertical-align: top; font-size: 0.9rem; overflow-wrap: break-word; }
+.sheet td p { margin: 0.3rem 0 0; font-size: inherit; }
+@media screen and (max-width: 480px) {
+  .sheet th, .sheet td { font-size: 0.75rem; padding: 0.2rem 0.25rem; }
+}
 .sheet tr { break-inside: avoid; }
 @page { size: A4; margin: 15mm; }
 """
@@ -28,7 +30,8 @@ def page(done: Sequence[tuple[Step, Outcome]], of: int, model: str) -> str:
     """
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        "<title>Why forgetting comes back: my sheet</title></head><body>"
+        "<title>Why forgetting comes back: my sheet</title></head>"
+        '<body style="font-family: system-ui, sans-serif">'
         f"<h1>Why forgetting comes back</h1>{body(done, of, model)}</body></html>"
     )
 

@@ -103,7 +103,7 @@ def _said(outcome: Outcome) -> None:
         ),
         strict=True,
     ):
-        with column.container(border=True):
+        with column.container(border=True, height="stretch"):
             st.caption(label)
             st.markdown(f"**{state.plain(text)}**")
 
@@ -157,7 +157,7 @@ def run_for(step: Step, made: Bench) -> Run | None:
 
 
 def _onward(place: int) -> None:
-    left, middle, right = st.columns(3)
+    left, right = st.columns(2)
     if place and left.button(
         "Back", key="step back", icon=":material/arrow_back:", width="stretch"
     ):
@@ -165,7 +165,7 @@ def _onward(place: int) -> None:
     if place + 1 < len(STEPS):
         if right.button("Next", key="step next", icon=":material/arrow_forward:", width="stretch"):
             _go(place + 1)
-    elif middle.button("My sheet", icon=":material/description:", width="stretch"):
+    elif right.button("My sheet", icon=":material/description:", width="stretch"):
         state.select("view", "My sheet")
         st.rerun()
 

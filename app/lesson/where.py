@@ -73,9 +73,7 @@ def _reveal_grid(bench: Bench, answer: Answer) -> None:
     mine = by[_place(answer)]
     path = [by[place] for place in st.session_state.get(PATH, [])]
     st.plotly_chart(
-        figures.tradeoff(
-            list(by.values()), path or [mine], mine, best(list(by.values()), bench.forgotten())
-        ),
+        figures.tradeoff(list(by.values()), path, mine, best(list(by.values()), bench.forgotten())),
         alt="Colours right and loss of other answers, by how many weights move and how far",
         key="lesson grid chart",
     )
@@ -90,7 +88,7 @@ def _place(answer: Answer) -> tuple[int, int]:
 
 
 def _told(cell: Cell) -> str:
-    return f"{cell.moved:,} weights, {figures.fraction(cell.distance)} of a bin each"
+    return f"{cell.moved:,} weights, {figures.bins(cell.distance)} each"
 
 
 def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
@@ -113,7 +111,7 @@ def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
         truth=truth,
         difference=difference,
         lesson=f"Short moves of many weights are lost: {most.moved:,} of them, "
-        f"{figures.fraction(most.distance)} of a bin each, change {percent(most.survival, 0)} of "
+        f"{figures.bins(most.distance)} each, change {percent(most.survival, 0)} of "
         f"the codes and leave {percent(most.forget, 0)} of the colours. Long ones stay, but each "
         "costs something. Fewer and further stays; which weights decides the price.",
         caught="“More moved weights forget more”: past the point where the colours are gone, more "
@@ -131,7 +129,8 @@ GRID = Step(
     "same direction. Look around, then keep the best place that you found.",
     minutes=2,
     ask="Which of the two makes a change outlive 4 bits? Which one does the damage?",
-    notes="Let them wander: the way is drawn afterwards. The best field is usually in the middle.",
+    notes="Let them wander: the way is drawn afterwards. Short moves are lost however many they "
+    "are, and long moves of most weights cost most: the best field lies between.",
     predict=_predict_grid,
     reveal=_reveal_grid,
     outcome=_outcome_grid,

@@ -11,8 +11,7 @@ from torch import Tensor
 from mansu import quant
 from mansu.measure.scores import Scores, measure_sets
 from mansu.progress import OnStep, Step, silent
-from mansu.quant.codes import bin_width, quantize, sets_absmax
-from mansu.quant.survival import kept_by_format
+from mansu.quant.codes import bin_width, dequantize, quantize, sets_absmax
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
@@ -79,35 +78,43 @@ def grid(
         names = [n for n in subject.quantized_names if n in edit.changes]
         weights = [subject.parameters[n].detach() for n in names]
         flat = torch.cat([w.flatten() for w in weights])
-        width = torch.cat([bin_width(w).flatten() for w in weights])
-        most = torch.cat([quantize(w).scale for w in weights]) * INSIDE
+        coded = [quantize(w) for w in weights]
+        width = torch.cat(
+            [bin_width(w, quantized=q).flatten() for w, q in zip(weights, coded, strict=True)]
+        )
+        most = torch.cat([q.scale for q in coded]) * INSIDE
         delta = torch.cat([_dense(subject, edit, n) for n in names])
         delta[torch.cat([sets_absmax(w).flatten() for w in weights])] = 0
         order = (delta.abs() / width).argsort(descending=True)
         unedited = quant.Dequantized.of(subject)
+        sizes, codes = [w.numel() for w in weights], torch.cat([q.codes for q in coded])
         rows = [forget, *kept.values()]
-        with quant.quantized(subject, unedited):
-            before = [_nats(s) for s in measure_sets(subject, rows)[1:]]
         cells, total = [], len(counts) * len(distances)
-        for share in counts:
-            for distance in distances:
+        with quant.quantized(subject, unedited):  # each cell then writes its own over these
+            before = [_nats(s) for s in measure_sets(subject, rows)[1:]]
+            for share in counts:
                 where = order[: round(share * len(flat))]
-                target = flat[where] + distance * width[where] * delta[where].sign()
-                new = flat.clone()
-                new[where] = torch.minimum(torch.maximum(target, -most[where]), most[where])
-                parts = new.split([w.numel() for w in weights])
-                moved = Edit.between(
-                    subject.parameters,
-                    {n: p.view_as(w) for n, p, w in zip(names, parts, weights, strict=True)},
-                )
-                changed = kept_by_format(subject, moved, [quant.NF4])[quant.NF4]
-                with moved.applied(subject), quant.quantized(subject, unedited):
+                at, limit = flat[where], most[where]
+                for distance in distances:
+                    moved = at + distance * width[where] * delta[where].sign()
+                    moved = torch.minimum(torch.maximum(moved, -limit), limit)
+                    new = flat.clone()
+                    new[where] = moved
+                    found = []
+                    for name, part in zip(names, new.split(sizes), strict=True):
+                        parameter = subject.parameters[name]
+                        now = quantize(part)
+                        parameter.data.copy_(dequantize(now, part.dtype).view_as(parameter))
+                        found.append(now.codes)
+                    differ = torch.cat(found)[where] != codes[where]
+                    n_moved = int((moved != at).sum())
+                    survival = int(differ.sum()) / n_moved if n_moved else 0.0
                     after = measure_sets(subject, rows)
-                falls = [b - _nats(s) for b, s in zip(before, after[1:], strict=True)]
-                cells.append(
-                    Cell(len(where), distance, changed.share or 0.0, after[0].accuracy, max(falls))
-                )
-                on_step(Step("tradeoff", len(cells), total, part="how many, and how far"))
+                    falls = [b - _nats(s) for b, s in zip(before, after[1:], strict=True)]
+                    cells.append(
+                        Cell(len(where), distance, survival, after[0].accuracy, max(falls))
+                    )
+                    on_step(Step("tradeoff", len(cells), total, part="how many, and how far"))
     return tuple(cells)
 
 

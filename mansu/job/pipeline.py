@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.answers import ASKED
 from mansu.measure.drift import Reference
-from mansu.measure.scores import Measurement, measure_task
+from mansu.measure.scores import EVALUATED, Measurement, measure_task
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
@@ -173,15 +174,18 @@ def _measured(session: Session, reference: Reference) -> Measurement:
     return measure_task(session.subject, session.task, seed=seed, reference=reference)
 
 
-def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> None:
+def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> tuple[str, ...]:
     """Refuse a task that cannot be used with a subject, before a run folder is made.
+
+    Returns:
+        What of the task is left out with this subject and why, by line, a sentence each.
 
     Raises:
         BadInputError: no row of a needed split can be used, or none can be paired.
     """
-    tasks.pairs(task, subject, n=settings.pairs, seed=settings.seed)
-    for split in tasks.NEEDED:
-        tasks.examples(task, subject, split, seed=settings.seed)
+    pairs = tasks.pairs(task, subject, n=settings.pairs, seed=settings.seed)
+    found = (tasks.examples(task, subject, s, seed=settings.seed).notes for s in EVALUATED)
+    return tuple(dict.fromkeys(chain(*found, pairs.notes)))
 
 
 def refuse_unknown(subject: Subject, base: Measurement) -> None:

@@ -322,6 +322,7 @@ def _scores(subject: Subject, rows: Examples, chosen: Tensor, total: Tensor, top
     among = chosen.log_softmax(1)
     choices = torch.cat([rows.answer[:, None], rows.distractors], 1)
     taken = choices.gather(1, chosen.argmax(1, keepdim=True))[:, 0].tolist()
+    texts = {token: str(subject.tokenizer.decode([token])) for token in {*taken}}
     return Scores(
         correct=share_right(own, others).numpy().astype(float),
         top1=top.bool().numpy(),
@@ -333,7 +334,7 @@ def _scores(subject: Subject, rows: Examples, chosen: Tensor, total: Tensor, top
         groups=rows.groups,
         rows=rows.rows,
         facts=rows.facts,
-        chosen=tuple(str(subject.tokenizer.decode([token])) for token in taken),
+        chosen=tuple(texts[token] for token in taken),
     )
 
 

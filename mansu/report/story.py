@@ -41,6 +41,11 @@ class Chapter:
     forgot: int
 
     @property
+    def named(self) -> str:
+        """Its title within a sentence, whose commas are not the title's."""
+        return f"“{self.title}”" if "," in self.title else self.title
+
+    @property
     def share_left(self) -> float:
         """Of the moves, what 4 bits keep; 1 where nothing was moved that is rounded."""
         return self.left / self.moved if self.moved else 1.0
@@ -49,7 +54,7 @@ class Chapter:
     def moves(self) -> str:
         """What 4 bits leave of its moves."""
         left = "all of them" if self.left == self.moved else percent(self.share_left)
-        return f"{self.title} moved {self.moved:,} weights, and 4 bits keep {left}"
+        return f"{self.named} moved {self.moved:,} weights, and 4 bits keep {left}"
 
     @property
     def answers(self) -> str:
@@ -95,9 +100,9 @@ def moral(told: list[Chapter]) -> str:
         return "No edit lost most of its moves here."
     back = [c for c in lossy if c.nf4.value - c.full.value > BARELY]
     if back:
-        names = " and ".join(c.title for c in back)
+        names = " and ".join(c.named for c in back)
         return f"Most moves of {names} are lost, and forgotten answers return with them."
-    names = " and ".join(c.title for c in lossy)
+    names = " and ".join(c.named for c in lossy)
     return (
         f"Most moves of {names} are lost, and yet hardly an answer returns: rounding keeps the "
         "average of many small moves. What was lost is the guarantee."

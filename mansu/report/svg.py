@@ -99,7 +99,7 @@ def histogram(
                     f'width="{wide:.1f}" height="{y(0) - y(counts[i]):.1f}"/>'
                 )
     for tick in range(int(low), int(high) + 1):
-        parts.append(_text(x(tick), height - 34, f"10^{tick}" if tick else "1", "middle"))
+        parts.append(_text(x(tick), height - 34, f"{10.0**tick:g}", "middle"))
     parts.append(_line(x(boundary), 4, x(boundary), y(0), "chance"))
     parts.append(_text((left + WIDTH) / 2, height - 12, "|update| ÷ bin width", "middle"))
     says = "filled: before NF4, outlined: after; the dotted line is a whole bin"

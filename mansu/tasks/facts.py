@@ -347,7 +347,8 @@ def _record(row: Mapping[Any, Any], where: str) -> Mapping[str, Any]:
 def _fact(row: Mapping[str, Any], number: int, where: str) -> Fact:
     split = row.get("split")
     if split not in SPLITS:
-        raise BadInputError(f'{where} has "split": {split!r:.60}: use one of {", ".join(SPLITS)}.')
+        has = "no" if split is None else f"{split!r:.60} as its"
+        raise BadInputError(f'{where} has {has} "split": use one of {", ".join(SPLITS)}.')
     if split == "text":
         return Fact(_string(row, "text", where), "", split, number, split)
     distractors = row.get("distractors", [])

@@ -225,6 +225,15 @@ def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Pag
     bar.get_by_role("button", name="End the tour").click()
     expect(bar).to_have_count(0)
     page.wait_for_url(re.compile(r"^((?!tour=).)*$"))
+    # Nobody moves a threshold: none is moved on the next page.
+    page.goto(f"{address}/compare?run=toured")
+    expect(page.get_by_text("Move the thresholds", exact=True)).to_be_visible()
+    settled(page)
+    page.get_by_role("link", name="Review", exact=True).click()
+    expect(page.get_by_role("heading", name="Review", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Decision")).to_be_visible()
+    settled(page)
+    expect(page.get_by_text("Judged by moved thresholds")).to_have_count(0)
 
 
 def test_review_draws_what_is_left_of_the_circuit_in_the_theme(

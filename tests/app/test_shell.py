@@ -221,7 +221,14 @@ def test_what_the_model_knows_of_an_upload_comes_first(two: tuple[Run, Run], tin
     table = at.main.table[0].value
     assert "100.0\u00a0%" in table.to_string() and "Forget" in table.to_string()
     whole = next(b for b in at.button if b.label == "Run the whole job")
-    assert not whole.disabled
+    assert not whole.disabled and not at.main.warning
+    odd = json.dumps(
+        {"prompt": "The colour of a fox is", "answer": " qxzjw vkpy", "split": "forget"}
+    )
+    at.file_uploader[0].upload("mine.jsonl", (sample.to_jsonl() + odd).encode()).run()
+    line = len(sample.to_jsonl().splitlines()) + 1
+    (warning,) = at.main.warning  # what is left out is said, by line
+    assert f"Line {line} left out" in warning.value
     answers = sorted({f.answer for f in sample.split("forget")})
     other = dict(zip(answers, (*answers[1:], answers[0]), strict=True))
     facts = (replace(f, answer=other.get(f.answer, f.answer)) for f in sample.facts)

@@ -57,6 +57,7 @@ def test_a_cell_is_what_it_says(problem: Problem, tiny: Subject) -> None:
         before = float(measure(tiny, problem.retain).log_probability.mean())
     with by_hand.applied(tiny), quant.quantized(tiny):
         forget, retain = measure(tiny, problem.forget), measure(tiny, problem.retain)
+    assert found[3].survival == quant.kept_by_format(tiny, by_hand, [quant.NF4])[quant.NF4].share
     assert found[3].forget == forget.accuracy
     assert found[3].damage == pytest.approx(before - float(retain.log_probability.mean()), abs=1e-5)
 

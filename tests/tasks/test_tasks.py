@@ -128,7 +128,7 @@ def test_blank_lines_windows_breaks_and_a_byte_order_mark(tmp_path: Path) -> Non
         ('{"prompt": "p" "answer": "a"}', "is not JSON"),
         ("[1]", "is not a JSON object"),
         ('"text"', "is not a JSON object"),
-        ('{"prompt": "p", "answer": "a"}', '"split": None'),
+        ('{"prompt": "p", "answer": "a"}', 'has no "split"'),
         ('{"prompt": "p", "answer": "a", "split": "train"}', "'train'"),
         ('{"prompt": "p", "answer": "a", "split": ["forget"]}', '"split"'),
         ('{"answer": "a", "split": "forget"}', '"prompt"'),
