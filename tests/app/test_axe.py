@@ -16,7 +16,7 @@ from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # run as a script
 from made import ranked
@@ -99,7 +99,7 @@ def test_while_a_job_runs(address: str, browser_page: Page, path: str) -> None:
             run.record(Step("base", 1, 2), 0.4)
             opened(browser_page, address, path)
             shown = browser_page.get_by_role("button", name="Show", exact=True)
-            assert shown.count() == 1  # in the bar
+            expect(shown).to_have_count(1)  # in the bar
             assert browser_page.get_by_role("button", name="Cancel").count() == ("mine" in path)
             assert browser_page.get_by_text("edits were judged").count() == ("mine" not in path)
             assert seen(browser_page, 1440, "dark") + seen(browser_page, 400, "light") == []
