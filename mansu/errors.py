@@ -6,8 +6,12 @@ from __future__ import annotations
 class MansuError(ValueError):
     """What a user can mend. The message is one clear sentence; the CLI prints it and exits with 2.
 
-    Raise one of the subclasses, so that a page or a script can tell them apart.
+    Raise one of the subclasses, so that a page or a script can tell them apart. A line break in it,
+    of a name that somebody gave, is shown as one.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", "\\n").replace("\r", "\\r"))
 
 
 class BadInputError(MansuError):

@@ -103,6 +103,8 @@ def test_a_folder_that_is_no_run_is_bad_input(tmp_path: Path, tiny: Subject) -> 
         Run.open(tmp_path)
     with pytest.raises(BadInputError, match="not a run folder"):
         Run.open("x" * 5000)
+    with pytest.raises(BadInputError, match=r"^\\n is not a run folder"):  # one line
+        Run.open("\n")
     for path in (tmp_path, tmp_path / "mine"):
         with pytest.raises(BadInputError, match="not an empty"):
             Run.create(tiny, tasks.load("tiny-colours"), path=path)
