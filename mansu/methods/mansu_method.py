@@ -43,7 +43,7 @@ from mansu.methods.narrow import Narrow
 from mansu.methods.signal import Signal
 from mansu.methods.training import bfloat16, chosen_bfloat16, products
 from mansu.progress import Step
-from mansu.quant.swap import Dequantized, quantized
+from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
@@ -258,7 +258,7 @@ class _Work:
         """One of the two models that steps go to; a backward pass belongs into the block too."""
         with (
             self._nf4_model() if nf4 else nullcontext(),
-            self.narrow[nf4].swapped_in() if nf4 in self.narrow else nullcontext(),
+            swapped(self.subject, self.narrow[nf4].weights if nf4 in self.narrow else {}),
         ):
             yield
 

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
-from mansu.interrupts import put_back
 from mansu.subjects.subject import Subject
 
 
 class Narrow:
     """The quantised weights of a subject as it now is, in bfloat16.
 
-    Under autocast products are those of the weights themselves, bit for bit.
+    Under autocast products are those of the weights themselves, bit for bit: put them in their
+    place with ``mansu.quant.swap.swapped``.
 
     Attributes:
         weights: by name.
     """
 
     def __init__(self, subject: Subject) -> None:
-        self.subject = subject
         self.weights = {
             name: subject.parameters[name].data.bfloat16() for name in subject.quantized_names
         }
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """The subject has them inside the block, which no other may see: hold ``subject.lock``.
-
-        A backward pass belongs into the block of its forward pass.
-        """
-        before: dict[str, Tensor] = {}
-
-        def undo() -> None:
-            for name, weight in before.items():
-                self.subject.parameters[name].data = weight
-
-        try:
-            for name, weight in self.weights.items():
-                before[name] = self.subject.parameters[name].data
-                self.subject.parameters[name].data = weight
-            yield
-        finally:
-            put_back(undo)
 
     def set(self, name: str, where: Tensor, values: Tensor) -> None:
         """Follow a weight that moved: ``values`` at ``where`` of it, flattened."""

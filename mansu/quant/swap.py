@@ -66,6 +66,28 @@ def _round_trip(weight: Tensor, format: Format, transposed: bool) -> Tensor:
 
 
 @contextmanager
+def swapped(subject: Subject, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The subject with other tensors as its parameters, by name, inside the block only.
+
+    The originals are put back untouched, also after an exception. Holds ``subject.lock``. A
+    backward pass belongs into the block of its forward pass.
+    """
+    with subject.lock:
+        before = {name: subject.parameters[name].data for name in weights}
+
+        def undo() -> None:
+            for name, original in before.items():
+                subject.parameters[name].data = original
+
+        try:
+            for name, weight in weights.items():
+                subject.parameters[name].data = weight
+            yield
+        finally:
+            put_back(undo)
+
+
+@contextmanager
 def quantized(
     subject: Subject,
     base: Dequantized | None = None,
@@ -102,11 +124,8 @@ def quantized(
         transposed, how = transposed_names(subject), stored(subject, base.format)
         weights = dict(base.weights)
         undo: list[tuple[Tensor, Tensor | slice, Tensor]] = []
-        swapped: list[tuple[Tensor, Tensor]] = []
 
-        def put_all_back() -> None:
-            for parameter, original in swapped:
-                parameter.data = original
+        def put_blocks_back() -> None:
             for tensor, entries, old in reversed(undo):
                 tensor[entries] = old
 
@@ -117,13 +136,10 @@ def quantized(
                     _patch(weight, edited[name], weights[name], format, undo)
                 else:
                     weights[name] = _round_trip(weight, format, name in transposed)
-            for name, weight in weights.items():
-                parameter = subject.parameters[name]
-                swapped.append((parameter, parameter.data))
-                parameter.data = weight
-            yield subject
+            with swapped(subject, weights):
+                yield subject
         finally:
-            put_back(put_all_back)
+            put_back(put_blocks_back)
 
 
 def in_blocks(name: str, format: Format, transposed: frozenset[str]) -> bool:

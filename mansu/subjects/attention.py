@@ -19,8 +19,8 @@ PART = 64
 """Tokens whose attention is computed together."""
 
 
-class Parts(list[tuple[slice, Tensor, Tensor]]):
-    """Of tokens side by side, the tokens that they see, int64 ``[k]``, and their mask."""
+Parts = list[tuple[slice, Tensor, Tensor]]
+"""Of tokens side by side, the tokens that they see, int64 ``[k]``, and their mask."""
 
 
 def parts_of(sees: Tensor, dtype: torch.dtype) -> Parts | None:
@@ -31,7 +31,7 @@ def parts_of(sees: Tensor, dtype: torch.dtype) -> Parts | None:
     """
     if len(sees) <= PART:
         return None
-    found = Parts()
+    found: Parts = []
     for start in range(0, len(sees), PART):
         rows = slice(start, min(start + PART, len(sees)))
         keys = sees[rows].any(0).nonzero()[:, 0]

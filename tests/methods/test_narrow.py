@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mansu import tasks
 from mansu.methods.narrow import Narrow
+from mansu.quant.swap import swapped
 from mansu.subjects.flows import watched
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -30,9 +31,9 @@ def flown(subject: Subject, task: Task) -> dict[str, Tensor]:
 
 def test_products_are_those_of_autocast(tiny: Subject, tiny_task: Task) -> None:
     narrow, plain = Narrow(tiny), flown(tiny, tiny_task)
-    with narrow.swapped_in():
-        swapped = flown(tiny, tiny_task)
-    assert all(torch.equal(plain[name], swapped[name]) for name in plain)
+    with swapped(tiny, narrow.weights):
+        found = flown(tiny, tiny_task)
+    assert all(torch.equal(plain[name], found[name]) for name in plain)
     assert len(plain) == len(tiny.quantized_names) + 1
 
 
@@ -52,7 +53,7 @@ def test_it_follows_a_move(tiny: Subject) -> None:
 def test_the_subject_comes_back_whole(tiny: Subject) -> None:
     before = {name: (p.data_ptr(), p.dtype) for name, p in tiny.parameters.items()}
     narrow = Narrow(tiny)
-    with pytest.raises(RuntimeError, match="no more"), narrow.swapped_in():
+    with pytest.raises(RuntimeError, match="no more"), swapped(tiny, narrow.weights):
         assert tiny.parameters[tiny.quantized_names[0]].dtype == torch.bfloat16
         raise RuntimeError("no more")
     assert {name: (p.data_ptr(), p.dtype) for name, p in tiny.parameters.items()} == before
