@@ -21,6 +21,7 @@ from mansu.circuits.lens import Seen
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
+from mansu.files import answered
 from mansu.job import library, names
 from mansu.job.runs import Run, listed, unreadable
 from mansu.job.session import Session
@@ -61,7 +62,7 @@ def subject(name: str) -> subjects.Subject:
         MansuError: it cannot be loaded.
     """
     folder = Path(name)  # which may get other weights: its files' times are part of the key
-    stamps = [f.stat().st_mtime_ns for f in folder.iterdir()] if folder.is_dir() else []
+    stamps = [f.stat().st_mtime_ns for f in folder.iterdir()] if answered(folder.is_dir) else []
     return shelf().get(
         ("subject", name, *sorted(stamps)),
         lambda: subjects.load(name),

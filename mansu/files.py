@@ -435,6 +435,21 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:LONGEST_NAME].rstrip("._-") or "x"
 
 
+def answered(ask: Callable[[], bool]) -> bool:
+    """What a path says of itself; no, where its name is longer than any that there can be.
+
+    ::
+
+        answered(Path(name).is_dir)
+    """
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def confined(path: Path, folder: Path) -> Path:
     """The path, if it lies in ``folder`` after every link has been followed.
 

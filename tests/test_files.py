@@ -18,8 +18,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mansu import subjects
 from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError
 from mansu.files import (
+    answered,
     confined,
     inside,
     load_values,
@@ -289,3 +291,11 @@ def test_a_folder_that_goes_while_it_is_looked_through_is_left_out(
     (tmp_path / "b.part").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in inside(tmp_path)]
     assert found == ["a", "a/x.json", "b.part", "c", "c/x.json"]
+
+
+def test_a_name_longer_than_any_is_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    assert answered((tmp_path / "x").is_dir)
+    assert not answered((tmp_path / ("x" * 5000)).is_dir)
+    with pytest.raises(BadInputError, match="no local folder"):
+        subjects.load("x" * 5000)

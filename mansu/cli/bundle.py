@@ -20,9 +20,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def bundle(options: argparse.Namespace) -> None:
     from mansu import exports
+    from mansu.files import answered
     from mansu.job.runs import Run
 
-    if options.what.is_file():
+    if answered(options.what.is_file):
         if options.method:
             raise BadInputError("--method chooses what goes into a bundle: leave it out here.")
         run = exports.unpack(options.what, options.to)

@@ -21,7 +21,6 @@ of its file. An edit's name is its key everywhere, by default that of the method
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -61,6 +60,7 @@ from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
 from mansu.files import (
+    answered,
     confined,
     discard,
     inside,
@@ -218,12 +218,7 @@ class Run:
     @staticmethod
     def is_at(path: Path) -> bool:
         """Whether a run folder is there."""
-        try:
-            return (path / "manifest.json").is_file()
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            return False
+        return answered((path / "manifest.json").is_file)
 
     @property
     def name(self) -> str:

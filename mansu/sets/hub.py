@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu.errors import BadInputError, MansuError
+from mansu.files import answered
 from mansu.tasks.facts import no_text
 
 FORMATS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
@@ -59,9 +60,9 @@ def read(
     place, config, named = split_source(source)
     split = named or split
     path = Path(place)
-    if path.is_file():
+    if answered(path.is_file):
         rows = _load(source, [path], None, None)
-    elif path.is_dir():
+    elif answered(path.is_dir):
         rows = _load(source, _files(path, config, split), None, None)
     elif path.suffix in FORMATS or place.count("/") != 1:
         raise MansuError(

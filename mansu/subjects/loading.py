@@ -29,6 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mansu.errors import BadInputError, MansuError
+from mansu.files import answered
 from mansu.subjects import shipped
 from mansu.subjects.alone import alone
 from mansu.subjects.attention import run_in_parts
@@ -71,7 +72,7 @@ def load(
         folder = shipped.located(name)
         provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         return _load_folder(name, str(folder), provenance, dtype, offload)
-    is_folder = Path(name).is_dir()
+    is_folder = answered(Path(name).is_dir)
     if is_folder and not (Path(name) / "config.json").exists():
         raise BadInputError(
             f"The folder {name!r} holds no config.json: give a Hugging Face checkpoint."
@@ -111,7 +112,7 @@ def _load_folder(
     with alone(), ExitStack() as stack:
         try:
             place = source
-            if offload is not None and Path(source).is_dir():
+            if offload is not None and answered(Path(source).is_dir):
                 place = stack.enter_context(converted(Path(source), dtype, offload))
             loaded = _from_pretrained(name, str(place), dtype)
             return wrap(name, *loaded, provenance, offload=offload)
@@ -143,7 +144,7 @@ def _from_pretrained(name: str, source: str, dtype: torch.dtype) -> tuple[Any, A
             for. Besides, whatever transformers raises.
     """
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if answered(folder.is_dir) and not any(folder.glob("*.safetensors")):
         pickled = sorted(
             p.name for ending in ("bin", "pt", "pth") for p in folder.glob(f"*.{ending}")
         )
@@ -185,7 +186,7 @@ def _weights(names: Collection[str]) -> str:
 
 
 def _cannot_load(name: str, source: str, why: str) -> str:
-    if Path(source).is_dir():
+    if answered(Path(source).is_dir):
         return (
             f"Cannot load the checkpoint in {source!r} ({why}): give a whole Hugging Face "
             "checkpoint, with its weights and its tokenizer."

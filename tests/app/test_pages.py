@@ -56,6 +56,14 @@ def runs(tiny: Subject, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     patch.undo()
 
 
+def done(run: Run, seconds: float) -> None:
+    """Wait so long for the run's job."""
+    ended = time.monotonic() + seconds
+    while jobs.state(run) == "running" and time.monotonic() < ended:
+        time.sleep(0.3)
+    assert jobs.state(run) == "done", run.log()
+
+
 def opened(page: str, **query: str | list[str]) -> AppTest:
     """The page as a link with these choices opens it."""
     app = AppTest.from_file(str(PAGES / f"{page}.py"), default_timeout=60)
@@ -159,10 +167,7 @@ def test_unlearn_runs_a_method_with_its_settings(runs: Path) -> None:
     run = Run.open(runs / "begun")
     try:
         assert jobs.state(run) == "running"
-        ended = time.monotonic() + 100
-        while jobs.state(run) == "running" and time.monotonic() < ended:
-            time.sleep(0.5)
-        assert jobs.state(run) == "done", run.log()
+        done(run, 100)
     finally:
         jobs.cancel(run)
     assert run.history("ga")["settings"]["steps"] == 2
@@ -243,10 +248,7 @@ def test_nf4_measures_other_formats_and_shows_what_comes_back(runs: Path) -> Non
     button.click().run()
     assert not app.exception
     try:
-        ended = time.monotonic() + 100
-        while jobs.state(run) == "running" and time.monotonic() < ended:
-            time.sleep(0.3)
-        assert jobs.state(run) == "done", run.log()
+        done(run, 100)
         app = opened("nf4", run="finished", edit="mansu")
         assert not [b for b in app.button if b.label == "Try other formats"]
         table = app.table[1].value.set_index("Format")
@@ -398,10 +400,7 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
     button.click().run()
     assert not app.exception
     try:
-        ended = time.monotonic() + 200
-        while jobs.state(run) == "running" and time.monotonic() < ended:
-            time.sleep(0.5)
-        assert jobs.state(run) == "done", run.log()
+        done(run, 200)
         app = opened("compare", run="finished")
         assert not [b for b in app.button if b.label == "Run the attacks"]
         assert len(app.get("plotly_chart")) == 6
