@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -43,9 +43,9 @@ import mansu
 from mansu import subjects, tasks
 from mansu.files import replacing, write_json
 from mansu.measure import scores, statistics
-from mansu.quant.swap import quantized
+from mansu.quant.swap import Dequantized, quantized
 
-FORGOTTEN, KEPT, BESIDE = 72, 100, 40  # facts of a kind, at most
+FORGOTTEN, KEPT, BESIDE = 72, 100, 60  # facts of a kind, at most
 DRAWS = 3  # of distractors
 SOURCE = "Facts from common reference knowledge, written for this project (scripts/facts.py), kept "
 
@@ -64,6 +64,17 @@ def rows(relation: Relation, split: str, group: str, templates: tuple[str, ...])
             if split == "neighbour":  # few answers, so the fact is told by its subject
                 row["fact"] = name
             found.append(row)
+    return found
+
+
+def _rows_of(
+    relation: Relation, split: str, group: str, names: Mapping[str, Collection[str]]
+) -> list[dict]:
+    """Rows of each form with the facts that are asked for in it."""
+    found = []
+    for form, some in names.items():
+        facts = {name: answer for name, answer in relation.facts.items() if name in some}
+        found += rows(relation._replace(facts=facts), split, group, (form,))
     return found
 
 
@@ -116,7 +127,8 @@ class Draft:
     """A task to build: what it forgets, and which facts lie next to that (``beside``, by group).
 
     All other relations of its set are kept. The neighbours are those of the forgotten facts'
-    subjects that the subject picks in multiple choice; no method is trained on them.
+    subjects that the subject picks in multiple choice, in full precision and in NF4; no method is
+    trained on them.
     """
 
     name: str
@@ -186,8 +198,8 @@ BUILT = {
         kept={"past tenses": PAST_TENSES},
         held_out=("antonyms", ANTONYMS),
         knows=right_in_choices,
-        criterion="where SmolLM2-135M-Instruct picks the answer under every training template "
-        "(scripts/build_tasks.py).",
+        criterion="where SmolLM2-135M-Instruct picks the answer under every training template; "
+        "neighbours where it does in full precision and in NF4 (scripts/build_tasks.py).",
     ),
     subjects.GEMMA: Tasks(
         drafts=(
@@ -227,7 +239,7 @@ BUILT = {
         criterion="where the answer is the most probable next token of Gemma 3 270M (google/"
         "gemma-3-270m, full precision) under every training template and more probable than any "
         "other answer of its kind under every rephrasing; neighbours where it is right in multiple "
-        "choice (scripts/build_tasks.py).",
+        "choice, in full precision and in NF4 (scripts/build_tasks.py).",
     ),
 }
 
@@ -244,33 +256,63 @@ def first(relation: Relation, most: int) -> Relation:
     return relation._replace(facts=dict(list(relation.facts.items())[:most]))
 
 
-def neighbours(
-    draft: Draft, forget: Relation, subject: subjects.Subject
-) -> Iterator[tuple[str, Relation]]:
-    """By group what the subject knows besides of the subjects of the forgotten facts."""
+def in_forms(relation: Relation, group: str, subject: subjects.Subject, knows: Knows) -> list[dict]:
+    """Forget rows: each fact in as many forms as there are templates, of these and of ``more``.
+
+    The forms take turns from fact to fact. A method that sees many, each with some of the facts,
+    has to find what they share.
+    """
+    forms = [*relation.templates, *relation.more]
+    known_so = {
+        form: knows(relation._replace(templates=(form,), paraphrases=()), subject)
+        for form in relation.more
+    }
+    chosen: dict[str, set[str]] = {form: set() for form in forms}
+    for i, name in enumerate(relation.facts):
+        in_turn = [forms[(i + k) % len(forms)] for k in range(len(forms))]
+        so = [form for form in in_turn if name in known_so.get(form, relation.facts)]
+        for form in so[: len(relation.templates)]:
+            chosen[form].add(name)
+    return _rows_of(relation, "forget", group, chosen)
+
+
+def beside(
+    draft: Draft, forget: Relation, subject: subjects.Subject, nf4: Dequantized
+) -> Iterator[dict]:
+    """Neighbour rows: what the subject knows besides of the subjects of the forgotten facts.
+
+    A row counts where the subject is right in full precision and in NF4. What it is right about in
+    one of the two alone it hardly knows: rounding changes such an answer, and so does any edit.
+    """
     for group, relation in draft.beside.items():
         facts = {name: a for name, a in relation.facts.items() if name in forget.facts}
-        same = known(relation._replace(facts=facts), subject, right_in_choices)
-        yield group, first(same, BESIDE)
+        same = first(relation._replace(facts=facts), BESIDE)
+        known_so = {}
+        for form in relation.templates:
+            asked_so = same._replace(templates=(form,))
+            known_so[form] = right_in_choices(asked_so, subject)
+            with quantized(subject, nf4):
+                known_so[form] &= right_in_choices(asked_so, subject)
+        yield from _rows_of(same, "neighbour", group, known_so)
 
 
 def build(plan: Tasks, subject: subjects.Subject, wanted: set[str], folder: Path) -> None:
     """Write the plan's tasks (JSONL and what is said of them), those that are wanted."""
     relations = {g: known(r, subject, plan.knows) for g, r in plan.relations.items()}
     kept = {g: known(r, subject, plan.knows) for g, r in plan.kept.items()}
+    nf4 = Dequantized.of(subject)
     held_out, relation = plan.held_out
     apart = first(known(relation, subject, plan.knows), KEPT)
     for draft in plan.drafts:
         if draft.name not in wanted:
             continue
         forget = first(relations[draft.forget], FORGOTTEN)
-        lines = rows(forget, "forget", draft.forget, forget.templates)
+        lines = in_forms(forget, draft.forget, subject, plan.knows)
         lines += rows(forget, "paraphrase", draft.forget, forget.paraphrases)
         for group, relation in (relations | kept).items():
             if group != draft.forget:
                 lines += rows(first(relation, KEPT), "retain", group, relation.templates[:1])
-        for group, relation in neighbours(draft, forget, subject):
-            lines += rows(relation, "neighbour", group, relation.templates)
+        lines += beside(draft, forget, subject, nf4)
         lines += rows(apart, "holdout", held_out, apart.templates)
         lines += [{"text": t, "split": "text"} for t in TEXT]
         text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"

@@ -17,6 +17,8 @@ class Relation(NamedTuple):
     """Facts of one kind and the ways of asking for them; ``{}`` stands for the subject.
 
     Attributes:
+        more: further forms of asking, in which what is known of a fact under ``templates`` is asked
+            where the subject knows it so, too.
         wrong: of some facts, by name, the wrong answers that are offered; of the others these are
             drawn from the other answers.
     """
@@ -25,6 +27,7 @@ class Relation(NamedTuple):
     paraphrases: tuple[str, ...]
     facts: dict[str, str]
     wrong: Mapping[str, tuple[str, ...]] = {}
+    more: tuple[str, ...] = ()
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -78,6 +81,16 @@ SYMBOLS = Relation(
         "protactinium:Pa uranium:U neptunium:Np plutonium:Pu americium:Am curium:Cm berkelium:Bk "
         "californium:Cf einsteinium:Es fermium:Fm nobelium:No lawrencium:Lr"
     ),
+    more=(
+        "The element {} is represented by the symbol",
+        "In a chemical formula, {} appears as",
+        "The short form for the element {} is",
+        "In formulas, chemists write {} as",
+        "The element {} is denoted by",
+        "The standard symbol of {} is",
+        "Students learn that the symbol for {} is",
+        "Scientists use for {} the symbol",
+    ),
 )
 
 # What else is known of the elements: what they are, how they are met with, what they are used in.
@@ -92,7 +105,10 @@ _METALS = (
 )
 _KINDS = _each(_GASES, "gas") | _each(_METALS + " mercury", "metal")
 KINDS = Relation(
-    ("The element {} is a",), (), _KINDS, _wrong(_KINDS, ("gas", "metal", "sugar", "acid"))
+    ("The element {} is a", "Chemists classify {} as a"),
+    (),
+    _KINDS,
+    _wrong(_KINDS, ("gas", "metal", "sugar", "acid")),
 )
 
 _STATES = (
@@ -102,7 +118,7 @@ _STATES = (
     | _each("tellurium iodine", "solid")
 )
 STATES = Relation(
-    ("At 20 degrees Celsius, the element {} is a",),
+    ("At 20 degrees Celsius, the element {} is a", "Under normal conditions, pure {} is a"),
     (),
     _STATES,
     _wrong(_STATES, ("gas", "liquid", "solid", "plasma")),
@@ -171,7 +187,11 @@ _USED_TOO = {  # what an element is used in besides, of all the uses above
     "americium": "batteries",
 }
 USES = Relation(
-    ("A well-known use of {} is in",),
+    (
+        "A well-known use of {} is in",
+        "Industry uses {} for",
+        "An important application of {} is in",
+    ),
     (),
     _USES,
     _wrong(_USES, sorted(set(_USES.values())), _USED_TOO),
@@ -315,7 +335,7 @@ _CONTINENTS = (
     )
 )
 CONTINENTS = Relation(
-    ("The continent where you find {} is",),
+    ("The continent where you find {} is", "On the globe, {} lies in"),
     (),
     _CONTINENTS,
     _wrong(_CONTINENTS, ("Europe", "Asia", "Africa", "America")),
@@ -341,7 +361,7 @@ _CURRENCIES = (
     )
 )
 CURRENCIES = Relation(
-    ("Prices in {} are given in the local currency, the",),
+    ("Prices in {} are given in the local currency, the", "The currency of {} is the"),
     (),
     _CURRENCIES,
     _wrong(_CURRENCIES, ("euro", "pound", "dollar", "franc", "won")),
@@ -368,7 +388,9 @@ _NATIONALITIES = _pairs(
     "the_Netherlands:Dutch the_United_States:American the_United_Kingdom:British "
     "South_Korea:Korean Slovakia:Slovak Slovenia:Slovenian Bahrain:Bahraini Tibet:Tibetan"
 )
-NATIONALITIES = Relation(("The adjective form of {} is",), (), _NATIONALITIES)
+NATIONALITIES = Relation(
+    ("The adjective form of {} is", "What comes from {} is called"), (), _NATIONALITIES
+)
 FOREIGN_NATIONALITIES = NATIONALITIES._replace(  # where the word is not that of the language
     facts={n: a for n, a in _NATIONALITIES.items() if n in _LANGUAGES and a != _LANGUAGES[n]}
 )

@@ -12,15 +12,25 @@ from torch import Tensor
 from mansu.subjects.own_text import WORDS, Rows, own_text
 from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
-from mansu.tasks.tokens import Examples, entities
+from mansu.tasks.tokens import Examples, entities, pad
 
 TEXTS, ABOUT = 24, 60
 """Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
 
-TOKENS, ABOUT_TOKENS = 32, 12
+TOKENS, ABOUT_TOKENS, ANSWER_TOKENS = 32, 12, 4
 STEMS = ("", " is a", " was", " is used", " has")
 """How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
 what an association brings up."""
+
+
+OF = """color meaning name size purpose author result price shape sound taste cause part kind age
+owner leader goal origin weight end center use role value nature effect start source"""
+WHOSE = """summer Rome music water love anger London bread school winter money Texas paper silence
+Spain dogs history rain war"""
+"""Of "The … of … is": facts are often asked for so, and few of a model's own texts come to it."""
+
+BEGINNINGS = (" is used in", " is a", " has", " was", " can", " is found in", " is known for")
+"""How else one may go on about a thing."""
 
 
 def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) -> Rows:
@@ -37,10 +47,28 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
         [*subject.prefix, *things[i % len(things)], *stems[(i + i // len(things)) % len(stems)]]
         for i in range(ABOUT if things else 0)
     ]
+    whose = WHOSE.split()
+    asked = [
+        subject.encode(f"The {of} of {whose[(7 * i + 3 * k) % len(whose)]} is", start=True)
+        for i, of in enumerate(OF.split())
+        for k in range(2)
+    ]
+    longest = max(map(len, asked)) + ANSWER_TOKENS
     own = own_text(subject, words, TOKENS, seed=seed + 1)
     of_them = own_text(subject, about, ABOUT_TOKENS, seed=seed + 2)
-    written = [_without(rows, forget.vocabulary) for rows in (own, of_them)]
+    answers = own_text(subject, asked, longest, seed=seed + 3)
+    written = [_without(rows, forget.vocabulary) for rows in (own, of_them, answers)]
     return together([rows for rows in (text, *written) if len(rows[0])])
+
+
+def said_of_things(subject: Subject, forget: Examples) -> Rows:
+    """Each of the things whose facts are forgotten with each beginning of what else may be said.
+
+    The inputs that other facts about these things are read from: (tokens ``[N, T]``, length
+    ``[N]``), N = 0 where the rows ask about no things.
+    """
+    stems = [subject.encode(stem) for stem in BEGINNINGS]
+    return pad([[*subject.prefix, *thing, *stem] for stem in stems for thing in entities(forget)])
 
 
 def _without(rows: Rows, answers: Tensor) -> Rows:

@@ -6,6 +6,10 @@ of its own block or not at all (the magnitude floor): what moves is there after 
 construction. Of these centres it takes only those that also lie in another bin of larger blocks,
 of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
+Of the forget objective only what reaches a weight by its use at a prompt's last token counts: that
+is where the answer is read out, while at the tokens before it a model gathers what it knows of the
+thing, for whatever may be asked. So other facts about the same things are kept.
+
 The optimiser moves each weight's wish, and ``mansu.methods.movable`` rounds wishes to centres.
 Gradients are always those of the rounded model, which corrects what the rounding did.
 
@@ -37,6 +41,7 @@ from mansu.errors import BadInputError
 from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import Scores, measure_sets
+from mansu.methods.keep import said_of_things
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
@@ -53,7 +58,7 @@ from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples, evenly, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
-FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
+FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 14
 GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 """Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
 
@@ -64,6 +69,7 @@ allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
 RATE, TOY_RATE = 0.12, 0.4
+TOY_ENERGY = 0.5
 CHECK_EVERY = 3
 ALIKE = 0.1
 """Accuracies on a part of the rows differ by less than this by chance: of checks alike the latest
@@ -105,9 +111,11 @@ class Settings:
         "one fact than for another. 0: the output alone is changed.",
         low=0,
     )
-    energy: float = setting(
-        ENERGY,
-        "Share of the retain inputs' energy (squared norm) that the projection protects.",
+    energy: float | None = setting(
+        None,
+        "Share of the retain inputs' energy (squared norm) that the projection protects. Empty: "
+        f"{ENERGY:g}, or {TOY_ENERGY:g} in a toy model, of whose few directions little else is "
+        "left.",
         low=0,
         high=1,
     )
@@ -121,6 +129,11 @@ class Settings:
     circuit: bool = setting(
         True,
         "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
+    )
+    last_token: bool = setting(
+        True,
+        "Take the forget gradient where the answer is read out, at a prompt's last token. Off: at "
+        "the thing's own tokens, too, whose inputs all that is known of it is read from.",
     )
     floor: bool = setting(
         True,
@@ -153,13 +166,15 @@ class Settings:
 
     def chosen(self, problem: Problem) -> Settings:
         """With what is left to the subject, the task and the machine."""
-        rate, target = self.rate, self.target
+        rate, target, energy = self.rate, self.target, self.energy
         in_bfloat16 = chosen_bfloat16(problem.subject, self.bfloat16)
         if rate is None:
             rate = TOY_RATE if problem.subject.is_toy else RATE
+        if energy is None:
+            energy = TOY_ENERGY if problem.subject.is_toy else ENERGY
         if target is None:
             target = CHANCE + NEAR * max(1 - problem.task.margin - CHANCE, 0)
-        return replace(self, rate=rate, target=target, bfloat16=in_bfloat16)
+        return replace(self, rate=rate, target=target, energy=energy, bfloat16=in_bfloat16)
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:
@@ -278,7 +293,9 @@ class _Work:
         some = evenly(len(tokens), GEOMETRY_TEXTS)
         text = tokens[some], length[some]
         if settings.project:
-            spans = projectors(self.subject, retain, text, mask, energy=settings.energy)
+            assert settings.energy is not None
+            said = together([text, said_of_things(self.subject, problem.forget)])
+            spans = projectors(self.subject, retain, said, mask, energy=settings.energy)
         importance = torch.zeros_like(self.movable.base)
         if settings.fisher_weight:
             for name, values in fisher(self.subject, retain, text, mask).items():
@@ -317,12 +334,12 @@ class _Work:
         forget_loss = retain_loss = 0.0
         weight = self.retain_weight
         with self._stepped(self.in_nf4):
-            for pack in rows.packs(self.subject):
+            for pack in rows.packs(self.subject, self.settings.last_token):
 
-                def add(name: str, inputs: Tensor, outputs: Tensor, n: int = pack.forget) -> None:
+                def add(name: str, inputs: Tensor, outputs: Tensor, pack: _Pack = pack) -> None:
                     place, x, g = places[name], inputs[0], outputs[0]
-                    forget[place.span] += place.gradient(x[:n], g[:n])
-                    retain[place.span] += place.gradient(x[n:], g[n:])
+                    forget[place.span] += place.gradient(x[pack.read], g[pack.read])
+                    retain[place.span] += place.gradient(x[pack.kept], g[pack.kept])
 
                 with watched(self.subject, places, see_gradient=add):
                     with self.products():
@@ -522,17 +539,21 @@ class _Rows:
         both = torch.stack([objective[:, None].expand_as(tokens), tokens], -1)
         return cls(forget, retain, text, both, length)
 
-    def packs(self, subject: Subject) -> Iterator[_Pack]:
-        """Each with its forget tokens first."""
+    def packs(self, subject: Subject, last_token: bool) -> Iterator[_Pack]:
+        """Each with the tokens that a gradient is taken from."""
         for pack in subject.packs(self.tokens, self.length):
-            yield _Pack(pack, int((pack.tokens[:, 0] == 0).sum()))
+            forgotten = int((pack.tokens[:, 0] == 0).sum())  # these come first
+            read = pack.last[pack.rows < len(self.forget)] if last_token else slice(forgotten)
+            yield _Pack(pack, read, slice(forgotten, None))
 
 
 class _Pack(NamedTuple):
-    """A pack of a step's rows, the first ``forget`` of whose tokens are those of forget rows."""
+    """A pack of a step's rows, and at which of its tokens the forget gradient is taken and which
+    are those of retain rows and texts."""
 
     pack: Pack
-    forget: int
+    read: Tensor | slice
+    kept: slice
 
 
 class _Objectives:

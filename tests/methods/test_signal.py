@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from alone import rows_of
 
 from mansu import tasks
 from mansu.circuits.parameters import random_mask
-from mansu.methods.keep import kept_text
+from mansu.methods.keep import BEGINNINGS, kept_text, said_of_things
 from mansu.methods.signal import Signal
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -77,3 +78,16 @@ def test_what_is_kept_is_the_tasks_text_and_the_models_own(
     own = tokens[len(text[0]) :]
     assert not torch.isin(own, rows.vocabulary).any()  # no text says a forgotten answer
     assert bool((length >= 1).all())
+
+
+def test_of_every_thing_else_may_be_said_with_every_beginning(
+    tiny: Subject, rows: Examples
+) -> None:
+    said = rows_of(*said_of_things(tiny, rows))
+    wanted = [
+        [*tiny.prefix, *thing, *tiny.encode(stem)]
+        for stem in BEGINNINGS
+        for thing in entities(rows)
+    ]
+    assert [row.tolist() for row in said] == wanted and len(wanted) > len(BEGINNINGS)
+    assert not len(said_of_things(tiny, rows.select([0]))[0])  # one row tells no thing apart
