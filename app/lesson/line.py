@@ -38,6 +38,11 @@ svg { position: absolute; inset: 2.6rem 0 auto 0; width: 100%; height: 3rem; ove
   background: var(--st-primary-color); border: 2px solid var(--st-background-color); }
 .hold:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }
 .hold[aria-disabled="true"] { cursor: default; }
+@media (max-width: 640px) { /* every other code lower: they are as near as their numbers are wide */
+  .line { padding: 0; }
+  .labels .code:nth-child(even) { top: 6.7rem; }
+  .labels .end { top: 7.9rem; }
+}
 """
 
 JS = """
