@@ -97,6 +97,7 @@ with state.show_errors():
         view.table(rows),
         hide_index=True,
         key="board",
+        height=min(400, 35 * len(rows) + 37),  # said, so that its place is kept while it loads
         column_config=dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
     )
     if failed := view.failures(rows):

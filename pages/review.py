@@ -164,7 +164,7 @@ def take_along(run: Run, method: str, found: Dossier) -> None:
     """The dossier and the run as files, and a run of such a file."""
     st.header("Take it along")
     name = f"{run.name}-{method}"
-    row = st.container(horizontal=True)  # a narrow page puts them below each other
+    row = st.container(horizontal=True, key="files")  # a narrow page puts them below each other
     icon = ":material/download:"
     row.download_button("Dossier (HTML)", lambda: page(found), f"{name}.html", icon=icon)
     row.download_button(

@@ -23,6 +23,7 @@ section[data-testid="stSidebar"] { display: none; }
 [data-testid="stMainBlockContainer"] { max-width: 80rem; margin: auto; padding-top: 0.75rem; }
 [data-testid="stHeader"] { background: transparent; }
 [data-testid="stHeading"] h1 { font-size: 1.5rem; padding: 0.5rem 0; }
+[data-testid="stHeading"] h2 { padding: 0; }
 .st-key-view label, .st-key-step label { position: absolute; clip-path: inset(50%); }
 </style>"""
 PRINTED = """<style>@media print {
