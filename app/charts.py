@@ -393,7 +393,7 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
     ]
     _at_least(figure, ends)
     figure.update_yaxes(title="Permanence, nats (below 0: comes back)")
-    return _finish(figure, 430)
+    return _finish(figure, 430 + 8 * len(series))
 
 
 def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
@@ -460,7 +460,7 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
     ends = [end for edits in series.values() for _, _, y in edits for end in (y.low, y.high)]
     shown = [1.1 * min([-0.02, *ends]), 1.1 * max([0.1, *ends])]  # also where nothing fell
     figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%", range=shown)
-    return _finish(figure, 430)
+    return _finish(figure, 430 + 8 * len(series))
 
 
 def attacks(series: Mapping[str, Attacks], labels: Mapping[str, str]) -> go.Figure:
@@ -553,7 +553,7 @@ def _finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
     return figure.update_layout(
         height=height,
         margin={"l": 8, "r": 8, "t": 40, "b": 8},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": -0.01, "xanchor": "left"},
         hovermode="closest",
         **layout,
     )

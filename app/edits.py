@@ -7,7 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import state
+from app import address
 from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report.compare import Side
@@ -47,9 +47,9 @@ def _wanted(run: Run, key: str, options: Collection[str]) -> list[str]:
     if linked and linked != session.get("linked edits"):  # it is not what this page wrote
         gone = [name for name in linked if name not in options]
         if gone:  # a dead link: no other edit's numbers may stand for it
-            said = ", ".join(f"“{state.brief(name)}”" for name in gone[:SHOWN])
+            said = ", ".join(f"“{address.brief(name)}”" for name in gone[:SHOWN])
             more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
-            st.warning(f"There is no edit {said}{more} here.", icon=":material/link_off:")
+            address.warn(f"There is no edit {said}{more} here.")
         wanted = linked
     if wanted is None:
         wanted = [f"{run.name}/{name}" for name in run.edits()[:2]]

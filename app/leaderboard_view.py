@@ -11,7 +11,7 @@ import pandas as pd
 from app import words
 from mansu.evidence.verdict import ABOUT
 from mansu.measure.statistics import Interval
-from mansu.show.numbers import NOTHING, amount, mark, measured
+from mansu.show.numbers import NOTHING, amount, many, mark, measured
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 from mansu.sweep.board import given, interval, ranked, stands
@@ -36,15 +36,15 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Method": [words.title(row["method"]) for row in rows],
-            "Settings": [given(row) for row in rows],
             "Verdict": [_status(row["verdict"] or stands(row)) for row in rows],
+            "Task": [row["task"] for row in rows],
+            "Settings": [given(row) for row in rows],
             "Forgotten, points": [_points(row["forgotten"]) for row in rows],
             "Kept fell by, points": [_points(row["kept_fall"]) for row in rows],
             **{
                 capitalised(title): [_status(row[name]) for row in rows]
                 for name, title in ABOUT.items()
             },
-            "Task": [row["task"] for row in rows],
             "Subject": [Path(row["subject"]).name for row in rows],
             "Seconds": [row["seconds"] for row in rows],
             "Memory, GiB": [row["memory_gib"] for row in rows],
@@ -84,18 +84,24 @@ def spots(rows: Sequence[Row]) -> dict[str, list[tuple[str, Interval, Interval]]
     return found
 
 
-def checks(found: Sequence[Row]) -> Table:
-    """Every check of a unit's verdict, with its interval."""
-    lines = [
-        (
-            capitalised(ABOUT[row["property"]]),
-            row["what"],
-            _status(row["status"]),
-            measured(Interval(row["value"], row["low"], row["high"]), row["measured_in"]),
-            f"{'≥' if row['at_least'] else '≤'} "
-            f"{amount(row['threshold'], row['measured_in']).lstrip('+')}",
-        )
-        for row in found
-    ]
-    head = ("Property", "What was measured", "Status", "Value [95 %]", "Threshold")
-    return Table(head, lines, align="<<<>>")
+def checks(row: Row, found: Sequence[Row]) -> dict[str, Table]:
+    """What each property of a unit's verdict asks, with intervals, under its title and status."""
+    tables = {}
+    for name, title in ABOUT.items():
+        lines = [
+            (
+                _status(check["status"]),
+                check["what"],
+                measured(
+                    Interval(check["value"], check["low"], check["high"]), check["measured_in"]
+                ),
+                f"{'≥' if check['at_least'] else '≤'} "
+                f"{amount(check['threshold'], check['measured_in']).lstrip('+')}",
+            )
+            for check in found
+            if check["property"] == name
+        ]
+        if lines:
+            label = f"{capitalised(title)}: {_status(row[name])} ({many(len(lines), 'check')})"
+            tables[label] = Table(("Status", "What", "Value [95 %]", "Threshold"), lines)
+    return tables

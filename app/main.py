@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import access, bar, tour
+from app import access, address, bar, tour
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "pages"
@@ -49,4 +49,5 @@ st.set_page_config(f"{page.title} · MANSU")
 if access.granted():
     bar.draw()
     tour.draw(page.url_path or STEPS[0][0])
+    address.say_unknown()
     page.run()

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import state, words
+from app import address, state, words
 from mansu import methods
 from mansu.settings import Setting
 
@@ -34,12 +34,16 @@ def _widget(place: Any, method: str, setting: Setting) -> Any:
     about = f"{setting.help} On the command line: `{setting.name}`."
     about += f" Source: {setting.source}." if setting.source else ""
     key = f"{method} {setting.name}"
-    bound: dict[str, Any] = {"key": key, "bind": "query-params", "help": about}
+    bound: dict[str, Any] = {"key": key, "help": about}
     if setting.kind is bool and setting.optional:
         said = {None: "automatic", True: "on", False: "off"}
-        return place.selectbox(label, list(said), format_func=said.__getitem__, **bound)
+        with place:
+            return address.bound(
+                st.selectbox, label, list(said), format_func=said.__getitem__, **bound
+            )
     if setting.kind is bool:
-        return place.toggle(label, default, **bound)
+        with place:
+            return address.bound(st.toggle, label, default, **bound)
     more: dict[str, Any] = {"help": about, "placeholder": "automatic"}
     if setting.kind is float:
         small = default is not None and default < 1e-3

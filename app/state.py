@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from typing import Any
 
 import streamlit as st
 
-from app import jobs, links
+from app import address, jobs, links
 from app.shelf import shelf
+from app.words import plain
 from mansu import subjects
 from mansu.circuits import lens
 from mansu.circuits.diff import moved_by_node
@@ -44,15 +44,6 @@ def show_errors() -> Iterator[None]:
         st.info(plain(str(error)), icon=":material/info:")
     except MansuError as error:
         st.error(plain(str(error)), icon=":material/error:")
-
-
-def plain(text: str) -> str:
-    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
-    parts = text.split("`")
-    return "`".join(
-        part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
-        for i, part in enumerate(parts)
-    )
 
 
 def subject(name: str) -> subjects.Subject:
@@ -220,11 +211,11 @@ def number(
             session[key] = value if low is None else max(low, value)
             session[key] = value if high is None else min(high, session[key])
         except BadInputError as error:
-            st.warning(plain(f"{error} This is {_written(kept)}."), icon=":material/link_off:")
+            address.warn(plain(f"{error} This is {_written(kept)}."))
     value = "min" if low is not None and not about.optional else about.default
     value = st.number_input(label, low, high, value, key=key, **more)
     session[f"kept {key}"] = value
-    link({key: "" if value == about.default else _written(value)})
+    address.link({key: "" if value == about.default else _written(value)})
     return value
 
 
@@ -266,16 +257,7 @@ def _say_unknown(
     """Say that a link asks for what is not here: what is shown instead is not meant."""
     linked = st.query_params.get(key)
     if linked and linked not in (st.session_state.get(f"kept {key}"), *options):
-        shown = plain(str(format_func(st.session_state[key])))
-        st.warning(
-            f"The link asks for “{brief(linked)}” ({label}), which is not here: this is “{shown}”.",
-            icon=":material/link_off:",
-        )
-
-
-def brief(text: str) -> str:
-    """What a link says, to be shown: not all of it where it is long."""
-    return plain(text if len(text) <= 60 else f"{text[:60]} …")
+        address.refuse(label, linked, str(format_func(st.session_state[key])))
 
 
 def _keep(key: str, value: Any) -> Any:
@@ -294,15 +276,6 @@ def at_most(key: str, most: int) -> None:
     """Bring a number chosen in a slider that had a farther end within the one about to be drawn."""
     if st.session_state.get(key, 0) > most:
         st.session_state[key] = most
-
-
-def link(values: Mapping[str, str]) -> None:
-    """Put values into the URL, and take those out that are empty."""
-    for name, value in values.items():
-        if value:
-            st.query_params[name] = value
-        elif name in st.query_params:
-            del st.query_params[name]
 
 
 def begin(title: str, question: str) -> Run:
@@ -350,7 +323,7 @@ def sidebar() -> Run | None:
         return runs[name]
     if gone:
         where = " Choose one in the sidebar." if runs else ""
-        st.warning(f"There is no run “{brief(gone)}” here.{where}", icon=":material/link_off:")
+        address.warn(f"There is no run “{address.brief(gone)}” here.{where}")
         if key := next((k for k, had in library.trashed().items() if had == gone), None):
             st.markdown(DELETED)
             _restore("Restore it", key)

@@ -7,7 +7,8 @@ from math import isclose
 
 import streamlit as st
 
-from app import state
+from app import address
+from app.words import plain
 from mansu.errors import BadInputError
 from mansu.evidence.verdict import LIMITS, Thresholds
 from mansu.job.judging import originals
@@ -103,5 +104,5 @@ def _linked(about: Setting) -> float | None:
     try:
         return about.check(typed_in(asked), "the link")
     except BadInputError as error:
-        st.warning(state.plain(f"{error} The original is used."), icon=":material/link_off:")
+        address.warn(plain(f"{error} The original is used."))
         return None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from app import address
 from mansu.evidence.verdict import LIMITS
 
 PAGES = Path(__file__).resolve().parents[1] / "pages"
@@ -91,8 +92,11 @@ def draw(page: str) -> None:
         page: that is open; its path in the address.
     """
     linked = st.query_params.get(KEY, "")
-    if KEY not in st.session_state and linked.isascii() and linked.isdigit():
-        st.session_state[KEY] = min(max(int(linked[:9]), 1), END)
+    if KEY not in st.session_state and linked:
+        at = int(linked) if linked in map(str, range(1, END + 1)) else 0
+        st.session_state[KEY] = at
+        if not at:
+            address.refuse("step of the tour", linked, "the page without the tour", "is none")
     if st.session_state.get(KEY):
         _bar(page)
     else:

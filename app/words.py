@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from mansu import methods
@@ -259,3 +260,12 @@ def help(key: str) -> str:
 def title(method: str) -> str:
     """A method's name as it is written in papers; an edit's: ``mansu.job.names.title``."""
     return methods.named(method).title if method in methods.ALL else method
+
+
+def plain(text: str) -> str:
+    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
+    parts = text.split("`")
+    return "`".join(
+        part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
+        for i, part in enumerate(parts)
+    )

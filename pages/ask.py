@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import ask_view, asking, jobs, state, words
+from app import address, ask_view, asking, jobs, state, words
 from mansu import quant
 from mansu.job import names
 from mansu.job.runs import Run
@@ -73,9 +73,10 @@ def answer(run: Run, methods: list[str]) -> None:
             format_func=WORDS.__getitem__,
             help=words.help("difference"),
         )
-    tokens = right_side.slider(
-        "New tokens", 1, 32, 6, key="tokens", bind="query-params", help=words.help("tokens")
-    )
+    with right_side:
+        tokens = address.bound(
+            st.slider, "New tokens", 1, 32, 6, key="tokens", help=words.help("tokens")
+        )
     found = asking.answers(run, methods, prompt, right, tokens)
     subject, titles = state.session(run).subject, {m: names.title(run, m) for m in methods}
     st.html(ask_view.cards(subject, found, titles, own=text == OWN_WORDS))
@@ -127,8 +128,8 @@ def table(run: Run, methods: list[str]) -> None:
             ),
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))
-    sets = st.pills(
-        "Sets (none chosen: all)", kinds, selection_mode="multi", key="sets", bind="query-params"
+    sets = address.bound(
+        st.pills, "Sets (none chosen: all)", kinds, selection_mode="multi", key="sets"
     )
     places = asking.Filter("" if flip == EVERY else flip, sets).places(found[method])
     if not places:
@@ -170,13 +171,13 @@ def weight(run: Run, methods: list[str]) -> None:
         return
     last = max(len(moved), 2)
     state.at_most("weight", last)
-    at = st.slider(
+    at = address.bound(
+        st.slider,
         f"Which of the {len(moved):,} weights, from the shortest move to the longest",
         1,
         last,
         (len(moved) + 1) // 2,
         key="weight",
-        bind="query-params",
     )
     i = min(at, len(moved)) - 1
     row, column = int(moved.rows[i]), int(moved.columns[i])

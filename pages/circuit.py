@@ -7,7 +7,7 @@ from dataclasses import replace
 import streamlit as st
 import torch
 
-from app import graph_view, jobs, node_view, state
+from app import address, graph_view, jobs, node_view, state
 from app.components import graph
 from app.folded import folded
 from mansu.circuits.circuit import Circuit
@@ -79,12 +79,16 @@ def explore(run: Run, circuit: Circuit) -> None:
     """The graph and what is asked about its open node; neither reruns the rest of the page."""
     layout, key = circuit.layout, f"graph {run.name}"
     told = graph.heard(key)
-    view = told.view if told else graph.View.of(st.query_params.to_dict(), layout.n_layers)
+    asked = st.query_params.to_dict()
+    view = told.view if told else graph.View.of(asked, layout.n_layers)
+    if not told:
+        for name, (wanted, is_now) in view.refused(asked, layout.n_layers).items():
+            address.refuse(address.VIEW[name], wanted, is_now, "cannot be")
     other = compared(run, circuit)
     if other and not told and "stage" not in st.query_params:
         view = replace(view, stage="all")  # a link to an edit is a link to what it did
     alone = {"stage": graph.ALONE} if other and view.stage is None else {}
-    state.link(view.query(layout.n_layers) | alone)
+    address.link(view.query(layout.n_layers) | alone)
     shown = circuit if view.n is None else circuit.top(view.n)
     if told:
         shown = circuit.only(torch.tensor(told.codes, dtype=torch.long))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from app import charts, edits, jobs, state, thresholds, words
+from app import address, charts, edits, jobs, state, thresholds, words
 from app.charts import UNEDITED
 from app.folded import folded
 from mansu.evidence.verdict import ABOUT, Property, Verdict
@@ -129,14 +129,14 @@ def histograms(sides: Sequence[Side]) -> None:
     found = each(sides, lambda side: side.run.survival(side.method).quantized)
     if not found:
         return
-    boundary = st.slider(
+    boundary = address.bound(
+        st.slider,
         "Boundary: power of ten of update ÷ bin width",
         -4.0,
         2.0,
         0.0,
         0.1,
         key="boundary",
-        bind="query-params",
         help="At 0 the update is as wide as its bin. Further left, whether the code changes "
         "depends on where in its bin the weight lies.",
     )
@@ -215,16 +215,17 @@ def exporting(sides: Sequence[Side]) -> None:
         with left:
             named = {side.label: side for side in sides}
             side = named[state.choose("Edit", list(named), "export")]
-        formats = right.pills(
-            "Formats",
-            list(words.EXPORTS),
-            selection_mode="multi",
-            default=["hf"],
-            key="formats",
-            bind="query-params",
-            format_func=lambda x: words.EXPORTS[x],
-            help=words.help("export"),
-        )
+        with right:
+            formats = address.bound(
+                st.pills,
+                "Formats",
+                list(words.EXPORTS),
+                selection_mode="multi",
+                default=["hf"],
+                key="formats",
+                format_func=words.EXPORTS.__getitem__,
+                help=words.help("export"),
+            )
         owner, method = side.run, side.method
         if not formats:
             st.info("Choose a format.", icon=":material/info:")
@@ -241,7 +242,7 @@ def exporting(sides: Sequence[Side]) -> None:
             chosen += ["--outtype", parts[-1]]
         folder = owner.export_folder(method, parts)
         arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
-        st.code(shlex.join(["mansu", *arguments]), language="bash", wrap_lines=True)
+        st.code(shlex.join(["mansu", *arguments]), language=None, wrap_lines=True)
         if not folder.is_dir():
             busy = jobs.state(owner) == "running"
             label, icon = "Run this command", ":material/play_arrow:"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 from app import charts, state, words
 from app import leaderboard_view as view
+from app.folded import folded
 from mansu.job.runs import Run, folder
+from mansu.sweep.board import ranked
 from mansu.sweep.store import FILE, Store
 
 PAGES, EVERY = Path(__file__).parent, "all"
@@ -55,7 +58,7 @@ def filtered(rows: Sequence[view.Row]) -> Sequence[view.Row]:
 def one(store: Store, rows: Sequence[view.Row]) -> None:
     """One edit: every check of its verdict, and where its run is."""
     st.header("One edit")
-    named = {row["unit"]: row for row in rows if row["verdict"]}
+    named = {row["unit"]: row for row in ranked(rows) if row["verdict"]}
     if not named:
         st.info("None of these was judged yet.", icon=":material/info:")
         return
@@ -72,7 +75,8 @@ def one(store: Store, rows: Sequence[view.Row]) -> None:
             )
     else:
         st.markdown("Its run folder is not among the runs of this app.")
-    st.table(view.checks(store.checks(unit)).columns)
+    for label, asked in view.checks(row, store.checks(unit)).items():
+        folded(label, partial(st.table, asked.columns), key=f"{unit} {label}")
 
 
 st.title("Leaderboard")
@@ -88,8 +92,14 @@ with state.show_errors():
         f"{view.best(rows)} Those that passed most stand first; a click on a column's name sorts "
         "by it."
     )
-    wide = {"Settings": st.column_config.TextColumn(width="medium")}
-    st.dataframe(view.table(rows), hide_index=True, key="board", column_config=wide)
+    points = st.column_config.NumberColumn(format="%.1f")
+    st.dataframe(
+        view.table(rows),
+        hide_index=True,
+        key="board",
+        height=min(400, 35 * len(rows) + 37),  # said, so that its place is kept while it loads
+        column_config=dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
+    )
     if failed := view.failures(rows):
         with st.expander(f"Why {len(failed)} could not be made"):
             st.markdown("\n".join(f"- {state.plain(text)}" for text in failed))

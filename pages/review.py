@@ -11,7 +11,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import state, thresholds, words
+from app import address, state, thresholds, words
 from app.components.figure import figure
 from app.folded import folded
 from mansu import exports
@@ -102,13 +102,13 @@ def evidence(found: Dossier) -> None:
     st.table(of.counts_table(found).columns)
     kinds = of.failing(found)
     if kinds:
-        chosen = st.pills(
+        chosen = address.bound(
+            st.pills,
             "Show those that are",
             kinds,
             selection_mode="multi",
             default=kinds,
             key="kinds",
-            bind="query-params",
             format_func=capitalised,
         )
         st.dataframe(
@@ -134,7 +134,7 @@ def repeat(found: Dossier) -> None:
     st.header("What the verdict does not say")
     st.markdown("\n".join(f"- {limit}" for limit in found.limits))
     st.header("How to repeat it")
-    st.code("\n".join(found.commands), language="bash", wrap_lines=True)
+    st.code("\n".join(found.commands), language=None, wrap_lines=True)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
     st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
     folded("Files and their hashes", lambda: table(of.files_table(found)))
@@ -164,7 +164,7 @@ def take_along(run: Run, method: str, found: Dossier) -> None:
     """The dossier and the run as files, and a run of such a file."""
     st.header("Take it along")
     name = f"{run.name}-{method}"
-    row = st.container(horizontal=True)  # a narrow page puts them below each other
+    row = st.container(horizontal=True, key="files")  # a narrow page puts them below each other
     icon = ":material/download:"
     row.download_button("Dossier (HTML)", lambda: page(found), f"{name}.html", icon=icon)
     row.download_button(

@@ -81,6 +81,14 @@ class View:
             change=one("change", "", "kept", "gone", "back", "new") or None,
         )
 
+    def refused(self, query: Mapping[str, str], layers: int) -> dict[str, tuple[str, str]]:
+        """What a link asks for that this view, made of it, has otherwise: by name, both."""
+        stage = self.stage or ALONE
+        whole = {"nodes": "all", "sign": "all", "trace": "off", "from": "0", "to": str(layers - 1)}
+        whole |= {"edges": "the circuit found", "stage": stage, "change": "all"}
+        shown = {n: value or whole[n] for n, value in self.query(layers).items()}
+        return {n: (query[n], x) for n, x in shown.items() if query.get(n) and query[n] != x}
+
     def query(self, layers: int) -> dict[str, str]:
         """What a link says of it; what it is by itself is not said, but is empty here."""
         ends = {"from": self.first or None, "to": self.last if self.last < layers - 1 else None}

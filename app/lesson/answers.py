@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import streamlit as st
 
+from app import address
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step
 from app.lesson.tally import board
@@ -25,6 +26,10 @@ def get(step: Step) -> Answer | None:
         answer = tuple(map(_value, written.split(",")))
         if step.accepts(answer):
             kept[step.key] = answer
+        else:
+            address.refuse(
+                f"prediction, {step.title}", written, "not answered yet", "cannot be one"
+            )
     if step.key in kept:
         st.query_params[PREFIX + step.key] = ",".join(f"{part}" for part in kept[step.key])
     elif written is not None:

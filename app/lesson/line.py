@@ -27,6 +27,7 @@ svg { position: absolute; inset: 2.6rem 0 auto 0; width: 100%; height: 3rem; ove
 .labels .code { top: 5.8rem; }
 .labels .end { top: 7.4rem; }
 .labels .end.left { transform: none; } .labels .end.right { transform: translateX(-100%); }
+.labels .own, .labels .truth { background: var(--st-background-color); } /* over the marks */
 .labels .own { top: 0.9rem; }
 .labels .truth { top: -0.2rem; font-weight: 600; color: var(--st-text-color); }
 .hold { position: absolute; top: 2.1rem; width: 2.75rem; height: 4rem; margin-left: -1.375rem;
@@ -38,6 +39,11 @@ svg { position: absolute; inset: 2.6rem 0 auto 0; width: 100%; height: 3rem; ove
   background: var(--st-primary-color); border: 2px solid var(--st-background-color); }
 .hold:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }
 .hold[aria-disabled="true"] { cursor: default; }
+@media (max-width: 640px) { /* every other code lower: they are as near as their numbers are wide */
+  .line { padding: 0; }
+  .labels .code:nth-child(even) { top: 6.7rem; }
+  .labels .end { top: 7.9rem; }
+}
 """
 
 JS = """

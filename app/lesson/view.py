@@ -6,7 +6,7 @@ from statistics import median
 
 import streamlit as st
 
-from app import access, state
+from app import access, address, state
 from app.lesson import STEPS, answers, bench, figures, real, sheet
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Outcome, Step
@@ -20,7 +20,11 @@ NUMBERS = tuple(str(i) for i in range(1, len(STEPS) + 1))
 LARGE = """<style>
 html { font-size: 24px !important; }
 section[data-testid="stSidebar"] { display: none; }
-[data-testid="stMainBlockContainer"] { max-width: 80rem; margin: auto; }
+[data-testid="stMainBlockContainer"] { max-width: 80rem; margin: auto; padding-top: 0.75rem; }
+[data-testid="stHeader"] { background: transparent; }
+[data-testid="stHeading"] h1 { font-size: 1.5rem; padding: 0.5rem 0; }
+[data-testid="stHeading"] h2 { padding: 0; }
+.st-key-view label, .st-key-step label { position: absolute; clip-path: inset(50%); }
 </style>"""
 PRINTED = """<style>@media print {
   [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stToolbar"],
@@ -38,8 +42,12 @@ def projector() -> None:
     """The switch to large type, for a class to read."""
     name = "projector"
     if name not in st.session_state:
-        asked = st.query_params.get(name) == "on" or bool(st.session_state.get(figures.PROJECTED))
-        st.session_state[name] = asked
+        asked = st.query_params.get(name)
+        st.session_state[name] = asked == "on" or bool(st.session_state.get(figures.PROJECTED))
+        if asked and asked != "on":
+            address.refuse(
+                "Projector", asked, "on" if st.session_state[name] else "off", "cannot be"
+            )
     large = st.toggle("Projector", key=name, help="Large type and no sidebar, for a class to read.")
     st.session_state[figures.PROJECTED] = large
     if large:

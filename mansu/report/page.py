@@ -40,14 +40,17 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; margin: .6rem 0
 .wide td { white-space: pre-line; }
 th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: top;
   overflow-wrap: anywhere; }
+td { min-width: 5rem; } /* no word of a set's name is broken */
 td:first-child, th { overflow-wrap: normal; }
-td:last-child, th:last-child { min-width: 3.5rem; }
+.wide th[scope="row"] { white-space: nowrap; }
+tr:first-child { break-after: avoid; } /* no head of a table alone at a page's foot */
 .wide { overflow-x: auto; }
 code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .status { font-weight: 700; } .moved { border: 2px solid #c25400; padding: .4rem .8rem; }
 @media print { body { margin: 0; max-width: none; font-size: 11pt; }
-  details > * { display: block; } .wide { overflow: visible; } }
+  details > * { display: block; } .wide { overflow: visible; }
+  details::details-content { content-visibility: visible; } } /* paper has what is folded, too */
 """
 
 

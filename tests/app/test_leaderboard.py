@@ -62,9 +62,14 @@ def test_a_link_chooses_what_is_shown(folder: Path) -> None:
     at = opened(board_task="chemical-symbols", unit="chemical-symbols-mansu_no_floor")
     (frame,) = (each.value for each in at.dataframe)
     assert set(frame["Task"]) == {"chemical-symbols"} and len(frame) == 2
-    checks = at.table[0].value
     verdict = Run.open(EXAMPLES / "chemical-symbols").verdict("mansu_no_floor")
-    assert len(checks) == sum(len(each.checks) for each in verdict.properties)
+    boxes = [box.label for box in at.expander]
+    assert [label.split(" (")[1] for label in boxes] == [
+        f"{len(each.checks)} checks)" for each in verdict.properties
+    ]
+    at.session_state[f"folded chemical-symbols-mansu_no_floor {boxes[0]}"] = True
+    checks = at.run().table[0].value
+    assert len(checks) == len(verdict.properties[0].checks)
     assert any("not among the runs" in each.value for each in at.markdown)
     assert not at.get("page_link")
     here = opened(unit="tiny-colours-mansu").get("page_link")

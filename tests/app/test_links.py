@@ -42,6 +42,23 @@ HELD = {  # controls whose value is no part of the view
     "Or paste its lines (JSONL)": "too long for an address",
     "Show the clean–corrupt pairs": "a closer look at the form's own task",
 }
+ODD: dict[str, list[dict[str, str]]] = {  # each value means nothing: a sentence has to say so
+    "ask": [{"ask_a": "zz", "fact": "9999", "tokens": "99", "sets": "zz", "weight": "-1"}],
+    "circuit": [
+        {"edges": "-5", "from": "zz", "sign": "zz", "trace": "zz", "node": "zz", "edit": "zz"},
+        {"to": "99", "nodes": "zz", "change": "zz", "edit": "mansu", "stage": "zz"},
+    ],
+    "compare": [{"edits": "zz", "a": "zz"}, {"boundary": "zz", "formats": "zz", "margin": "9"}],
+    "glossary": [{"edgs": "9", "mansu zz": "1"}],
+    "home": [{"example": "zz", "tour": "zz"}],
+    "leaderboard": [{"board_task": "zz", "unit": "zz"}],
+    "learn": [{"step": "zz", "projector": "zz", "my-line": "zz"}],
+    "review": [{"kinds": "zz", "edit": "zz", "nats": "-1"}],
+    "unlearn": [
+        {"method": "zz", "edit": "zz"},
+        {"edit": "a new edit", "mansu rate": "zz", "mansu bfloat16": "zz"},
+    ],
+}
 BAD = (f"<b>{'x' * 3000}", "", "-1", "9" * 5000, "1e400", ["99999", "99999"])
 
 
@@ -129,3 +146,13 @@ def test_nonsense_in_an_address_is_at_most_a_sentence(page: str) -> None:
             at = opened(page, query)
             said = [x.value for x in (*at.warning, *at.error, *at.info)]
             assert all(len(text) < 500 and "<b>" not in text for text in said), said
+
+
+@pytest.mark.parametrize("page", ODD)
+def test_what_means_nothing_in_an_address_is_said(page: str) -> None:
+    for query in ODD[page]:
+        said = [w.value for w in opened(page, query).warning if w.icon == ":material/link_off:"]
+        odd = {name: value for name, value in query.items() if value not in ("mansu", "a new edit")}
+        for name, value in odd.items():
+            assert any(name in text or value in text for text in said), (name, said)
+        assert len(said) == len(odd) - ("edgs" in odd), said  # two names in one sentence
