@@ -17,17 +17,11 @@ from mansu.tasks.tokens import Examples, entities, pad
 TEXTS, ABOUT = 24, 60
 """Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
 
-TOKENS, ABOUT_TOKENS, ANSWER_TOKENS = 32, 12, 4
+TOKENS, ABOUT_TOKENS = 32, 12
 STEMS = ("", " is a", " was", " is used", " has")
 """How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
 what an association brings up."""
 
-
-OF = """color meaning name size purpose author result price shape sound taste cause part kind age
-owner leader goal origin weight end center use role value nature effect start source"""
-WHOSE = """summer Rome music water love anger London bread school winter money Texas paper silence
-Spain dogs history rain war"""
-"""Of "The … of … is": facts are often asked for so, and few of a model's own texts come to it."""
 
 BEGINNINGS = (" is used in", " is a", " has", " was", " can", " is found in", " is known for")
 """How else one may go on about a thing."""
@@ -47,17 +41,9 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
         [*subject.prefix, *things[i % len(things)], *stems[(i + i // len(things)) % len(stems)]]
         for i in range(ABOUT if things else 0)
     ]
-    whose = WHOSE.split()
-    asked = [
-        subject.encode(f"The {of} of {whose[(7 * i + 3 * k) % len(whose)]} is", start=True)
-        for i, of in enumerate(OF.split())
-        for k in range(2)
-    ]
-    longest = max(map(len, asked)) + ANSWER_TOKENS
     own = own_text(subject, words, TOKENS, seed=seed + 1)
     of_them = own_text(subject, about, ABOUT_TOKENS, seed=seed + 2)
-    answers = own_text(subject, asked, longest, seed=seed + 3)
-    written = [_without(rows, forget.vocabulary) for rows in (own, of_them, answers)]
+    written = [_without(rows, forget.vocabulary) for rows in (own, of_them)]
     return together([rows for rows in (text, *written) if len(rows[0])])
 
 

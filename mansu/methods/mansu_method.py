@@ -58,7 +58,7 @@ from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples, evenly, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
-FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 14
+FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
 GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 """Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
 
