@@ -43,13 +43,7 @@ NAMES = (
 
 CONTROLS = ("random_moves", "retrained")
 
-ABLATIONS = (
-    "mansu_no_circuit",
-    "mansu_no_projection",
-    "mansu_no_fisher",
-    "mansu_no_last_token",
-    "mansu_no_floor",
-)
+ABLATIONS = ("mansu_no_circuit", "mansu_no_projection", "mansu_no_fisher", "mansu_no_floor")
 
 ALL = (*NAMES, *CONTROLS, *ABLATIONS)
 

@@ -43,13 +43,6 @@ METHODS = {
             fisher_weight=0.0,
         ),
         _without(
-            "last_token",
-            "every token",
-            "with the forget gradient taken at every token of a prompt, not only where the answer "
-            "is read out",
-            last_token=False,
-        ),
-        _without(
             "floor",
             "no floor",
             "with the continuous update applied as it is, however small",
