@@ -6,8 +6,10 @@ of its own block or not at all (the magnitude floor): what moves is there after 
 construction. Of these centres it takes only those that also lie in another bin of larger blocks,
 of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
-The retain inputs are those of facts and text, and of the forgotten facts' own things with all else
-that may be said of them, so that other facts about these things are kept.
+Of the forget objective only what reaches a weight by its use at a prompt's last token counts: there
+the answer is read out, while at the tokens before it a model gathers what it knows of the thing,
+for whatever may be asked. And the retain inputs include these things with the beginnings of all
+else that may be said of them. So other facts about the same things are kept.
 
 The optimiser moves each weight's wish, and ``mansu.methods.movable`` rounds wishes to centres.
 Gradients are always those of the rounded model, which corrects what the rounding did.
@@ -130,9 +132,9 @@ class Settings:
         "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
     )
     last_token: bool = setting(
-        False,
-        "Take the forget gradient only where the answer is read out, at a prompt's last token. "
-        "Other facts about the same things suffer less, but more is relearned.",
+        True,
+        "Take the forget gradient where the answer is read out, at a prompt's last token. Off: at "
+        "the thing's own tokens, too, from which all that is known of it is read.",
     )
     floor: bool = setting(
         True,
