@@ -43,7 +43,7 @@ th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: 
 td { min-width: 5rem; } /* no word of a set's name is broken */
 td:first-child, th { overflow-wrap: normal; }
 .wide th[scope="row"] { white-space: nowrap; }
-tr:first-child { break-after: avoid; } /* no head of a table alone at a page's foot */
+thead tr, tbody tr:first-child { break-after: avoid; } /* no head alone at a page's foot */
 .wide { overflow-x: auto; }
 code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }

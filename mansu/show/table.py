@@ -85,11 +85,15 @@ class Table:
             return "".join([head(cells[0], 0, "row"), *data])
 
         caption = f'<caption style="text-align:left">{html.escape(self.caption)}</caption>'
+        heads = "".join(head(c, i, "col") for i, c in enumerate(self.head))
         return "\n".join(
             [
                 "<table>" + (caption if self.caption else ""),
-                f"<tr>{''.join(head(c, i, 'col') for i, c in enumerate(self.head))}</tr>",
+                # On paper a head is repeated on each page.
+                f"<thead><tr>{heads}</tr></thead>",
+                "<tbody>",
                 *(f"<tr>{row(cells)}</tr>" for cells in self.rows),
+                "</tbody>",
                 "</table>",
                 *(f"<p>{html.escape(note)}</p>" for note in self.notes),
             ]
