@@ -22,6 +22,7 @@ from mansu.job.runs import Run, listed
 from mansu.report import changes, rows, svg
 from mansu.report import dossier as of
 from mansu.report.dossier import Dossier, dossier
+from mansu.report.flips import FAILING
 from mansu.report.page import accuracies, bins, page, told
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
@@ -105,7 +106,7 @@ def evidence(found: Dossier) -> None:
         chosen = address.bound(
             st.pills,
             "Show those that are",
-            kinds,
+            FAILING,  # of every edit the same: what is chosen stays when the edit changes
             selection_mode="multi",
             default=kinds,
             key="kinds",

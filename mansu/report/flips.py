@@ -11,6 +11,8 @@ from mansu.measure.answers import Flip as Kind
 
 FINE: frozenset[Kind] = frozenset({"forgotten", "kept", "not known before"})
 """What an edit is to do to a fact, or cannot."""
+FAILING = tuple(kind for kind in FLIPS if kind not in FINE)
+"""What it is not to do, the worst first."""
 
 
 @dataclass(frozen=True)

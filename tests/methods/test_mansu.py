@@ -597,8 +597,9 @@ def test_each_ablation_goes_elsewhere_than_mansu(problem: Problem, outcome: Outc
 
 
 def test_the_fisher_penalty_holds_back_what_retain_depends_on(problem: Problem) -> None:
-    without = named("mansu_no_fisher")(problem, rate=0.2, steps=4)
-    heavy = mansu(problem, rate=0.2, steps=4, fisher_weight=1e5)
+    given = {"rate": 0.4, "steps": 8}
+    without = named("mansu_no_fisher")(problem, **given)
+    heavy = mansu(problem, **given, fisher_weight=1e5)
     assert heavy.history[-1].values["retain_loss"] < without.history[-1].values["retain_loss"]
     assert heavy.history[-1].values["moved"] < without.history[-1].values["moved"]
 
