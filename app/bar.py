@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import jobs, state
+from app import jobs, state, words
 from mansu.job.library import title
 from mansu.job.runs import Run
 from mansu.show.numbers import percent
@@ -37,7 +37,7 @@ def _row(run: Run, place: int) -> None:
     at = jobs.waiting(place) if place else jobs.doing(status)
     far = at if place else f"{percent(status.share, 0)} · {jobs.time_left(run)}"
     with st.container(horizontal=True, vertical_alignment="bottom", wrap=False):
-        st.progress(status.share, f"**{state.plain(title(run))}** · {far}")
+        st.progress(status.share, f"**{words.plain(title(run))}** · {far}")
         st.button(
             "Show",
             key=f"show {run.name}",

@@ -14,9 +14,11 @@ from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, amount, many, mark, measured
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
-from mansu.sweep.board import given, interval, ranked, stands
+from mansu.sweep.board import given, interval, stands
 
 Row = Mapping[str, Any]
+
+TALLEST, ROW, HEAD = 400, 35, 37  # pixels of the table, of a row of it, of its head
 
 
 def label(row: Row) -> str:
@@ -31,8 +33,7 @@ def options(rows: Sequence[Row], column: str) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """A row a unit, the best first; numbers are numbers, so that a column can be sorted."""
-    rows = ranked(rows)
+    """A row a unit; numbers are numbers, so that a column can be sorted."""
     return pd.DataFrame(
         {
             "Method": [words.title(row["method"]) for row in rows],
@@ -50,6 +51,11 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
             "Memory, GiB": [row["memory_gib"] for row in rows],
         }
     )
+
+
+def height(rows: Sequence[Row]) -> int:
+    """Pixels of that table: all rows where they are few, else some of them."""
+    return min(TALLEST, ROW * len(rows) + HEAD)
 
 
 def _status(status: str | None) -> str:

@@ -143,7 +143,7 @@ def _task(subject: str, chosen: Run | None, name: str) -> tuple[Task | None, boo
         return tasks.load(name), False
     with state.show_errors():
         if name == links.SAME_TASK and chosen is not None:
-            st.caption(f"The task of the run {state.plain(chosen.name)}.")
+            st.caption(f"The task of the run {words.plain(chosen.name)}.")
             return chosen.task(), True
         return _own(names[default]), True
     return None, True
@@ -185,7 +185,7 @@ def _own(example: str) -> Task | None:
         path = Path("pasted.jsonl" if file is None else file.name)
     wrong, task = _read(text, path.stem, path.suffix == ".csv", about)
     if wrong:
-        said = "\n".join(f"- {state.plain(sentence)}" for sentence in wrong[:SHOWN_PROBLEMS])
+        said = "\n".join(f"- {words.plain(sentence)}" for sentence in wrong[:SHOWN_PROBLEMS])
         more = len(wrong) - SHOWN_PROBLEMS
         said += f"\n- … and {more:,} more" if more > 0 else ""
         st.error(f"{len(wrong):,} to mend in the task:\n\n{said}", icon=":material/error:")
@@ -234,7 +234,7 @@ def _base_accuracy(subject: str, task: Task) -> bool:
     with state.show_errors():
         model = state.subject(subject)
         if notes := check_usable(task, model, Settings()):
-            said = "\n".join(f"- {state.plain(note)}" for note in notes)
+            said = "\n".join(f"- {words.plain(note)}" for note in notes)
             st.warning(f"What this model cannot use of the task:\n\n{said}", icon=":material/rule:")
         found = _measured(model, task)
         st.table(
@@ -251,8 +251,8 @@ def _base_accuracy(subject: str, task: Task) -> bool:
 
 
 def _preview(task: Task, subject: str, pairs: int) -> None:
-    st.markdown(f"**{state.plain(task.title)}.** {state.plain(task.description)}")
-    st.caption(f"Source: {state.plain(task.provenance)}")
+    st.markdown(f"**{words.plain(task.title)}.** {words.plain(task.description)}")
+    st.caption(f"Source: {words.plain(task.provenance)}")
     counts = Counter((fact.split, fact.group) for fact in task.facts)
     first = {(fact.split, fact.group): fact for fact in reversed(task.facts)}
     st.dataframe(

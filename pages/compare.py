@@ -37,7 +37,7 @@ def differences(sides: Sequence[Side]) -> None:
         st.info("Choose a second edit to see what separates the two.", icon=":material/info:")
     found = compare(sides)
     for sentence in found.headline:
-        st.markdown(f"- {state.plain(sentence)}")
+        st.markdown(f"- {words.plain(sentence)}")
     if any(found.differences):
         table = found.differences_table()
         st.table(table.columns)
@@ -78,14 +78,14 @@ def verdict_table(found: Mapping[str, Verdict]) -> None:
 def mark(p: Property) -> str:
     """A property's status, and the check that decides it."""
     told = "not measured" if p.worst is None else capitalised(str(p.worst))
-    return f"{words.MARKS[p.status]}  \n{state.plain(told)}"
+    return f"{words.MARKS[p.status]}  \n{words.plain(told)}"
 
 
 def evidence(verdict: Verdict) -> None:
     """Each property with its evidence and everything that it asks."""
     for p in verdict.properties:
         st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
-        st.caption(state.plain(p.evidence))
+        st.caption(words.plain(p.evidence))
         if p.checks:
             st.table(rows.checks(p).columns)
 
@@ -168,7 +168,7 @@ def measured(
     mine = [side.method for side in others if side.run.path == run.path]
     if others:
         names = ", ".join(side.label for side in others)
-        st.markdown(f"Not measured yet of {state.plain(names)}.")
+        st.markdown(f"Not measured yet of {words.plain(names)}.")
     if mine and st.button(label, icon=":material/play_arrow:", disabled=running):
         named = [part for method in mine for part in ("--method", method)]
         with state.show_errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import glossary, state
+from app import glossary, words
 
 st.title("Glossary")
 st.markdown("**What does each word mean?**")
@@ -15,4 +15,4 @@ if not terms:
 with st.container(key="terms"):
     # One element: a hundred would be sent and drawn one after the other. A heading's anchor, which
     # Streamlit makes of its text, is that of ``glossary.anchor``.
-    st.markdown("\n\n".join(f"## {term}\n{state.plain(text)}" for term, text in terms.items()))
+    st.markdown("\n\n".join(f"## {term}\n{words.plain(text)}" for term, text in terms.items()))

@@ -56,9 +56,9 @@ def filtered(rows: Sequence[view.Row]) -> Sequence[view.Row]:
 
 
 def one(store: Store, rows: Sequence[view.Row]) -> None:
-    """One edit: every check of its verdict, and where its run is."""
+    """One edit, the first of these to begin with: every check of its verdict, where its run is."""
     st.header("One edit")
-    named = {row["unit"]: row for row in ranked(rows) if row["verdict"]}
+    named = {row["unit"]: row for row in rows if row["verdict"]}
     if not named:
         st.info("None of these was judged yet.", icon=":material/info:")
         return
@@ -92,17 +92,18 @@ with state.show_errors():
         f"{view.best(rows)} Those that passed most stand first; a click on a column's name sorts "
         "by it."
     )
+    best = ranked(rows)
     points = st.column_config.NumberColumn(format="%.1f")
     st.dataframe(
-        view.table(rows),
+        view.table(best),
         hide_index=True,
         key="board",
-        height=min(400, 35 * len(rows) + 37),  # said, so that its place is kept while it loads
+        height=view.height(best),  # said, so that its place is kept while it loads
         column_config=dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
     )
     if failed := view.failures(rows):
         with st.expander(f"Why {len(failed)} could not be made"):
-            st.markdown("\n".join(f"- {state.plain(text)}" for text in failed))
+            st.markdown("\n".join(f"- {words.plain(text)}" for text in failed))
     st.header("Forgotten against kept")
     st.markdown(
         "Each mark is an edit with its 95 % intervals. Further right it forgets more; further down "
@@ -110,4 +111,4 @@ with state.show_errors():
     )
     alt = "Fall on the forgotten facts against the largest fall of what is kept, by method"
     st.plotly_chart(charts.forgotten_kept(view.spots(rows)), alt=alt, key="scatter")
-    one(store, rows)
+    one(store, best)

@@ -95,7 +95,7 @@ def other_formats(run: Run, method: str, running: bool) -> None:
     if run.has("by_format", method):
         shown = rows.gaps(gaps(run, method))
         st.table(shown.columns)
-        st.caption(state.plain(" ".join(shown.notes)))
+        st.caption(words.plain(" ".join(shown.notes)))
         return
     st.markdown(
         f"The verdict is about NF4. People also run {glossary.link('GGUF')}'s Q4_0 to Q8_0, FP4 "

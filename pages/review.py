@@ -42,7 +42,7 @@ def verdict(found: Dossier) -> None:
             st.markdown(
                 f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name)
             )
-            st.markdown(state.plain(p.evidence))
+            st.markdown(words.plain(p.evidence))
             if p.checks:
                 label = f"What it asks ({len(p.checks)}): {p.title}"
                 folded(label, partial(table, rows.checks(p)))
@@ -57,7 +57,7 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
     else:
         who = f"{signed.decision}: {signed.name}, {signed.date}"
         draw = st.success if signed.decision == "accepted" else st.warning
-        draw(state.plain(capitalised(who)), icon=":material/edit_document:")
+        draw(words.plain(capitalised(who)), icon=":material/edit_document:")
         if signed.decision == "accepted" and found.status != "passed":
             st.warning(f"Accepted although the verdict is {found.status}.")
         if signed.seen != found.status:
@@ -96,7 +96,7 @@ def evidence(found: Dossier) -> None:
         figure(bins(found.histogram), "histogram")
     if found.circuit is not None:
         st.header("What is left of the circuit", help=words.help("erasure"))
-        st.markdown(state.plain(changes.sentence(found.circuit)))
+        st.markdown(words.plain(changes.sentence(found.circuit)))
         figure(svg.circuit(found.circuit), "circuit left")
         folded("The strongest edges of each kind", partial(edges, found.circuit))
     st.header("Facts that fail or flip", help=words.help("flips"))
@@ -127,7 +127,7 @@ def evidence(found: Dossier) -> None:
 
 def edges(found: changes.Changes) -> None:
     table(changes.edges_table(found))
-    st.caption(state.plain(changes.NAMED))
+    st.caption(words.plain(changes.NAMED))
 
 
 def repeat(found: Dossier) -> None:

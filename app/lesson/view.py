@@ -6,7 +6,7 @@ from statistics import median
 
 import streamlit as st
 
-from app import access, address, state
+from app import access, address, state, words
 from app.lesson import STEPS, answers, bench, figures, real, sheet
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Outcome, Step
@@ -113,7 +113,7 @@ def _said(outcome: Outcome) -> None:
     ):
         with column.container(border=True, height="stretch"):
             st.caption(label)
-            st.markdown(f"**{state.plain(text)}**")
+            st.markdown(f"**{words.plain(text)}**")
 
 
 def _class(step: Step, made: Bench, answer: Answer) -> None:
@@ -274,4 +274,4 @@ def show() -> None:
     try:
         VIEWS[chosen]()
     except MansuError as error:
-        st.error(state.plain(str(error)), icon=":material/error:")
+        st.error(words.plain(str(error)), icon=":material/error:")

@@ -22,7 +22,6 @@ STEMS = ("", " is a", " was", " is used", " has")
 """How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
 what an association brings up."""
 
-
 BEGINNINGS = (" is used in", " is a", " has", " was", " can", " is found in", " is known for")
 """How else one may go on about a thing."""
 
@@ -53,8 +52,8 @@ def said_of_things(subject: Subject, forget: Examples) -> Rows:
     The inputs that other facts about these things are read from: (tokens ``[N, T]``, length
     ``[N]``), N = 0 where the rows ask about no things.
     """
-    stems = [subject.encode(stem) for stem in BEGINNINGS]
-    return pad([[*subject.prefix, *thing, *stem] for stem in stems for thing in entities(forget)])
+    things, stems = entities(forget), [subject.encode(stem) for stem in BEGINNINGS]
+    return pad([[*subject.prefix, *thing, *stem] for stem in stems for thing in things])
 
 
 def _without(rows: Rows, answers: Tensor) -> Rows:

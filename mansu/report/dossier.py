@@ -34,7 +34,7 @@ from mansu.quant.survival import EDGES
 from mansu.report import repeat
 from mansu.report.changes import Changes
 from mansu.report.changes import changes as changes_of
-from mansu.report.flips import FINE, Flip, counts, flips
+from mansu.report.flips import FAILING, Flip, counts, flips
 from mansu.settings import configure
 from mansu.show import numbers
 from mansu.show.sentences import capitalised
@@ -370,7 +370,7 @@ def counts_table(found: Dossier) -> Table:
 
 def failing(found: Dossier) -> list[str]:
     """The kinds of facts that fail or flip, as there are some."""
-    return [kind for kind in counts(found.facts) if kind not in FINE]
+    return [kind for kind in counts(found.facts) if kind in FAILING]
 
 
 def thresholds_table(found: Dossier) -> Table:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, live, settings, state, words
+from app import charts, jobs, live, settings, words
 from mansu import methods, tasks
 from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
@@ -287,18 +287,18 @@ def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
         assert all(s in cell for s, cell in zip(statuses, table[column], strict=True))
         assert verdict.counts in table[column].iloc[-1]  # what "together" hides otherwise
         assert not any(
-            state.plain(p.evidence) == c.value for p in verdict.properties for c in app.caption
+            words.plain(p.evidence) == c.value for p in verdict.properties for c in app.caption
         )
     for method in SHORT:  # what is closed is not drawn until it is opened
         app.session_state[f"folded The evidence: {words.title(method)}"] = True
     app.run()
     for method in SHORT:
         for p in run.verdict(method).properties:
-            assert any(state.plain(p.evidence) == c.value for c in app.caption)
+            assert any(words.plain(p.evidence) == c.value for c in app.caption)
             checks = rows.checks(p).columns
             assert not p.checks or any(t.value.to_dict("list") == checks for t in app.table)
     sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
-    assert any(state.plain(sentence) in m.value for m in app.markdown)
+    assert any(words.plain(sentence) in m.value for m in app.markdown)
 
 
 def test_compare_takes_any_number_of_edits_and_a_link_restores_them(runs: Path) -> None:
@@ -332,7 +332,7 @@ def test_moved_thresholds_judge_anew_and_live_in_the_link(runs: Path) -> None:
     assert any("originally 0.100 nats" in w.value for w in app.warning)
     for cell, method in zip(verdict_cells(app).iloc[1, 1:], SHORT, strict=True):
         moved = judged(run, method, {"nats": 2.0}).retention
-        assert moved.status in cell and state.plain(str(moved.worst))[1:] in cell
+        assert moved.status in cell and words.plain(str(moved.worst))[1:] in cell
     assert judged(run, "mansu").to_json() == run.verdict("mansu").to_json()  # nothing was saved
     again = opened("compare", run="finished", nats="2")
     assert verdict_cells(again).equals(verdict_cells(app))
