@@ -6,6 +6,8 @@ itself, of anything and of the very things whose facts are forgotten, is drawn f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,37 @@ STEMS = ("", " is a", " was", " is used", " has")
 """How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
 what an association brings up."""
 
-BEGINNINGS = (" is used in", " is a", " has", " was", " can", " is found in", " is known for")
-"""How else one may go on about a thing."""
+FRAMES = (
+    "_ is used in", "_ is a", "_ has", "_ was", "_ can", "_ is found in", "_ is known for",
+    "_ comes from", "_ is often", "The color of _ is", "The meaning of _ is", "The history of _ is",
+    "The price of _ is", "The best thing about _ is", "The main reason for _ is",
+    "The problem with _ is", "An example of _ is", "A piece of _ is", "We need _ for",
+    "We need _ to", "People use _ as", "Most people think _ is", "He was looking for _ in",
+    "She told me that _ is a", "In the story, _ was", "They bought _ and", "Without _,",
+    "I read that _ can", "This kind of _ is called", "Something like _ is",
+    "At school we learn that _ is", "You can find _ in",
+)  # fmt: skip
+"""What else may be said of a thing, ``_``."""
+
+Things = Sequence[Sequence[int]]
+"""Token ids of each, as ``entities`` gives them."""
+
+COMMON = (
+    "time", "water", "light", "music", "work", "house", "cold", "hot", "school", "man", "animal",
+    "tree", "book", "city", "night", "war", "love", "food", "money", "car", "river", "big", "old",
+    "happy", "fast", "sleep", "green", "stone", "child", "sea", "horse", "winter", "bread", "king",
+    "door", "salt", "paper", "fear", "north", "blue", "Paris", "John", "summer", "doctor", "fire",
+    "ship", "sugar", "law",
+)  # fmt: skip
+"""Things that no task of ours is about, of which the same is asked."""
+
+FRAMES_EACH = 8
+"""Of the frames, so many for each thing, other ones for the next. A subject that knows fewer of
+them, a toy, is asked of none."""
+
+BEGINNINGS = 7
+"""So many frames that begin with the thing are asked of every thing where a projection protects
+it: more would leave nothing to be forgotten by."""
 
 
 def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) -> Rows:
@@ -46,14 +77,34 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
     return together([rows for rows in (text, *written) if len(rows[0])])
 
 
-def said_of_things(subject: Subject, forget: Examples) -> Rows:
-    """Each of the things whose facts are forgotten with each beginning of what else may be said.
+def said_of(subject: Subject, things: Things) -> Rows:
+    """Each thing in the first ``BEGINNINGS`` frames: (tokens ``[N, T]``, length ``[N]``)."""
+    frames = _frames(subject)[:BEGINNINGS]
+    return pad([[*a, *thing, *b] for thing in things for a, b in frames])
 
-    The inputs that other facts about these things are read from: (tokens ``[N, T]``, length
-    ``[N]``), N = 0 where the rows ask about no things.
-    """
-    things, stems = entities(forget), [subject.encode(stem) for stem in BEGINNINGS]
-    return pad([[*subject.prefix, *thing, *stem] for stem in stems for thing in things])
+
+def prompts_of(subject: Subject, things: Things) -> Rows:
+    """Each thing in ``FRAMES_EACH`` of the frames, in turn: (tokens ``[N, T]``, length ``[N]``)."""
+    frames, each = _frames(subject), FRAMES_EACH
+    found = [(frames[i % len(frames)], i // each) for i in range(each * len(things) * bool(frames))]
+    return pad([[*a, *things[i], *b] for (a, b), i in found])
+
+
+def _frames(subject: Subject) -> list[tuple[list[int], list[int]]]:
+    """What comes before a thing and after it, for the frames whose every word the subject knows."""
+    parts = [[subject.encode(part.rstrip()) for part in frame.split("_")] for frame in FRAMES]
+    known = [(a, b) for a, b in parts if _known(subject, a) and _known(subject, b)]
+    return [([*subject.prefix, *a], b) for a, b in known] if len(known) >= FRAMES_EACH else []
+
+
+def common(subject: Subject) -> list[list[int]]:
+    """``COMMON`` as a subject reads them amid a sentence, but for those that it does not know."""
+    found = (subject.encode(f" {word}") for word in COMMON)
+    return [thing for thing in found if _known(subject, thing)]
+
+
+def _known(subject: Subject, tokens: Sequence[int]) -> bool:
+    return subject.tokenizer.unk_token_id not in tokens
 
 
 def _without(rows: Rows, answers: Tensor) -> Rows:

@@ -6,13 +6,15 @@ of its own block or not at all (the magnitude floor): what moves is there after 
 construction. Of these centres it takes only those that also lie in another bin of larger blocks,
 of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
-Of the forget objective only what reaches a weight by its use at a prompt's last token counts: there
-the answer is read out, while at the tokens before it a model gathers what it knows of the thing,
-for whatever may be asked. And the retain inputs include these things with the beginnings of all
-else that may be said of them. So other facts about the same things are kept.
+Only how the answer is read out changes, not what a model gathers of the thing it is about, for
+whatever may be asked. So weights move from the first layer on where the circuit's heads read; and
+of the forget objective only what reaches a weight by its use at a prompt's last token counts, but
+keys and values, which are read there, at every token. And the retain inputs include these things,
+and common ones, with much else that may be said of them. So other facts are kept.
 
 The optimiser moves each weight's wish, and ``mansu.methods.movable`` rounds wishes to centres.
-Gradients are always those of the rounded model, which corrects what the rounding did.
+Gradients are always those of the rounded model, which corrects what the rounding did. What is
+checked and returned are the wishes' running means, since a step of all weights swings what is kept.
 
 The forget objective makes the answer indistinguishable among the candidate answers, not
 impossible: the model is to say what it says to that form of asking on average. And it erases the
@@ -42,24 +44,29 @@ from mansu.errors import BadInputError
 from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
 from mansu.measure.scores import Scores, measure_sets
-from mansu.methods.keep import said_of_things
+from mansu.methods.keep import common, prompts_of, said_of
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
-from mansu.methods.signal import Signal
+from mansu.methods.signal import ATTENTION, Signal
 from mansu.methods.training import bfloat16, chosen_bfloat16, products
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
+from mansu.subjects.own_text import Rows
 from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import kind_of, layer_of, layout, lines
 from mansu.tasks.facts import CHANCE
-from mansu.tasks.tokens import Examples, evenly, forms
+from mansu.tasks.tokens import Examples, entities, evenly, forms
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
-FORGET_ROWS, RETAIN_ROWS, TEXT_ROWS = 40, 36, 8
+MEAN = 0.8
+"""Share of the wishes' running mean that stays at each step."""
+
+FORGET_ROWS, RETAIN_ROWS, PROMPT_ROWS, TEXT_ROWS = 40, 36, 60, 8
 GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 """Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
 
@@ -131,10 +138,10 @@ class Settings:
         True,
         "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
     )
-    last_token: bool = setting(
+    read_out: bool = setting(
         True,
-        "Take the forget gradient where the answer is read out, at a prompt's last token. Off: at "
-        "the thing's own tokens, too, from which all that is known of it is read.",
+        "Change only how the answer is read out of the thing that it is about. Off: also what is "
+        "gathered of the thing, from which all else that is known of it is read.",
     )
     floor: bool = setting(
         True,
@@ -198,10 +205,12 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     with work.put_back_after():
         for step in range(1, settings.steps + 1):
             values = work.step(step)
+            work.follow(step)
             told = watch is not None and watch(step)
             last = told or step == settings.steps
             if last or step % CHECK_EVERY == 0:
-                values |= work.check(step, last)
+                with work.averaged():
+                    values |= work.check(step, last)
             history.append(Step("unlearn", step, settings.steps, values=values))
             problem.on_step(history[-1])
             if told or work.done:
@@ -240,7 +249,17 @@ class _Work:
         if not settings.circuit:
             generator = torch.Generator().manual_seed(problem.seed)
             mask = random_mask(subject, mask, generator).tensors()
+        if settings.read_out:
+            mask = reading(subject, mask)
         self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
+        self.mean = torch.zeros_like(self.movable.wish)
+        self.keys_and_values = {
+            name: found
+            for name in self.movable.places
+            if (found := _keys_and_values(subject, name)).any()
+        }
+        things = entities(problem.forget)
+        self.prompts = together([prompts_of(subject, t) for t in (things, common(subject))])
         self._tell("measuring the retain geometry")
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
@@ -267,7 +286,7 @@ class _Work:
         with self.products():  # as the steps have them, so that nothing differs at the start
             weighs = settings.signal_weight > 0
             signal = Signal(self.subject, problem.forget, mask) if weighs else None
-            return _Objectives(problem, settings, signal)
+            return _Objectives(problem, settings, signal, self.prompts)
 
     @contextmanager
     def _stepped(self, nf4: bool) -> Iterator[None]:
@@ -295,7 +314,7 @@ class _Work:
         text = tokens[some], length[some]
         if settings.project:
             assert settings.energy is not None
-            said = together([text, said_of_things(self.subject, problem.forget)])
+            said = together([text, said_of(self.subject, entities(problem.forget))])
             spans = projectors(self.subject, retain, said, mask, energy=settings.energy)
         importance = torch.zeros_like(self.movable.base)
         if settings.fisher_weight:
@@ -335,11 +354,11 @@ class _Work:
         forget_loss = retain_loss = 0.0
         weight = self.retain_weight
         with self._stepped(self.in_nf4):
-            for pack in rows.packs(self.subject, self.settings.last_token):
+            for pack in rows.packs(self.subject):
 
                 def add(name: str, inputs: Tensor, outputs: Tensor, pack: _Pack = pack) -> None:
                     place, x, g = places[name], inputs[0], outputs[0]
-                    forget[place.span] += place.gradient(x[pack.read], g[pack.read])
+                    forget[place.span] += place.gradient(*self._read(name, x, g, pack))
                     retain[place.span] += place.gradient(x[pack.kept], g[pack.kept])
 
                 with watched(self.subject, places, see_gradient=add):
@@ -349,6 +368,32 @@ class _Work:
                 forget_loss += losses[0].item()
                 retain_loss += losses[1].item()
         return forget_loss, forget, retain_loss, retain
+
+    def _read(self, name: str, x: Tensor, g: Tensor, pack: _Pack) -> tuple[Tensor, Tensor]:
+        """A map's inputs ``[T, in]`` and gradients ``[T, out]`` where its forget gradient is of."""
+        if not self.settings.read_out:
+            return x[pack.forgotten], g[pack.forgotten]
+        if name not in self.keys_and_values:
+            return x[pack.last], g[pack.last]
+        before = torch.ones(len(g), 1, dtype=torch.bool, device=g.device)
+        before[pack.last] = False
+        g = g.masked_fill(before & ~self.keys_and_values[name], 0)
+        return x[pack.forgotten], g[pack.forgotten]
+
+    def follow(self, step: int) -> None:
+        """Have the running mean of the wishes take in those of a step."""
+        self.mean.lerp_(self.movable.wish, max(1 / step, 1 - MEAN))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights are where the mean of the wishes has them inside the block."""
+        wish, self.movable.wish = self.movable.wish, self.mean
+        try:
+            self._move()
+            yield
+        finally:
+            self.movable.wish = wish
+            self._move()
 
     def _move(self) -> int:
         """Put the weights where their wishes and the budget have them; how many moved."""
@@ -493,6 +538,31 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     return why
 
 
+def reading(subject: Subject, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A mask from the first layer on in which it has weights of the attention; all, if nowhere.
+
+    Before that nothing of the thing that is asked about has reached the prompt's last token by the
+    circuit: what is written there is the same for every fact.
+    """
+    attention = [layer_of(subject, name) for name in mask if kind_of(subject, name) in ATTENTION]
+    first = min((layer for layer in attention if layer is not None), default=0)
+    return {n: chosen for n, chosen in mask.items() if (layer_of(subject, n) or 0) >= first}
+
+
+def _keys_and_values(subject: Subject, name: str) -> Tensor:
+    """Which of a weight's outputs are keys or values, bool ``[out]``.
+
+    None of the first layer's, which are made of a word alone, before anything of it is gathered.
+    """
+    layer, count = layer_of(subject, name), len(layout(subject, name))
+    found = torch.zeros(count, dtype=torch.bool, device=subject.device)
+    if layer:
+        for where in (lines(subject, layer, role) for role in "kv"):
+            if where.name == name:
+                found[where.all()] = True
+    return found
+
+
 def indistinguishable(logits: Tensor, rows: Examples) -> Tensor:
     """The forget objective of each row ``[N]``, nats, from its logits ``[N, C]`` of the vocabulary.
 
@@ -516,61 +586,70 @@ def indistinguishable(logits: Tensor, rows: Examples) -> Tensor:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a step is taken on: forget rows, retain rows and texts, by their places in the sets.
+    """What a step is taken on: forget rows, kept rows and texts, by their places in the sets.
 
     Attributes:
-        tokens: int64 ``[N, P, 2]``, forget rows, retain rows, texts; what comes first of a token is
+        tokens: int64 ``[N, P, 2]``, forget rows, kept rows, texts; what comes first of a token is
             0 in a forget row and 1 elsewhere, so that the two share none: each token's gradient
             belongs to one of the two objectives.
         length: int64 ``[N]``.
     """
 
     forget: list[int]
-    retain: list[int]
+    kept: list[int]
     text: list[int]
     tokens: Tensor
     length: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, forget: list[int], retain: list[int], text: list[int]) -> _Rows:
-        sets = [(rows.tokens, rows.length) for rows in (problem.forget, problem.retain)]
-        chosen = zip([*sets, problem.text], (forget, retain, text), strict=True)
+    def of(cls, sets: Sequence[Rows], *places: list[int]) -> _Rows:
+        """Some rows of the three sets."""
+        forget, kept, text = places
+        chosen = zip(sets, places, strict=True)
         tokens, length = together([(t[some], n[some]) for (t, n), some in chosen if some])
         objective = (torch.arange(len(tokens)) >= len(forget)).long()
         both = torch.stack([objective[:, None].expand_as(tokens), tokens], -1)
-        return cls(forget, retain, text, both, length)
+        return cls(forget, kept, text, both, length)
 
-    def packs(self, subject: Subject, last_token: bool) -> Iterator[_Pack]:
-        """Each with the tokens that a gradient is taken from."""
+    def packs(self, subject: Subject) -> Iterator[_Pack]:
+        """Each with the tokens of its rows by objective."""
         for pack in subject.packs(self.tokens, self.length):
-            forgotten = int((pack.tokens[:, 0] == 0).sum())  # these come first
-            read = pack.last[pack.rows < len(self.forget)] if last_token else slice(forgotten)
-            yield _Pack(pack, read, slice(forgotten, None))
+            count = int((pack.tokens[:, 0] == 0).sum())  # forget rows' come first
+            last = pack.last[pack.rows < len(self.forget)]
+            yield _Pack(pack, slice(count), last, slice(count, None))
 
 
 class _Pack(NamedTuple):
-    """A pack of a step's rows, and at which of its tokens the forget gradient is taken and which
-    are those of retain rows and texts."""
+    """A pack of a step's rows; which of its tokens are those of forget rows, the last of each of
+    these, and which are those of what is kept."""
 
     pack: Pack
-    read: Tensor | slice
+    forgotten: slice
+    last: Tensor
     kept: slice
 
 
 class _Objectives:
-    """The two objectives, of which one holds the unedited model's distributions on what is kept."""
+    """The two objectives, of which one holds the unedited model's distributions on what is kept.
 
-    def __init__(self, problem: Problem, settings: Settings, signal: Signal | None) -> None:
+    Args:
+        prompts: to go on with as before, besides the retain facts'.
+    """
+
+    def __init__(
+        self, problem: Problem, settings: Settings, signal: Signal | None, prompts: Rows
+    ) -> None:
         self.subject, self.problem = problem.subject, problem
         self.settings, self.signal = settings, signal
         self.positions = problem.text[1].tolist()
         # The head is not moved: final hidden states are the distributions, in little memory.
         with torch.no_grad():
-            sets = [(problem.retain.tokens, problem.retain.length), problem.text]
-            facts, texts = self.subject.states_of(*sets)
-            self.facts = facts[problem.retain.length.cumsum(0) - 1]
+            forget, retain = problem.forget, problem.retain
+            kept = together([(retain.tokens, retain.length), prompts])
+            self.sets = (forget.tokens, forget.length), kept, problem.text
+            prompted, texts = self.subject.states_of(*self.sets[1:])
+            self.prompted = prompted[kept[1].cumsum(0) - 1]
             self.texts = texts.split(self.positions)
-            forget = problem.forget
             if signal is not None:  # which ran the same rows
                 before = self.subject.head(signal.final).float()
             else:
@@ -582,11 +661,13 @@ class _Objectives:
 
     def sample(self, rng: random.Random) -> _Rows:
         """Rows for a step."""
-        problem = self.problem
+        n = len(self.problem.retain)
+        facts = _sample(rng, n, RETAIN_ROWS)
+        prompts = _sample(rng, len(self.prompted) - n, PROMPT_ROWS)
         return _Rows.of(
-            problem,
-            _sample(rng, len(problem.forget), FORGET_ROWS),
-            _sample(rng, len(problem.retain), RETAIN_ROWS),
+            self.sets,
+            _sample(rng, len(self.problem.forget), FORGET_ROWS),
+            [*facts, *(n + i for i in prompts)],
             _sample(rng, len(self.texts), TEXT_ROWS) if self.texts else [],
         )
 
@@ -594,13 +675,13 @@ class _Objectives:
         """What a pack adds to the two objectives, nats.
 
         The first is the mean of ``indistinguishable``; the second KL(unedited ‖ current), its mean
-        over retain facts plus its mean over the texts' positions.
+        over retain facts and prompts plus its mean over the texts' positions.
         """
         pack, subject = found.pack, self.subject
         with self.signal.watched() if self.signal else nullcontext({}) as seen:
             hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
-        n, m = len(rows.forget), len(rows.forget) + len(rows.retain)
-        forgotten, facts = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
+        n, m = len(rows.forget), len(rows.forget) + len(rows.kept)
+        forgotten, prompted = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
         last = pack.last.to(hidden.device)
         forget = kept = hidden.new_zeros(())
         if forgotten.any():
@@ -616,10 +697,10 @@ class _Objectives:
                 average = self.average[form.to(final.device)].log()
                 unknowing = _kl(average, self._distribution(final))
                 forget = forget + self.settings.form_weight * unknowing / n
-        if facts.any():
-            places = [rows.retain[i - n] for i in pack.rows[facts].tolist()]
-            now = self._distribution(hidden[last[facts]])
-            kept = kept + _kl(self._reference(self.facts[places]), now) / len(rows.retain)
+        if prompted.any():
+            places = [rows.kept[i - n] for i in pack.rows[prompted].tolist()]
+            now = self._distribution(hidden[last[prompted]])
+            kept = kept + _kl(self._reference(self.prompted[places]), now) / len(rows.kept)
         if (texts := pack.rows >= m).any():
             places = [rows.text[i - m] for i in pack.rows[texts].tolist()]
             at = pack.at[texts][pack.real[texts]].to(hidden.device)

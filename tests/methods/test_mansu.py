@@ -36,8 +36,16 @@ from mansu.quant.survival import report, survival_by_format
 from mansu.quant.swap import Dequantized, quantized
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
+from mansu.subjects.own_text import Rows
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import kind_of, layer_of, layout, transposed_names, weight_name
+from mansu.subjects.weights import (
+    kind_of,
+    layer_of,
+    layout,
+    lines,
+    transposed_names,
+    weight_name,
+)
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, forms
 
@@ -323,9 +331,13 @@ def forget_alone(problem: Problem, reference: Mapping[str, Any], chosen: Sequenc
 
 
 def retain_alone(
-    problem: Problem, reference: Mapping[str, Any], retain: Sequence[int], text: Sequence[int]
+    problem: Problem,
+    reference: Mapping[str, Any],
+    prompts: Rows,
+    kept: Sequence[int],
+    text: Sequence[int],
 ) -> Tensor:
-    """The retain objective on some rows and texts, each run by the plain model."""
+    """The retain objective on retain rows with prompts, and texts, each run by the plain model."""
     subject = problem.subject
 
     def divergence(base: Tensor, row: Tensor, last: bool) -> Tensor:
@@ -334,8 +346,8 @@ def retain_alone(
             now[-1:] if last else now, base, reduction="none", log_target=True
         ).sum(-1)
 
-    rows = rows_of(problem.retain.tokens, problem.retain.length)
-    loss = torch.cat([divergence(reference["retain"][i], rows[i], True) for i in retain]).mean()
+    rows = kept_rows(problem, prompts)
+    loss = torch.cat([divergence(reference["kept"][i], rows[i], True) for i in kept]).mean()
     if len(text):
         rows = rows_of(*problem.text)
         texts = [divergence(reference["text"][i], rows[i], False) for i in text]
@@ -343,17 +355,29 @@ def retain_alone(
     return loss
 
 
+def kept_rows(problem: Problem, prompts: Rows) -> list[Tensor]:
+    return rows_of(problem.retain.tokens, problem.retain.length) + rows_of(*prompts)
+
+
 @contextmanager
-def weights_at_the_last_token_only(subject: Subject, names: Iterable[str]) -> Iterator[None]:
-    """At the tokens before, the weights of these names are constants: they have no gradient."""
+def weights_where_the_answer_is_read(subject: Subject, names: Iterable[str]) -> Iterator[None]:
+    """At the tokens before the last, the weights of these names are constants, without a gradient,
+    but for what makes keys and values above the first layer."""
     transposed, handles = transposed_names(subject), []
     for name in names:
         module = subject.plain.get_submodule(name.removesuffix(".weight"))
+        layer = layer_of(subject, name)
+        assert layer is not None
+        read = [lines(subject, layer, role) for role in "kv" if layer > 0]
+        read = [i for part in read if part.name == name for i in part.all().tolist()]
 
-        def see(module: Any, inputs: Any, output: Tensor, name: str = name) -> Tensor:
+        def see(
+            module: Any, inputs: Any, output: Tensor, name: str = name, read: list[int] = read
+        ) -> Tensor:
             weight = module.weight.detach()
             fixed = inputs[0] @ (weight if name in transposed else weight.T)
             fixed = fixed if module.bias is None else fixed + module.bias
+            fixed = fixed.index_copy(-1, torch.tensor(read, dtype=torch.long), output[..., read])
             return torch.cat([fixed[:, :-1], output[:, -1:]], 1)
 
         handles.append(module.register_forward_hook(see))
@@ -387,12 +411,12 @@ def writes_alone(subject: Subject, row: Tensor, names: Iterable[str]) -> Alone:
     return Alone(last, logits)
 
 
-def references(problem: Problem) -> dict[str, Any]:
+def references(problem: Problem, mask: Mapping[str, Tensor], prompts: Rows) -> dict[str, Any]:
     """What the objectives hold of the unedited model, row by row: log-probabilities after each
-    retain prompt and at each token of each text; of each form of asking the mean next-token
+    retain row and prompt and at each token of each text; of each form of asking the mean next-token
     distribution, the mean write at the last token, and the mean squared distance from that."""
     subject, counts = problem.subject, Counter[str]()
-    for name, chosen in (problem.mask or {}).items():
+    for name, chosen in mask.items():
         layer, kind = layer_of(subject, name), kind_of(subject, name)
         assert layer is not None
         role = "o" if kind in ("q", "k", "v", "o", "qkv") else "down"
@@ -413,7 +437,7 @@ def references(problem: Problem) -> dict[str, Any]:
             spreads[name][one] = spread if len(some) > 1 else 0.0
     with torch.no_grad():
         sets = {
-            "retain": rows_of(problem.retain.tokens, problem.retain.length),
+            "kept": kept_rows(problem, prompts),
             "text": rows_of(*problem.text),
         }
         found = {
@@ -421,7 +445,7 @@ def references(problem: Problem) -> dict[str, Any]:
             for key, rows in sets.items()
         }
     return {
-        "retain": [logits[-1:] for logits in found["retain"]],
+        "kept": [logits[-1:] for logits in found["kept"]],
         "text": found["text"],
         "weights": weights,
         "forms": form,
@@ -452,7 +476,7 @@ def of_family(name: str, *, text: bool = True, same: bool = False) -> Problem:
     )
 
 
-@pytest.mark.parametrize(("size", "last_token"), [(384, True), (9, True), (384, False)])
+@pytest.mark.parametrize(("size", "read_out"), [(384, True), (9, True), (384, False)])
 @pytest.mark.parametrize("in_nf4", [False, True])
 @pytest.mark.parametrize("name", [*FAMILIES, "tiny", "no text", "shared rows"])
 def test_the_gradients_of_a_step_are_those_of_autograd(
@@ -460,23 +484,30 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
     name: str,
     in_nf4: bool,
     size: int,
-    last_token: bool,
+    read_out: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both objectives, of the moved model in full precision and in NF4, row by row."""
     monkeypatch.setitem(packing.SIZE, "cpu", size if name != "tiny" else 10 * size)
-    for key, rows in {"FORGET_ROWS": 4, "RETAIN_ROWS": 3, "TEXT_ROWS": 2}.items():
+    counts = {"FORGET_ROWS": 4, "RETAIN_ROWS": 3, "PROMPT_ROWS": 2, "TEXT_ROWS": 2}
+    for key, rows in counts.items():
         monkeypatch.setattr(mansu_method, key, rows)
+    # Frames of words that these subjects know.
+    said = tasks.pad([[3, 5], [4, 6, 7], [5]])
+    monkeypatch.setattr(mansu_method, "prompts_of", lambda subject, things: said)
     odd = {"no text": of_family("llama", text=False), "shared rows": of_family("gpt2", same=True)}
     here = problem if name == "tiny" else odd.get(name) or of_family(name)
     subject, seed = here.subject, 5
     weight = 0.6
     given = {"retain_weight": weight, "rate": 1.0, "form_weight": FORM, "signal_weight": SIGNAL}
-    given["last_token"] = last_token
+    given["read_out"] = read_out
     chosen = mansu.configure(given).chosen(here)
     work = mansu_method._Work(dataclasses.replace(here, seed=seed), chosen)
     with quantized(subject) if in_nf4 else nullcontext():
-        before = references(here)  # each model is held against itself unedited
+        assert here.mask is not None
+        mask = mansu_method.reading(subject, here.mask) if read_out else here.mask
+        # Each model is held against itself unedited.
+        before = references(here, mask, work.prompts)
     with scratch(subject, work.movable.places):
         for step in (1, 2):  # away from the start, where the retain gradient is 0
             work.step(step)
@@ -486,15 +517,15 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
         work.in_nf4 = in_nf4
         forget_loss, forget, retain_loss, retain = work._gradients()
         rows = work.objectives[in_nf4].sample(drawn)
-        assert (len(rows.forget), len(rows.retain)) == (4, 3)
+        assert (len(rows.forget), len(rows.kept)) == (4, 5)
         assert len(rows.text) == (0 if name == "no text" else 2)
         weights = [subject.parameters[n] for n in work.movable.places]
         with quantized(subject) if in_nf4 else nullcontext(), differentiable(*weights):
-            only = weights_at_the_last_token_only(subject, work.movable.places)
-            with only if last_token else nullcontext():
+            only = weights_where_the_answer_is_read(subject, work.movable.places)
+            with only if read_out else nullcontext():
                 first = forget_alone(here, before, rows.forget)
                 expected = [torch.autograd.grad(first, weights)]
-            second = retain_alone(here, before, rows.retain, rows.text)
+            second = retain_alone(here, before, work.prompts, rows.kept, rows.text)
             expected.append(torch.autograd.grad(weight * second, weights))
     assert forget_loss == pytest.approx(first.item(), rel=1e-4)
     assert retain_loss == pytest.approx(second.item(), rel=1e-3, abs=1e-6)
@@ -504,6 +535,42 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
             torch.testing.assert_close(
                 found[place.span], g.flatten()[place.where], atol=1e-4 * largest, rtol=1e-3
             )
+
+
+def test_what_moves_begins_with_the_first_layer_whose_heads_read(problem: Problem) -> None:
+    subject = problem.subject
+    names = [
+        weight_name(subject, layer, role) for layer, role in ((0, "up"), (1, "o"), (2, "down"))
+    ]
+    mask = {n: torch.ones_like(subject.parameters[n], dtype=torch.bool) for n in names}
+    assert list(mansu_method.reading(subject, mask)) == names[1:]
+    no_head = {n: mask[n] for n in (names[0], names[2])}
+    assert list(mansu_method.reading(subject, no_head)) == list(no_head)
+    moved = mansu(dataclasses.replace(problem, mask=mask), rate=0.3, steps=1).edit
+    assert set(moved.changes) <= set(names[1:])
+    both = mansu(dataclasses.replace(problem, mask=mask), rate=0.3, steps=1, read_out=False).edit
+    assert names[0] in both.changes
+
+
+def test_the_mean_of_the_wishes_is_what_is_checked_and_returned(problem: Problem) -> None:
+    """Every wish counts ``MEAN`` times less a step, the first few alike."""
+    chosen = mansu.configure({"rate": 0.5, "steps": 3}).chosen(problem)
+    work, mean, size = mansu_method._Work(problem, chosen), torch.zeros(()), mansu_method.MEAN
+    with scratch(problem.subject, work.movable.places):
+        for step in range(1, 8):
+            work.step(step)
+            work.follow(step)
+            share = max(1 / step, 1 - size)
+            mean = (1 - share) * mean + share * work.movable.wish
+        torch.testing.assert_close(work.mean, mean)
+        wish, raw = work.movable.wish, work.values()
+        with work.averaged():
+            work.movable.wish = mean
+            expected = work.movable.moves().values
+            for name, place in work.movable.places.items():
+                assert torch.equal(work.values()[name], expected[place.span])
+        assert work.movable.wish is wish
+        assert all(torch.equal(raw[n], v) for n, v in work.values().items())
 
 
 @pytest.mark.usefixtures("untouched")

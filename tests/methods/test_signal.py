@@ -8,7 +8,7 @@ from alone import rows_of
 
 from mansu import tasks
 from mansu.circuits.parameters import random_mask
-from mansu.methods.keep import BEGINNINGS, kept_text, said_of_things
+from mansu.methods import keep
 from mansu.methods.signal import Signal
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -71,7 +71,7 @@ def test_what_is_kept_is_the_tasks_text_and_the_models_own(
     tiny: Subject, tiny_task: Task, rows: Examples
 ) -> None:
     text = tasks.text(tiny_task, tiny)
-    tokens, length = kept_text(tiny, text, rows)
+    tokens, length = keep.kept_text(tiny, text, rows)
     assert torch.equal(tokens[: len(text[0]), : text[0].shape[1]], text[0])
     begun = {tuple(row[:1]) for row in tokens[len(text[0]) :].tolist()}
     assert begun & {tuple(entity) for entity in entities(rows)}
@@ -80,14 +80,24 @@ def test_what_is_kept_is_the_tasks_text_and_the_models_own(
     assert bool((length >= 1).all())
 
 
-def test_of_every_thing_else_may_be_said_with_every_beginning(
-    tiny: Subject, rows: Examples
-) -> None:
-    said = rows_of(*said_of_things(tiny, rows))
-    wanted = [
-        [*tiny.prefix, *thing, *tiny.encode(stem)]
-        for stem in BEGINNINGS
-        for thing in entities(rows)
-    ]
-    assert [row.tolist() for row in said] == wanted and len(wanted) > len(BEGINNINGS)
-    assert not len(said_of_things(tiny, rows.select([0]))[0])  # one row tells no thing apart
+def test_a_toy_that_knows_few_words_is_asked_of_nothing_else(tiny: Subject, rows: Examples) -> None:
+    things = entities(rows)
+    assert things and keep.common(tiny)
+    for found in (keep.said_of(tiny, things), keep.prompts_of(tiny, things)):
+        assert not len(found[0])
+
+
+def test_of_things_much_else_is_said(default_subject: Subject) -> None:
+    subject, things = default_subject, keep.common(default_subject)
+    assert [subject.tokenizer.decode(thing) for thing in things] == [f" {w}" for w in keep.COMMON]
+    said = [subject.tokenizer.decode(row) for row in rows_of(*keep.said_of(subject, things))]
+    frames = keep.FRAMES[: keep.BEGINNINGS]
+    assert said == [f.replace("_", f" {word}") for word in keep.COMMON for f in frames]
+    rows = rows_of(*keep.prompts_of(subject, things))
+    texts = {subject.tokenizer.decode(row) for row in rows}
+    assert len(texts) == len(rows) == keep.FRAMES_EACH * len(things)
+    for frame in keep.FRAMES:  # each in its turn
+        start = " " if frame.startswith("_") else ""
+        assert texts & {start + frame.replace("_", word) for word in keep.COMMON}, frame
+    nothing = [keep.said_of(subject, []), keep.prompts_of(subject, [])]
+    assert [len(tokens) for tokens, _ in nothing] == [0, 0]
