@@ -383,6 +383,16 @@ def thresholds_table(found: Dossier) -> Table:
     return Table(("Threshold", "Here", "Originally", "Moved?"), rows, align="<>><")
 
 
+def moved(now: Mapping[str, float], first: Mapping[str, float]) -> str:
+    """Which thresholds are not the original ones, and what they were."""
+    parts = []
+    for name, (title, unit) in LIMITS.items():
+        if now[name] != first[name]:
+            shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now[name], first[name]))
+            parts.append(f"{title.lower()} {shown} (originally {was})")
+    return "; ".join(parts)
+
+
 def facts_table(found: Dossier, kinds: Sequence[str]) -> Table:
     """A row a fact that became one of these."""
     rows = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +23,17 @@ from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
-from mansu.report.dossier import Dossier, differences, dossier, schema, thresholds_table
+from mansu.report.dossier import (
+    Dossier,
+    differences,
+    dossier,
+    failing,
+    schema,
+    thresholds_table,
+)
 from mansu.report.flips import counts, flips
 from mansu.report.page import page
+from mansu.show.sentences import capitalised
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
@@ -96,6 +106,32 @@ def test_thresholds_that_were_moved_are_marked(run: Run) -> None:
     assert len(marks) == 1 and "log-probability" in marks[0][0]
     with pytest.raises(BadInputError, match="nonsense"):
         dossier(run, "mansu", {"nonsense": 1.0})
+
+
+def test_a_moved_threshold_is_told_beside_the_verdict(run: Run) -> None:
+    made = dossier(run, "mansu", {"nats": 0.5})
+    (said,) = (line for line in page(made).splitlines() if "Judged by moved thresholds" in line)
+    assert "log-probability, at most 0.500 nats (originally 0.100 nats)" in said
+    assert said.count("originally") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("tiny-colours", "graddiff"), ("chemical-symbols", "mansu_no_floor")],
+)
+def test_every_fact_that_fails_stands_under_what_became_of_it(name: str, method: str) -> None:
+    (example,) = (each for each in examples() if each.name == name)
+    made = dossier(example, method)
+    listed: dict[str, list[str]] = {}
+    for part in page(made).split("<h3>")[1:]:
+        title, _, body = part.partition("</h3>")
+        lines = re.findall(r"<li>(.*?)</li>", body.partition("</section>")[0])
+        listed.setdefault(title.partition(":")[0], []).extend(lines)
+    for kind in failing(made):
+        facts = [f for f in made.facts if f.kind == kind]
+        assert len({f.path for f in facts}) == 1 and facts[0].path in page(made)
+        shown = [line.replace("&nbsp;", " ") for line in listed[capitalised(kind)]]
+        assert sorted(shown) == sorted(escape(f"{f.prompt} →{f.answer}") for f in facts)
 
 
 def test_every_fact_is_followed_through_the_models(
