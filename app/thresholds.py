@@ -43,7 +43,7 @@ def moved(run: Run) -> dict[str, float]:
             linked = {name: _linked(known[name]) for name in LIMITS}
         columns = st.columns(2)
         for i, name in enumerate(LIMITS):
-            with columns[i % 2].container(gap=None):
+            with columns[i % 2].container(gap="xsmall"):
                 value = _slider(run, known[name], before[name], linked[name])
             if not isclose(value, before[name], abs_tol=1e-9):
                 changes[name] = value

@@ -21,6 +21,7 @@ from mansu.report.dossier import (
     files_table,
     interval,
     moved,
+    remarks,
     thresholds_table,
 )
 from mansu.report.flips import Flip
@@ -140,8 +141,7 @@ def _review(found: Dossier) -> str:
         f'<p><span class="status">{escape(signed.decision.capitalize())}</span>, '
         f"{escape(signed.name)}, {escape(signed.date)}; the verdict was then: {signed.seen}.</p>"
     )
-    if signed.seen != found.status:
-        text += '<p class="moved">The verdict shown here is another one.</p>'
+    text += "".join(f'<p class="moved">{escape(said)}</p>' for said in remarks(found))
     notes = [(capitalised(ABOUT[name]), note) for name, note in _notes(signed)]
     return text + (_wide(Table(("Property", "Note"), notes, align="<<")) if notes else "")
 

@@ -266,9 +266,11 @@ def test_review_draws_what_is_left_of_the_circuit_in_the_theme(
 
 def test_a_dossier_on_paper_is_short_and_whole(browser_page: Page, tmp_path: Path) -> None:
     (example,) = (run for run in runs.examples() if run.name == "chemical-symbols")
+    browser = browser_page.context.browser
+    assert browser is not None
     for method in example.judged():
         dossier(example, method).save(tmp_path / "d.html")
-        page = browser_page.context.new_page()
+        page = browser.new_page()
         page.goto((tmp_path / "d.html").as_uri())
         printed = page.pdf(prefer_css_page_size=True)
         assert 1 < len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 12

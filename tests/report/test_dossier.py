@@ -28,6 +28,7 @@ from mansu.report.dossier import (
     differences,
     dossier,
     failing,
+    remarks,
     schema,
     thresholds_table,
 )
@@ -39,6 +40,8 @@ from mansu.tasks.facts import Task
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '</td><script src="http://x/y.js">alert(1)</script><img src=http://x/z onerror=1>'
+
+SIGNED = {"decision": "rejected", "name": HOSTILE, "date": "2026-11-26", "seen": "unknown"}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,7 @@ def run(tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement) -> Ru
 
 
 def signed(run: Run, **changes: object) -> Review:
-    about = {"decision": "rejected", "name": HOSTILE, "date": "2026-11-26", "seen": "unknown"}
-    return Review(**{**about, "notes": {"gap": HOSTILE}, **changes})  # type: ignore[arg-type]
+    return Review(**{**SIGNED, "notes": {"gap": HOSTILE}, **changes})  # type: ignore[arg-type]
 
 
 class Elements(HTMLParser):
@@ -185,6 +187,7 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"verdict": {}},
         {"more": 1},
         {"review": {"decision": "maybe"}},
+        {"review": {**SIGNED, "thresholds": {"nats": "much"}}},
         {"thresholds": {}},
         {"originals": {"margin": 0.5, "tolerance": 7.0}},
         {"accuracies": {"Forget": [[1.0]]}},
@@ -201,6 +204,18 @@ def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> N
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(DamagedError, match="no dossier"):
         Dossier.from_json(text)
+
+
+def test_whoever_reads_a_signature_knows_by_what_it_was_made(run: Run) -> None:
+    assert remarks(dossier(run, "mansu")) == []
+    run.save({"review": signed(run, decision="accepted", thresholds={"nats": 0.5})}, "mansu")
+    made = dossier(run, "mansu")
+    assert made.status != "passed" != made.judged.status
+    said = " ".join(remarks(made))
+    assert f"although the verdict is {made.status}" in said and "0.500 nats (orig" in said
+    assert all(escape(remark) in page(made) for remark in remarks(made))
+    run.save({"review": signed(run, seen=made.status)}, "mansu")
+    assert remarks(dossier(run, "mansu")) == []
 
 
 def test_a_review_goes_with_its_edit(run: Run) -> None:
