@@ -33,7 +33,7 @@ def none_yet() -> None:
         "A sweep makes many edits by itself: each method, with each of its settings, on each task "
         "and model. Write down which in a file, `grid.toml`:"
     )
-    st.code(GRID, language=None)  # the colours of its parts lack contrast
+    st.container(key="grid").code(GRID, language=None)  # the colours of its parts lack contrast
     st.markdown("Then run this; the edits are shown here as they come:")
     st.code("mansu sweep grid.toml --workers 2", language=None)
 

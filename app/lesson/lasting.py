@@ -113,8 +113,8 @@ FLOOR = Step(
     title="The floor",
     question="What does a floor under each move guarantee?",
     story="**MANSU** moves only the circuit's weights, and has one more rule: a weight moves to "
-    "the middle of another bin, or stays exactly where it is. It was run on this model just now. It "
-    "looked at NF4 and at other ways to store weights.",
+    "the middle of another bin, or stays exactly where it is. It was run on this model just "
+    "now. It looked at NF4 and at other ways to store weights.",
     minutes=2,
     ask="If every move ends in the middle of another bin: how many can be lost?",
     notes="Point at the line below the bars: it is the weight that everybody dragged in step 1.",

@@ -98,9 +98,9 @@ LINE = Step(
     title="One weight",
     question="How far must this weight move before 4 bits notice?",
     story="A model is numbers, called **weights**. To save memory, each is stored in 4 bits: it "
-    f"gets the nearest of {len(LEVELS)} **codes**, the marks below. (The usual set of codes is called "
-    "NF4.) This is a real weight of a small model that knows the colours of invented things. "
-    "Drag it to where you think its code changes.",
+    f"gets the nearest of {len(LEVELS)} **codes**, the marks below. (The usual set of codes is "
+    "called NF4.) This is a real weight of a small model that knows the colours of invented "
+    "things. Drag it to where you think its code changes.",
     minutes=2,
     ask="Is there a code exactly where the weight is? So what will be stored?",
     notes="Let somebody drag it on the screen. The boundary lies halfway between two codes, not at "
