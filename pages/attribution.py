@@ -23,7 +23,7 @@ def result(run: Run) -> None:
         return
     attribution = run.attribution()
     graph = attribution.layout
-    a, b, c, d = st.columns(4)
+    a, b, c, d = st.container(key="metrics").columns(4)
     a.metric(
         "Clean metric",
         f"{attribution.clean:+.2f}",

@@ -93,13 +93,14 @@ with state.show_errors():
         "by it."
     )
     best = ranked(rows)
-    points = st.column_config.NumberColumn(format="%.1f")
+    shown, points = view.table(best), st.column_config.NumberColumn(format="%.1f")
+    texts = {name: st.column_config.TextColumn(width=w) for name, w in view.widths(shown).items()}
     st.dataframe(
-        view.table(best),
+        shown,
         hide_index=True,
         key="board",
         height=view.height(best),  # said, so that its place is kept while it loads
-        column_config=dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
+        column_config=texts | dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
     )
     if failed := view.failures(rows):
         with st.expander(f"Why {len(failed)} could not be made"):
