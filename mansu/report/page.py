@@ -57,9 +57,11 @@ thead tr, tbody tr:first-child { break-after: avoid; } /* no head alone at a pag
 .facts li { break-inside: avoid; white-space: pre-line; overflow-wrap: anywhere;
   padding-left: 1em; text-indent: -1em; }
 .split { margin: .6rem 0 0; break-after: avoid; font-size: 13px; font-weight: 700; }
-@media screen and (max-width: 599px) { th, td { padding: .25rem .3rem; }
+@media screen and (max-width: 599px) { table { font-size: 12px; }
+  th, td { padding: .25rem .2rem; } td { min-width: 0; }
+  td:not(:last-child) { overflow-wrap: normal; }
   .wide th[scope="row"] { white-space: normal; }
-  td:not(:last-child) { min-width: 0; overflow-wrap: normal; } }
+  .files th { overflow-wrap: anywhere; } }
 code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .status { font-weight: 700; } .moved { border: 2px solid #c25400; padding: .4rem .8rem; }
@@ -227,8 +229,8 @@ def _repeat(found: Dossier) -> str:
         f"<pre>{lines}</pre><p>MANSU {escape(found.mansu)}, Python {escape(found.python)}, "
         f"{escape(versions)}; seed {found.about.seed}. Run them in the folder that the run's "
         "folder lies in.</p>"
-        f"<details open><summary>Files and their hashes</summary>{_wide(files_table(found))}"
-        "</details>"
+        "<details open><summary>Files and their hashes</summary>"
+        f"{_wide(files_table(found), 'files')}</details>"
     )
 
 
