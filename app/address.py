@@ -27,32 +27,52 @@ VIEW = {
 }
 """Names of the graph's view, and what they are called in a sentence."""
 
-NAMES = {*VIEW, *LIMITS, "run", "example", "tour", "view", "edit", "method", "node", "pair", "side"}
-NAMES |= {"subject", "model", "task", "baseline", "pairs", "steps", "tau"}  # of a new run
-NAMES |= {"selection", "prompt", "answer", "ask", "fact", "ask_a", "ask_b", "words", "tokens"}
-NAMES |= {"flips_of", "flip", "sets", "moved_by", "matrix", "weight", "group", "edits", "boundary"}
-NAMES |= {"export", "formats", "outtype", "kinds", "board_subject", "board_task", "board_method"}
-NAMES |= {"unit", "step", "projector", "word"}
-PREFIXES = ("my-", "hub")
-"""Names that pages read (of a student's answers, and of a hub data set, the beginnings)."""
+EVERYWHERE = {"run", "tour"}
+READ: Mapping[str, set[str]] = {
+    "home": {"example"},
+    "attribution": {"view", "subject", "model", "task", "baseline", "pairs", "steps", "tau"},
+    "circuit": {*VIEW, "edit", "node", "pair", "side", "selection", "prompt", "answer"},
+    "ask": {"ask", "ask_a", "ask_b", "fact", "prompt", "answer", "words", "tokens"}
+    | {"flips_of", "flip", "sets", "moved_by", "matrix", "weight"},
+    "unlearn": {"method", "edit"},
+    "nf4": {"edit", "group"},
+    "compare": {*LIMITS, "edits", "boundary", "export", "formats", "outtype"},
+    "review": {*LIMITS, "edit", "kinds"},
+    "leaderboard": {"board_subject", "board_task", "board_method", "unit"},
+    "learn": {"view", "step", "projector"},
+    "glossary": {"word"},
+}
+"""Names that each page reads, and those that every page does."""
+BEGINNINGS = {"attribution": "hub", "learn": "my-"}
+"""Of names that a page reads: of a hub data set, and of a student's answers."""
 
 
-def known(name: str) -> bool:
-    """Whether some page reads this name."""
+def _reads(page: str, name: str) -> bool:
     first, _, rest = name.partition(" ")  # "mansu rate": a method's setting; "name mansu"
     if rest and first == "name":
-        return rest in methods.ALL
+        return page == "unlearn" and rest in methods.ALL
     if rest:
-        return first in methods.ALL and rest in methods.named(first).options()
-    return name in NAMES or name.startswith(PREFIXES)
+        known = first in methods.ALL and rest in methods.named(first).options()
+        return page == "unlearn" and known
+    return name in EVERYWHERE | READ[page] or name.startswith(BEGINNINGS.get(page, " "))
 
 
-def say_unknown() -> None:
-    """Say which names in the address no page reads."""
-    if strange := [name for name in st.query_params if not known(name)]:
-        said = ", ".join(f"“{brief(name)}”" for name in strange[:3])
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        warn(f"The link has {said}{more}, which means nothing to this app: it is left out.")
+def say_unknown(page: str) -> None:
+    """Say which names in the address this page does not read: no page does, or another one."""
+    here = [name for name in st.query_params if not _reads(page, name)]
+    strange = [name for name in here if not any(_reads(other, name) for other in READ)]
+    elsewhere = [name for name in here if name not in strange]
+    if strange:
+        warn(f"The link has {_listed(strange)}, which means nothing to this app: it is left out.")
+    if elsewhere:
+        warn(
+            f"The link has {_listed(elsewhere)}, which another page reads: it changes nothing here."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    said = ", ".join(f"“{brief(name)}”" for name in names[:3])
+    return said + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def brief(text: str) -> str:

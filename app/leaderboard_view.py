@@ -19,6 +19,7 @@ from mansu.sweep.board import given, interval, stands
 Row = Mapping[str, Any]
 
 TALLEST, ROW, HEAD = 400, 35, 37  # pixels of the table, of a row of it, of its head
+LETTER, MARGIN, WIDEST = 6.8, 20, 400  # pixels of a letter, beside a cell's text, of a column
 
 
 def label(row: Row) -> str:
@@ -56,6 +57,13 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 def height(rows: Sequence[Row]) -> int:
     """Pixels of that table: all rows where they are few, else some of them."""
     return min(TALLEST, ROW * len(rows) + HEAD)
+
+
+def widths(shown: pd.DataFrame) -> dict[str, int]:
+    """Pixels of each column of text, by its longest: the table itself measures its first rows."""
+    texts = shown.select_dtypes(exclude="number")
+    longest = {str(name): max(map(len, [str(name), *map(str, texts[name])])) for name in texts}
+    return {name: min(WIDEST, round(LETTER * n) + MARGIN) for name, n in longest.items()}
 
 
 def _status(status: str | None) -> str:

@@ -48,6 +48,6 @@ page = st.navigation(groups)
 st.set_page_config(f"{page.title} · MANSU")
 if access.granted():
     bar.draw()
-    tour.draw(page.url_path or STEPS[0][0])
-    address.say_unknown()
+    tour.draw(name := page.url_path or STEPS[0][0])
+    address.say_unknown(name)
     page.run()

@@ -8,6 +8,27 @@
       ? history.replaceState(state, title, url)
       : push(state, title, url);
 
+  // What the address says is seen at once: the projector's type is large before Streamlit draws, and
+  // another view or step of the lesson, and what is shown of an answer, begins at its top.
+  let before;
+  const follow = () => {
+    const asked = new URLSearchParams(location.search);
+    document.documentElement.classList.toggle("projector", asked.get("projector") === "on");
+    const of = [...asked].filter(([name]) => /^(view|step|my-.*)$/.test(name));
+    const now = String(of.sort());
+    if (now !== before) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+    before = now;
+  };
+  for (const name of ["pushState", "replaceState"]) {
+    const change = history[name].bind(history);
+    history[name] = (...what) => {
+      change(...what);
+      follow();
+    };
+  }
+  addEventListener("popstate", follow);
+  follow();
+
   // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
   const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
   addEventListener("beforeprint", () =>

@@ -13,6 +13,7 @@ from mansu.errors import BadInputError
 from mansu.evidence.verdict import LIMITS, Thresholds
 from mansu.job.judging import originals
 from mansu.job.runs import Run
+from mansu.report import dossier
 from mansu.settings import Setting, settings_of, typed_in
 from mansu.show import numbers
 
@@ -42,7 +43,7 @@ def moved(run: Run) -> dict[str, float]:
             linked = {name: _linked(known[name]) for name in LIMITS}
         columns = st.columns(2)
         for i, name in enumerate(LIMITS):
-            with columns[i % 2].container(gap=None):
+            with columns[i % 2].container(gap="xsmall"):
                 value = _slider(run, known[name], before[name], linked[name])
             if not isclose(value, before[name], abs_tol=1e-9):
                 changes[name] = value
@@ -58,13 +59,7 @@ def moved(run: Run) -> dict[str, float]:
 def told(run: Run, changes: dict[str, float]) -> str:
     """Which thresholds are not the original ones, a sentence."""
     before = asdict(originals(run))
-    parts = [
-        f"{title.lower()} {numbers.amount(changes[name], unit).lstrip('+')} "
-        f"(originally {numbers.amount(before[name], unit).lstrip('+')})"
-        for name, (title, unit) in LIMITS.items()
-        if name in changes
-    ]
-    return f"Judged by moved thresholds: {'; '.join(parts)}."
+    return f"Judged by moved thresholds: {dossier.moved({**before, **changes}, before)}."
 
 
 def _key(run: Run, name: str) -> str:

@@ -79,7 +79,7 @@ def answer(run: Run, methods: list[str]) -> None:
         )
     found = asking.answers(run, methods, prompt, right, tokens)
     subject, titles = state.session(run).subject, {m: names.title(run, m) for m in methods}
-    st.html(ask_view.cards(subject, found, titles, own=text == OWN_WORDS))
+    st.container(key="answers").html(ask_view.cards(subject, found, titles, own=text == OWN_WORDS))
     st.caption(words.help("difference"))
     if fact is not None and fact.row in state.session(run).pairs.rows:
         st.page_link(

@@ -23,7 +23,7 @@ def result(run: Run) -> None:
         return
     attribution = run.attribution()
     graph = attribution.layout
-    a, b, c, d = st.columns(4)
+    a, b, c, d = st.container(key="metrics").columns(4)
     a.metric(
         "Clean metric",
         f"{attribution.clean:+.2f}",
@@ -41,7 +41,7 @@ def result(run: Run) -> None:
         percent(share),
         help="Σ |score| of the 100 strongest edges ÷ Σ |score| of all: how concentrated it is.",
     )
-    left, right = st.columns(2)
+    left, right = st.container(key="where").columns(2)
     with left:
         st.header(
             "Where the behaviour lives",
@@ -94,12 +94,12 @@ if run is None:
         "quantises the result and judges it."
     )
     new_run.form(None)
-elif (
-    state.switch("Show", [links.RESULT, links.NEW], "view", label_visibility="collapsed")
-    == links.NEW
-):
-    new_run.form(run)
 else:
-    with state.show_errors():
-        result(run)
-    model_card(run)
+    with st.container(key="show"):
+        view = state.switch("Show", [links.RESULT, links.NEW], "view", label_visibility="collapsed")
+    if view == links.NEW:
+        new_run.form(run)
+    else:
+        with state.show_errors():
+            result(run)
+        model_card(run)

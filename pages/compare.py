@@ -40,7 +40,7 @@ def differences(sides: Sequence[Side]) -> None:
         st.markdown(f"- {words.plain(sentence)}")
     if any(found.differences):
         table = found.differences_table()
-        st.table(table.columns)
+        st.container(key="differences").table(table.columns)
         st.caption(" ".join(table.notes))
 
     def values() -> None:

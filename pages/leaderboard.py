@@ -33,7 +33,7 @@ def none_yet() -> None:
         "A sweep makes many edits by itself: each method, with each of its settings, on each task "
         "and model. Write down which in a file, `grid.toml`:"
     )
-    st.code(GRID, language=None)  # the colours of its parts lack contrast
+    st.container(key="grid").code(GRID, language=None)  # the colours of its parts lack contrast
     st.markdown("Then run this; the edits are shown here as they come:")
     st.code("mansu sweep grid.toml --workers 2", language=None)
 
@@ -93,13 +93,14 @@ with state.show_errors():
         "by it."
     )
     best = ranked(rows)
-    points = st.column_config.NumberColumn(format="%.1f")
+    shown, points = view.table(best), st.column_config.NumberColumn(format="%.1f")
+    texts = {name: st.column_config.TextColumn(width=w) for name, w in view.widths(shown).items()}
     st.dataframe(
-        view.table(best),
+        shown,
         hide_index=True,
         key="board",
         height=view.height(best),  # said, so that its place is kept while it loads
-        column_config=dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
+        column_config=texts | dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
     )
     if failed := view.failures(rows):
         with st.expander(f"Why {len(failed)} could not be made"):

@@ -36,7 +36,8 @@ def numbers(survival: Survival) -> None:
         ("Weights moved", f"{survival.moved:,}", "moved"),
         ("Bystanders", f"{survival.bystanders:,}", "bystanders"),
     )
-    columns = st.columns(4) + st.columns(4)
+    place = st.container(key="metrics")
+    columns = place.columns(4) + place.columns(4)
     for column, (label, value, key) in zip(columns, shown, strict=True):
         column.metric(label, value, help=words.help(key))
 

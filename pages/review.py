@@ -16,7 +16,6 @@ from app.components.figure import figure
 from app.folded import folded
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
-from mansu.evidence.verdict import ABOUT
 from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report import changes, rows, svg
@@ -27,6 +26,9 @@ from mansu.report.page import accuracies, bins, page, told
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
+JUST = "signed just now"
+"""Key of the session: the run and the edit whose signature has to be confirmed."""
+
 
 def table(found: Table) -> None:
     st.table(found.columns)
@@ -36,7 +38,11 @@ def verdict(found: Dossier) -> None:
     """The verdict with everything that each property asks."""
     judged = found.judged
     st.header("Verdict", help=f"Passed only if all four are. {words.help('decided')}")
-    st.markdown(f"Together: **{judged.status}** ({judged.counts}).")
+    signed = "Nobody has signed it yet" if found.signed is None else found.signed.decision
+    st.markdown(
+        f"Together: **{judged.status}** ({judged.counts}). {capitalised(signed)}: see the "
+        "[decision](#decision) below the evidence."
+    )
     for p in judged.properties:
         with st.container(border=True):
             st.markdown(
@@ -48,43 +54,57 @@ def verdict(found: Dossier) -> None:
                 folded(label, partial(table, rows.checks(p)))
 
 
-def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
-    """The reviewer's decision, and the form that makes it."""
-    st.header("Decision")
+def decided(found: Dossier) -> None:
+    """Who has signed, and what must be known of it."""
     signed = found.signed
     if signed is None:
         st.info("Nobody has signed this edit yet.", icon=":material/edit_document:")
-    else:
-        who = f"{signed.decision}: {signed.name}, {signed.date}"
-        draw = st.success if signed.decision == "accepted" else st.warning
-        draw(words.plain(capitalised(who)), icon=":material/edit_document:")
-        if signed.decision == "accepted" and found.status != "passed":
-            st.warning(f"Accepted although the verdict is {found.status}.")
-        if signed.seen != found.status:
-            st.warning(f"It was signed when the verdict was {signed.seen}.")
-    before = {} if signed is None else signed.notes
-    with st.expander("Sign" if signed is None else "Sign anew"), st.form("sign"):
-        decision = st.radio("Decision", DECISIONS, index=None, horizontal=True)
-        name = st.text_input("Your name", "" if signed is None else signed.name)
-        notes = {
-            key: st.text_area(f"Note on {title}", before.get(key, ""), height=80)
-            for key, title in ABOUT.items()
-        }
-        if not st.form_submit_button("Sign", icon=":material/edit_document:"):
+        return
+    draw = st.success if signed.decision == "accepted" else st.warning
+    who = capitalised(f"{signed.decision}: {signed.name}, {signed.date}")
+    draw(words.plain(who), icon=":material/edit_document:")
+    for said in of.remarks(found):
+        st.warning(said)
+
+
+def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
+    """The reviewer's decision, and the form that makes it."""
+    st.header("Decision")
+    with st.container():  # the box below stays open when something is added here
+        decided(found)
+    before = {} if found.signed is None else found.signed.notes
+    with st.expander("Sign"):
+        with st.form("sign"):
+            decision = st.radio(
+                "Decision", DECISIONS, index=None, horizontal=True, format_func=capitalised
+            )
+            name = st.text_input("Your name", "" if found.signed is None else found.signed.name)
+            notes = {
+                p.name: st.text_area(
+                    f"Note on {p.title} ({p.status})", before.get(p.name, ""), height=80
+                )
+                for p in found.judged.properties
+            }
+            pressed = st.form_submit_button("Sign", icon=":material/edit_document:")
+        just = st.session_state.pop(JUST, None) == (run.name, method)
+        if just and found.signed is not None:
+            st.success("Signed, and kept with the run. The files below hold it.")
+        if not pressed:
             return
         if decision is None:
             st.error("Choose a decision, then sign.", icon=":material/error:")
-        else:
-            with state.show_errors():
-                said = {key: note.strip() for key, note in notes.items() if note.strip()}
-                today = date.today().isoformat()
-                review = Review(decision, name, today, found.judged.status, said, changes)
-                run.save({"review": review}, method)
-                st.rerun()
+            return
+        with state.show_errors():
+            said = {key: note.strip() for key, note in notes.items() if note.strip()}
+            today = date.today().isoformat()
+            review = Review(decision, name, today, found.judged.status, said, changes)
+            run.save({"review": review}, method)
+            st.session_state[JUST] = run.name, method
+            st.rerun()
 
 
 def evidence(found: Dossier) -> None:
-    """What was asked, accuracies, histogram, facts, attacks."""
+    """What was asked, accuracies, histogram, facts, attacks, limits."""
     st.header("What was asked")
     st.table(of.about_table(found).columns)
     st.header("Accuracy", help=words.help("accuracy"))
@@ -124,6 +144,9 @@ def evidence(found: Dossier) -> None:
     else:
         table(tried)
 
+    st.header("What the verdict does not say")
+    st.markdown("\n".join(f"- {limit}" for limit in found.limits))
+
 
 def edges(found: changes.Changes) -> None:
     table(changes.edges_table(found))
@@ -131,9 +154,7 @@ def edges(found: changes.Changes) -> None:
 
 
 def repeat(found: Dossier) -> None:
-    """Limits, commands, files."""
-    st.header("What the verdict does not say")
-    st.markdown("\n".join(f"- {limit}" for limit in found.limits))
+    """Commands, versions, files."""
     st.header("How to repeat it")
     st.code("\n".join(found.commands), language=None, wrap_lines=True)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
@@ -200,11 +221,11 @@ method = state.choose("Edit", run.edits(), "edit", format_func=partial(names.tit
 with state.show_errors():
     moved = thresholds.moved(run)
     found = dossier(run, method, moved)
-    take_along(run, method, found)
     verdict(found)
     folded("The thresholds", lambda: table(of.thresholds_table(found)))
-    sign(run, method, found, moved)
     evidence(found)
+    sign(run, method, found, moved)
+    take_along(run, method, found)
     repeat(found)
     with state.show_errors():
         against(run, method, found)

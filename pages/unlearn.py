@@ -86,7 +86,8 @@ def manage(run: Run, name: str) -> None:
 def result(run: Run, method: str) -> None:
     """What the method did."""
     history = run.history(method)
-    columns = [column.container(gap=None) for column in st.columns(4)]
+    place = st.container(key="metrics")
+    columns = [column.container(gap=None) for column in place.columns(4)]
     moved = f"{percent(history['fraction'])} of all"
     columns[0].metric("Weights moved", f"{history['moved']:,}", help=words.help("moved"))
     columns[0].caption(moved)

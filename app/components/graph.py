@@ -148,7 +148,8 @@ def draw(
         on_view, on_marks: called when the browser has told a view (``heard``) or marks
             (``marked``).
     """
-    _mount(key=key, data=dict(data), on_view_change=on_view, on_marks_change=on_marks)
+    with st.container(key="circuit-graph"):  # the style knows how high it is before it is there
+        _mount(key=key, data=dict(data), on_view_change=on_view, on_marks_change=on_marks)
 
 
 def marks_of(run: Run) -> Marks:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app.lesson import figures, real
 from app.lesson.bench import Bench
-from app.lesson.step import Answer, Link, Outcome, Step, between, first
+from app.lesson.step import Answer, Link, Outcome, Step, apart, between, first
 from app.lesson.weights import committed
 from mansu.show.numbers import between as with_interval
 from mansu.show.numbers import number, percent
@@ -76,8 +76,8 @@ REACH = Step(
     key="reach",
     title="One training step",
     question="How far does training move a weight?",
-    story="*Unlearning* trains a model to stop giving some answers, here the colours, and to "
-    "keep the rest. The change that it makes is called an *edit*. Training moves nearly every "
+    story="**Unlearning** trains a model to stop giving some answers, here the colours, and to "
+    "keep the rest. The change that it makes is called an **edit**. Training moves nearly every "
     "weight, each by very little. Two edits are made for you now: one at the usual rate for real "
     "models (gentle), one pushed until this small model forgets (strong).",
     minutes=2,
@@ -157,7 +157,7 @@ def _outcome_flip(bench: Bench, answer: Answer) -> Outcome:
     return Outcome(
         said=percent(said),
         truth=percent(share),
-        difference=f"{100 * (said - share):+.1f} points",
+        difference=apart(100 * said, 100 * share, "points", 1),
         lesson=f"Not all is lost: {percent(share)} of the codes flip, about the "
         f"{percent(expected)} to be expected. Each flip overshoots by most of a bin, so on average "
         f"{percent(kept, 0)} of the edit is still there, {drowned}: what 4 bits add is "
@@ -250,7 +250,7 @@ def _outcome_deploy(bench: Bench, answer: Answer) -> Outcome:
     return Outcome(
         said=percent(said, 0),
         truth=percent(nf4, 0),
-        difference=f"{100 * (said - nf4):+.0f} points",
+        difference=apart(100 * said, 100 * nf4, "points"),
         lesson="Forgetting that was measured in full precision only is a promise: this edit goes "
         f"from {percent(worst.full['forget'].accuracy, 0)} to {percent(nf4, 0)} when it is stored "
         "in 4 bits. It is the worst case: no move may leave its bin. The strong training on this "

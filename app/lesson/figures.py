@@ -137,7 +137,7 @@ def ratios(edits: Mapping[str, Survival], guess: float) -> go.Figure:
     )
     figure.update_xaxes(
         type="log",
-        title="Bin width ÷ update<br>(dashed: as wide as the bin; grey: medians in the paper)",
+        title="Bin width ÷ update<br>(dashed: as wide as the bin;<br>grey: medians in the paper)",
         range=[-1, 4],
     )
     figure.update_yaxes(title="share of moved weights", tickformat=".0%", rangemode="tozero")

@@ -112,9 +112,9 @@ FLOOR = Step(
     key="floor",
     title="The floor",
     question="What does a floor under each move guarantee?",
-    story="*MANSU* moves only the circuit's weights, and has one more rule: a weight moves to the "
-    "middle of another bin, or stays exactly where it is. It was run on this model just now. It "
-    "looked at NF4 and at other ways to store weights.",
+    story="**MANSU** moves only the circuit's weights, and has one more rule: a weight moves to "
+    "the middle of another bin, or stays exactly where it is. It was run on this model just "
+    "now. It looked at NF4 and at other ways to store weights.",
     minutes=2,
     ask="If every move ends in the middle of another bin: how many can be lost?",
     notes="Point at the line below the bars: it is the weight that everybody dragged in step 1.",
@@ -138,6 +138,12 @@ MODEL_TITLES = {"mansu": "MANSU", "suppressor": "a suppressor", "same": "both at
 def _letters() -> dict[str, str]:
     """Which model is A and which B: by the toss of a coin for each student."""
     return dict(zip(MODELS if coin() else MODELS[::-1], ("A", "B"), strict=True))
+
+
+def _named(choice: str) -> str:
+    """A choice with the letter that the student knows it by."""
+    letter = _letters().get(choice)
+    return f"model {letter}: {MODEL_TITLES[choice]}" if letter else MODEL_TITLES[choice]
 
 
 def _predict_hidden(bench: Bench) -> Answer | None:
@@ -217,8 +223,8 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
     last = {name: bench.relearned(name).curve[-1].accuracy for name in (*MODELS, "ablation")}
     steps = bench.relearned("mansu").steps
     return Outcome(
-        said=MODEL_TITLES[said],
-        truth=MODEL_TITLES[truth],
+        said=_named(said),
+        truth=_named(truth),
         difference="right" if said == truth else "the other way",
         lesson="Equal answers, different models. After one step the suppressor is back at "
         f"{percent(one['suppressor'], 0)}, MANSU at {percent(one['mansu'], 0)}; after {steps}, "
@@ -236,7 +242,7 @@ HIDDEN = Step(
     title="Gone, or only hidden?",
     question="Two models get as many colours right: which one still knows them?",
     story="One of these two models was edited by MANSU, the other only taught to keep quiet about "
-    "the answer at the last moment (a *suppressor*). They are not labelled.",
+    "the answer at the last moment (a **suppressor**). They are not labelled.",
     minutes=2,
     ask="How would you find out whether somebody has forgotten, or only does not say?",
     notes="Everybody has another labelling: ask “the quiet one or the other?”. Say what MANSU's "
@@ -302,7 +308,6 @@ def _predict_sign(bench: Bench) -> Answer | None:
             choice = st.segmented_control(
                 f"Your verdict on {p.title}",
                 MARKS,
-                format_func=_said,
                 label_visibility="collapsed",
                 key=f"lesson sign {edit} {p.name}",
             )
@@ -311,11 +316,6 @@ def _predict_sign(bench: Bench) -> Answer | None:
     st.caption(f"Words: {', '.join(glossary.link(word) for word in words_of)}.")
     lacking = "" if len(given) == len(ABOUT) else f"{len(given)} of {len(ABOUT)} given."
     return (edit, *given) if committed("sign", lacking) else None
-
-
-def _said(mark: str) -> str:
-    """A student's verdict, as its button says it."""
-    return "cannot tell" if mark == "undecided" else mark
 
 
 def _capital(text: str) -> str:
@@ -329,7 +329,7 @@ def _reveal_sign(bench: Bench, answer: Answer) -> None:
     st.table(
         {
             "Property": [_capital(p.title) for p in verdict.properties],
-            "You": [_said(str(mark)) for mark in given],
+            "You": [str(mark) for mark in given],
             "Measured": [p.status for p in verdict.properties],
             "Decided by": [str(p.worst) for p in verdict.properties],
         }
@@ -355,7 +355,7 @@ def _outcome_sign(bench: Bench, answer: Answer) -> Outcome:
     same, kind, strict = compared(verdict, answer[1:])
     below = verdict.forgetting.details.get("forget", {}).get("after", 1.0) < CHANCE - 0.1
     return Outcome(
-        said=", ".join(_said(str(mark)) for mark in answer[1:]),
+        said=", ".join(map(str, answer[1:])),
         truth=", ".join(p.status for p in verdict.properties),
         difference=f"{same} as measured, {kind} too kind, {strict} too strict",
         lesson=f"A verdict is {len(ABOUT)} intervals, not a feeling. Together this one, "
@@ -372,7 +372,8 @@ SIGN = Step(
     title="Would you sign?",
     question="Would you sign that this edit has forgotten, for good, at no cost?",
     story="Three unlabelled edits, four properties, and what was measured of each. Choose an edit, "
-    "read, and give your verdict by property. “Cannot tell” is a verdict, too.",
+    "read, and give your verdict by property. “Undecided”, that it "
+    "cannot be told, is a verdict, too.",
     minutes=2,
     ask="Which single number would you want to see before you sign?",
     notes="The edit that was trained anew is what perfect unlearning would give; on this toy it is "

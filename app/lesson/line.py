@@ -180,5 +180,6 @@ def line(
         "fixed": fixed,
         "ends": ["−1: minus the largest", "the block's largest: 1"],
     }
-    found = _mount(key=key, data=data, default={"value": start}, on_value_change=lambda: None)
+    with st.container(key=f"code-{key}"):  # its place is kept: the style knows how high it is
+        found = _mount(key=key, data=data, default={"value": start}, on_value_change=lambda: None)
     return float(found.value if not fixed and found.value is not None else start)

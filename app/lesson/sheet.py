@@ -32,7 +32,8 @@ def page(done: Sequence[tuple[Step, Outcome]], of: int, model: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<title>Why forgetting comes back: my sheet</title></head>"
         '<body style="font-family: system-ui, sans-serif">'
-        f"<h1>Why forgetting comes back</h1>{body(done, of, model)}</body></html>"
+        "<h1>Why forgetting comes back</h1><p>Name: ____________________ Date: ____________</p>"
+        f"{body(done, of, model)}</body></html>"
     )
 
 

@@ -96,6 +96,18 @@ def between(answer: Answer, *ends: tuple[float, float]) -> bool:
     )
 
 
+def apart(said: float, truth: float, unit: str, digits: int = 0, way: str = "high low") -> str:
+    """How far a prediction is from what was measured, and to which side.
+
+    Args:
+        unit: what both count. way: words for too much of it and too little.
+    """
+    far, (more, less) = abs(said - truth), way.split()
+    if round(far, digits) == 0:
+        return "exactly"
+    return f"{far:.{digits}f} {unit} too {more if said > truth else less}".replace("  ", " ")
+
+
 def first(answer: Answer) -> float:
     """The number that an answer begins with."""
     return float(answer[0])

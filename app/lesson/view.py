@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import access, address, state, words
 from app.lesson import STEPS, answers, bench, figures, real, sheet
@@ -17,15 +18,6 @@ from mansu.progress import Step as Done
 from mansu.show.numbers import number
 
 NUMBERS = tuple(str(i) for i in range(1, len(STEPS) + 1))
-LARGE = """<style>
-html { font-size: 24px !important; }
-section[data-testid="stSidebar"] { display: none; }
-[data-testid="stMainBlockContainer"] { max-width: 80rem; margin: auto; padding-top: 0.75rem; }
-[data-testid="stHeader"] { background: transparent; }
-[data-testid="stHeading"] h1 { font-size: 1.5rem; padding: 0.5rem 0; }
-[data-testid="stHeading"] h2 { padding: 0; }
-.st-key-view label, .st-key-step label { position: absolute; clip-path: inset(50%); }
-</style>"""
 PRINTED = """<style>@media print {
   [data-testid="stSidebar"], [data-testid="stHeader"], [data-testid="stToolbar"],
   .stButton, .stDownloadButton, .stButtonGroup, .stCheckbox, .stSlider { display: none !important; }
@@ -39,7 +31,7 @@ def shared() -> Bench:
 
 
 def projector() -> None:
-    """The switch to large type, for a class to read."""
+    """The switch to large type, for a class to read: ``page.css`` has it, by the address."""
     name = "projector"
     if name not in st.session_state:
         asked = st.query_params.get(name)
@@ -52,17 +44,17 @@ def projector() -> None:
     st.session_state[figures.PROJECTED] = large
     if large:
         st.query_params[name] = "on"
-        st.html(LARGE)
     elif name in st.query_params:
         del st.query_params[name]
 
 
-def lesson() -> None:
+def lesson(head: DeltaGenerator) -> None:
     """One step, with what comes before and after it."""
-    chosen = state.switch("Step", NUMBERS, "step")
-    place = NUMBERS.index(chosen)
+    with head:
+        place = NUMBERS.index(state.switch("Step", NUMBERS, "step"))
     step = STEPS[place]
-    st.caption(f"Step {place + 1} of {len(STEPS)} · about {step.minutes:g} minutes")
+    if not st.session_state[figures.PROJECTED]:
+        st.caption(f"Step {place + 1} of {len(STEPS)} · about {step.minutes:g} minutes")
     st.header(f"{place + 1}. {step.question}")
     st.markdown(step.story)
     with state.show_errors():
@@ -165,7 +157,7 @@ def run_for(step: Step, made: Bench) -> Run | None:
 
 
 def _onward(place: int) -> None:
-    left, right = st.columns(2)
+    left, right = st.container(key="lesson-onward").columns(2)
     if place and left.button(
         "Back", key="step back", icon=":material/arrow_back:", width="stretch"
     ):
@@ -193,7 +185,7 @@ def answered(made: Bench) -> list[tuple[Step, Outcome]]:
     return found
 
 
-def my_sheet() -> None:
+def my_sheet(_: DeltaGenerator) -> None:
     """What the student said and what was measured, to print or to keep."""
     made = shared()
     st.html(PRINTED)
@@ -219,7 +211,7 @@ def my_sheet() -> None:
         st.rerun()
 
 
-def teacher() -> None:
+def teacher(_: DeltaGenerator) -> None:
     """Minutes, the question to ask, notes, and what the class said."""
     if not access.granted_to_teacher():
         return
@@ -265,13 +257,15 @@ VIEWS = {"Lesson": lesson, "My sheet": my_sheet, "Teacher": teacher}
 
 
 def show() -> None:
-    """The view that is chosen, once for the page."""
-    left, right = st.columns([3, 1], vertical_alignment="bottom")
-    with left:
-        chosen = state.switch("View", tuple(VIEWS), "view")
-    with right:
-        projector()
+    """The view that is chosen, once for the page; each may add to the row at the head."""
+    # Each in a place of its own, whose size the style knows before the control is there.
+    with st.container(horizontal=True, vertical_alignment="bottom", key="lesson-head"):
+        with st.container(width="content", key="lesson-view"):
+            chosen = state.switch("View", tuple(VIEWS), "view")
+        head = st.container(width="content", key="lesson-step")
+        with st.container(width="content", key="lesson-large"):
+            projector()
     try:
-        VIEWS[chosen]()
+        VIEWS[chosen](head)
     except MansuError as error:
         st.error(words.plain(str(error)), icon=":material/error:")

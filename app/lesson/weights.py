@@ -7,7 +7,7 @@ import streamlit as st
 from app.lesson import figures
 from app.lesson.bench import Bench
 from app.lesson.line import line
-from app.lesson.step import Answer, Link, Outcome, Step, between, first
+from app.lesson.step import Answer, Link, Outcome, Step, apart, between, first
 from mansu.quant import BOUNDARIES, CODES, NF4
 from mansu.quant.block import Bin, stretched
 from mansu.show.numbers import number, percent
@@ -28,7 +28,7 @@ def committed(step: str, lacking: str = "") -> bool:
     """
     if lacking:
         st.caption(lacking)
-    return st.button(
+    return st.container(key="lesson-keep").button(
         SHOW, key=f"keep {step}", type="primary", icon=":material/lock:", disabled=bool(lacking)
     )
 
@@ -97,10 +97,10 @@ LINE = Step(
     key="line",
     title="One weight",
     question="How far must this weight move before 4 bits notice?",
-    story="A model is numbers, called *weights*. To save memory, each is stored in 4 bits: it gets "
-    f"the nearest of {len(LEVELS)} *codes*, the marks below. (The usual set of codes is called "
-    "NF4.) This is a real weight of a small model that knows the colours of invented things. "
-    "Drag it to where you think its code changes.",
+    story="A model is numbers, called **weights**. To save memory, each is stored in 4 bits: it "
+    f"gets the nearest of {len(LEVELS)} **codes**, the marks below. (The usual set of codes is "
+    "called NF4.) This is a real weight of a small model that knows the colours of invented "
+    "things. Drag it to where you think its code changes.",
     minutes=2,
     ask="Is there a code exactly where the weight is? So what will be stored?",
     notes="Let somebody drag it on the screen. The boundary lies halfway between two codes, not at "
@@ -179,7 +179,7 @@ def _outcome_block(bench: Bench, answer: Answer) -> Outcome:
     return Outcome(
         said=f"{guess} of {others}",
         truth=f"{changed} of {others}",
-        difference=f"{guess - changed:+d}",
+        difference=apart(guess, changed, "", way="many few"),
         lesson=f"Bins belong to blocks: one weight that grew by {percent(growth, 0)} gave "
         f"{changed} others another code, though they did not move. Moving the largest moves "
         "everybody.",
@@ -194,7 +194,7 @@ BLOCK = Step(
     key="block",
     title="A block",
     question=f"What do its {NF4.blocksize - 1} neighbours have to do with it?",
-    story=f"Weights are stored in *blocks* of {NF4.blocksize}. Each is divided by the largest of "
+    story=f"Weights are stored in **blocks** of {NF4.blocksize}. Each is divided by the largest of "
     "its block before it gets a code, so that largest weight sets how wide everybody's bins are.",
     minutes=2,
     ask="If the ruler gets longer, do the people it measures get shorter?",

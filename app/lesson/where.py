@@ -212,9 +212,9 @@ NODES = Step(
     key="nodes",
     title="Which weights?",
     question="Which parts of the model carry the colours?",
-    story="A model is layers; each has a few *heads*, which move information between words, and an "
-    "*MLP*, which works on one word. *Attribution* measures how much each part contributes to an "
-    f"answer. Find {SILENCED} parts without which the colours are gone.",
+    story="A model is layers; each has a few **heads**, which move information between words, and "
+    "an **MLP**, which works on one word. **Attribution** measures how much each part contributes "
+    f"to an answer. Find {SILENCED} parts without which the colours are gone.",
     minutes=2,
     ask="Where would you look up a colour: early or late? In a head or in an MLP?",
     notes="Most parts can be switched off unnoticed. The ones that matter matter for everything: "

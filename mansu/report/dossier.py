@@ -165,7 +165,7 @@ class Dossier:
         """
         try:
             found = _ADAPTER.validate_json(text, strict=True, extra="forbid")
-            _ = found.judged, found.signed, found.held_against
+            _ = found.judged, found.held_against, remarks(found)
             for values in [*found.accuracies.values(), *(found.attacks or {}).values()]:
                 _ = [interval(value) for value in values]
         except ValidationError as error:
@@ -381,6 +381,35 @@ def thresholds_table(found: Dossier) -> Table:
         shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now, first))
         rows.append((title, shown, was, "the original" if now == first else "MOVED"))
     return Table(("Threshold", "Here", "Originally", "Moved?"), rows, align="<>><")
+
+
+def moved(now: Mapping[str, float], first: Mapping[str, float]) -> str:
+    """Which thresholds are not the original ones, and what they were."""
+    parts = []
+    for name, (title, unit) in LIMITS.items():
+        if now[name] != first[name]:
+            shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now[name], first[name]))
+            parts.append(f"{title.lower()} {shown} (originally {was})")
+    return "; ".join(parts)
+
+
+def remarks(found: Dossier) -> list[str]:
+    """What whoever reads a signature must know of it, a sentence each.
+
+    Raises:
+        BadInputError: the signature, or a threshold that it was made by, cannot be.
+    """
+    signed, said = found.signed, []
+    if signed is None:
+        return said
+    if signed.decision == "accepted" and found.status != "passed":
+        said.append(f"Accepted although the verdict is {found.status}.")
+    if signed.seen != found.status:
+        said.append(f"It was signed when the verdict was {signed.seen}.")
+    then = asdict(found.held_against[1].moved(signed.thresholds))
+    if by := moved(then, found.originals):
+        said.append(f"It was signed by moved thresholds: {by}.")
+    return said
 
 
 def facts_table(found: Dossier, kinds: Sequence[str]) -> Table:

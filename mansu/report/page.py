@@ -17,19 +17,22 @@ from mansu.report.dossier import (
     accuracy_table,
     attacks_table,
     counts_table,
-    facts_table,
     failing,
     files_table,
     interval,
+    moved,
+    remarks,
     thresholds_table,
 )
-from mansu.show.numbers import number, percent
+from mansu.report.flips import Flip
+from mansu.show.numbers import many, number, percent
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 from mansu.tasks.facts import CHANCE
 
 STYLE = """
-@page { size: A4; margin: 16mm; }
+@page { size: A4; margin: 14mm; @bottom-right { font: 8pt system-ui, sans-serif;
+  content: counter(page) " of " counter(pages); } } /* a signature is for every page */
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 720px; margin: 2rem auto; padding: 0 1rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2rem; border-bottom: 1px solid #8888; }
@@ -42,13 +45,34 @@ th, td { border-bottom: 1px solid #8885; padding: .25rem .5rem; vertical-align: 
   overflow-wrap: anywhere; }
 td { min-width: 5rem; } /* no word of a set's name is broken */
 td:first-child, th { overflow-wrap: normal; }
+@media print, (min-width: 600px) {
+  td[style*="right"] { white-space: nowrap; } } /* a number stays with its unit */
 .wide th[scope="row"] { white-space: nowrap; }
 thead tr, tbody tr:first-child { break-after: avoid; } /* no head alone at a page's foot */
 .wide { overflow-x: auto; }
+.columns { columns: 2 20rem; column-gap: 2rem; }
+.columns table { margin-top: 0; }
+.facts { columns: 3 13rem; column-gap: 1.5rem; margin: .3rem 0 .8rem; padding: 0; font-size: 13px;
+  list-style: none; }
+.facts li { break-inside: avoid; white-space: pre-line; overflow-wrap: anywhere;
+  padding-left: 1em; text-indent: -1em; }
+.split { margin: .6rem 0 0; break-after: avoid; font-size: 13px; font-weight: 700; }
+@media screen and (max-width: 599px) { table { font-size: 12px; }
+  th, td { padding: .25rem .2rem; } td { min-width: 0; }
+  td:not(:last-child) { overflow-wrap: normal; }
+  .wide th[scope="row"] { white-space: normal; }
+  .files th { overflow-wrap: anywhere; } }
 code, pre { font: 12.5px/1.5 ui-monospace, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .status { font-weight: 700; } .moved { border: 2px solid #c25400; padding: .4rem .8rem; }
-@media print { body { margin: 0; max-width: none; font-size: 11pt; }
+@media print { body { margin: 0; padding: 0; max-width: none; font-size: 9.5pt; line-height: 1.4; }
+  h1 { font-size: 17pt; margin: 0; } h2 { font-size: 13pt; margin: 14pt 0 6pt; }
+  h3 { font-size: 10.5pt; margin: 9pt 0 3pt; } p, ul { margin: 3pt 0; }
+  table, figcaption, .facts, .split { font-size: 8pt; line-height: 1.3; }
+  th, td { padding: 1.5pt 5pt; } code, pre { font-size: 8pt; } pre { margin: 3pt 0; }
+  figure { margin: 3pt 0; } figure svg { max-height: 120mm; } .circuit svg { max-height: 155mm; }
+  p:has(+ figure) { break-after: avoid; } td:empty { height: 14mm; } /* to write in by hand */
+  .columns { columns: 2; } .facts { columns: 3; } summary { break-after: avoid; }
   details > * { display: block; } .wide { overflow: visible; }
   details::details-content { content-visibility: visible; } } /* paper has what is folded, too */
 """
@@ -90,7 +114,8 @@ def _verdict(found: Dossier) -> str:
     if found.original is not None:
         parts.append(
             '<p class="moved"><strong>Judged by moved thresholds.</strong> By the original ones: '
-            f"{escape(str(found.original['status']))}.</p>"
+            f"{escape(str(found.original['status']))}. Moved: "
+            f"{escape(moved(found.thresholds, found.originals))}.</p>"
         )
     for p in verdict.properties:
         parts.append(
@@ -109,17 +134,16 @@ def _verdict(found: Dossier) -> str:
 def _review(found: Dossier) -> str:
     signed = found.signed
     if signed is None:
+        blank = [(capitalised(title), "") for title in ABOUT.values()]
         return (
-            "<p>Not signed.</p>"
-            + _wide(Table(("Property", "Note"), [(capitalised(t), "") for t in ABOUT.values()]))
-            + "<p>Decision: ____________________ Name: ____________________ Date: ____________</p>"
+            f"<p>Not signed.</p>{_wide(Table(('Property', 'Note'), blank, align='<<'))}"
+            "<p>Decision: ____________________ Name: ____________________ Date: ____________</p>"
         )
     text = (
         f'<p><span class="status">{escape(signed.decision.capitalize())}</span>, '
         f"{escape(signed.name)}, {escape(signed.date)}; the verdict was then: {signed.seen}.</p>"
     )
-    if signed.seen != found.status:
-        text += '<p class="moved">The verdict shown here is another one.</p>'
+    text += "".join(f'<p class="moved">{escape(said)}</p>' for said in remarks(found))
     notes = [(capitalised(ABOUT[name]), note) for name, note in _notes(signed)]
     return text + (_wide(Table(("Property", "Note"), notes, align="<<")) if notes else "")
 
@@ -132,7 +156,7 @@ def _asked(found: Dossier) -> str:
     settings = tables.settings({**found.about.run_settings, **found.about.settings})
     return (
         _wide(about_table(found))
-        + f"<details><summary>Settings</summary>{_wide(settings)}</details>"
+        + f"<details><summary>Settings</summary>{_wide(settings, 'columns')}</details>"
     )
 
 
@@ -163,21 +187,32 @@ def _circuit(found: Dossier) -> str:
     if found.circuit is None:
         return "<p>Not measured.</p>"
     return (
-        f"<p>{escape(changes.sentence(found.circuit))}</p>{svg.circuit(found.circuit)}"
+        f"<p>{escape(changes.sentence(found.circuit))}</p>"
+        f'<div class="circuit">{svg.circuit(found.circuit)}</div>'
         "<h3>The strongest edges of each kind, with their scores</h3>"
         f"{_wide(changes.edges_table(found.circuit))}<p>{escape(changes.NAMED)}</p>"
     )
 
 
 def _facts(found: Dossier) -> str:
-    text, kinds = _wide(counts_table(found)), failing(found)
-    if not kinds:
-        return text + "<p>No fact fails or flips.</p>"
-    table = facts_table(found, kinds)
-    return text + (
-        f"<details open><summary>Facts that fail or flip ({len(table.rows)})</summary>"
-        f"{_wide(table)}</details>"
-    )
+    """All that fail or flip, under what became of them, in columns of print."""
+    kinds = failing(found)
+    groups: dict[tuple[int, str], dict[str, list[Flip]]] = {}
+    for one in found.facts:
+        if one.kind in kinds:
+            became = groups.setdefault((kinds.index(one.kind), one.path), {})
+            became.setdefault(one.split, []).append(one)
+    said = "Each with its right answer; in brackets: before the edit → after it → after NF4."
+    parts = [_wide(counts_table(found))]
+    parts.append(f"<p>{said if groups else 'No fact fails or flips.'}</p>")
+    for (i, path), splits in sorted(groups.items()):
+        n = sum(map(len, splits.values()))
+        parts.append(f"<h3>{capitalised(kinds[i])}: {many(n, 'fact')} ({path})</h3>")
+        for split, ones in splits.items():
+            lines = (escape(f"{f.prompt} →{f.answer}").replace("→ ", "→&nbsp;") for f in ones)
+            title = f"{capitalised(escape(split))} ({len(ones)})"
+            parts.append(f'<p class="split">{title}</p>{_list(lines, "facts")}')
+    return "".join(parts)
 
 
 def _attacks(found: Dossier) -> str:
@@ -194,17 +229,17 @@ def _repeat(found: Dossier) -> str:
         f"<pre>{lines}</pre><p>MANSU {escape(found.mansu)}, Python {escape(found.python)}, "
         f"{escape(versions)}; seed {found.about.seed}. Run them in the folder that the run's "
         "folder lies in.</p>"
-        f"<details open><summary>Files and their hashes</summary>{_wide(files_table(found))}"
-        "</details>"
+        "<details open><summary>Files and their hashes</summary>"
+        f"{_wide(files_table(found), 'files')}</details>"
     )
 
 
-def _wide(table: Table) -> str:
-    return f'<div class="wide">{table.html()}</div>'
+def _wide(table: Table, more: str = "") -> str:
+    return f'<div class="wide {more}">{table.html()}</div>'
 
 
-def _list(items: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
+def _list(items: Iterable[str], style: str = "") -> str:
+    return f'<ul class="{style}">' + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
 
 
 def _markdown(text: str) -> str:

@@ -262,3 +262,20 @@ def test_review_draws_what_is_left_of_the_circuit_in_the_theme(
     first = changes.edges_table(found).rows[0]
     expect(page.get_by_role("row").filter(has_text=str(first[1])).first).to_be_visible()
     page.emulate_media(color_scheme="light")
+
+
+def test_a_dossier_on_paper_is_short_and_whole(browser_page: Page, tmp_path: Path) -> None:
+    (example,) = (run for run in runs.examples() if run.name == "chemical-symbols")
+    browser = browser_page.context.browser
+    assert browser is not None
+    for method in example.judged():
+        dossier(example, method).save(tmp_path / "d.html")
+        page = browser.new_page()
+        page.goto((tmp_path / "d.html").as_uri())
+        printed = page.pdf(prefer_css_page_size=True)
+        assert 1 < len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 12
+        page.set_viewport_size({"width": 687, "height": 900})  # A4 without its margins, at 96 dpi
+        page.emulate_media(media="print")
+        cut = "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > 687).length"
+        assert page.evaluate(cut) == 0
+        page.close()

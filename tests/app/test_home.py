@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from app import glossary, home_view, words
 from mansu.evidence.verdict import ABOUT
 from mansu.job import runs
+from mansu.job.examples import copied
 from mansu.job.runs import Run
 from mansu.report import story
 from mansu.show.numbers import percent
@@ -88,6 +90,17 @@ def test_the_example_is_copied_to_be_worked_on(home: Path, example: Run) -> None
     assert mine.path == home / example.name and mine.judged() == example.judged()
     assert not [b for b in app.button if b.label.startswith("Copy")]  # there is one copy
     assert example.name in app.success[0].value
+
+
+def test_the_doors_lead_to_what_is_shown_also_beside_a_newer_run(home: Path, example: Run) -> None:
+    copied(example)
+    newer = copied(next(each for each in runs.examples() if each.name != example.name))
+    manifest = {**newer.manifest, "created": "2099-01-01T00:00:00+00:00"}
+    (newer.path / "manifest.json").write_text(json.dumps(manifest))
+    assert [run.name for run in runs.listed()] == [newer.name, example.name]
+    links = [link.proto for link in entry().get("page_link")]
+    (review,) = [link for link in links if link.label == "Review this run"]
+    assert review.query_string == f"run={example.name}"
 
 
 def test_every_linked_term_is_explained_and_none_twice() -> None:

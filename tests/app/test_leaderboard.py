@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,13 @@ def test_without_a_sweep_it_says_how_to_make_one(
     assert "mansu sweep" in at.code[1].value and not at.dataframe
     (tmp_path / FILE).write_text("none" * 500)
     assert "move it away" in opened().error[0].value
+
+
+def test_a_column_of_text_is_as_wide_as_its_longest(folder: Path) -> None:
+    shown = leaderboard_view.table(Store(folder / FILE).rows())
+    (proto,) = (each.proto for each in opened().dataframe)
+    columns = json.loads(proto.columns)
+    for name in ("Method", "Task", "Settings", "Subject"):
+        longest = max(map(len, shown[name]))
+        assert columns[name]["width"] > 6.5 * longest, name
+    assert leaderboard_view.widths(shown.assign(Task="x" * 999))["Task"] < 500

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from app.lesson import STEPS, bench, lasting, real, sheet, view
 from app.lesson.answers import PREFIX
 from app.lesson.bench import Bench
-from app.lesson.step import Answer, Step
+from app.lesson.step import Answer, Step, apart
 from app.lesson.tally import Board, board
 from mansu import tasks
 from mansu.job import runs
@@ -141,7 +141,15 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     assert f"{100 * asked.nf4['forget'].accuracy:.0f}\u00a0%" in step.outcome(made, (0.3,)).truth
     assert all(kept.share == 1.0 for kept in made.kept("mansu").values())
     found = BY_KEY["hidden"].outcome(made, ("suppressor",))
-    assert found.truth == "a suppressor" and found.difference == "right" and not found.caught
+    assert found.truth.endswith("a suppressor") and found.said == found.truth
+    assert found.difference == "right" and not found.caught
+
+
+def test_a_difference_says_to_which_side() -> None:
+    assert apart(35.0, 100.0, "points") == "65 points too low"
+    assert apart(30.0, 1.4, "points", 1) == "28.6 points too high"
+    assert apart(21, 24, "", way="many few") == "3 too few"
+    assert apart(24.2, 24.0, "points") == "exactly"
 
 
 def test_mistakes_are_caught_and_good_answers_are_not(made: Bench) -> None:

@@ -52,6 +52,24 @@ def test_a_weight_is_dragged_and_the_prediction_kept(address: str, browser_page:
     page.reload()
     expect(page.get_by_text("You said")).to_be_visible()
     settled(page)
-    page.get_by_role("button", name="Next").click()
-    expect(page.get_by_role("heading", name=STEPS[1].question)).to_be_visible()
+    page.set_viewport_size({"width": 1280, "height": 400})
+    page.get_by_role("button", name="Next").click()  # at the foot, to which one has scrolled
+    expect(page.get_by_role("heading", name=STEPS[1].question)).to_be_in_viewport()
+    settled(page)
+
+
+def test_a_projector_is_large_from_the_first_moment(address: str, browser_page: Page) -> None:
+    page = browser_page
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(f"{address}/learn?projector=on", wait_until="domcontentloaded")
+    # Before a script of Streamlit's has run: nothing moves when it does.
+    expect(page.locator(":root")).to_have_css("font-size", "24px", timeout=1)
+    expect(page.get_by_role("heading", name=STEPS[0].question)).to_be_in_viewport()
+    keep = page.get_by_role("button", name="Keep my prediction")
+    expect(keep).to_be_in_viewport(ratio=1)  # one screen a step
+    expect(page.get_by_test_id("stSidebar")).to_be_hidden()
+    settled(page)
+    page.get_by_test_id("stCheckbox").filter(has_text="Projector").click()
+    expect(page.locator(":root")).not_to_have_css("font-size", "24px")
+    expect(page.get_by_test_id("stSidebar")).to_be_visible()
     settled(page)

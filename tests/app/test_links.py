@@ -81,6 +81,10 @@ def opened(page: str, query: dict[str, Any]) -> AppTest:
     return at
 
 
+def about_links(at: AppTest) -> list[str]:
+    return [w.value for w in at.warning if w.icon == ":material/link_off:"]
+
+
 def controls(at: AppTest) -> list[Any]:
     found: list[Any] = [w for kind in KINDS for w in at.main.get(kind)]
     return [w for w in found if not w.form_id and w.label not in HELD]
@@ -151,8 +155,15 @@ def test_nonsense_in_an_address_is_at_most_a_sentence(page: str) -> None:
 @pytest.mark.parametrize("page", ODD)
 def test_what_means_nothing_in_an_address_is_said(page: str) -> None:
     for query in ODD[page]:
-        said = [w.value for w in opened(page, query).warning if w.icon == ":material/link_off:"]
+        said = about_links(opened(page, query))
         odd = {name: value for name, value in query.items() if value not in ("mansu", "a new edit")}
         for name, value in odd.items():
             assert any(name in text or value in text for text in said), (name, said)
         assert len(said) == len(odd) - ("edgs" in odd), said  # two names in one sentence
+
+
+def test_what_another_page_reads_is_said() -> None:
+    for page, query in {"review": {"edges": "50"}, "home": {"mansu rate": "0.1"}}.items():
+        (said,) = about_links(opened(page, query))
+        assert all(f"“{name}”" in said for name in query) and "another page reads" in said
+    assert not about_links(opened("circuit", {"edges": "5"}))

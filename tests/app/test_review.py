@@ -60,7 +60,10 @@ def test_a_decision_is_kept_with_the_edit_it_was_made_on(run: Run) -> None:
     assert (signed.decision, signed.name) == ("rejected", "Ada *Lovelace*")
     assert signed.notes == {"forgetting": "Rephrasings are still answered."}
     assert signed.thresholds == {"nats": 0.5}
-    assert "Ada \\*Lovelace\\*" in app.warning[-1].value
+    assert any("Ada \\*Lovelace\\*" in w.value for w in app.warning)
+    assert "signed by moved thresholds" in app.warning[-1].value
+    assert "kept with the run" in app.success[-1].value  # said where the button is
+    assert not app.run().success  # once
     other = opened(run="mine", edit="ga")
     assert any("Nobody has signed" in i.value for i in other.info)
 

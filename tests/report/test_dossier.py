@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +23,25 @@ from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
-from mansu.report.dossier import Dossier, differences, dossier, schema, thresholds_table
+from mansu.report.dossier import (
+    Dossier,
+    differences,
+    dossier,
+    failing,
+    remarks,
+    schema,
+    thresholds_table,
+)
 from mansu.report.flips import counts, flips
 from mansu.report.page import page
+from mansu.show.sentences import capitalised
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '</td><script src="http://x/y.js">alert(1)</script><img src=http://x/z onerror=1>'
+
+SIGNED = {"decision": "rejected", "name": HOSTILE, "date": "2026-11-26", "seen": "unknown"}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +57,7 @@ def run(tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement) -> Ru
 
 
 def signed(run: Run, **changes: object) -> Review:
-    about = {"decision": "rejected", "name": HOSTILE, "date": "2026-11-26", "seen": "unknown"}
-    return Review(**{**about, "notes": {"gap": HOSTILE}, **changes})  # type: ignore[arg-type]
+    return Review(**{**SIGNED, "notes": {"gap": HOSTILE}, **changes})  # type: ignore[arg-type]
 
 
 class Elements(HTMLParser):
@@ -96,6 +108,32 @@ def test_thresholds_that_were_moved_are_marked(run: Run) -> None:
     assert len(marks) == 1 and "log-probability" in marks[0][0]
     with pytest.raises(BadInputError, match="nonsense"):
         dossier(run, "mansu", {"nonsense": 1.0})
+
+
+def test_a_moved_threshold_is_told_beside_the_verdict(run: Run) -> None:
+    made = dossier(run, "mansu", {"nats": 0.5})
+    (said,) = (line for line in page(made).splitlines() if "Judged by moved thresholds" in line)
+    assert "log-probability, at most 0.500 nats (originally 0.100 nats)" in said
+    assert said.count("originally") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("tiny-colours", "graddiff"), ("chemical-symbols", "mansu_no_floor")],
+)
+def test_every_fact_that_fails_stands_under_what_became_of_it(name: str, method: str) -> None:
+    (example,) = (each for each in examples() if each.name == name)
+    made = dossier(example, method)
+    listed: dict[str, list[str]] = {}
+    for part in page(made).split("<h3>")[1:]:
+        title, _, body = part.partition("</h3>")
+        lines = re.findall(r"<li>(.*?)</li>", body.partition("</section>")[0])
+        listed.setdefault(title.partition(":")[0], []).extend(lines)
+    for kind in failing(made):
+        facts = [f for f in made.facts if f.kind == kind]
+        assert len({f.path for f in facts}) == 1 and facts[0].path in page(made)
+        shown = [line.replace("&nbsp;", " ") for line in listed[capitalised(kind)]]
+        assert sorted(shown) == sorted(escape(f"{f.prompt} →{f.answer}") for f in facts)
 
 
 def test_every_fact_is_followed_through_the_models(
@@ -149,6 +187,7 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"verdict": {}},
         {"more": 1},
         {"review": {"decision": "maybe"}},
+        {"review": {**SIGNED, "thresholds": {"nats": "much"}}},
         {"thresholds": {}},
         {"originals": {"margin": 0.5, "tolerance": 7.0}},
         {"accuracies": {"Forget": [[1.0]]}},
@@ -165,6 +204,18 @@ def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> N
 def test_what_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(DamagedError, match="no dossier"):
         Dossier.from_json(text)
+
+
+def test_whoever_reads_a_signature_knows_by_what_it_was_made(run: Run) -> None:
+    assert remarks(dossier(run, "mansu")) == []
+    run.save({"review": signed(run, decision="accepted", thresholds={"nats": 0.5})}, "mansu")
+    made = dossier(run, "mansu")
+    assert made.status != "passed" != made.judged.status
+    said = " ".join(remarks(made))
+    assert f"although the verdict is {made.status}" in said and "0.500 nats (orig" in said
+    assert all(escape(remark) in page(made) for remark in remarks(made))
+    run.save({"review": signed(run, seen=made.status)}, "mansu")
+    assert remarks(dossier(run, "mansu")) == []
 
 
 def test_a_review_goes_with_its_edit(run: Run) -> None:
