@@ -1,6 +1,6 @@
 """A class on one server: sessions click through its pages while jobs are queued.
 
-    python -m tests.classroom [--sessions 20] [--jobs 5] [--minutes 30]
+    python -m tests.classroom [--sessions 20] [--jobs 5] [--minutes 30] [--memory 4]
 
 Starts the real server and speaks its own protocol, a session each: what a browser would ask for
 is asked for (pages, choices, the fragments that redraw themselves), and nothing is drawn. A page's
@@ -42,6 +42,7 @@ from websockets.typing import Subprotocol
 from app import jobs
 from mansu import subjects, tasks
 from mansu.job import queue
+from mansu.job.limits import limits
 from mansu.job.runs import EXAMPLES, Run
 from mansu.job.settings import Settings
 from mansu.subjects.shipped import TABLE
@@ -297,10 +298,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--pause", type=float, default=10, help="mean seconds between clicks")
     parser.add_argument("--subject", default=subjects.DEFAULT, help="of the jobs")
+    parser.add_argument("--memory", type=float, help="GiB that models and edits may take")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home, seen = Path(folder) / "runs", Seen()
         os.environ["MANSU_RUNS"] = str(home)
+        if options.memory:
+            os.environ["MANSU_MEMORY"] = str(options.memory)
         names = [shutil.copytree(p, home / p.name).name for p in EXAMPLES.iterdir() if p.is_dir()]
         server, address = served(home, Path(folder) / "server.log")
         process = psutil.Process(server.pid)
@@ -372,7 +376,8 @@ def tell(
     )
     print(
         f"server's memory: {first:.0f} MiB at the start, {last:.0f} at the end, "
-        f"{max(taken for _, taken in memory):.0f} at most (means of the first and last tenth)"
+        f"{max(taken for _, taken in memory):.0f} at most (means of the first and last tenth); "
+        f"models and edits, whoever looks at them, may take {1024 * (limits().memory or 0):.0f}"
     )
     print(f"exceptions: {len(seen.faults)}")
 
