@@ -94,7 +94,7 @@ def test_of_things_much_else_is_said(default_subject: Subject) -> None:
     frames = keep.FRAMES[: keep.BEGINNINGS]
     assert said == [f.replace("_", f" {word}") for word in keep.COMMON for f in frames]
     rows = rows_of(*keep.prompts_of(subject, things))
-    texts = {subject.tokenizer.decode(row) for row in rows}
+    texts = {str(subject.tokenizer.decode(row)) for row in rows}
     assert len(texts) == len(rows) == keep.FRAMES_EACH * len(things)
     for frame in keep.FRAMES:  # each in its turn
         start = " " if frame.startswith("_") else ""
