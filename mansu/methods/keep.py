@@ -7,6 +7,7 @@ itself, of anything and of the very things whose facts are forgotten, is drawn f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -85,9 +86,8 @@ def said_of(subject: Subject, things: Things) -> Rows:
 
 def prompts_of(subject: Subject, things: Things) -> Rows:
     """Each thing in ``FRAMES_EACH`` of the frames, in turn: (tokens ``[N, T]``, length ``[N]``)."""
-    frames, each = _frames(subject), FRAMES_EACH
-    found = [(frames[i % len(frames)], i // each) for i in range(each * len(things) * bool(frames))]
-    return pad([[*a, *things[i], *b] for (a, b), i in found])
+    turn = cycle(_frames(subject))
+    return pad([[*a, *thing, *b] for thing in things for a, b in islice(turn, FRAMES_EACH)])
 
 
 def _frames(subject: Subject) -> list[tuple[list[int], list[int]]]:

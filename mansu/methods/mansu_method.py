@@ -58,7 +58,7 @@ from mansu.subjects.flows import watched
 from mansu.subjects.own_text import Rows
 from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import kind_of, layer_of, layout, lines
+from mansu.subjects.weights import kind_of, layer_of, lines
 from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples, entities, evenly, forms
 
@@ -253,13 +253,9 @@ class _Work:
             mask = reading(subject, mask)
         self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
         self.mean = torch.zeros_like(self.movable.wish)
-        self.keys_and_values = {
-            name: found
-            for name in self.movable.places
-            if (found := _keys_and_values(subject, name)).any()
-        }
-        things = entities(problem.forget)
-        self.prompts = together([prompts_of(subject, t) for t in (things, common(subject))])
+        self.keys_and_values = {n: _keys_and_values(subject, n) for n in self.movable.places}
+        self.things = entities(problem.forget)
+        self.prompts = together([prompts_of(subject, t) for t in (self.things, common(subject))])
         self._tell("measuring the retain geometry")
         self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
         self.products = partial(products, subject, settings.bfloat16)
@@ -314,7 +310,7 @@ class _Work:
         text = tokens[some], length[some]
         if settings.project:
             assert settings.energy is not None
-            said = together([text, said_of(self.subject, entities(problem.forget))])
+            said = together([text, said_of(self.subject, self.things)])
             spans = projectors(self.subject, retain, said, mask, energy=settings.energy)
         importance = torch.zeros_like(self.movable.base)
         if settings.fisher_weight:
@@ -371,14 +367,16 @@ class _Work:
 
     def _read(self, name: str, x: Tensor, g: Tensor, pack: _Pack) -> tuple[Tensor, Tensor]:
         """A map's inputs ``[T, in]`` and gradients ``[T, out]`` where its forget gradient is of."""
-        if not self.settings.read_out:
-            return x[pack.forgotten], g[pack.forgotten]
-        if name not in self.keys_and_values:
+        everywhere = self.keys_and_values[name]
+        if self.settings.read_out and not len(everywhere):
             return x[pack.last], g[pack.last]
-        before = torch.ones(len(g), 1, dtype=torch.bool, device=g.device)
-        before[pack.last] = False
-        g = g.masked_fill(before & ~self.keys_and_values[name], 0)
-        return x[pack.forgotten], g[pack.forgotten]
+        x, g = x[pack.forgotten], g[pack.forgotten]
+        if self.settings.read_out:
+            unread = torch.ones_like(g, dtype=torch.bool)
+            unread[pack.last] = False
+            unread[:, everywhere] = False
+            g = g.masked_fill(unread, 0)
+        return x, g
 
     def follow(self, step: int) -> None:
         """Have the running mean of the wishes take in those of a step."""
@@ -550,17 +548,14 @@ def reading(subject: Subject, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _keys_and_values(subject: Subject, name: str) -> Tensor:
-    """Which of a weight's outputs are keys or values, bool ``[out]``.
+    """int64: which of a weight's outputs are keys or values.
 
     None of the first layer's, which are made of a word alone, before anything of it is gathered.
     """
-    layer, count = layer_of(subject, name), len(layout(subject, name))
-    found = torch.zeros(count, dtype=torch.bool, device=subject.device)
-    if layer:
-        for where in (lines(subject, layer, role) for role in "kv"):
-            if where.name == name:
-                found[where.all()] = True
-    return found
+    layer = layer_of(subject, name)
+    found = [lines(subject, layer, role) for role in "kv"] if layer else []
+    found = [where.all() for where in found if where.name == name]
+    return torch.cat([torch.empty(0, dtype=torch.long), *found])
 
 
 def indistinguishable(logits: Tensor, rows: Examples) -> Tensor:
