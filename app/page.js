@@ -13,7 +13,8 @@
   let before;
   const follow = () => {
     const asked = new URLSearchParams(location.search);
-    document.documentElement.classList.toggle("projector", asked.get("projector") === "on");
+    const large = location.pathname.endsWith("/learn") && asked.get("projector") === "on";
+    document.documentElement.classList.toggle("projector", large);
     const of = [...asked].filter(([name]) => /^(view|step|my-.*)$/.test(name));
     const now = String(of.sort());
     if (now !== before) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);

@@ -73,3 +73,13 @@ def test_a_projector_is_large_from_the_first_moment(address: str, browser_page: 
     expect(page.locator(":root")).not_to_have_css("font-size", "24px")
     expect(page.get_by_test_id("stSidebar")).to_be_visible()
     settled(page)
+
+
+def test_no_other_page_is_a_projectors(address: str, browser_page: Page) -> None:
+    page = browser_page
+    page.set_viewport_size({"width": 1280, "height": 720})
+    page.goto(f"{address}/glossary?projector=on")
+    expect(page.get_by_text("which another page reads")).to_be_visible()
+    expect(page.get_by_test_id("stSidebar")).to_be_visible()
+    expect(page.locator(":root")).not_to_have_css("font-size", "24px")
+    settled(page)
