@@ -19,7 +19,7 @@ from mansu.progress import Step as Done
 from mansu.quant import BOUNDARIES, FORMATS, NF4, Format
 from mansu.quant.block import bin_of
 from mansu.show.numbers import number, percent
-from mansu.show.sentences import sentence
+from mansu.show.sentences import capitalised, sentence
 from mansu.tasks.facts import CHANCE
 
 SHOWN = (NF4, Format("fp4"), Format("int8"))
@@ -318,17 +318,13 @@ def _predict_sign(bench: Bench) -> Answer | None:
     return (edit, *given) if committed("sign", lacking) else None
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _reveal_sign(bench: Bench, answer: Answer) -> None:
     edit, given = str(answer[0]), answer[1:]
     verdict = bench.verdict(edit, _telling())
     st.markdown(f"This was **{EDIT_TITLES[edit]}**.")
     st.table(
         {
-            "Property": [_capital(p.title) for p in verdict.properties],
+            "Property": [capitalised(p.title) for p in verdict.properties],
             "You": [str(mark) for mark in given],
             "Measured": [p.status for p in verdict.properties],
             "Decided by": [str(p.worst) for p in verdict.properties],
