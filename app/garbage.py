@@ -17,15 +17,19 @@ PAUSE = 5.0
 SHARE = 0.02
 """Of the time, at most, that collections take: longer ones are rarer."""
 
+_one = threading.Lock()
+"""A second collection meanwhile does nothing, and what it left would then be kept for good."""
+
 
 def settle() -> None:
     """Free what is garbage, and have the collector look no more at what is then there.
 
     After the imports, and after a model was loaded: it, and torch, take long to look through.
     """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    with _one:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 def collect_now_and_then() -> None:
@@ -36,7 +40,8 @@ def collect_now_and_then() -> None:
         while True:
             time.sleep(max(PAUSE, took / SHARE))
             begun = time.perf_counter()
-            gc.collect()
+            with _one:
+                gc.collect()
             give_back()
             took = time.perf_counter() - begun
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 
 import pytest
 
 from app import garbage
+
+
+class Slow:
+    """Refers to itself; is freed slowly, and lets other threads run meanwhile."""
+
+    def __init__(self, begun: threading.Event) -> None:
+        self.itself = self
+        weakref.finalize(self, lambda: (begun.set(), time.sleep(0.2)))
 
 
 class Knot:
@@ -38,6 +47,24 @@ def test_what_is_there_is_settled_and_garbage_is_not() -> None:
         Knot(freed)
         garbage.settle()
         assert freed.is_set() and gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+def test_what_is_garbage_is_not_kept_while_another_thread_collects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(garbage, "PAUSE", 0.01)
+    begun, freed = threading.Event(), threading.Event()
+    gc.disable()
+    try:
+        Slow(begun)
+        garbage.collect_now_and_then()
+        assert begun.wait(60)
+        Knot(freed)
+        garbage.settle()
+        assert freed.is_set()
     finally:
         gc.unfreeze()
         gc.enable()
