@@ -48,25 +48,24 @@ from mansu.methods.keep import common, prompts_of, said_of
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
-from mansu.methods.signal import ATTENTION, Signal
+from mansu.methods.objectives import Objectives, StepPack, sample
+from mansu.methods.signal import ATTENTION
 from mansu.methods.training import bfloat16, chosen_bfloat16, products
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
-from mansu.subjects.own_text import Rows
-from mansu.subjects.packing import Pack, together
+from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, lines
 from mansu.tasks.facts import CHANCE
-from mansu.tasks.tokens import Examples, entities, evenly, forms
+from mansu.tasks.tokens import Examples, entities, evenly
 
 MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 MEAN = 0.8
 """Share of the wishes' running mean that stays at each step."""
 
-FORGET_ROWS, RETAIN_ROWS, PROMPT_ROWS, TEXT_ROWS = 40, 36, 60, 8
 GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 """Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
 
@@ -87,9 +86,6 @@ SLOWEST = 0.03
 """Share of the rate that the last steps have, and of the forget gradient where the facts are as
 good as forgotten: the first half is taken at all of them."""
 NEAR = 0.2
-ADVANTAGE = 0.25
-"""Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
-accuracy ends at 4 to 11 %, and the answer is known by its avoidance."""
 
 
 @dataclass(frozen=True)
@@ -266,23 +262,21 @@ class _Work:
                     self.narrow[nf4] = Narrow(subject)
         # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
         # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
-        self.objectives: dict[bool, _Objectives] = {}
+        self.objectives: dict[bool, Objectives] = {}
         for nf4 in (False, True):
-            with self._stepped(nf4):
-                self.objectives[nf4] = self._objectives(mask)
-        drawn = _sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
+            with self._stepped(nf4), self.products():  # as the steps have them, to the last bit
+                self.objectives[nf4] = Objectives(
+                    problem,
+                    mask,
+                    self.prompts,
+                    signal_weight=settings.signal_weight,
+                    form_weight=settings.form_weight,
+                )
+        drawn = sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
         self.part = problem.forget.select(sorted(drawn))
         self.retain_weight = settings.retain_weight
         self.kept = problem.retain.some(CHECK_RETAIN)
         self.start, self.start_nf4 = (self._measured([self.kept], nf4)[0] for nf4 in (False, True))
-
-    def _objectives(self, mask: Mapping[str, Tensor]) -> _Objectives:
-        """Of the model as it is, which is to be unedited."""
-        problem, settings = self.problem, self.settings
-        with self.products():  # as the steps have them, so that nothing differs at the start
-            weighs = settings.signal_weight > 0
-            signal = Signal(self.subject, problem.forget, mask) if weighs else None
-            return _Objectives(problem, settings, signal, self.prompts)
 
     @contextmanager
     def _stepped(self, nf4: bool) -> Iterator[None]:
@@ -352,7 +346,7 @@ class _Work:
         with self._stepped(self.in_nf4):
             for pack in rows.packs(self.subject):
 
-                def add(name: str, inputs: Tensor, outputs: Tensor, pack: _Pack = pack) -> None:
+                def add(name: str, inputs: Tensor, outputs: Tensor, pack: StepPack = pack) -> None:
                     place, x, g = places[name], inputs[0], outputs[0]
                     forget[place.span] += place.gradient(*self._read(name, x, g, pack))
                     retain[place.span] += place.gradient(x[pack.kept], g[pack.kept])
@@ -365,7 +359,7 @@ class _Work:
                 retain_loss += losses[1].item()
         return forget_loss, forget, retain_loss, retain
 
-    def _read(self, name: str, x: Tensor, g: Tensor, pack: _Pack) -> tuple[Tensor, Tensor]:
+    def _read(self, name: str, x: Tensor, g: Tensor, pack: StepPack) -> tuple[Tensor, Tensor]:
         """A map's inputs ``[T, in]`` and gradients ``[T, out]`` where its forget gradient is of."""
         everywhere = self.keys_and_values[name]
         if self.settings.read_out and not len(everywhere):
@@ -556,169 +550,6 @@ def _keys_and_values(subject: Subject, name: str) -> Tensor:
     found = [lines(subject, layer, role) for role in "kv"] if layer else []
     found = [where.all() for where in found if where.name == name]
     return torch.cat([torch.empty(0, dtype=torch.long), *found])
-
-
-def indistinguishable(logits: Tensor, rows: Examples) -> Tensor:
-    """The forget objective of each row ``[N]``, nats, from its logits ``[N, C]`` of the vocabulary.
-
-    KL(uniform ‖ p) over the row's candidate answers, which is 0 when none stands out, plus
-    ``ADVANTAGE`` times what the answer's log-probability exceeds the mean of the others' by. The
-    KL is quadratic in that advantage and its pull fades long before the answer stops winning; the
-    second term's does not, and it ends where the answer is an average candidate, not where it is
-    an impossible one.
-    """
-    candidates, logits = rows.candidates.to(logits.device), logits.float()
-    vocabulary = rows.vocabulary.to(logits.device)
-    chosen = logits.masked_fill(~candidates, -torch.inf)
-    log_probabilities = chosen.log_softmax(-1).masked_fill(~candidates, 0)
-    count = candidates.sum(1)
-    divergence = -log_probabilities.sum(1) / count - count.log()
-    is_answer = vocabulary == rows.answer.to(logits.device)[:, None]
-    answer = (log_probabilities * is_answer).sum(1)
-    others = (log_probabilities.sum(1) - answer) / (count - 1).clamp_min(1)
-    return divergence + ADVANTAGE * (answer - others).relu()
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What a step is taken on: forget rows, kept rows and texts, by their places in the sets.
-
-    Attributes:
-        tokens: int64 ``[N, P, 2]``, forget rows, kept rows, texts; what comes first of a token is
-            0 in a forget row and 1 elsewhere, so that the two share none: each token's gradient
-            belongs to one of the two objectives.
-        length: int64 ``[N]``.
-    """
-
-    forget: list[int]
-    kept: list[int]
-    text: list[int]
-    tokens: Tensor
-    length: Tensor
-
-    @classmethod
-    def of(cls, sets: Sequence[Rows], *places: list[int]) -> _Rows:
-        """Some rows of the three sets."""
-        forget, kept, text = places
-        chosen = zip(sets, places, strict=True)
-        tokens, length = together([(t[some], n[some]) for (t, n), some in chosen if some])
-        objective = (torch.arange(len(tokens)) >= len(forget)).long()
-        both = torch.stack([objective[:, None].expand_as(tokens), tokens], -1)
-        return cls(forget, kept, text, both, length)
-
-    def packs(self, subject: Subject) -> Iterator[_Pack]:
-        """Each with the tokens of its rows by objective."""
-        for pack in subject.packs(self.tokens, self.length):
-            count = int((pack.tokens[:, 0] == 0).sum())  # forget rows' come first
-            last = pack.last[pack.rows < len(self.forget)]
-            yield _Pack(pack, slice(count), last, slice(count, None))
-
-
-class _Pack(NamedTuple):
-    """A pack of a step's rows; which of its tokens are those of forget rows, the last of each of
-    these, and which are those of what is kept."""
-
-    pack: Pack
-    forgotten: slice
-    last: Tensor
-    kept: slice
-
-
-class _Objectives:
-    """The two objectives, of which one holds the unedited model's distributions on what is kept.
-
-    Args:
-        prompts: to go on with as before, besides the retain facts'.
-    """
-
-    def __init__(
-        self, problem: Problem, settings: Settings, signal: Signal | None, prompts: Rows
-    ) -> None:
-        self.subject, self.problem = problem.subject, problem
-        self.settings, self.signal = settings, signal
-        self.positions = problem.text[1].tolist()
-        # The head is not moved: final hidden states are the distributions, in little memory.
-        with torch.no_grad():
-            forget, retain = problem.forget, problem.retain
-            kept = together([(retain.tokens, retain.length), prompts])
-            self.sets = (forget.tokens, forget.length), kept, problem.text
-            prompted, texts = self.subject.states_of(*self.sets[1:])
-            self.prompted = prompted[kept[1].cumsum(0) - 1]
-            self.texts = texts.split(self.positions)
-            if signal is not None:  # which ran the same rows
-                before = self.subject.head(signal.final).float()
-            else:
-                before = self.subject.next_token_logits(forget.tokens, forget.length).float()
-            self.forms = forms(forget)
-            self.average = torch.stack(
-                [before[self.forms == f].softmax(-1).mean(0) for f in self.forms.unique()]
-            ).clamp_min(1e-12)
-
-    def sample(self, rng: random.Random) -> _Rows:
-        """Rows for a step."""
-        n = len(self.problem.retain)
-        facts = _sample(rng, n, RETAIN_ROWS)
-        prompts = _sample(rng, len(self.prompted) - n, PROMPT_ROWS)
-        return _Rows.of(
-            self.sets,
-            _sample(rng, len(self.problem.forget), FORGET_ROWS),
-            [*facts, *(n + i for i in prompts)],
-            _sample(rng, len(self.texts), TEXT_ROWS) if self.texts else [],
-        )
-
-    def losses(self, rows: _Rows, found: _Pack) -> tuple[Tensor, Tensor]:
-        """What a pack adds to the two objectives, nats.
-
-        The first is the mean of ``indistinguishable``; the second KL(unedited ‖ current), its mean
-        over retain facts and prompts plus its mean over the texts' positions.
-        """
-        pack, subject = found.pack, self.subject
-        with self.signal.watched() if self.signal else nullcontext({}) as seen:
-            hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
-        n, m = len(rows.forget), len(rows.forget) + len(rows.kept)
-        forgotten, prompted = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
-        last = pack.last.to(hidden.device)
-        forget = kept = hidden.new_zeros(())
-        if forgotten.any():
-            some = self.problem.forget.select([rows.forget[i] for i in pack.rows[forgotten]])
-            final = hidden[last[forgotten]]
-            form = self.forms[[rows.forget[i] for i in pack.rows[forgotten].tolist()]]
-            losses = indistinguishable(subject.head(final, some.vocabulary), some)
-            if self.signal:
-                share = self.signal.share(seen, last[forgotten], form)
-                losses = losses + self.settings.signal_weight * share
-            forget = losses.sum() / n
-            if self.settings.form_weight:
-                average = self.average[form.to(final.device)].log()
-                unknowing = _kl(average, self._distribution(final))
-                forget = forget + self.settings.form_weight * unknowing / n
-        if prompted.any():
-            places = [rows.kept[i - n] for i in pack.rows[prompted].tolist()]
-            now = self._distribution(hidden[last[prompted]])
-            kept = kept + _kl(self._reference(self.prompted[places]), now) / len(rows.kept)
-        if (texts := pack.rows >= m).any():
-            places = [rows.text[i - m] for i in pack.rows[texts].tolist()]
-            at = pack.at[texts][pack.real[texts]].to(hidden.device)
-            now = self._distribution(hidden[at])
-            every = sum(self.positions[i] for i in rows.text)
-            before = self._reference(torch.cat([self.texts[i] for i in places]))
-            kept = kept + _kl(before, now) / every
-        return forget, kept
-
-    @torch.no_grad()
-    def _reference(self, hidden: Tensor) -> Tensor:
-        return self._distribution(hidden)
-
-    def _distribution(self, hidden: Tensor) -> Tensor:
-        return self.subject.head(hidden).float().log_softmax(-1)
-
-
-def _kl(reference: Tensor, now: Tensor) -> Tensor:
-    return (reference.exp() * (reference - now)).sum()
-
-
-def _sample(rng: random.Random, n: int, size: int) -> list[int]:
-    return rng.sample(range(n), min(n, size))
 
 
 class _Optimiser:

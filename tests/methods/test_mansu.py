@@ -26,7 +26,15 @@ from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError
 from mansu.measure.scores import measure
-from mansu.methods import ABLATIONS, Outcome, Problem, mansu_method, named, training
+from mansu.methods import (
+    ABLATIONS,
+    Outcome,
+    Problem,
+    mansu_method,
+    named,
+    objectives,
+    training,
+)
 from mansu.methods.movable import Movable
 from mansu.methods.training import scratch
 from mansu.progress import Step
@@ -293,14 +301,14 @@ def by_hand(logits: Tensor, rows: Examples, i: int) -> Tensor:
     uniform = -math.log(len(names))
     divergence = sum(((uniform - v) / len(names) for v in log_p), torch.tensor(0.0))
     advantage = answer - sum(others, torch.tensor(0.0)) / len(others)
-    return divergence + mansu_method.ADVANTAGE * advantage.clamp_min(0)
+    return divergence + objectives.ADVANTAGE * advantage.clamp_min(0)
 
 
 def test_the_objective_by_hand(problem: Problem) -> None:
     rows, subject = problem.forget, problem.subject
     with torch.no_grad():
         logits = subject.next_token_logits(rows.tokens, rows.length, rows.vocabulary)
-        loss = mansu_method.indistinguishable(logits, rows)
+        loss = objectives.indistinguishable(logits, rows)
         for i in (0, len(rows) // 2, len(rows) - 1):
             row = rows.tokens[i, : rows.length[i]]
             expected = by_hand(logits_alone(subject, row)[-1], rows, i)
@@ -491,7 +499,7 @@ def test_the_gradients_of_a_step_are_those_of_autograd(
     monkeypatch.setitem(packing.SIZE, "cpu", size if name != "tiny" else 10 * size)
     counts = {"FORGET_ROWS": 4, "RETAIN_ROWS": 3, "PROMPT_ROWS": 2, "TEXT_ROWS": 2}
     for key, rows in counts.items():
-        monkeypatch.setattr(mansu_method, key, rows)
+        monkeypatch.setattr(objectives, key, rows)
     # Frames of words that these subjects know.
     said = tasks.pad([[3, 5], [4, 6, 7], [5]])
     monkeypatch.setattr(mansu_method, "prompts_of", lambda subject, things: said)
