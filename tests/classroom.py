@@ -370,13 +370,12 @@ def tell(
         print(f"  {page}: {len(some)}, p50 {median(some):.2f} s, p95 {p95(some):.2f} s")
     if seen.redrawn:
         print(f"redrawn by themselves: {len(seen.redrawn)}, p95 {p95(seen.redrawn):.2f} s")
-    tenth = max(1, len(memory) // 10)
-    first, last = (
-        sum(taken for _, taken in some) / len(some) for some in (memory[:tenth], memory[-tenth:])
-    )
+    taken = [mib for _, mib in memory]
+    tenths = [taken[len(taken) * i // 10 : len(taken) * (i + 1) // 10] for i in range(10)]
     print(
-        f"server's memory: {first:.0f} MiB at the start, {last:.0f} at the end, "
-        f"{max(taken for _, taken in memory):.0f} at most (means of the first and last tenth); "
+        "server's memory by tenths of the time, MiB: "
+        + ", ".join(f"{sum(some) / len(some):.0f}" for some in tenths if some)
+        + f"; {max(taken):.0f} at most; "
         f"models and edits, whoever looks at them, may take {1024 * (limits().memory or 0):.0f}"
     )
     print(f"exceptions: {len(seen.faults)}")
