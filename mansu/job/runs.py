@@ -429,6 +429,8 @@ class Run:
         """
         about, path = ARTEFACTS[kind], self.file(kind, method, part)
         if not path.is_file():
+            if not self.is_at(self.path):
+                raise NotMeasuredError(f"The run folder {self.path} is not there any more.")
             if about.of_edit:
                 self.refuse_unknown(method)
             whose = f" by {method}" if about.of_edit else ""
