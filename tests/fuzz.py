@@ -41,7 +41,7 @@ from mansu.job.settings import Settings
 from mansu.progress import silent
 from mansu.settings import configure, typed_in
 
-KEPT: tuple[int, ...] = (813, 925, 1349, 35099)
+KEPT: tuple[int, ...] = (813, 925, 1349, 35099, 702728)
 """Cases that ended in a foreign exception once."""
 
 SLOW = 10.0
@@ -224,7 +224,11 @@ def damaged(whole: bytes, suffix: str, rng: random.Random) -> bytes:
         i = rng.randrange(len(lines))
         lines[i] = damaged(lines[i], ".json", rng)
         return b"\n".join(lines)
-    return _dumped(_value(json.loads(whole), rng)).encode("utf-8", "surrogatepass")
+    try:
+        value = json.loads(whole)
+    except (ValueError, RecursionError):  # a line that was damaged before
+        return _bytes(whole, rng)
+    return _dumped(_value(value, rng)).encode("utf-8", "surrogatepass")
 
 
 def _dumped(value: Any) -> str:

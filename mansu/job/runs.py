@@ -376,7 +376,7 @@ class Run:
         if "edit" in values:
             assert method is not None
             self.discard(method)
-            with new_folder(self._edit_folder(method)) as new:
+            with new_folder(confined(self._edit_folder(method), self.path)) as new:
                 edit = new / ARTEFACTS["edit"].file
                 ARTEFACTS["edit"].codec.write(edit, values["edit"], of)
                 of[OF_EDIT] = _digest(edit)
@@ -429,6 +429,8 @@ class Run:
         """
         about, path = ARTEFACTS[kind], self.file(kind, method, part)
         if not path.is_file():
+            if not self.is_at(self.path):
+                raise NotMeasuredError(f"The run folder {self.path} is not there any more.")
             if about.of_edit:
                 self.refuse_unknown(method)
             whose = f" by {method}" if about.of_edit else ""
@@ -514,7 +516,7 @@ class Run:
     def discard(self, method: str) -> None:
         """Delete an edit and all that was measured on it, at once or not at all."""
         self.refuse_example()
-        discard(self._edit_folder(method))
+        discard(confined(self._edit_folder(method), self.path))
 
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
         """Where the app exports an edit to: another edit that has its name by now has another.

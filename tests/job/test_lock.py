@@ -19,7 +19,7 @@ import pytest
 from app import jobs
 from mansu import cli, tasks
 from mansu.cli.common import Job
-from mansu.errors import MismatchError, TakenError
+from mansu.errors import MismatchError, NotMeasuredError, TakenError
 from mansu.interrupts import Cancelled
 from mansu.job import lock
 from mansu.job.runs import Run
@@ -139,6 +139,8 @@ def test_a_run_that_goes_away_ends_its_job_and_does_not_come_back(
         away(run.path)
         with pytest.raises(MismatchError, match="not there any more"):
             run.save({"timings": {}})
+        with pytest.raises(NotMeasuredError, match="not there any more"):
+            run.mask()
         job.on_step(Step("circuit", 1, 4))
 
     with pytest.raises(MismatchError, match="was deleted or moved while a job was at work"):

@@ -319,7 +319,7 @@ def test_no_name_leads_out_of_a_run(run: Run, name: str) -> None:
 def test_a_link_that_leads_out_of_a_run_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outside = tmp_path / "outside"
+    outside, edit = tmp_path / "outside", run.edit("ga")
     shutil.copytree(run.path, outside)
     for file, use in {
         "base.json": lambda: run.base(nf4=False),
@@ -333,6 +333,13 @@ def test_a_link_that_leads_out_of_a_run_is_refused(
         with pytest.raises(BadInputError, match=f"{file}.* leads out of"):
             use()
     assert not (outside / "events.jsonl").exists() and not (outside / "job.log").exists()
+    kept = sorted(outside.rglob("*"))
+    shutil.rmtree(run.path / "edits")
+    (run.path / "edits").symlink_to(outside / "edits")
+    for change in (lambda: run.discard("ga"), lambda: run.save({"edit": edit}, "npo")):
+        with pytest.raises(BadInputError, match="leads out of"):
+            change()
+    assert sorted(outside.rglob("*")) == kept
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "link").symlink_to(outside)
