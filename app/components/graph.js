@@ -491,7 +491,8 @@ export class Instrument {
     if (this.locked !== null && !members.has(this.locked)) where(this.locked);
     const sums = new Map();
     for (const line of found) sums.set(line.source, (sums.get(line.source) ?? 0) + line.score);
-    this.scene = { edges, all, lines: found, places, sums };
+    const near = edges === all ? found : lines(graph, all, view, members); // a trace hides none of them
+    this.scene = { edges, all, lines: found, near, places, sums };
     this.hover = null;
     if (refit && this.width) this.fit();
     this.say();
@@ -639,8 +640,8 @@ export class Instrument {
       parts.push(make("ul", { className: "neighbours" }, ...items));
       if (some.length < found.length) say(`and ${found.length - some.length} more: click it for all.`);
     };
-    list("Reads", scene.lines.filter((l) => l.target === i), "source");
-    list("Feeds", scene.lines.filter((l) => l.source === i), "target");
+    list("Reads", scene.near.filter((l) => l.target === i), "source");
+    list("Feeds", scene.near.filter((l) => l.source === i), "target");
     if (this.found) this.describePaths(parts);
     if (i === this.locked && node) this.describeMarks(node, parts);
   }
@@ -943,11 +944,15 @@ export class Instrument {
     const every = (size, room) => [1, 2, 5, 10, 20, 50].find((n) => n * size >= room) ?? 100;
     const rows = every(ROW * zoom, 15), columns = every(column * zoom, 26);
     pen.textAlign = "right";
-    for (let layer = 0; layer < graph.layers; layer += rows)
-      pen.fillText(`${layer}`, 26, screen([0, (graph.layers - 1 - layer) * ROW])[1]);
+    for (let layer = 0; layer < graph.layers; layer += rows) {
+      const y = screen([0, (graph.layers - 1 - layer) * ROW])[1];
+      if (y > 20 && y < this.height - 22) pen.fillText(`${layer}`, 26, y); // clear of the others
+    }
     pen.textAlign = "center";
-    for (let head = 0; head < graph.heads; head += columns)
-      pen.fillText(`h${head}`, screen([head * column, 0])[0], this.height - 8);
+    for (let head = 0; head < graph.heads; head += columns) {
+      const x = screen([head * column, 0])[0];
+      if (x > 36) pen.fillText(`h${head}`, x, this.height - 8);
+    }
     pen.fillText("MLP", screen([(graph.heads + 0.4) * column, 0])[0], this.height - 8);
     pen.textAlign = "left";
     pen.fillText("layer", 2, 9);

@@ -90,6 +90,9 @@ def test_a_trace_is_what_can_be_reached(page: Page, direction: str) -> None:
         if (direction != "upstream" and a in ahead) or (direction != "downstream" and b in back):
             expected.add(code)
     assert shown(page) == expected
+    said = page.locator(".side").inner_text()  # a trace hides edges, not who the neighbours are
+    assert f"Reads {len({*whole.predecessors(node)})} node" in said
+    assert f"Feeds {len({*whole.successors(node)})} node" in said
 
 
 def test_the_strongest_path_has_the_strongest_weakest_edge(page: Page) -> None:
