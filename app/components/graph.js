@@ -7,6 +7,7 @@
 // drawn every frame. All text that came from a run goes in by textContent.
 
 export const FOR = "#2b83ba", AGAINST = "#d95f02", GREY = "#8c8c8c";
+const HALO = 'stroke="#fff" stroke-width="3" stroke-linejoin="round" paint-order="stroke"';
 export const CLASSES = {
   kept: { colour: "#2b83ba", title: "kept" },
   gone: { colour: "#8c8c8c", title: "gone" },
@@ -878,19 +879,14 @@ export class Instrument {
           const [x, y] = screen(place(graph, node, this.column));
           if (x > -5 && y > -5 && x < this.width + 5 && y < this.height + 5) pen.fillRect(x - 1, y - 1, 2, 2);
         }
-    const moved = view.stage ? data.diff.moved : null;
-    const most = moved ? Math.max(...Object.values(moved).map((m) => m[0]), 1) : 1;
-    const largest = Math.max(...[...scene.sums.values()].map(Math.abs), 1e-30);
+    const face = this.faces();
     const grow = Math.max(0.55, Math.min(1.6, Math.min(step / 34, (ROW * zoom) / 26)));
     pen.font = `12px ${this.theme.getPropertyValue("--st-font") || "sans-serif"}`;
     pen.textBaseline = "middle";
     for (const [i, spot] of scene.places) {
       const node = graph.nodes[i] ?? this.groups[i - graph.nodes.length], [x, y] = screen(spot);
       if (x < -40 || y < -40 || x > this.width + 40 || y > this.height + 40) continue;
-      const sum = scene.sums.get(i) ?? 0, counts = moved?.[node.name];
-      const share = moved ? Math.sqrt((counts?.[0] ?? 0) / most) : Math.sqrt(Math.abs(sum) / largest);
-      const r = grow * (4 + 6 * share);
-      const colour = node.kind === "logits" || node.kind === "group" || moved ? GREY : sum <= 0 ? FOR : AGAINST;
+      const { share, colour, counts } = face(i), r = grow * (4 + 6 * share);
       shape(pen, INK[node.kind] ?? "square", x, y, r);
       pen.fillStyle = colour;
       pen.fill();
@@ -920,6 +916,19 @@ export class Instrument {
       }
     }
     this.axes(pen, screen, ink, paper);
+  }
+
+  /** Of a node: its size as a share, its colour, and how many weights moved and changed their code. */
+  faces() {
+    const { graph, scene, data, view } = this, moved = view.stage ? data.diff.moved : null;
+    const most = moved ? Math.max(...Object.values(moved).map((m) => m[0]), 1) : 1;
+    const largest = Math.max(...[...scene.sums.values()].map(Math.abs), 1e-30);
+    return (i) => {
+      const node = graph.nodes[i], sum = scene.sums.get(i) ?? 0, counts = moved?.[this.title(i)];
+      const share = Math.sqrt(moved ? (counts?.[0] ?? 0) / most : Math.abs(sum) / largest);
+      const plain = !node || node.kind === "logits" || moved; // compared, colours are the edges' alone
+      return { share, colour: plain ? GREY : sum <= 0 ? FOR : AGAINST, counts };
+    };
   }
 
   write(pen, text, x, y, ink, paper) {
@@ -1090,8 +1099,9 @@ export class Instrument {
 
   svg() {
     const { scene, graph, data, view, column } = this, parts = [];
-    const w = Math.max(640, (graph.heads + 3) * column), h = (graph.layers + 3) * ROW + 110;
-    const ox = 50, oy = 80 + 1.5 * ROW, f = (x) => x.toFixed(1);
+    const compared = view.stage ? 20 : 0; // room for what nodes mean then
+    const w = Math.max(920, (graph.heads + 3) * column), h = (graph.layers + 3) * ROW + 110 + compared;
+    const ox = 50, oy = 80 + compared + 1.5 * ROW, f = (x) => x.toFixed(1), face = this.faces();
     const text = (x, y, words, size = 12, more = "") =>
       parts.push(`<text x="${f(x)}" y="${f(y)}" font-size="${size}" ${more}>${escaped(words)}</text>`);
     text(16, 26, data.title, 17, 'font-weight="600"');
@@ -1104,22 +1114,30 @@ export class Instrument {
         `${escaped(this.title(line.target))}: ${signed(line.score)}</title></path>`);
     }
     for (const [i, [x, y]] of scene.places) {
-      const sum = scene.sums.get(i) ?? 0, node = graph.nodes[i], kind = INK[node?.kind] ?? "square";
-      const colour = !node || node.kind === "logits" ? GREY : sum <= 0 ? FOR : AGAINST;
-      const at = [x + ox, y + oy];
+      const { share, colour, counts } = face(i), kind = INK[graph.nodes[i]?.kind] ?? "square";
+      const at = [x + ox, y + oy], r = compared ? 4 + 5 * share : 6, a = 0.83 * r; // a square, as large
       parts.push(kind === "circle"
-        ? `<circle cx="${f(at[0])}" cy="${f(at[1])}" r="6" fill="${colour}"/>`
-        : `<rect x="${f(at[0] - 5)}" y="${f(at[1] - 5)}" width="10" height="10" fill="${colour}"` +
+        ? `<circle cx="${f(at[0])}" cy="${f(at[1])}" r="${f(r)}" fill="${colour}"/>`
+        : `<rect x="${f(at[0] - a)}" y="${f(at[1] - a)}" width="${f(2 * a)}" height="${f(2 * a)}" fill="${colour}"` +
           `${kind === "diamond" ? ` transform="rotate(45 ${f(at[0])} ${f(at[1])})"` : ""}/>`);
+      if (counts?.[1]) { // the pie of changed codes, as a stroke that wide around a circle half as large
+        const round = Math.PI * r;
+        parts.push(`<circle cx="${f(at[0])}" cy="${f(at[1])}" r="${f(r / 2)}" fill="none" stroke="#222" ` +
+          `stroke-width="${f(r)}" stroke-dasharray="${f((round * counts[1]) / counts[0])} ${f(round)}" ` +
+          `transform="rotate(-90 ${f(at[0])} ${f(at[1])})"/>`);
+      }
       const label = this.marks.labels[this.title(i)];
-      text(at[0] + 9, at[1] + 4, label ? `${label} (${this.title(i)})` : this.title(i), 10);
+      text(at[0] + r + 3, at[1] + 4, label ? `${label} (${this.title(i)})` : this.title(i), 10, HALO);
     }
     const items = view.stage === "all" ? Object.values(CLASSES).map((c) => [c.colour, c.title])
       : [[FOR, "carries the answer (solid)"], [AGAINST, "works against it (dashed)"]];
+    const wide = items.length > 2 ? 150 : 200;
     items.forEach(([colour, words], i) => {
-      parts.push(`<rect x="${16 + 210 * i}" y="56" width="14" height="8" fill="${colour}"/>`);
-      text(36 + 210 * i, 64, words);
+      parts.push(`<rect x="${f(16 + wide * i)}" y="56" width="14" height="8" fill="${colour}"/>`);
+      text(36 + wide * i, 64, words);
     });
+    if (compared) text(16, 84, `${view.stage === "all" ? "Dashed: works against the answer. " : ""}Node size: ` +
+      "weights moved; dark: the share of them whose NF4 code changed.", 11);
     text(16, h - 12, data.source, 11);
     return `<svg xmlns="http://www.w3.org/2000/svg" width="${f(w)}" height="${f(h)}" viewBox="0 0 ${f(w)} ` +
       `${f(h)}" font-family="sans-serif" fill="#222"><title>${escaped(data.title)}</title>` +

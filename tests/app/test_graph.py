@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -223,6 +224,14 @@ def test_edges_of_a_group_are_summed(page: Page) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def drawn_nodes(page: Page) -> Counter[str]:
+    """Of the picture as a file: how many nodes have a colour, and how many a pie (its stroke's)."""
+    drawing = ElementTree.fromstring(page.evaluate("i.svg()"))
+    nodes = [e for e in drawing if e.tag.endswith(("circle", "rect"))][1:]  # the paper is first
+    fills = [e for e in nodes if e.get("height") != "8"]  # a legend's colours
+    return Counter(e.get("stroke") or e.attrib["fill"] for e in fills)
+
+
 def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     circuit = random_circuit(LAYOUTS[0], 50, seed=4)
     size = circuit.layout.n_sources * circuit.layout.n_destinations
@@ -248,6 +257,13 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     said = page.locator(".said").inner_text()
     counts, titles = found.counts(), ("kept", "gone", "back after NF4", "new")
     assert all(f"{n} {title}" in said for n, title in zip(counts.values(), titles, strict=True))
+    drawing = ElementTree.fromstring(page.evaluate("i.svg()"))
+    for words in (e for e in drawing if e.tag.endswith("text") and e.text):
+        assert float(words.attrib["x"]) + 5 * len(words.text or "") < float(drawing.attrib["width"])
+    assert drawn_nodes(page) == {
+        "#8c8c8c": len(page.evaluate("[...i.scene.places.keys()]")),
+        "#222": 1,
+    }
     page.get_by_label("Show").select_option("back")
     back = {c for c, change in zip(codes, found.changes, strict=True) if change == "back"}
     assert back and shown(page) == back
