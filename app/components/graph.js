@@ -629,6 +629,7 @@ export class Instrument {
       const sum = scene.sums.get(i);
       say(`Score ${signed(sum)} over the edges shown: ${effect(sum)}.`);
     }
+    if (i === this.locked && node) this.describeMarks(node, parts); // before lists that may be long
     const list = (title, found, other) => {
       found.sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
       parts.push(make("h3", { textContent: `${title} ${many(found.length, "node")}` }));
@@ -644,12 +645,11 @@ export class Instrument {
     list("Reads", scene.near.filter((l) => l.target === i), "source");
     list("Feeds", scene.near.filter((l) => l.source === i), "target");
     if (this.found) this.describePaths(parts);
-    if (i === this.locked && node) this.describeMarks(node, parts);
   }
 
   /** Pin, label, note and group of the open node. */
   describeMarks(node, parts) {
-    const { marks } = this, form = make("div", { className: "marks" });
+    const { marks } = this, form = make("details", { className: "marks" });
     const pinned = marks.pins.includes(node.name);
     const pin = make("button", { type: "button", textContent: pinned ? "Unpin (P)" : "Pin (P)" });
     pin.addEventListener("click", () => this.pin(node));
@@ -662,7 +662,9 @@ export class Instrument {
       form.append(make("label", {}, make("span", { textContent: title }), input));
     };
     const inGroup = Object.entries(marks.groups).find(([, names]) => names.includes(node.name))?.[0];
-    form.append(pin);
+    form.append(make("summary", { textContent: "Label, group, note" }));
+    form.open = this.marking || Boolean(inGroup || marks.labels[node.name] || marks.notes[node.name]);
+    form.addEventListener("toggle", () => (this.marking = form.open));
     const put = (where) => (value) => {
       if (value) where[node.name] = value;
       else delete where[node.name];
@@ -676,7 +678,7 @@ export class Instrument {
       if (value) marks.groups[value] = [...(marks.groups[value] ?? []), node.name];
     });
     field("Note", marks.notes[node.name], put(marks.notes), true);
-    parts.push(form);
+    parts.push(pin, form);
   }
 
   pin(node) {

@@ -190,6 +190,19 @@ def test_the_keyboard_walks_opens_traces_and_pins(page: Page) -> None:
     assert page.evaluate("i.locked") is None
 
 
+def test_what_one_may_write_on_a_node_is_above_its_neighbours(page: Page) -> None:
+    opened(page, data(random_circuit(LAYOUTS[0], 90)))
+    page.evaluate("i.lock({ node: i.graph.byName.get('m0').i })")
+    page.get_by_text("Label, group, note").click()
+    label, reads = page.get_by_label("Label"), page.get_by_role("heading", name=re.compile("Reads"))
+    (over, under) = (box["y"] for box in (label.bounding_box(), reads.bounding_box()) if box)
+    assert over < under  # of ninety neighbours, too
+    label.fill("first")
+    label.press("Tab")
+    assert page.evaluate("i.marks.labels") == {"m0": "first"}
+    assert page.get_by_label("Label").input_value() == "first"  # and is still unfolded
+
+
 def test_the_wheel_scrolls_the_page_until_the_graph_is_active(page: Page) -> None:
     opened(page, data(random_circuit(LAYOUTS[0], 60)))
     wheel = """() => {
