@@ -264,10 +264,12 @@ def title(method: str) -> str:
     return methods.named(method).title if method in methods.ALL else method
 
 
+_MARKUP = r"([\\*_\[\]<>$#|~]|:(?=[a-zA-Z]))"  # a colon before a letter: `:red` is a directive
+
+
 def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
     parts = text.split("`")
     return "`".join(
-        part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
-        for i, part in enumerate(parts)
+        part if i % 2 else re.sub(_MARKUP, r"\\\1", part) for i, part in enumerate(parts)
     )
