@@ -392,7 +392,7 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
         v for spots in series.values() for s in spots for v in (s.permanence.low, s.permanence.high)
     ]
     _at_least(figure, ends)
-    figure.update_yaxes(title="Permanence, nats (below 0: comes back)")
+    figure.update_yaxes(title="Permanence among the choices, nats (below 0: comes back)")
     return _finish(figure, 430 + 8 * len(series))
 
 
@@ -429,7 +429,7 @@ def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
         title="Forgetting: fall of forget accuracy", tickformat=".0%", rangemode="tozero"
     )
     _at_least(figure, [p.permanence for points in edits.values() for p in points])
-    figure.update_yaxes(title="Permanence, nats (below 0 it comes back)")
+    figure.update_yaxes(title="Permanence among all words, nats (below 0: comes back)")
     return _finish(figure, 480)
 
 

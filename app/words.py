@@ -225,9 +225,10 @@ HELP: Mapping[str, str] = {
     "probable among its four choices, counted from chance up, than in full precision; below 0 it "
     f"came back. Filled: the forget rows; open: rephrasings that no method saw. {_INTERVAL}",
     "tradeoff": "Right: forget accuracy fell further. Up: after NF4 the answer is less probable "
-    "than in full precision; below 0 it came back. Each line is one edit at a third, two thirds "
-    "and the whole of its strength: a dense edit is scaled, a sparse one loses moves at random. "
-    "Hollow: the retain set fell by more than the tolerance.",
+    "among all words than in full precision; below 0 it came back. It can fall there and not among "
+    "its four choices, which the chart at the top and the verdict go by. Each line is one edit at "
+    "a third, two thirds and the whole of its strength: a dense edit is scaled, a sparse one loses "
+    "moves at random. Hollow: the retain set fell by more than the tolerance.",
     "flips": "Right: the answer outscores its three distractors. "
     + " ".join(f"{capitalised(name)}: {said}." for name, said in FLIPS.items()),
     # the verdict
@@ -263,10 +264,12 @@ def title(method: str) -> str:
     return methods.named(method).title if method in methods.ALL else method
 
 
+_MARKUP = r"([\\*_\[\]<>$#|~]|:(?=[a-zA-Z]))"  # a colon before a letter: `:red` is a directive
+
+
 def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
     parts = text.split("`")
     return "`".join(
-        part if i % 2 else re.sub(r"([\\*_\[\]<>$#|~])", r"\\\1", part)
-        for i, part in enumerate(parts)
+        part if i % 2 else re.sub(_MARKUP, r"\\\1", part) for i, part in enumerate(parts)
     )

@@ -23,6 +23,7 @@ from mansu.report import dossier as of
 from mansu.report.dossier import Dossier, dossier
 from mansu.report.flips import FAILING
 from mansu.report.page import accuracies, bins, page, told
+from mansu.report.repeat import WHERE
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
@@ -157,6 +158,7 @@ def repeat(found: Dossier) -> None:
     """Commands, versions, files."""
     st.header("How to repeat it")
     st.code("\n".join(found.commands), language=None, wrap_lines=True)
+    st.caption(WHERE)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
     st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
     folded("Files and their hashes", lambda: table(of.files_table(found)))

@@ -7,6 +7,7 @@
 // drawn every frame. All text that came from a run goes in by textContent.
 
 export const FOR = "#2b83ba", AGAINST = "#d95f02", GREY = "#8c8c8c";
+const HALO = 'stroke="#fff" stroke-width="3" stroke-linejoin="round" paint-order="stroke"';
 export const CLASSES = {
   kept: { colour: "#2b83ba", title: "kept" },
   gone: { colour: "#8c8c8c", title: "gone" },
@@ -491,7 +492,8 @@ export class Instrument {
     if (this.locked !== null && !members.has(this.locked)) where(this.locked);
     const sums = new Map();
     for (const line of found) sums.set(line.source, (sums.get(line.source) ?? 0) + line.score);
-    this.scene = { edges, all, lines: found, places, sums };
+    const near = edges === all ? found : lines(graph, all, view, members); // a trace hides none of them
+    this.scene = { edges, all, lines: found, near, places, sums };
     this.hover = null;
     if (refit && this.width) this.fit();
     this.say();
@@ -627,6 +629,7 @@ export class Instrument {
       const sum = scene.sums.get(i);
       say(`Score ${signed(sum)} over the edges shown: ${effect(sum)}.`);
     }
+    if (i === this.locked && node) this.describeMarks(node, parts); // before lists that may be long
     const list = (title, found, other) => {
       found.sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
       parts.push(make("h3", { textContent: `${title} ${many(found.length, "node")}` }));
@@ -639,15 +642,14 @@ export class Instrument {
       parts.push(make("ul", { className: "neighbours" }, ...items));
       if (some.length < found.length) say(`and ${found.length - some.length} more: click it for all.`);
     };
-    list("Reads", scene.lines.filter((l) => l.target === i), "source");
-    list("Feeds", scene.lines.filter((l) => l.source === i), "target");
+    list("Reads", scene.near.filter((l) => l.target === i), "source");
+    list("Feeds", scene.near.filter((l) => l.source === i), "target");
     if (this.found) this.describePaths(parts);
-    if (i === this.locked && node) this.describeMarks(node, parts);
   }
 
   /** Pin, label, note and group of the open node. */
   describeMarks(node, parts) {
-    const { marks } = this, form = make("div", { className: "marks" });
+    const { marks } = this, form = make("details", { className: "marks" });
     const pinned = marks.pins.includes(node.name);
     const pin = make("button", { type: "button", textContent: pinned ? "Unpin (P)" : "Pin (P)" });
     pin.addEventListener("click", () => this.pin(node));
@@ -660,7 +662,9 @@ export class Instrument {
       form.append(make("label", {}, make("span", { textContent: title }), input));
     };
     const inGroup = Object.entries(marks.groups).find(([, names]) => names.includes(node.name))?.[0];
-    form.append(pin);
+    form.append(make("summary", { textContent: "Label, group, note" }));
+    form.open = this.marking || Boolean(inGroup || marks.labels[node.name] || marks.notes[node.name]);
+    form.addEventListener("toggle", () => (this.marking = form.open));
     const put = (where) => (value) => {
       if (value) where[node.name] = value;
       else delete where[node.name];
@@ -674,7 +678,7 @@ export class Instrument {
       if (value) marks.groups[value] = [...(marks.groups[value] ?? []), node.name];
     });
     field("Note", marks.notes[node.name], put(marks.notes), true);
-    parts.push(form);
+    parts.push(pin, form);
   }
 
   pin(node) {
@@ -877,19 +881,14 @@ export class Instrument {
           const [x, y] = screen(place(graph, node, this.column));
           if (x > -5 && y > -5 && x < this.width + 5 && y < this.height + 5) pen.fillRect(x - 1, y - 1, 2, 2);
         }
-    const moved = view.stage ? data.diff.moved : null;
-    const most = moved ? Math.max(...Object.values(moved).map((m) => m[0]), 1) : 1;
-    const largest = Math.max(...[...scene.sums.values()].map(Math.abs), 1e-30);
+    const face = this.faces();
     const grow = Math.max(0.55, Math.min(1.6, Math.min(step / 34, (ROW * zoom) / 26)));
     pen.font = `12px ${this.theme.getPropertyValue("--st-font") || "sans-serif"}`;
     pen.textBaseline = "middle";
     for (const [i, spot] of scene.places) {
       const node = graph.nodes[i] ?? this.groups[i - graph.nodes.length], [x, y] = screen(spot);
       if (x < -40 || y < -40 || x > this.width + 40 || y > this.height + 40) continue;
-      const sum = scene.sums.get(i) ?? 0, counts = moved?.[node.name];
-      const share = moved ? Math.sqrt((counts?.[0] ?? 0) / most) : Math.sqrt(Math.abs(sum) / largest);
-      const r = grow * (4 + 6 * share);
-      const colour = node.kind === "logits" || node.kind === "group" || moved ? GREY : sum <= 0 ? FOR : AGAINST;
+      const { share, colour, counts } = face(i), r = grow * (4 + 6 * share);
       shape(pen, INK[node.kind] ?? "square", x, y, r);
       pen.fillStyle = colour;
       pen.fill();
@@ -921,6 +920,19 @@ export class Instrument {
     this.axes(pen, screen, ink, paper);
   }
 
+  /** Of a node: its size as a share, its colour, and how many weights moved and changed their code. */
+  faces() {
+    const { graph, scene, data, view } = this, moved = view.stage ? data.diff.moved : null;
+    const most = moved ? Math.max(...Object.values(moved).map((m) => m[0]), 1) : 1;
+    const largest = Math.max(...[...scene.sums.values()].map(Math.abs), 1e-30);
+    return (i) => {
+      const node = graph.nodes[i], sum = scene.sums.get(i) ?? 0, counts = moved?.[this.title(i)];
+      const share = Math.sqrt(moved ? (counts?.[0] ?? 0) / most : Math.abs(sum) / largest);
+      const plain = !node || node.kind === "logits" || moved; // compared, colours are the edges' alone
+      return { share, colour: plain ? GREY : sum <= 0 ? FOR : AGAINST, counts };
+    };
+  }
+
   write(pen, text, x, y, ink, paper) {
     const w = pen.measureText(text).width;
     x = Math.min(x, this.width - w - 4);
@@ -943,11 +955,15 @@ export class Instrument {
     const every = (size, room) => [1, 2, 5, 10, 20, 50].find((n) => n * size >= room) ?? 100;
     const rows = every(ROW * zoom, 15), columns = every(column * zoom, 26);
     pen.textAlign = "right";
-    for (let layer = 0; layer < graph.layers; layer += rows)
-      pen.fillText(`${layer}`, 26, screen([0, (graph.layers - 1 - layer) * ROW])[1]);
+    for (let layer = 0; layer < graph.layers; layer += rows) {
+      const y = screen([0, (graph.layers - 1 - layer) * ROW])[1];
+      if (y > 20 && y < this.height - 22) pen.fillText(`${layer}`, 26, y); // clear of the others
+    }
     pen.textAlign = "center";
-    for (let head = 0; head < graph.heads; head += columns)
-      pen.fillText(`h${head}`, screen([head * column, 0])[0], this.height - 8);
+    for (let head = 0; head < graph.heads; head += columns) {
+      const x = screen([head * column, 0])[0];
+      if (x > 36) pen.fillText(`h${head}`, x, this.height - 8);
+    }
     pen.fillText("MLP", screen([(graph.heads + 0.4) * column, 0])[0], this.height - 8);
     pen.textAlign = "left";
     pen.fillText("layer", 2, 9);
@@ -1085,8 +1101,9 @@ export class Instrument {
 
   svg() {
     const { scene, graph, data, view, column } = this, parts = [];
-    const w = Math.max(640, (graph.heads + 3) * column), h = (graph.layers + 3) * ROW + 110;
-    const ox = 50, oy = 80 + 1.5 * ROW, f = (x) => x.toFixed(1);
+    const compared = view.stage ? 20 : 0; // room for what nodes mean then
+    const w = Math.max(920, (graph.heads + 3) * column), h = (graph.layers + 3) * ROW + 110 + compared;
+    const ox = 50, oy = 80 + compared + 1.5 * ROW, f = (x) => x.toFixed(1), face = this.faces();
     const text = (x, y, words, size = 12, more = "") =>
       parts.push(`<text x="${f(x)}" y="${f(y)}" font-size="${size}" ${more}>${escaped(words)}</text>`);
     text(16, 26, data.title, 17, 'font-weight="600"');
@@ -1099,22 +1116,30 @@ export class Instrument {
         `${escaped(this.title(line.target))}: ${signed(line.score)}</title></path>`);
     }
     for (const [i, [x, y]] of scene.places) {
-      const sum = scene.sums.get(i) ?? 0, node = graph.nodes[i], kind = INK[node?.kind] ?? "square";
-      const colour = !node || node.kind === "logits" ? GREY : sum <= 0 ? FOR : AGAINST;
-      const at = [x + ox, y + oy];
+      const { share, colour, counts } = face(i), kind = INK[graph.nodes[i]?.kind] ?? "square";
+      const at = [x + ox, y + oy], r = compared ? 4 + 5 * share : 6, a = 0.83 * r; // a square, as large
       parts.push(kind === "circle"
-        ? `<circle cx="${f(at[0])}" cy="${f(at[1])}" r="6" fill="${colour}"/>`
-        : `<rect x="${f(at[0] - 5)}" y="${f(at[1] - 5)}" width="10" height="10" fill="${colour}"` +
+        ? `<circle cx="${f(at[0])}" cy="${f(at[1])}" r="${f(r)}" fill="${colour}"/>`
+        : `<rect x="${f(at[0] - a)}" y="${f(at[1] - a)}" width="${f(2 * a)}" height="${f(2 * a)}" fill="${colour}"` +
           `${kind === "diamond" ? ` transform="rotate(45 ${f(at[0])} ${f(at[1])})"` : ""}/>`);
+      if (counts?.[1]) { // the pie of changed codes, as a stroke that wide around a circle half as large
+        const round = Math.PI * r;
+        parts.push(`<circle cx="${f(at[0])}" cy="${f(at[1])}" r="${f(r / 2)}" fill="none" stroke="#222" ` +
+          `stroke-width="${f(r)}" stroke-dasharray="${f((round * counts[1]) / counts[0])} ${f(round)}" ` +
+          `transform="rotate(-90 ${f(at[0])} ${f(at[1])})"/>`);
+      }
       const label = this.marks.labels[this.title(i)];
-      text(at[0] + 9, at[1] + 4, label ? `${label} (${this.title(i)})` : this.title(i), 10);
+      text(at[0] + r + 3, at[1] + 4, label ? `${label} (${this.title(i)})` : this.title(i), 10, HALO);
     }
     const items = view.stage === "all" ? Object.values(CLASSES).map((c) => [c.colour, c.title])
       : [[FOR, "carries the answer (solid)"], [AGAINST, "works against it (dashed)"]];
+    const wide = items.length > 2 ? 150 : 200;
     items.forEach(([colour, words], i) => {
-      parts.push(`<rect x="${16 + 210 * i}" y="56" width="14" height="8" fill="${colour}"/>`);
-      text(36 + 210 * i, 64, words);
+      parts.push(`<rect x="${f(16 + wide * i)}" y="56" width="14" height="8" fill="${colour}"/>`);
+      text(36 + wide * i, 64, words);
     });
+    if (compared) text(16, 84, `${view.stage === "all" ? "Dashed: works against the answer. " : ""}Node size: ` +
+      "weights moved; dark: the share of them whose NF4 code changed.", 11);
     text(16, h - 12, data.source, 11);
     return `<svg xmlns="http://www.w3.org/2000/svg" width="${f(w)}" height="${f(h)}" viewBox="0 0 ${f(w)} ` +
       `${f(h)}" font-family="sans-serif" fill="#222"><title>${escaped(data.title)}</title>` +

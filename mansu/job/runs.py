@@ -291,11 +291,16 @@ class Run:
         """The facts, as they were when the run was made.
 
         Raises:
-            DamagedError: task.jsonl is missing or is no task.
+            DamagedError: the folder or its task.jsonl is missing, or it is no task.
             MismatchError: task.jsonl was changed since.
         """
         about = {name: self.about[name] for name in ABOUT if name not in ("name", "digest")}
         path = self._own("task.jsonl")
+        if not self.path.is_dir():  # somebody else deleted it meanwhile
+            raise DamagedError(
+                f"The run folder {self.path} is not there any more: it was deleted or moved. "
+                "Restore it, or choose another run."
+            )
         if not path.is_file():
             raise DamagedError(
                 f"There is no task.jsonl in the run folder {self.path}, the facts that it is "

@@ -25,6 +25,7 @@ from mansu.report.dossier import (
     thresholds_table,
 )
 from mansu.report.flips import Flip
+from mansu.report.repeat import WHERE
 from mansu.show.numbers import many, number, percent
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
@@ -227,8 +228,7 @@ def _repeat(found: Dossier) -> str:
     lines = "\n".join(escape(command) for command in found.commands)
     return (
         f"<pre>{lines}</pre><p>MANSU {escape(found.mansu)}, Python {escape(found.python)}, "
-        f"{escape(versions)}; seed {found.about.seed}. Run them in the folder that the run's "
-        "folder lies in.</p>"
+        f"{escape(versions)}; seed {found.about.seed}. {escape(WHERE)}</p>"
         "<details open><summary>Files and their hashes</summary>"
         f"{_wide(files_table(found), 'files')}</details>"
     )

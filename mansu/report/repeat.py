@@ -21,6 +21,12 @@ LIMITS: Sequence[str] = (
 )
 """Of every verdict, as Markdown sentences."""
 
+WHERE = (
+    "Run them in the folder that the run's folder lies in. The first makes everything anew, beside "
+    "the run; the others are of the run itself."
+)
+"""Said of ``commands``."""
+
 
 def repeat_command(run: Run, method: str, *, subject: str = "", facts: str = "task.jsonl") -> str:
     """The ``mansu run`` that makes this edit again, with every setting that is not the default.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -90,6 +91,9 @@ def test_a_trace_is_what_can_be_reached(page: Page, direction: str) -> None:
         if (direction != "upstream" and a in ahead) or (direction != "downstream" and b in back):
             expected.add(code)
     assert shown(page) == expected
+    said = page.locator(".side").inner_text()  # a trace hides edges, not who the neighbours are
+    assert f"Reads {len({*whole.predecessors(node)})} node" in said
+    assert f"Feeds {len({*whole.successors(node)})} node" in said
 
 
 def test_the_strongest_path_has_the_strongest_weakest_edge(page: Page) -> None:
@@ -186,6 +190,19 @@ def test_the_keyboard_walks_opens_traces_and_pins(page: Page) -> None:
     assert page.evaluate("i.locked") is None
 
 
+def test_what_one_may_write_on_a_node_is_above_its_neighbours(page: Page) -> None:
+    opened(page, data(random_circuit(LAYOUTS[0], 90)))
+    page.evaluate("i.lock({ node: i.graph.byName.get('m0').i })")
+    page.get_by_text("Label, group, note").click()
+    label, reads = page.get_by_label("Label"), page.get_by_role("heading", name=re.compile("Reads"))
+    (over, under) = (box["y"] for box in (label.bounding_box(), reads.bounding_box()) if box)
+    assert over < under  # of ninety neighbours, too
+    label.fill("first")
+    label.press("Tab")
+    assert page.evaluate("i.marks.labels") == {"m0": "first"}
+    assert page.get_by_label("Label").input_value() == "first"  # and is still unfolded
+
+
 def test_the_wheel_scrolls_the_page_until_the_graph_is_active(page: Page) -> None:
     opened(page, data(random_circuit(LAYOUTS[0], 60)))
     wheel = """() => {
@@ -220,6 +237,14 @@ def test_edges_of_a_group_are_summed(page: Page) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def drawn_nodes(page: Page) -> Counter[str]:
+    """Of the picture as a file: how many nodes have a colour, and how many a pie (its stroke's)."""
+    drawing = ElementTree.fromstring(page.evaluate("i.svg()"))
+    nodes = [e for e in drawing if e.tag.endswith(("circle", "rect"))][1:]  # the paper is first
+    fills = [e for e in nodes if e.get("height") != "8"]  # a legend's colours
+    return Counter(e.get("stroke") or e.attrib["fill"] for e in fills)
+
+
 def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     circuit = random_circuit(LAYOUTS[0], 50, seed=4)
     size = circuit.layout.n_sources * circuit.layout.n_destinations
@@ -245,6 +270,13 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     said = page.locator(".said").inner_text()
     counts, titles = found.counts(), ("kept", "gone", "back after NF4", "new")
     assert all(f"{n} {title}" in said for n, title in zip(counts.values(), titles, strict=True))
+    drawing = ElementTree.fromstring(page.evaluate("i.svg()"))
+    for words in (e for e in drawing if e.tag.endswith("text") and e.text):
+        assert float(words.attrib["x"]) + 5 * len(words.text or "") < float(drawing.attrib["width"])
+    assert drawn_nodes(page) == {
+        "#8c8c8c": len(page.evaluate("[...i.scene.places.keys()]")),
+        "#222": 1,
+    }
     page.get_by_label("Show").select_option("back")
     back = {c for c, change in zip(codes, found.changes, strict=True) if change == "back"}
     assert back and shown(page) == back

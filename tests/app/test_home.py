@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def test_the_picture_is_of_the_run(example: Run) -> None:
     drawn = home_view.picture(told, "what is seen")
     widths = re.findall(r'class="bar" style="width: ([\d.]+)%', drawn)
     shares = [example.survival(c.method).quantized.share or 0.0 for c in told]
+    half = home_view.picture([replace(c, moved=100, left=51) for c in told], "half")
+    assert "share inside" not in half  # on a phone half a bar is too short for its number
     assert [float(w) for w in widths] == pytest.approx([100 * s for s in shares], abs=0.01)
     for name, nf4 in (("full", False), ("nf4", True)):
         places = re.findall(rf'class="{name}" style="left: ([\d.]+)%', drawn)
@@ -70,8 +73,6 @@ def test_the_picture_is_of_the_run(example: Run) -> None:
 
 
 def test_the_moral_follows_the_numbers(example: Run) -> None:
-    from dataclasses import replace
-
     told = story.chapters(example)
     lossy = [replace(c, left=c.moved // 4, nf4=c.full) for c in told]
     assert "hardly an answer returns" in story.moral(lossy)

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
 from mansu.report.dossier import about_table, counts_table, dossier
+from mansu.report.repeat import WHERE
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
@@ -44,6 +45,7 @@ def test_it_shows_what_the_dossier_holds(run: Run) -> None:
         assert table.columns in tables(app)
     assert any(f"**{found.status}** ({found.judged.counts})" in m.value for m in app.markdown)
     assert app.code[0].value == "\n".join(found.commands)
+    assert any(c.value == WHERE for c in app.caption)  # the first is of another folder
     assert len(app.dataframe[0].value) == sum(f.kind == "not forgotten" for f in found.facts)
     assert any("Not tried" in i.value for i in app.info)  # attacks, that is said
 

@@ -269,6 +269,11 @@ def test_every_run_at_work_is_found_and_no_other_is_opened(
         assert jobs.working() == []
 
 
+def test_what_people_write_is_never_a_directive() -> None:
+    assert words.plain(":red[x] a::b-badge[c]") == r"\:red\[x\] a:\:b-badge\[c\]"
+    assert words.plain("Task: at 10:30") == "Task: at 10:30"
+
+
 def test_every_setting_of_a_method_has_a_plain_name() -> None:
     names = {name for method in methods.ALL for name in methods.named(method).options()}
     assert names == set(words.SETTINGS)

@@ -215,6 +215,10 @@ def test_a_file_that_is_missing_or_a_folder_is_one_sentence(finished: Run, tmp_p
     (run.path / "task.jsonl").unlink()
     with pytest.raises(DamagedError, match=r"no task\.jsonl in the run folder .*: put it back"):
         run.task()
+    gone = Run.open(shutil.copytree(finished.path, tmp_path / "gone"))
+    shutil.rmtree(gone.path)
+    with pytest.raises(DamagedError, match=r"not there any more: it was deleted or moved"):
+        gone.task()
     run.file("history", "ga").unlink()
     with pytest.raises(NotMeasuredError, match=r"`mansu unlearn .* --method ga --again`"):
         run.history("ga")
