@@ -12,6 +12,7 @@ of the plan says which it is.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -266,7 +267,9 @@ def offloaded() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    sizes_only = "--sizes" in arguments
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.larger")
+    parser.add_argument("--sizes", action="store_true", help="without the measured layers")
+    sizes_only = parser.parse_args(arguments).sizes
     print(HEAD.format(**globals(), option=" --sizes" if sizes_only else ""))
     costs = None
     if not sizes_only:

@@ -50,7 +50,7 @@ from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
 from mansu.methods.objectives import Objectives, StepPack, sample
 from mansu.methods.signal import ATTENTION
-from mansu.methods.training import bfloat16, chosen_bfloat16, products
+from mansu.methods.training import bfloat16, chosen_bfloat16, products, steps
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import setting
@@ -96,7 +96,7 @@ class Settings:
         low=0,
         above=True,
     )
-    steps: int = setting(36, "Steps of the optimiser, at most.", low=1)
+    steps: int = steps(36)
     retain_weight: float = setting(
         1.0,
         "Weight of the retain objective, at least: it grows while kept answers lose more than "

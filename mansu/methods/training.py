@@ -54,7 +54,7 @@ def learning_rate(default: float, source: str) -> Any:
 
 def steps(default: int) -> Any:
     """The field of the number of steps."""
-    return setting(default, "Steps of the optimiser, at most.", low=1)
+    return setting(default, "Steps of the optimiser, at most.", low=1, high=10_000)
 
 
 def retain_weight(source: str) -> Any:

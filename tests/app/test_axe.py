@@ -117,7 +117,10 @@ def main(address: str) -> None:
         for run in (TINY, SMOL):
             for name in PAGES:
                 page.set_viewport_size({"width": 1440, "height": 900})
-                opened(page, address, f"{name}?run={run}&example={run}", unfold=True)
+                example = f"&example={run}" if name == "home" else ""
+                opened(page, address, f"{name}?run={run}{example}", unfold=True)
+                if page.get_by_text("There is no run").count():  # a page without one has no faults
+                    sys.exit(f"{address} has no run {run!r}: copy the example to its runs.")
                 found = [what for w in WIDTHS for t in THEMES for what in seen(page, w, t)]
                 count += len(found)
                 print(f"{run}, {name}: {len(found)}", *found, sep="\n  ", flush=True)

@@ -338,6 +338,7 @@ def test_a_task_without_plain_text_works(problem: Problem, name: str) -> None:
         ("task_vector", {"alpha": 0.0}, "alpha of task_vector"),
         ("rmu", {"layer": 3}, "layers 0 to 2"),
         ("graddiff", {"steps": 0}, "steps of graddiff is 0"),
+        ("graddiff", {"steps": 99_999_999_999}, "steps of graddiff is 99999999999"),
     ],
 )
 def test_bad_settings_are_named(
