@@ -296,12 +296,11 @@ class Run:
         """
         about = {name: self.about[name] for name in ABOUT if name not in ("name", "digest")}
         path = self._own("task.jsonl")
-        if not self.path.is_dir():  # somebody else deleted it meanwhile
-            raise DamagedError(
-                f"The run folder {self.path} is not there any more: it was deleted or moved. "
-                "Restore it, or choose another run."
-            )
         if not path.is_file():
+            if not self.is_at(self.path):  # somebody else deleted it meanwhile
+                raise DamagedError(
+                    f"{self._gone}: it was deleted or moved. Restore it, or choose another run."
+                )
             raise DamagedError(
                 f"There is no task.jsonl in the run folder {self.path}, the facts that it is "
                 "about: put it back, or start a new run."
@@ -420,9 +419,12 @@ class Run:
     def _refuse_gone(self) -> None:
         """Nothing makes a run folder anew that somebody deleted while a job was at work."""
         if not self.is_at(self.path):
-            raise MismatchError(
-                f"The run folder {self.path} is not there any more: nothing was written to it."
-            )
+            raise MismatchError(f"{self._gone}: nothing was written to it.")
+
+    @property
+    def _gone(self) -> str:
+        """What every refusal of a folder that ``is_at`` no more begins with."""
+        return f"The run folder {self.path} is not there any more"
 
     def read(self, kind: str, method: str | None = None, part: str = "") -> Any:
         """Read a value that was saved.
@@ -435,7 +437,7 @@ class Run:
         about, path = ARTEFACTS[kind], self.file(kind, method, part)
         if not path.is_file():
             if not self.is_at(self.path):
-                raise NotMeasuredError(f"The run folder {self.path} is not there any more.")
+                raise NotMeasuredError(f"{self._gone}.")
             if about.of_edit:
                 self.refuse_unknown(method)
             whose = f" by {method}" if about.of_edit else ""
