@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mansu.evidence.cad import PLACES
 from mansu.measure.scores import share_right
-from mansu.subjects.blocks import Block, final_norm
+from mansu.subjects.blocks import Block, readout
 from mansu.subjects.edit import Edit
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
@@ -55,9 +55,7 @@ class Suppression:
         self.subject, self.tail = subject, _Tail(subject, forget, layer)
         keys_forget, residual = self.tail.keys, self.tail.residual
         keys_retain = _Tail(subject, retain, layer).keys
-        head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-        readout = (head[forget.vocabulary] * final_norm(subject).scale).float()
-        basis = torch.linalg.svd(readout - readout.mean(0), full_matrices=False)
+        basis = torch.linalg.svd(readout(subject, forget.vocabulary), full_matrices=False)
         directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
         target = self.tail.before_post_norm(-(residual @ directions.T) @ directions)
         gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain

@@ -42,13 +42,14 @@ from torch import Tensor
 from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.interrupts import put_back
-from mansu.measure.geometry import ENERGY, Projectors, fisher, projectors
+from mansu.measure.geometry import ENERGY, fisher, projectors
 from mansu.measure.scores import Scores, measure_sets
 from mansu.methods.keep import common, prompts_of, said_of
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
 from mansu.methods.objectives import Objectives, StepPack, sample
+from mansu.methods.optimiser import Optimiser
 from mansu.methods.signal import ATTENTION
 from mansu.methods.training import bfloat16, chosen_bfloat16, products, steps
 from mansu.progress import Step
@@ -62,7 +63,6 @@ from mansu.subjects.weights import kind_of, layer_of, lines
 from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples, entities, evenly
 
-MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 MEAN = 0.8
 """Share of the wishes' running mean that stays at each step."""
 
@@ -295,7 +295,7 @@ class _Work:
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
-    def _optimiser(self, mask: Mapping[str, Tensor]) -> _Optimiser:
+    def _optimiser(self, mask: Mapping[str, Tensor]) -> Optimiser:
         """With the projection and the Fisher information where the settings ask for them."""
         problem, settings, spans = self.problem, self.settings, None
         retain = problem.retain.some(GEOMETRY_FACTS)
@@ -314,7 +314,7 @@ class _Work:
                 place = self.movable.places[name]
                 importance[place.span] = everywhere.flatten()[place.where.cpu()].to(importance)
         assert settings.rate is not None
-        return _Optimiser(self.movable, settings.rate, settings.fisher_weight * importance, spans)
+        return Optimiser(self.movable, settings.rate, settings.fisher_weight * importance, spans)
 
     def _nf4_model(self) -> AbstractContextManager[Subject]:
         # With the floor, what moved is at a code's centre and no absmax changed: the cache is
@@ -550,39 +550,6 @@ def _keys_and_values(subject: Subject, name: str) -> Tensor:
     found = [lines(subject, layer, role) for role in "kv"] if layer else []
     found = [where.all() for where in found if where.name == name]
     return torch.cat([torch.empty(0, dtype=torch.long), *found])
-
-
-class _Optimiser:
-    """Adam in units of bins; what it takes from the forget gradient is projected.
-
-    Args:
-        importance: ``[n]``, λ F of the penalty.
-    """
-
-    def __init__(
-        self, movable: Movable, rate: float, importance: Tensor, spans: Projectors | None
-    ) -> None:
-        self.movable, self.rate, self.importance = movable, rate, importance
-        self.spans = spans
-        self.forget, self.retain, self.square = (
-            torch.zeros_like(movable.base) for _ in range(3)
-        )  # Adam's moments, in bins
-
-    def step(self, forget: Tensor, retain: Tensor, step: int, share: float = 1.0) -> None:
-        """Move the wishes by gradients ``[n]``, at a share of the rate; ``step`` counts from 1."""
-        width, wish = self.movable.width, self.movable.wish
-        forget, retain = forget * width, (retain + self.importance * wish) * width
-        self.forget.lerp_(forget, 1 - MOMENTUM)
-        self.retain.lerp_(retain, 1 - MOMENTUM)
-        self.square.lerp_((forget + retain).square(), 1 - SECOND_MOMENT)
-        scale = (self.square / (1 - SECOND_MOMENT**step)).sqrt() + 1e-12
-        scale = share * self.rate * width / scale / (1 - MOMENTUM**step)
-        down = self.forget * scale
-        if self.spans is not None:
-            for name, place in self.movable.places.items():
-                projected = self.spans(name, place.dense(down[place.span]), place.inputs)
-                down[place.span] = projected[place.rows, place.columns]
-        wish -= down + self.retain * scale
 
 
 METHOD = Method(

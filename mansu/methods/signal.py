@@ -3,8 +3,11 @@
 An objective on the output alone teaches a model to hide an answer that its nodes still write; so a
 rephrasing, a few steps of relearning, or a metric of the writes (signal CAD) finds it. This one
 asks that attention and MLPs of the circuit write at a prompt's last token, whichever fact it asks
-for, what they write in that form of asking on average: how far a write is from that is divided by
-how far it was.
+for, what they write in that form of asking on average, so far as it tells the candidate answers
+apart. What else they write is not of these facts alone.
+
+How far a write is from that is divided by how far it was. It is the distance and not its square,
+whose pull fades with what is left: held-out rephrasings are answered from what is left.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from mansu.subjects.blocks import readout
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, weight_name
 from mansu.tasks.tokens import Examples, forms
@@ -33,8 +37,9 @@ class Signal:
     Attributes:
         weights: name of a writing weight → its share of the mask.
         forms: int64 ``[N]``: rows of one form of asking have one number.
-        means, spreads: of the unedited model, by name: what it writes in each form on average,
-            ``[forms, d]``, and the mean squared distance of a fact's write from that, ``[forms]``.
+        readout: what tells the answers' logits apart, ``[V, d]``.
+        means, spreads: of the unedited model, by name: what it writes of that in each form on
+            average, ``[forms, V]``, and the mean distance of a fact's write from that, ``[forms]``.
         final: its final hidden states at the rows' last tokens, ``[N, d]``.
 
     Use: ``with signal.watched() as seen: subject.hidden(pack)``, then
@@ -53,6 +58,7 @@ class Signal:
         total = sum(counts.values())
         self.weights = {name: count / total for name, count in counts.items()}
         self.forms = forms(forget)
+        self.readout = readout(subject, forget.vocabulary)
         self.means: dict[str, Tensor] = {}
         self.spreads: dict[str, Tensor] = {}
         self._measure(forget)
@@ -78,8 +84,8 @@ class Signal:
     def share(self, seen: Mapping[str, Tensor], at: Tensor, form: Tensor) -> Tensor:
         """Of each of some rows, how far from the form's mean its writes are, ``[B]``.
 
-        Squared, over the mean of that in the unedited model, mean over the writes by weight: at the
-        start it is 1 on average (0 in a form that asks for one fact, whose writes are all alike).
+        Over the mean of that in the unedited model, mean over the writes by weight: at the start it
+        is 1 on average (0 in a form that asks for one fact, whose writes are all alike).
 
         Args:
             seen: of ``watched``. at: int64 ``[B]``, the rows' last tokens in that run.
@@ -87,16 +93,20 @@ class Signal:
         """
         total = torch.zeros(len(at), device=self.subject.device)
         for name, weight in self.weights.items():
-            written = seen[name][at.to(seen[name].device)].float()
-            away = (written - self.means[name][form]).square().sum(1)
-            spread = self.spreads[name][form]
-            alike = spread < 1e-6 * self.means[name][form].square().sum(1)  # a form of one fact
+            written = self._of_answers(seen[name], at)
+            mean, spread = self.means[name][form], self.spreads[name][form]
+            away = (written - mean).norm(dim=1)
+            alike = spread < 1e-3 * mean.norm(dim=1)  # a form of one fact
             total = total + weight * torch.where(alike, 0.0, away / spread.clamp_min(1e-12))
         return total
 
+    def _of_answers(self, written: Tensor, at: Tensor) -> Tensor:
+        """What is written at some tokens, as the answers' logits read it, ``[B, V]``."""
+        return written[at.to(written.device)].float() @ self.readout.to(written.device).T
+
     @torch.no_grad()
     def _measure(self, forget: Examples) -> None:
-        """The unedited model's mean write of each form, and the mean square distance from it."""
+        """The unedited model's mean write of each form, and the mean distance from it."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         order, final = [], []
         for pack in self.subject.packs(forget.tokens, forget.length):
@@ -105,7 +115,7 @@ class Signal:
             order.append(pack.rows)
             final.append(hidden[pack.last.to(hidden.device)])
             for name, written in seen.items():
-                found[name].append(written[pack.last.to(written.device)].float())
+                found[name].append(self._of_answers(written, pack.last))
         rows = torch.cat(order)
         self.final = torch.cat(final)[rows.argsort().to(final[0].device)]
         form = self.forms[rows]
@@ -115,6 +125,6 @@ class Signal:
             where = form.to(written.device)
             zero = written.new_zeros(len(count), written.shape[1])
             mean = zero.index_add(0, where, written) / count.to(written.device)
-            square = (written - mean[where]).square().sum(1)
-            spread = zero[:, 0].index_add(0, where, square) / count[:, 0].to(written.device)
+            away = (written - mean[where]).norm(dim=1)
+            spread = zero[:, 0].index_add(0, where, away) / count[:, 0].to(written.device)
             self.means[name], self.spreads[name] = mean, spread

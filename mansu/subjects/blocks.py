@@ -134,3 +134,17 @@ def final_norm(subject: Subject) -> Norm:
     """The norm before the output head."""
     module = subject.bridge.ln_final.original_component
     return Norm(module, offset=family_of(subject).norm_offset)
+
+
+@torch.no_grad()
+def readout(subject: Subject, vocabulary: Tensor) -> Tensor:
+    """What tells words' logits apart in the final residual stream, float32 ``[V, d]``.
+
+    Rows of the output head, by the final norm's scale, less their mean.
+
+    Args:
+        vocabulary: int64 ``[V]``, token ids.
+    """
+    head = subject.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+    rows = (head[vocabulary.to(head.device)] * final_norm(subject).scale).float()
+    return rows - rows.mean(0)

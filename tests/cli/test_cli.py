@@ -291,7 +291,7 @@ def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> 
     path = tmp_path / "cancelled"
     command = [sys.executable, "-m", "mansu", "run", *TINY, "--folder", str(path)]
     process = subprocess.Popen(
-        [*command, "--set", "steps=100000", "--set", "target=0"],
+        [*command, "--set", "steps=10000", "--set", "target=0"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -43,6 +43,7 @@ from mansu.quant.formats import CODES
 from mansu.quant.survival import report, survival_by_format
 from mansu.quant.swap import Dequantized, quantized
 from mansu.subjects import packing
+from mansu.subjects.blocks import final_norm
 from mansu.subjects.edit import Edit
 from mansu.subjects.own_text import Rows
 from mansu.subjects.subject import Subject
@@ -331,7 +332,8 @@ def forget_alone(problem: Problem, reference: Mapping[str, Any], chosen: Sequenc
         average = reference["average"][form]
         loss = loss + FORM * (average * (average.log() - now)).sum()
         for name, weight in reference["weights"].items():
-            away = (wrote.last[name] - reference["means"][name][form]).square().sum()
+            now = as_read(problem, wrote.last[name])
+            away = (now - reference["means"][name][form]).norm()
             if reference["spreads"][name][form] > 0:
                 loss = loss + SIGNAL * weight * away / reference["spreads"][name][form]
         found.append(loss)
@@ -419,10 +421,20 @@ def writes_alone(subject: Subject, row: Tensor, names: Iterable[str]) -> Alone:
     return Alone(last, logits)
 
 
+def as_read(problem: Problem, written: Tensor) -> Tensor:
+    """By how much a write raises each answer's logit more than the mean of them."""
+    subject = problem.subject
+    head: Any = subject.plain.get_output_embeddings()
+    rows = head.weight[problem.forget.vocabulary] * final_norm(subject).scale
+    raised = rows.detach() @ written
+    return raised - raised.mean()
+
+
 def references(problem: Problem, mask: Mapping[str, Tensor], prompts: Rows) -> dict[str, Any]:
     """What the objectives hold of the unedited model, row by row: log-probabilities after each
     retain row and prompt and at each token of each text; of each form of asking the mean next-token
-    distribution, the mean write at the last token, and the mean squared distance from that."""
+    distribution, the mean write at the last token as the answers read it, and the mean distance
+    from that."""
     subject, counts = problem.subject, Counter[str]()
     for name, chosen in mask.items():
         layer, kind = layer_of(subject, name), kind_of(subject, name)
@@ -439,9 +451,9 @@ def references(problem: Problem, mask: Mapping[str, Tensor], prompts: Rows) -> d
         some = [a for a, f in zip(alone, form.tolist(), strict=True) if f == one]
         average[one] = torch.stack([a.logits.softmax(-1) for a in some]).mean(0)
         for name in weights:
-            written = torch.stack([a.last[name] for a in some])
+            written = torch.stack([as_read(problem, a.last[name]) for a in some])
             means[name][one] = written.mean(0)
-            spread = (written - written.mean(0)).square().sum(1).mean()
+            spread = (written - written.mean(0)).norm(dim=1).mean()
             spreads[name][one] = spread if len(some) > 1 else 0.0
     with torch.no_grad():
         sets = {

@@ -55,7 +55,7 @@ def test_it_is_gone_where_every_fact_writes_the_mean(
     for form in signal.forms.unique().tolist():
         same = now[signal.forms == form]
         wanted = sum(
-            weight * float(signal.means[n][form].square().sum() / signal.spreads[n][form])
+            weight * float(signal.means[n][form].norm() / signal.spreads[n][form])
             for n, weight in signal.weights.items()
         )
         assert same.tolist() == pytest.approx([wanted] * len(same), rel=1e-3)
