@@ -75,8 +75,8 @@ allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
-RATE, TOY_RATE = 0.12, 0.4
-TOY_ENERGY = 0.5
+RATE, TOY_RATE = 0.12, 0.2
+TOY_ENERGY = 0.3
 CHECK_EVERY = 3
 ALIKE = 0.1
 """Accuracies on a part of the rows differ by less than this by chance: of checks alike the latest
