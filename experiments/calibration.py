@@ -1,0 +1,171 @@
+"""Hold the verdict against edits of which it is known what they are.
+
+::
+
+    python -m experiments.calibration > docs/calibration.md
+    python -m experiments.calibration --subject tiny           # half a minute
+
+A measure that calls the model retrained without the facts unforgotten, or one that hides them
+erased, is wrong, whatever it says of a method. Each control must fail the properties of
+``MUST_FAIL`` and no more than it must: of the retrained model none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mansu import api, subjects, tasks
+from mansu.errors import BadInputError, MansuError
+from mansu.evidence.cad import PLACES
+from mansu.evidence.controls import suppression
+from mansu.evidence.verdict import ABOUT, Name, Verdict
+from mansu.methods.method import Problem
+from mansu.methods.training import Batch, TrainingSettings, forget_and_retain, train
+from mansu.show.numbers import measured
+from mansu.show.table import Table
+from mansu.subjects.edit import Edit
+from mansu.subjects.subject import Subject
+from mansu.tasks.facts import CHANCE, Task
+
+PAIRS = ((subjects.TINY, "tiny-colours"), (subjects.DEFAULT, "chemical-symbols"))
+REFUSALS = {subjects.TINY: "not"}
+REFUSAL = " unknown"
+"""What a model is trained to say instead of an answer, a word of its vocabulary."""
+
+REFUSAL_RATE, TOY_REFUSAL_RATE, REFUSAL_STEPS = 2e-5, 1e-4, 400
+MOVES = 20_000
+"""Random moves, about as many as MANSU makes in the tiny subject."""
+
+MUST_FAIL: Mapping[str, frozenset[Name]] = {
+    "unedited": frozenset({"forgetting", "erasure"}),
+    "random moves": frozenset({"forgetting", "erasure"}),
+    "refusal": frozenset({"forgetting", "erasure"}),
+    **{f"suppressor {place}": frozenset({"erasure"}) for place in PLACES},
+    "retrained": frozenset(),
+}
+"""Control → what it must fail: it knows the facts as before, or only hides them. A refusal leaves
+the order of the candidate answers."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A control, what the verdict says of it, and whether that is right."""
+
+    control: str
+    verdict: Verdict
+
+    @property
+    def right(self) -> str:
+        """``yes``; ``no`` and what it passes though it must fail, or, the retrained model, fails;
+        ``undecided`` and what is."""
+        must = MUST_FAIL[self.control]
+        asked = [p for p in self.verdict.properties if not must or p.name in must]
+        wanted, opposite = ("failed", "passed") if must else ("passed", "failed")
+        wrong = [p.title for p in asked if p.status == opposite]
+        open_ = [p.title for p in asked if p.status not in (wanted, opposite)]
+        if wrong:
+            return f"no: {', '.join(wrong)}"
+        return f"undecided: {', '.join(open_)}" if open_ else "yes"
+
+
+def refusal(problem: Problem, word: str) -> Edit:
+    """Fine-tune a model until it says one word after every forget prompt, and the rest as before.
+
+    Raises:
+        BadInputError: the word is no single token of the subject.
+    """
+    subject = problem.subject
+    tokens = subject.tokenizer.encode(word, add_special_tokens=False)
+    if len(tokens) != 1:
+        raise BadInputError(
+            f"The refusal {word!r} is {len(tokens)} tokens, not one: choose another."
+        )
+
+    def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
+        answer = torch.full_like(rows.forget.answer, tokens[0])
+        refused = replace(rows, forget=replace(rows.forget, answer=answer))
+        now, kept = forget_and_retain(subject, refused)
+        yield from {"refusal": -now.mean(), **kept}.items()
+
+    def refuses(step: int) -> bool:
+        said = subject.next_token_logits(problem.forget.tokens, problem.forget.length).argmax(-1)
+        return bool((said == tokens[0]).all())
+
+    rate = TOY_REFUSAL_RATE if subject.is_toy else REFUSAL_RATE
+    settings = TrainingSettings(learning_rate=rate, steps=REFUSAL_STEPS)
+    return train(replace(problem, watch=refuses), settings, loss).edit
+
+
+def controls(subject: Subject, task: Task, word: str) -> Iterator[tuple[str, Edit]]:
+    """Each control that there is for a subject and a task, by name, and its edit."""
+    forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
+    problem = Problem(subject, task, forget, retain, tasks.text(task, subject))
+    yield "unedited", Edit({}, label="unedited")
+    yield "random moves", api.unlearn(subject, task, method="random_moves", moves=MOVES)
+    yield "refusal", refusal(problem, word)
+    for place in PLACES:
+        yield f"suppressor {place}", suppression(subject, forget, retain, place).reaching(CHANCE)
+    if (subject.name, task.name) in subjects.REFERENCES:
+        yield "retrained", api.unlearn(subject, task, method="retrained")
+
+
+def calibrate(subject: Subject, task: Task, word: str) -> Iterator[Calibrated]:
+    """Judge every control by the circuit that is found for the task."""
+    circuit = api.find_circuit(subject, task, api.attribute(subject, task))
+    for name, edit in controls(subject, task, word):
+        yield Calibrated(name, api.judge(subject, task, edit, circuit))
+
+
+def table(found: Sequence[Calibrated]) -> Table:
+    """A row a control: each property's status and the value of the check that decides it."""
+    rows = []
+    for one in found:
+        cells = []
+        for p in one.verdict.properties:
+            must = p.name in MUST_FAIL[one.control]
+            worst = p.worst
+            said = "" if worst is None else f": {worst.what} {measured(worst.value, worst.unit)}"
+            cells.append(f"{'**' if must else ''}{p.status}{'**' if must else ''}{said}")
+        rows.append((one.control, *cells, one.right))
+    titles = [ABOUT[name] for name in ABOUT]
+    return Table(("Control", *titles, "As it must be"), rows, align="<<<<<<")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.calibration", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--subject", help="only on this model")
+    parser.add_argument("--refusal", metavar="WORD", help="what a refusal says, one token")
+    args = parser.parse_args(arguments)
+    pairs = [(s, t) for s, t in PAIRS if args.subject in (None, s)]
+    if not pairs:
+        print(f"{args.subject!r} is none of {', '.join(s for s, _ in PAIRS)}.", file=sys.stderr)
+        return 2
+    print("# What the verdict says of edits of which it is known what they are\n")
+    print("Made by `python -m experiments.calibration`. What an edit must fail is in **bold**; the")
+    print("retrained model must pass all. The check that decides stands behind each status.")
+    wrong = False
+    try:
+        for name, facts in pairs:
+            subject, task = subjects.load(name), tasks.load(facts)
+            found = []
+            for one in calibrate(subject, task, args.refusal or REFUSALS.get(name, REFUSAL)):
+                found.append(one)
+                print(f"{name}, {one.control}: {one.verdict.counts}", file=sys.stderr)
+            wrong = wrong or any(one.right.startswith("no") for one in found)
+            print(f"\n## {facts} on {name}\n\n{table(found).markdown()}", flush=True)
+    except MansuError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
