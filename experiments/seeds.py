@@ -1,0 +1,117 @@
+"""How much an edit depends on its seed: MANSU and the three strongest baselines, three seeds each.
+
+::
+
+    python -m experiments.seeds > docs/seeds.md        # on a busy machine an hour and a half
+    python -m experiments.seeds --subject tiny         # a minute
+
+A seed draws the pairs that the circuit is found on, the rows of each step, and the distractors of a
+question. The units are those of ``experiments.reproduce`` where the seed is 0: in one folder they
+are not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mansu import subjects
+from mansu.cli.sweep import add_workers, swept
+from mansu.errors import MansuError
+from mansu.evidence.verdict import ABOUT, STATUSES
+from mansu.job.runs import Run
+from mansu.methods import named
+from mansu.show.numbers import mark
+from mansu.show.table import Table
+from mansu.sweep.grid import Grid, Unit, units
+from mansu.sweep.work import edit_at
+
+SEEDS = (0, 1, 2)
+METHODS = ("mansu", "graddiff", "npo", "simnpo")
+PLACES = ((subjects.TINY, "tiny-colours"), (subjects.DEFAULT, "chemical-symbols"))
+
+
+def planned(subject: str, task: str, seeds: Sequence[int] = SEEDS) -> list[Unit]:
+    """Every method and seed on one subject and task."""
+    grid = Grid(
+        subjects=[subject],
+        tasks=[task],
+        seeds=[*seeds],
+        methods={name: {} for name in METHODS},
+        attacked=[*METHODS],  # as in reproduce.toml, else a unit of seed 0 is another
+    )
+    return units(grid)
+
+
+def table(done: Mapping[str, Sequence[tuple[Run, str]]]) -> Table:
+    """A row a method: the mean over its seeds, and the least and the most.
+
+    Args:
+        done: method → run and edit of each seed.
+    """
+    rows = []
+    for method, edits in done.items():
+        measured = [
+            (run.measurement(e, nf4=False), run.measurement(e, nf4=True)) for run, e in edits
+        ]
+        verdicts = [run.verdict(e) for run, e in edits]
+        accuracies = [
+            " / ".join(
+                _spread([100 * pair[nf4].splits[split].accuracy for pair in measured], ".0f")
+                for nf4 in (False, True)
+            )
+            for split in ("forget", "paraphrase")
+        ]
+        kept = [
+            max(c.value.value for c in v.retention.checks if c.unit == "nats") for v in verdicts
+        ]
+        counted = [Counter(getattr(v, name).status for v in verdicts) for name in ABOUT]
+        marks = [" ".join(f"{c[s]} {mark(s)}" for s in STATUSES if c[s]) for c in counted]
+        title = named(method).title
+        rows.append((title, str(len(edits)), *accuracies, _spread(kept, "+.2f"), *marks))
+    head = ("Method", "Seeds", "Forget rows", "Rephrasings", "Worst kept, nats", *ABOUT.values())
+    return Table(head, rows)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The mean, and in brackets the least and the most of several."""
+    mean = format(sum(values) / len(values), form)
+    return f"{mean} [{min(values):{form}}, {max(values):{form}}]" if len(values) > 1 else mean
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.seeds", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="of the runs")
+    parser.add_argument("--subject", choices=[s for s, _ in PLACES], help="only on this model")
+    add_workers(parser)
+    options = parser.parse_args(arguments)
+    try:
+        print(
+            "# Three seeds\n\nMade by `python -m experiments.seeds`: the mean over the seeds, and"
+        )
+        print(
+            "in brackets the least and the most. Accuracies are in percent, full precision / NF4;"
+        )
+        print("the worst kept group in the worse of the two. A property's marks are counted.")
+        for subject, task in PLACES:
+            if options.subject not in (None, subject):
+                continue
+            todo = planned(subject, task)
+            swept(todo, options.folder, options).refuse_failed()
+            done: dict[str, list[tuple[Run, str]]] = {name: [] for name in METHODS}
+            for unit in todo:
+                done[unit.method or ""].append(edit_at(unit, options.folder))
+            print(f"\n## {task} on {subject}\n\n{table(done).markdown()}", flush=True)
+    except MansuError as error:
+        print(f"seeds: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
