@@ -264,12 +264,12 @@ def title(method: str) -> str:
     return methods.named(method).title if method in methods.ALL else method
 
 
-_MARKUP = r"([\\*_\[\]<>$#|~]|:(?=[a-zA-Z]))"  # a colon before a letter: `:red` is a directive
+_MARKUP = re.compile(
+    r"(?<!`)(?P<code>`[^`\n]+`)(?!`)|[\\*_\[\]<>$#|~&`]|:(?=[a-zA-Z])"  # `:red` is a directive
+)
 
 
 def plain(text: str) -> str:
-    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
-    parts = text.split("`")
-    return "`".join(
-        part if i % 2 else re.sub(_MARKUP, r"\\\1", part) for i, part in enumerate(parts)
-    )
+    """Text of a user's or a file's as Markdown that shows it as it is; a pair of backticks stays
+    code. One without another would leave what follows it as it is, and a picture is fetched."""
+    return _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)

@@ -20,8 +20,8 @@ from mansu.job.queue import wait_for_turn
 
 BAD_INPUT, CANCELLED = 2, 130
 
-# Python looks through all that there is once more before it ends, which with torch and a model takes
-# longer than most work takes to stop; the memory goes back to the machine without that.
+# Python looks through all that there is once more before it ends, which with torch and a model
+# takes longer than most work takes to stop; the memory goes back to the machine without that.
 atexit.register(gc.freeze)
 
 COMMANDS: Mapping[str, str] = {
