@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_browser import ARGUMENTS, CHROMIUM, PATIENCE, settled
 
+from app.links import NEW, OWN_TASK
 from experiments.benchmarks.pages import served
 from mansu import cli, tasks
 from mansu.circuits.marks import Marks
@@ -33,6 +34,7 @@ LINES = "`\n\n![p](http://evil.test/p.png)\n\n`\n\n<iframe src=http://evil.test>
 PAGES = ("", "attribution", "circuit", "unlearn", "nf4", "compare", "review", "ask", "leaderboard")
 LIVE = """() => [window.hurt ?? 0, ...document.querySelectorAll(
     'img[src*=evil], iframe[src*=evil], a[href^=javascript]')].length - 1 + (window.hurt ?? 0)"""
+UNFOLD = "document.querySelectorAll('details:not([open]) > summary').forEach(e => e.click())"
 
 pytestmark = pytest.mark.browser
 
@@ -79,6 +81,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """A page that reaches this machine alone, and knows what it asked of others."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     asked: list[str] = []
 
     def seen(url: str) -> None:
@@ -94,11 +97,15 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def opened(page: Page) -> None:
     """Open all that is folded, and look at what is there."""
+    page.get_by_role("heading").first.wait_for()
+    page.wait_for_timeout(500)
     settled(page)
-    for box in page.locator("details:not([open]) > summary").all():
-        box.click(force=True)
+    page.evaluate(
+        "document.querySelectorAll('details:not([open]) > summary').forEach(e => e.click())"
+    )
+    page.wait_for_timeout(500)
     settled(page)
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(500)
     assert page.evaluate(LIVE) == 0, page.url
 
 
@@ -110,7 +117,7 @@ def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, page: Page) -> None:
             if name:
                 frames = [frame for frame in page.frames if frame != page.main_frame]
                 assert all(frame.evaluate(LIVE) == 0 for frame in frames), name
-        for text in (*EVIL, LINES):  # what is typed, and what a link says
+        for text in (" ".join(EVIL), LINES):  # what is typed, and what a link says
             for name in ("ask", "glossary", "attribution"):
                 keys = ("run", "method", "prompt", "answer", "word", "subject", "task", "view")
                 page.goto(f"{address}/{name}?{urlencode(dict.fromkeys(keys, text))}")
@@ -120,13 +127,23 @@ def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, page: Page) -> None:
             field.fill(text)
             field.press("Enter")
             opened(page)
-        page.goto(f"{address}/attribution?view=New+run&subject=tiny&task=own")
+        form = {"view": NEW, "subject": "tiny", "task": OWN_TASK}
+        page.goto(f"{address}/attribution?{urlencode(form)}")
         opened(page)
         for field in page.get_by_role("textbox").all():
             field.fill("\n".join((LINES, *EVIL)))
             field.press("Control+Enter")
             settled(page)
+        expect(page.get_by_text("to mend in the task")).to_be_visible()
         opened(page)
+        page.goto(f"{address}/attribution?{urlencode(form)}")
+        (file,) = run.path.parents[1].glob("*.jsonl")
+        page.locator("input[type=file]").first.set_input_files(
+            {"name": f"../../{file.name}", "mimeType": "x", "buffer": file.read_bytes()}
+        )
+        expect(page.get_by_text("320 lines").or_(page.get_by_text("forget")).first).to_be_visible()
+        opened(page)
+        assert not list(run.path.parents[2].glob("*.jsonl"))
 
 
 def test_a_dossier_runs_and_fetches_nothing_of_what_it_holds(
