@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SUBJECT = "smollm2-135m-instruct"
 DEFAULT_TASK = "chemical-symbols"
-HEED = 0.5
+HEED = 0.25
 """Seconds between two looks at whether the job was asked to stop."""
 
 

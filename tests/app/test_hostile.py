@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
 from test_browser import ARGUMENTS, CHROMIUM, PATIENCE, settled
 
 from app.links import NEW, OWN_TASK
@@ -88,8 +88,12 @@ def page(browser: Browser) -> Iterator[Page]:
         if urlsplit(url).hostname not in ("127.0.0.1", None):  # ``data:`` and ``blob:`` have none
             asked.append(url)
 
+    def said(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
     page.on("request", lambda request: seen(request.url))
-    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", said)
     yield page
     page.close()
     assert asked == []
