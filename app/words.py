@@ -266,7 +266,9 @@ def title(method: str) -> str:
 
 
 _MARKUP = re.compile(
-    r"(?<!`)(?P<code>`[^`\n]+`)(?!`)|[\\*_\[\]<>$#|~&`]|:(?=[a-zA-Z])"  # `:red` is a directive
+    r"(?<!`)(?P<code>`[^`\n]+`)(?!`)|[\\*\[\]<>$#|~&`]"
+    r"|:(?=[a-zA-Z])"  # `:red` is a directive
+    r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
 )
 
 

@@ -295,7 +295,7 @@ def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
     for method in SHORT:
         for p in run.verdict(method).properties:
             assert any(words.plain(p.evidence) == c.value for c in app.caption)
-            checks = rows.checks(p).columns
+            checks = words.cells(rows.checks(p))
             assert not p.checks or any(t.value.to_dict("list") == checks for t in app.table)
     sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
     assert any(words.plain(sentence) in m.value for m in app.markdown)
