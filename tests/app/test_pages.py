@@ -411,7 +411,7 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
             assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
             for attack in ATTACKS:
                 shown = table.loc[words.ATTACKS[attack][0], name]
-                assert shown == numbers.between(found.accuracy(attack))
+                assert shown == words.plain(numbers.between(found.accuracy(attack)))
         series = {"edit": run.attacks("mansu")}
         labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
         (drawn,) = json.loads(str(charts.attacks(series, labels).to_json()))["data"]
