@@ -134,7 +134,9 @@ def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, page: Page) -> None:
         form = {"view": NEW, "subject": "tiny", "task": OWN_TASK}
         page.goto(f"{address}/attribution?{urlencode(form)}")
         opened(page)
-        for field in page.get_by_role("textbox").all():
+        for field in reversed(
+            page.get_by_role("textbox").all()
+        ):  # with lines no rows are asked for
             field.fill("\n".join((LINES, *EVIL)))
             field.press("Control+Enter")
             settled(page)
