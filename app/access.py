@@ -17,6 +17,7 @@ import time
 from functools import lru_cache
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from mansu.launch import LOCAL, OPEN, PASSWORD, TEACHER
 
@@ -24,10 +25,24 @@ PAUSE = 1.0
 """Seconds that a wrong password takes, one after the other for everybody who tries."""
 _SALT = secrets.token_bytes(16)
 _TRYING = threading.Lock()
+_LET_IN: set[str] = set()
+"""The sessions that were, by their ids."""
 
 
 def granted() -> bool:
     """Whether this session may see the app; else what it takes is drawn."""
+    found = _granted()
+    if found and (context := get_script_run_ctx()):
+        _LET_IN.add(context.session_id)
+    return found
+
+
+def is_let_in(session_id: str) -> bool:
+    """Whether a session was shown the app, and may send files, which the server keeps in memory."""
+    return session_id in _LET_IN
+
+
+def _granted() -> bool:
     if _has_login():
         if st.user.get("is_logged_in"):
             return True

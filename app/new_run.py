@@ -239,7 +239,7 @@ def _base_accuracy(subject: str, task: Task) -> bool:
         found = _measured(model, task)
         st.table(
             {
-                "Set": list(found.sets()),
+                "Set": list(map(words.plain, found.sets())),
                 "Rows": [str(len(s.correct)) for s in found.sets().values()],
                 "Right of four choices": [between(s.interval) for s in found.sets().values()],
             }

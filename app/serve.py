@@ -3,7 +3,7 @@
 It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 - imports what the pages need while nobody waits, which takes as long as torch and Streamlit do;
-- refuses what a page of another server asks of it;
+- refuses what a page of another server asks of it, and files of whoever was not let in;
 - sends Streamlit's own scripts compressed, each compressed once: a third of the bytes;
 - tells the browser where the server is, which it would find out by asking in a place that is none;
 - gives the page our style and script from the start: what came later would move what is read.
@@ -32,6 +32,7 @@ from streamlit.starlette import App
 from streamlit.web.server.server_util import is_allowed_origin
 
 import app as pieces
+from app.access import is_let_in
 from app.garbage import collect_now_and_then, settle
 
 ROOM = Path(__file__).parent
@@ -42,6 +43,7 @@ FOREVER = "public, immutable, max-age=31536000"  # a file's name has a hash of i
 HERE = (
     '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
 )
+UPLOAD = re.compile(r"/+_stcore/upload_file/([^/]+)")
 ROOT = '<div id="root">'
 # What is read until Streamlit's scripts are there, which put their page in its place.
 WAIT = '<p id="wait">MANSU is loading …</p>'
@@ -109,9 +111,11 @@ class Frontend:
         await (answer or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response | None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if (sent := UPLOAD.match(path)) and scope["method"] == "PUT" and not is_let_in(sent[1]):
+            return Response("This session was not let in.", status.HTTP_403_FORBIDDEN)
         if scope["method"] != "GET":
             return None
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
         asked = Headers(scope=scope)
         if path.count("/") == 1 and "text/html" in asked.get("accept", ""):
             return Response(

@@ -9,6 +9,7 @@ from mansu import methods
 from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
 from mansu.measure.answers import FLIPS
 from mansu.show.sentences import capitalised
+from mansu.show.table import Table
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     name: (ATTACK_TITLES[name], text)
@@ -264,12 +265,19 @@ def title(method: str) -> str:
     return methods.named(method).title if method in methods.ALL else method
 
 
-_MARKUP = r"([\\*_\[\]<>$#|~]|:(?=[a-zA-Z]))"  # a colon before a letter: `:red` is a directive
+_MARKUP = re.compile(
+    r"(?<!`)(?P<code>`[^`\n]+`)(?!`)|[\\*\[\]<>$#|~&`]"
+    r"|:(?=[a-zA-Z])"  # `:red` is a directive
+    r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
+)
 
 
 def plain(text: str) -> str:
-    """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
-    parts = text.split("`")
-    return "`".join(
-        part if i % 2 else re.sub(_MARKUP, r"\\\1", part) for i, part in enumerate(parts)
-    )
+    """Text of a user's or a file's as Markdown that shows it as it is; a pair of backticks stays
+    code. One without another would leave what follows it as it is, and a picture is fetched."""
+    return _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
+
+
+def cells(table: Table) -> dict[str, list[str]]:
+    """A table for ``st.table``, which reads every cell as Markdown, each as it is."""
+    return {plain(name): list(map(plain, column)) for name, column in table.columns.items()}

@@ -129,7 +129,12 @@ def table(run: Run, methods: list[str]) -> None:
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))
     sets = address.bound(
-        st.pills, "Sets (none chosen: all)", kinds, selection_mode="multi", key="sets"
+        st.pills,
+        "Sets (none chosen: all)",
+        kinds,
+        selection_mode="multi",
+        key="sets",
+        format_func=words.plain,
     )
     places = asking.Filter("" if flip == EVERY else flip, sets).places(found[method])
     if not places:
@@ -194,7 +199,7 @@ def weight(run: Run, methods: list[str]) -> None:
         alt="The weight on the line of sixteen codes before and after; the table has the numbers",
         key="codes",
     )
-    st.table(asked.weight(followed).columns)
+    st.table(words.cells(asked.weight(followed)))
 
 
 run = state.begin("Ask", "What does each model answer, and what comes back in 4 bits?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import graph_view, jobs, links, new_run, state
+from app import graph_view, jobs, links, new_run, state, words
 from mansu.job.runs import Run
 from mansu.show.numbers import percent
 
@@ -82,7 +82,7 @@ def model_card(run: Run) -> None:
             if "note" in about:
                 st.info(about.pop("note"), icon=":material/info:")
             shown = {k: f"{v:,}" if isinstance(v, int) else str(v) for k, v in about.items()}
-            st.table(shown)
+            st.table({k: words.plain(v) for k, v in shown.items()})
 
 
 st.title("Attribution")

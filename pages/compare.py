@@ -40,12 +40,12 @@ def differences(sides: Sequence[Side]) -> None:
         st.markdown(f"- {words.plain(sentence)}")
     if any(found.differences):
         table = found.differences_table()
-        st.container(key="differences").table(table.columns)
+        st.container(key="differences").table(words.cells(table))
         st.caption(" ".join(table.notes))
 
     def values() -> None:
-        st.table(found.table().columns)
-        st.table(sizes(sides).columns)
+        st.table(words.cells(found.table()))
+        st.table(words.cells(sizes(sides)))
 
     folded("Each edit's own values", values)
 
@@ -71,7 +71,7 @@ def verdict_table(found: Mapping[str, Verdict]) -> None:
     columns: dict[str, list[str]] = {"Property": [*titles, "**Together**"]}
     for label, verdict in found.items():
         together = f"{words.MARKS[verdict.status]}  \n{verdict.counts}"
-        columns[label] = [*map(mark, verdict.properties), together]
+        columns[words.plain(label)] = [*map(mark, verdict.properties), together]
     st.table(columns)
 
 
@@ -87,7 +87,7 @@ def evidence(verdict: Verdict) -> None:
         st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
         st.caption(words.plain(p.evidence))
         if p.checks:
-            st.table(rows.checks(p).columns)
+            st.table(words.cells(rows.checks(p)))
 
 
 def permanence(sides: Sequence[Side]) -> None:
@@ -116,7 +116,7 @@ def accuracy(sides: Sequence[Side]) -> None:
         flat = {
             f"{n}{s}": m for n, b in found.items() for s, m in zip(("", ", NF4"), b, strict=True)
         }
-        st.table(rows.accuracies(flat).columns)
+        st.table(words.cells(rows.accuracies(flat)))
 
     folded("As a table", table, key="accuracy table")
 
@@ -142,7 +142,7 @@ def histograms(sides: Sequence[Side]) -> None:
     )
     alt = "Histogram of update over bin width, a line an edit, with the boundary"
     st.plotly_chart(charts.bin_histograms(found, boundary), alt=alt, key="histograms")
-    st.table(rows.boundary(found, boundary).columns)
+    st.table(words.cells(rows.boundary(found, boundary)))
 
 
 def circuit_divergence(sides: Sequence[Side]) -> None:
@@ -154,7 +154,7 @@ def circuit_divergence(sides: Sequence[Side]) -> None:
         st.plotly_chart(charts.divergences(found), alt=alt, key="cad")
         folded(
             "As a table",
-            lambda: st.table(rows.divergences(found, words.CAD).columns),
+            lambda: st.table(words.cells(rows.divergences(found, words.CAD))),
             key="CAD table",
         )
 
@@ -189,7 +189,7 @@ def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
     labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
     alt = "Accuracy of each edit and the unedited model under each recovery attack"
     st.plotly_chart(charts.attacks(found, labels), alt=alt, key="attacks")
-    st.table(rows.attacked(found, labels).columns)
+    st.table(words.cells(rows.attacked(found, labels)))
     st.markdown("**Relearning, step by step**")
     alt = "Accuracy on the asked half after each step of relearning"
     st.plotly_chart(charts.relearning(found), alt=alt, key="relearning")

@@ -76,7 +76,7 @@ def one(store: Store, rows: Sequence[view.Row]) -> None:
     else:
         st.markdown("Its run folder is not among the runs of this app.")
     for label, asked in view.checks(row, store.checks(unit)).items():
-        folded(label, partial(st.table, asked.columns), key=f"{unit} {label}")
+        folded(label, partial(st.table, words.cells(asked)), key=f"{unit} {label}")
 
 
 st.title("Leaderboard")

@@ -32,7 +32,7 @@ JUST = "signed just now"
 
 
 def table(found: Table) -> None:
-    st.table(found.columns)
+    st.table(words.cells(found))
 
 
 def verdict(found: Dossier) -> None:
@@ -107,7 +107,7 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
 def evidence(found: Dossier) -> None:
     """What was asked, accuracies, histogram, facts, attacks, limits."""
     st.header("What was asked")
-    st.table(of.about_table(found).columns)
+    st.table(words.cells(of.about_table(found)))
     st.header("Accuracy", help=words.help("accuracy"))
     figure(accuracies(found), "accuracy")
     folded("As a table", lambda: table(of.accuracy_table(found)))
@@ -121,7 +121,7 @@ def evidence(found: Dossier) -> None:
         figure(svg.circuit(found.circuit), "circuit left")
         folded("The strongest edges of each kind", partial(edges, found.circuit))
     st.header("Facts that fail or flip", help=words.help("flips"))
-    st.table(of.counts_table(found).columns)
+    st.table(words.cells(of.counts_table(found)))
     kinds = of.failing(found)
     if kinds:
         chosen = address.bound(
@@ -181,7 +181,7 @@ def against(run: Run, method: str, found: Dossier) -> None:
         elif name is not None:
             other = dossier(*others[name])
         if other is not None:
-            st.table(of.differences(found, other).columns)
+            st.table(words.cells(of.differences(found, other)))
 
 
 def take_along(run: Run, method: str, found: Dossier) -> None:

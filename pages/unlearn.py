@@ -120,7 +120,7 @@ def result(run: Run, method: str) -> None:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(steps), alt=alt, key="history")
     with st.expander("Settings it ran with"):
-        st.table(rows.settings(history["settings"]).columns)
+        st.table(words.cells(rows.settings(history["settings"])))
 
 
 run = state.begin(

@@ -7,6 +7,8 @@ A command is a module of this package that is imported when it is chosen: it add
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,10 @@ from mansu.interrupts import Cancelled
 from mansu.job.queue import wait_for_turn
 
 BAD_INPUT, CANCELLED = 2, 130
+
+# Python looks through all that there is once more before it ends, which with torch and a model
+# takes longer than most work takes to stop; the memory goes back to the machine without that.
+atexit.register(gc.freeze)
 
 COMMANDS: Mapping[str, str] = {
     "run": "The whole main job: attribution, circuit, edit, NF4, CAD, verdict.",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +20,15 @@ from mansu.progress import Step
 from mansu.settings import configure, settings_of, typed_in
 
 if TYPE_CHECKING:
+    from mansu.job.lock import Lock
     from mansu.job.pipeline import Stage
     from mansu.job.runs import Run
     from mansu.subjects.subject import Subject
 
 DEFAULT_SUBJECT = "smollm2-135m-instruct"
 DEFAULT_TASK = "chemical-symbols"
+HEED = 0.25
+"""Seconds between two looks at whether the job was asked to stop."""
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:
@@ -339,7 +345,7 @@ class Job:
         from mansu.job.session import Session
 
         signal.signal(signal.SIGTERM, cancel)
-        with self.work.held():
+        with self.work.held(), _heeding(self.work.lock):
             print(f"run folder: {self.run.path}", flush=True)
             self.on_step(Step("load", 0, 1, part=self.run.subject))
             self.session = Session(self.run, self.subject or subjects.load(self.run.subject))
@@ -349,5 +355,33 @@ class Job:
             work(self)
 
 
+_cancelled = threading.Event()
+"""The signal came."""
+
+
 def cancel(*_: object) -> None:
+    _cancelled.set()
     raise Cancelled
+
+
+@contextmanager
+def _heeding(lock: Lock) -> Iterator[None]:
+    """Be cancelled by the flag, too, where no signal comes (who asked is on another machine), and
+    not only between two steps, which may be a minute apart."""
+    ended = threading.Event()
+    _cancelled.clear()
+
+    def heed() -> None:
+        while not ended.wait(HEED):
+            # A second signal would interrupt what the first one's exception puts back.
+            if lock.cancelled and not ended.wait(HEED) and not _cancelled.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=heed, name="cancel", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

@@ -17,7 +17,8 @@ divergences tried it separates suppressors in any layer from erasures best
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -349,8 +350,24 @@ def _drawn(before: Tensor, after: Tensor, seed: int) -> tuple[float, np.ndarray]
     rng, n = np.random.default_rng(seed), len(before)
     drawn = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(RESAMPLES)]
     weights = torch.from_numpy(np.stack(drawn)).float()
-    draws = torch.cat([_divergences(w @ before, w @ after) for w in weights.split(AT_ONCE)])
-    return value, draws.numpy()
+    draws = []
+    for w in weights.split(AT_ONCE):
+        with one_thread():
+            sums = w @ before, w @ after
+        draws.append(_divergences(*sums))
+    return value, torch.cat(draws).numpy()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For LAPACK and for products that are no model's: with another number of threads they sum in
+    another order, and the same verdict would have other bytes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

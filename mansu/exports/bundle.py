@@ -31,6 +31,8 @@ VERSION = 1
 CONTENTS = "bundle.json"
 LARGEST = 8 * 2**30
 """Bytes of a bundle's files together."""
+NEEDED = {"manifest.json", "task.jsonl"}
+"""Files without which there is no run."""
 MOST = 10_000
 """Files of a bundle."""
 _LONGEST = 16 * 2**20  # bytes of what the bundle says of itself, which is read at once
@@ -51,7 +53,7 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
 
     Raises:
         NotMeasuredError: there is no edit by such a method.
-        MansuError: a file of the run is damaged.
+        DamagedError: a file of the run is damaged, or one that every run has is none or a link.
     """
     for method in methods:
         run.require("edit", method)
@@ -63,6 +65,10 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
         and not (run.path / place).is_symlink()
         and not (methods and place.parts[0] == "edits" and place.parts[1] not in methods)
     }
+    if lacking := sorted(NEEDED - set(files)):
+        raise DamagedError(
+            f"The run {run.name} has no {lacking[0]}, or a link in its place: nothing was written."
+        )
     try:
         contents = _public(run, files)
     except (ValueError, OSError, SafetensorError) as error:
@@ -171,7 +177,7 @@ def _contents(bundle: zipfile.ZipFile) -> Mapping[str, Any]:
                 "written."
             )
     named = [entry.filename for entry in entries]
-    if sorted(named) != sorted(files) or not {"manifest.json", "task.jsonl"} <= set(named):
+    if sorted(named) != sorted(files) or not set(named) >= NEEDED:
         raise BadInputError("The bundle lacks files that it names, or has others: make it again.")
     if len(named) > MOST or sum(entry.file_size for entry in entries) > LARGEST:
         raise BadInputError(

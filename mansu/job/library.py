@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 
 from mansu.errors import BadInputError, MansuError
-from mansu.files import read_json, reading, typed, write_json
+from mansu.files import confined, read_json, reading, typed, write_json
 from mansu.job import lock
 from mansu.job.names import refuse_taken
 from mansu.job.runs import Run, folder
@@ -86,7 +86,8 @@ def trash(run: Run) -> None:
     """Move a run into the trash, whole; ``restore`` brings it back.
 
     Raises:
-        BadInputError: it is not in the folder of runs. TakenError: a job is at work on it.
+        BadInputError: it is not in the folder of runs, or the trash is a link that leads out.
+        TakenError: a job is at work on it.
     """
     if run.path.resolve().parent != folder().resolve():
         raise BadInputError(f"The run {run.name} is not in {folder()}: delete it where it lies.")
@@ -162,12 +163,15 @@ def restore_edit(run: Run, name: str) -> str:
 
 def _throw(thing: Path, home: Path) -> None:
     """Move a folder into the trash of ``home``, where there may be older ones of its name."""
-    (home / BIN).mkdir(parents=True, exist_ok=True)
-    number = next(n for n in count(1) if not (home / BIN / f"{thing.name}~{n}").exists())
-    thing.replace(home / BIN / f"{thing.name}~{number}")
+    bin = confined(home / BIN, home)
+    bin.mkdir(parents=True, exist_ok=True)
+    number = next(n for n in count(1) if not (bin / f"{thing.name}~{n}").exists())
+    thing.replace(bin / f"{thing.name}~{number}")
 
 
 def _thrown(home: Path, file: str) -> dict[str, str]:
+    if (home / BIN).is_symlink():  # nothing is thrown there, and nothing comes back
+        return {}
     found = [p.parent for p in (home / BIN).glob(f"*~*/{file}")]
     found.sort(key=lambda p: p.stat().st_ctime_ns, reverse=True)
     return {p.name: p.name.rpartition("~")[0] for p in found}

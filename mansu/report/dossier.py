@@ -195,13 +195,18 @@ class Dossier:
             return cls.from_json(Path(path).read_bytes())
 
     def save(self, path: str | Path) -> None:
-        """Write the page, and the JSON beside it under the same name, each whole or not at all."""
+        """Write the page, and the JSON beside it under the same name, each whole or not at all.
+
+        The old JSON goes before the new page comes: no page has another's beside it.
+        """
         from mansu.report.page import page
 
         path = Path(path)
+        beside = path.with_suffix(".json")
         with replacing(path) as temporary:
             temporary.write_text(page(self), encoding="utf-8")
-        write_json(path.with_suffix(".json"), self.to_json())
+            beside.unlink(missing_ok=True)
+        write_json(beside, self.to_json())
 
 
 _ADAPTER = TypeAdapter(Dossier)

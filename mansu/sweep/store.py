@@ -249,7 +249,14 @@ def save_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     with replacing(path) as new, new.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
+
+
+def _no_formula(value: Any) -> Any:
+    """Text with an apostrophe before it where a spreadsheet would compute it: a task's file, say,
+    can be called anything."""
+    is_one = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_one else value
 
 
 def save_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

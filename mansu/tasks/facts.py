@@ -148,7 +148,8 @@ class Task(Shown):
     def save(self, path: str | Path) -> None:
         """Write the facts to a ``.jsonl`` file, and beside it a ``.json`` with ``about``.
 
-        ``load`` reads both back, as it does for a task that ships with MANSU.
+        ``load`` reads both back, as it does for a task that ships with MANSU. The old ``.json``
+        goes before the new facts come: no facts have what was said of others beside them.
 
         Raises:
             MansuError: the path does not end in .jsonl.
@@ -158,6 +159,7 @@ class Task(Shown):
             raise BadInputError(f"A task file must end in .jsonl: {path} does not.")
         with replacing(path) as temporary:
             temporary.write_text(self.to_jsonl(), encoding="utf-8")
+            path.with_suffix(".json").unlink(missing_ok=True)
         write_json(path.with_suffix(".json"), self.about)
 
     @classmethod

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from app import access
 from app.lesson.tally import board
+from app.serve import Frontend
 from mansu.launch import OPEN, PASSWORD, TEACHER
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +67,24 @@ def test_nothing_is_shown_before_the_password(monkeypatch: pytest.MonkeyPatch) -
     assert at.markdown  # once a session
     monkeypatch.setenv(PASSWORD, "another")
     assert not at.run().markdown
+
+
+def test_nobody_sends_files_before_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PASSWORD, "correct horse")
+    access._LET_IN.clear()
+
+    async def theirs(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("kept")(scope, receive, send)
+
+    def sent() -> list[int]:
+        client = TestClient(Frontend(theirs))
+        places = [f"/_stcore/upload_file/{session}/f" for session in (*access._LET_IN, "unknown")]
+        return [client.put(place, content=b"x").status_code for place in places]
+
+    at = main()
+    assert sent() == [403]
+    entered(at, "correct horse")
+    assert sent() == [200, 403]
 
 
 def test_the_teachers_page_has_a_password_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

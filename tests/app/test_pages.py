@@ -295,7 +295,7 @@ def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
     for method in SHORT:
         for p in run.verdict(method).properties:
             assert any(words.plain(p.evidence) == c.value for c in app.caption)
-            checks = rows.checks(p).columns
+            checks = words.cells(rows.checks(p))
             assert not p.checks or any(t.value.to_dict("list") == checks for t in app.table)
     sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
     assert any(words.plain(sentence) in m.value for m in app.markdown)
@@ -411,7 +411,7 @@ def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
             assert list(found.scores) == list(words.ATTACKS) == list(ATTACKS)
             for attack in ATTACKS:
                 shown = table.loc[words.ATTACKS[attack][0], name]
-                assert shown == numbers.between(found.accuracy(attack))
+                assert shown == words.plain(numbers.between(found.accuracy(attack)))
         series = {"edit": run.attacks("mansu")}
         labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
         (drawn,) = json.loads(str(charts.attacks(series, labels).to_json()))["data"]

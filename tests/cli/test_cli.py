@@ -19,10 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from mansu import cli, tasks
 from mansu.circuits.metric import MEMORY
+from mansu.cli import common
 from mansu.cli.commands import COMMANDS
 from mansu.errors import MismatchError
 from mansu.evidence import cad
 from mansu.evidence.attacks import ATTACKS, attack
+from mansu.interrupts import Cancelled
+from mansu.job.lock import FILE, FLAG, hold
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
@@ -312,6 +315,34 @@ def test_cancelling_stops_at_once_and_keeps_whole_files_only(tmp_path: Path) -> 
     assert run.status().state == "cancelled"
     assert run.edits() == () and not list(path.rglob("*.part"))
     assert run.circuit().kept.numel() > 0
+
+
+def test_a_flag_ends_a_job_in_the_middle_of_a_step(tiny: Subject, tmp_path: Path) -> None:
+    run = Run.create(tiny, tasks.load("tiny-colours"), path=tmp_path / "run")
+    before = signal.signal(signal.SIGTERM, common.cancel)
+    try:
+        with hold(run.path) as lock, pytest.raises(Cancelled), common._heeding(lock):
+            (run.path / FLAG).write_bytes(b"of a job before")
+            time.sleep(3 * common.HEED)
+            (run.path / FLAG).write_bytes((run.path / FILE).read_bytes())
+            began = time.monotonic()
+            time.sleep(60)
+        assert time.monotonic() - began < 4 * common.HEED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_that_is_done_looks_through_nothing_more() -> None:
+    code = (
+        "from mansu import cli\n"
+        "class A:\n"
+        "    def __del__(self): print('looked')\n"
+        "one = A()\n"
+        "one.itself = one\n"
+        "del one\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "", done.stdout
 
 
 def test_help_and_version_answer_without_torch() -> None:

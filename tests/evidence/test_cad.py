@@ -170,6 +170,22 @@ def test_suppressor_measures_itself_as_the_whole_model_does(
         assert edit.meta["accuracy"] <= accuracy
 
 
+def test_the_number_of_threads_changes_no_bit(tiny: Subject, tiny_task: Task) -> None:
+    rows = [tasks.examples(tiny_task, tiny, split) for split in ("forget", "retain")]
+    before, after = torch.randn(2, 32, 2777, generator=torch.Generator().manual_seed(0))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            update = controls.Suppression(tiny, *rows).update
+            found.append((update, cad.cad(before, after)))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    (one, value), (two, again) = found
+    assert torch.equal(one, two) and value == again
+
+
 def test_controls_behave(tiny: Subject, tiny_task: Task, pairs: Pairs, base: Tensor) -> None:
     forget = tasks.examples(tiny_task, tiny, "forget")
     retain = tasks.examples(tiny_task, tiny, "retain")

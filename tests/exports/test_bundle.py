@@ -211,3 +211,12 @@ def test_what_a_bundle_says_of_itself_is_of_this_version_and_not_endless(
     monkeypatch.setattr("mansu.exports.bundle._LONGEST", 100)
     with pytest.raises(BadInputError, match="that is whole"):
         unpack(tmp_path / "good.zip", tmp_path / "to")
+
+
+def test_no_bundle_is_made_that_does_not_open(run: Run, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    shutil.move(copy.path / "task.jsonl", tmp_path / "task.jsonl")
+    (copy.path / "task.jsonl").symlink_to(tmp_path / "task.jsonl")
+    with pytest.raises(DamagedError, match=r"has no task\.jsonl, or a link in its place"):
+        pack(copy, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()

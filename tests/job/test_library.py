@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mansu.errors import BadInputError, DamagedError
 from mansu.job import library
 from mansu.job.library import Label
 from mansu.job.runs import Run, listed
-from mansu.subjects import Subject
+from mansu.subjects import Edit, Subject
 from mansu.tasks import Task
 
 
@@ -94,3 +95,17 @@ def test_a_run_that_lies_elsewhere_is_not_deleted(
     with pytest.raises(BadInputError, match="not in"):
         library.trash(other)
     assert other.path.is_dir()
+
+
+def test_a_trash_that_leads_out_takes_nothing(run: Run, tmp_path: Path) -> None:
+    run.save({"edit": Edit({"w": (torch.tensor([0]), torch.tensor([1.0]))}, "ga")}, "ga")
+    (tmp_path / "out" / "other~1").mkdir(parents=True)
+    (tmp_path / "out" / "other~1" / "manifest.json").touch()
+    for home in (run.path.parent, run.path):
+        (home / library.BIN).symlink_to(tmp_path / "out")
+    for throw in (lambda: library.trash(run), lambda: library.trash_edit(run, "ga")):
+        with pytest.raises(BadInputError, match="leads out of"):
+            throw()
+    assert run.edits() == ("ga",) and library.trashed() == library.trashed_edits(run) == {}
+    with pytest.raises(BadInputError, match="no run 'other~1' in the trash"):
+        library.restore("other~1")

@@ -97,6 +97,14 @@ def test_csv_and_parquet_hold_the_rows(tmp_path: Path) -> None:
     assert [row["unit"] for row in store.rows({"b"})] == ["b"]
 
 
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    rows = [{"unit": "a", "task": "=1+1", "error": "-x", "subject": "@x", "gap_low": -0.5}]
+    stores.save_csv(rows, tmp_path / "r.csv")
+    with (tmp_path / "r.csv").open(encoding="utf-8", newline="") as file:
+        (read,) = csv.DictReader(file)
+    assert [read[name] for name in rows[0]] == ["a", "'=1+1", "'-x", "'@x", "-0.5"]
+
+
 def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     path.write_text("not a database, but long enough to be taken for one" * 20)
