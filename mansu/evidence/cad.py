@@ -17,6 +17,7 @@ divergences tried it separates suppressors in any layer from erasures best
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -358,16 +359,23 @@ def _drawn(before: Tensor, after: Tensor, seed: int) -> tuple[float, np.ndarray]
     return value, torch.cat(draws).numpy()
 
 
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """For LAPACK and for products that are no model's: with another number of threads they sum in
-    another order, and the same verdict would have other bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    another order, and the same verdict would have other bytes.
+
+    One session at a time: a second one would take the one thread for what is to be restored.
+    """
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _interval(value: float, draws: np.ndarray) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -328,3 +329,16 @@ def test_divergences_keep_the_edge_scores_that_they_are_made_of(
         nf4 = attribute(tiny, pairs, steps=2).scores
     assert close(scores.values[:, 2], nf4.flatten()[scores.codes])
     assert not close(scores.values[:, 2], scores.values[:, 0])
+
+
+def test_one_thread_is_given_back_also_where_two_sessions_ask_at_once() -> None:
+    def often() -> None:
+        for _ in range(200):
+            with cad.one_thread():
+                assert torch.get_num_threads() == 1
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(often) for _ in range(4)]:
+            done.result()
+    assert torch.get_num_threads() == before
