@@ -16,6 +16,7 @@ export const CLASSES = {
 };
 const STAGES = ["before", "edited", "nf4"];
 const TITLES = { before: "Before", edited: "After the edit", nf4: "After NF4", all: "All three" };
+const PIXELS = 4e6, SHADES = 15; // of a PNG: thousands of fine lines in all shades would be 10 MB
 const ROW = 44, PATHS = 5, DRAFT = 600, CROWD = 1500, NAMED = 8, SLICE = 9, REST = 140, TELL = 450;
 const INK = { head: "circle", mlp: "square", embedding: "diamond", logits: "diamond" };
 
@@ -528,6 +529,8 @@ export class Instrument {
     else if (!n && view.stage) text += `: here no edge is as strong as the weakest of the circuit ` +
       `found. “${TITLES.all}” shows those that are gone`;
     if (view.stage) {
+      const at = STAGES.indexOf(view.stage) + 1;
+      if (at) text = `${at} of ${STAGES.length}: ${TITLES[view.stage]} · ${text}`;
       const count = (name) => this.graph.edges.filter((e) => e.class === name).length;
       const each = Object.entries(CLASSES).map(([name, c]) => `${count(name)} ${c.title}`);
       text += ` · ${data.diff.method}: ${each.join(", ")} (an edge counts while |score| ≥ ` +
@@ -1152,9 +1155,15 @@ export class Instrument {
       const image = new Image(), url = URL.createObjectURL(blob);
       image.src = url;
       await image.decode();
-      const canvas = make("canvas", { width: 2 * image.width, height: 2 * image.height });
-      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      const scale = Math.min(2, Math.sqrt(PIXELS / (image.width * image.height)));
+      const [width, height] = [image.width, image.height].map((size) => Math.floor(scale * size));
+      const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d", { alpha: false });
+      pen.drawImage(image, 0, 0, width, height);
       URL.revokeObjectURL(url);
+      const drawn = pen.getImageData(0, 0, width, height), step = 255 / SHADES;
+      for (let i = 0; i < drawn.data.length; i++)
+        drawn.data[i] = Math.round(Math.round(drawn.data[i] / step) * step);
+      pen.putImageData(drawn, 0, 0);
       blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
     }
     const url = URL.createObjectURL(blob);

@@ -285,7 +285,9 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     assert "moved 40 weights of it; 10 of them changed their NF4 code" in text
     page.get_by_role("button", name="Play").click()
     assert page.evaluate("i.view.stage") == "before"
+    assert page.locator(".said").inner_text().startswith("1 of 3: Before · ")
     page.wait_for_function("i.view.stage === 'nf4'")
+    assert page.locator(".said").inner_text().startswith("3 of 3: After NF4 · ")
 
 
 def test_text_of_a_run_is_never_markup(page: Page) -> None:
@@ -318,6 +320,16 @@ def test_the_pictures_hold_title_legend_run_and_every_line(page: Page) -> None:
             page.get_by_role("button", name=kind, exact=True).click()
         assert waiting.value.suggested_filename == f"random.{kind.lower()}"
         assert waiting.value.path().read_bytes().startswith(start)
+
+
+def test_a_png_of_a_large_circuit_is_no_burden(page: Page) -> None:
+    opened(page, data(random_circuit(Graph(30, 9, 3, False), 700)))
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="PNG", exact=True).click()
+    png = waiting.value.path().read_bytes()
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
+    assert width > 1500 and width * height <= 4e6
+    assert len(png) < 3e6
 
 
 def test_the_page_may_choose_a_node_but_a_late_answer_does_not(page: Page) -> None:
