@@ -21,6 +21,7 @@ from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report.compare import Spot
+from mansu.show.numbers import written
 from mansu.tasks.facts import CHANCE
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
@@ -377,7 +378,7 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
                 },
                 hovertemplate=f"%{{fullData.name}}<br>fall towards chance %{{x:.1%}} "
                 f"[{x.low:.1%}, {x.high:.1%}]<br>permanence %{{y:+.3f}} "
-                f"[{y.low:+.3f}, {y.high:+.3f}] nats<extra></extra>",
+                f"[{written(y.low, '+.3f')}, {written(y.high, '+.3f')}] nats<extra></extra>",
             )
     figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
     reached = [

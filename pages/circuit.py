@@ -16,7 +16,7 @@ from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job import names
 from mansu.job.runs import Run
-from mansu.show.numbers import many
+from mansu.show.numbers import many, written
 
 ALL = "the whole circuit"
 NOTHING = "no edit"
@@ -129,7 +129,7 @@ def explore(run: Run, circuit: Circuit) -> None:
             "95 % interval over pairs.",
         )
         st.plotly_chart(
-            graph_view.faithfulness_curve(circuit, circuit),
+            graph_view.faithfulness_curve(circuit, shown),
             config={"displayModeBar": False},
             alt="Faithfulness by number of edges",
         )
@@ -231,10 +231,10 @@ def trust(run: Run, running: bool) -> None:
     )
     d.metric(
         "Metric, mask at zero",
-        f"{found.metric_masked:.2f}",
+        written(found.metric_masked, ".2f"),
         help=f"Mean logit difference on clean prompts with the mask's parameters at zero; "
-        f"{found.metric:.2f} untouched; random masks of the same size: "
-        f"{', '.join(f'{x:.2f}' for x in found.metric_random_masks)}.",
+        f"{written(found.metric, '.2f')} untouched; random masks of the same size: "
+        f"{', '.join(written(x, '.2f') for x in found.metric_random_masks)}.",
     )
 
 

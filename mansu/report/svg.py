@@ -11,6 +11,7 @@ from html import escape
 from mansu.circuits.diff import Change
 from mansu.measure.statistics import Interval
 from mansu.report.changes import TITLES, Changes, Edge
+from mansu.show.numbers import written
 
 WIDTH, LEFT, ROW = 680, 190, 15
 CSS = """
@@ -154,7 +155,7 @@ def circuit(found: Changes) -> str:
         share = (max(edge.strength for edge in edges) / top) ** 0.5
         told = "; ".join(
             f"{edge.source} → {edge.destination}: {edge.change}, "
-            + " → ".join(f"{score:+.3f}" for score in edge.scores)
+            + " → ".join(written(score, "+.3f") for score in edge.scores)
             for edge in edges
         )
         drawn.append(
