@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import asking, graph_view, state
+from app.words import plain
 from mansu.circuits import lens
 from mansu.circuits.lens import Asked, Seen
 from mansu.job import names
@@ -49,7 +50,8 @@ def draw(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> 
             "direct effect is what that adds to the logit, as above; the tokens are those that it "
             "raises most in the model named first that has it among its strongest.",
         )
-        st.table(nodes.neurons(subject, found).columns)
+        columns = nodes.neurons(subject, found).columns
+        st.table({name: [plain(cell) for cell in cells] for name, cells in columns.items()})
 
 
 def _prompt(run: Run) -> Asked | None:

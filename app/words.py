@@ -265,11 +265,13 @@ def title(method: str) -> str:
 
 
 _MARKUP = r"([\\*_\[\]<>$#|~]|:(?=[a-zA-Z]))"  # a colon before a letter: `:red` is a directive
+_LIST = r"(?m)^(\s*\d*)([-+.)])(?=\s)"
 
 
 def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; backticks stay code."""
     parts = text.split("`")
-    return "`".join(
+    text = "`".join(
         part if i % 2 else re.sub(_MARKUP, r"\\\1", part) for i, part in enumerate(parts)
     )
+    return re.sub(_LIST, r"\1\\\2", text)

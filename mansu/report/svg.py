@@ -15,6 +15,11 @@ from mansu.show.numbers import written
 
 WIDTH, LEFT, ROW = 680, 190, 15
 CSS = """
+figure { container-type: inline-size; }
+/* A narrow page shows the whole picture small, with letters that can be read; those of the circuit
+   have no room to grow, and stand in its table. */
+@container (max-width: 560px) {
+  svg { overflow: visible; } svg:not(:has(path)) text { font-size: 17px; } }
 svg { width: 100%; height: auto; font-size: 12px; } svg text { fill: currentColor; }
 .grid { stroke: #8886; } .chance { stroke: currentColor; stroke-dasharray: 2 3; stroke-width: 1.5; }
 rect.before { fill: #1f6fb2; } rect.after { fill: none; stroke: #c25400; stroke-width: 1.5; }

@@ -235,6 +235,18 @@ def test_edges_of_a_group_are_summed(page: Page) -> None:
         [group, end],
     )
     assert found == pytest.approx(expected, rel=1e-4)
+    # A click keeps it open, also when the pointer leaves; its members open from there.
+    page.evaluate("(group) => i.lock({ node: group })", group)
+    page.mouse.move(2, 2)
+    side = page.locator(".side")
+    assert "drawn as one" in side.inner_text() and page.evaluate("i.open()") == group
+    side.get_by_role("button", name=names[0], exact=True).first.click()
+    assert page.evaluate("i.nameLocked()") == names[0]
+    assert "a part of" in side.inner_text() and "Feeds 0 nodes" not in side.inner_text()
+    assert page.evaluate("i.open()") == group  # whose lines stand out
+    side.get_by_role("button", name="early", exact=True).click()
+    side.get_by_role("button", name="Ungroup").click()
+    assert page.evaluate("[i.marks.groups, i.groups.length]") == [{}, 0]
 
 
 def drawn_nodes(page: Page) -> Counter[str]:

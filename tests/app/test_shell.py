@@ -272,6 +272,9 @@ def test_every_run_at_work_is_found_and_no_other_is_opened(
 def test_what_people_write_is_never_a_directive() -> None:
     assert words.plain(":red[x] a::b-badge[c]") == r"\:red\[x\] a:\:b-badge\[c\]"
     assert words.plain("Task: at 10:30") == "Task: at 10:30"
+    for text, shown in (("- ,", r"\- ,"), ("+ a", r"\+ a"), ("12. of\n1) a", "12\\. of\n1\\) a")):
+        assert words.plain(text) == shown  # tokens and titles may begin as a list does
+    assert words.plain("-0.3 to +0.3, 4.") == "-0.3 to +0.3, 4."
 
 
 def test_every_setting_of_a_method_has_a_plain_name() -> None:
