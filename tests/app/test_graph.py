@@ -334,6 +334,18 @@ def test_the_pictures_hold_title_legend_run_and_every_line(page: Page) -> None:
         assert waiting.value.path().read_bytes().startswith(start)
 
 
+def test_the_whole_graph_is_on_paper(page: Page) -> None:
+    opened(page, data(random_circuit(LAYOUTS[0], 60)))
+    page.evaluate("i.observer.disconnect()")  # the printer tells a page nothing of its layout
+    page.emulate_media(media="print")
+    page.evaluate("Object.assign(i.stage.style, { width: '300px', height: '250px' })")
+    places = "[...i.stage.children].map((c) => [c.offsetWidth, c.offsetHeight])"
+    assert all(wide <= 300 and high <= 250 for wide, high in page.evaluate(places))
+    fits = "[...i.stage.children].map((c) => getComputedStyle(c).objectFit)"
+    assert page.evaluate(fits) == ["contain", "contain"]
+    page.emulate_media(media="screen")
+
+
 def test_a_png_of_a_large_circuit_is_no_burden(page: Page) -> None:
     opened(page, data(random_circuit(Graph(30, 9, 3, False), 700)))
     with page.expect_download() as waiting:
