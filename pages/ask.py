@@ -125,9 +125,9 @@ def table(run: Run, methods: list[str]) -> None:
             [EVERY, *(f for f in FLIPS if counts[f])],
             "flip",
             format_func=lambda f: (
-                f"every fact ({len(found[method])})"
+                f"every fact ({len(found[method]):,})"
                 if f == EVERY
-                else f"{f}: {FLIPS[f]} ({counts[f]})"
+                else f"{f}: {FLIPS[f]} ({counts[f]:,})"
             ),
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))

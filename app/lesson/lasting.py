@@ -31,7 +31,9 @@ FORMAT_TITLES = {"nf4": "NF4", "fp4": "FP4 (other codes)", "int8": "int8 (8 bits
 
 def _predict_floor(bench: Bench) -> Answer | None:
     said = []
-    for column, format in zip(st.columns(len(SHOWN)), SHOWN, strict=True):
+    for column, format in zip(
+        st.columns(len(SHOWN), vertical_alignment="bottom"), SHOWN, strict=True
+    ):
         with column:
             said.append(
                 st.slider(

@@ -23,7 +23,7 @@ from mansu.job.pipeline import CIRCUIT, TRUST, perform
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
-from mansu.show.numbers import written
+from mansu.show.numbers import percent, written
 from mansu.subjects import shipped
 from mansu.subjects.blocks import Norm
 from mansu.subjects.shipped import TINY
@@ -192,7 +192,7 @@ def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) ->
     at = page("circuit", run=shown.name)
     assert "Measure it" not in [b.label for b in at.main.button]
     values = {m.label: m.value for m in at.metric}
-    assert values["Overlap of resamples"] == f"{shown.trust().overlap[0]:.0%}"
+    assert values["Overlap of resamples"] == percent(shown.trust().overlap[0], 0)
     assert values["Metric, mask at zero"] == written(shown.trust().metric_masked, ".2f")
 
 
