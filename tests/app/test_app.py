@@ -103,7 +103,7 @@ def test_attribution_shows_scores_and_edges(shown: Run) -> None:
     at = page("attribution", run=shown.name)
     attribution = shown.attribution()
     values = {m.label: m.value for m in at.metric}
-    assert values["Clean metric"] == f"{attribution.clean:+.2f}"
+    assert values["Clean metric"] == written(attribution.clean, "+.2f")
     assert values["Edges"] == f"{attribution.layout.n_edges:,}"
     assert len(charts(at)) == 1
     table = at.dataframe[0].value
