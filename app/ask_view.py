@@ -16,7 +16,7 @@ from mansu.circuits.lens import words
 from mansu.quant.followed import Followed
 from mansu.quant.formats import BOUNDARIES, CODES
 from mansu.sets.ask import Answers, Said
-from mansu.show.numbers import percent
+from mansu.show.numbers import percent, written
 from mansu.subjects.subject import Subject
 
 _STYLE = """<style>
@@ -104,10 +104,10 @@ def _next(subject: Subject, found: Answers, said: Said) -> str:
 def _token(word: str, nats: float) -> str:
     strength = min(abs(nats) / STRONG, 1) * 0.45
     colour = "47,127,193" if nats > 0 else "213,94,0"
-    number = f"{nats:+.1f}" if abs(nats) >= 0.05 else "0"
+    number = written(nats, "+.1f") if abs(nats) >= 0.05 else "0"
     return (
         f'<li style="background: rgba({colour},{strength:.2f})">{escape(word)}'
-        f"<small>{number.replace('-', '−')}</small></li>"
+        f"<small>{number}</small></li>"
     )
 
 

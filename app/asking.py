@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import state
+from app import address, state
 from app.shelf import shelf
 from mansu import quant
 from mansu.circuits.lens import Asked, logit_lens
@@ -65,12 +65,33 @@ def _answers(
     return ask(subject, prompt, edits, tokens=tokens, wanted=right, nf4=_nf4(subject))
 
 
+def linked(key: str) -> bool:
+    """Whether a link has a prompt in somebody's own words, and leaves ``key``, whose, to it."""
+    return bool(st.query_params.get("prompt")) and key not in st.query_params
+
+
+def leave_out(own: str) -> None:
+    """Where a prompt of the task is asked: one that a link has, too, is said to be left out.
+
+    Args:
+        own: the option for own words, as it is shown.
+    """
+    prompt = st.query_params.get("prompt")
+    if prompt and not st.session_state.get("typed"):
+        address.warn(
+            f"The link has the prompt “{address.brief(prompt)}”, which is asked under “{own}” "
+            "alone: it is left out."
+        )
+        address.link({"prompt": "", "answer": ""})
+
+
 def typed(longest: int) -> tuple[str, str]:
     """The prompt and the right answer that somebody types, "" while there is none.
 
     Args:
         longest: characters of the prompt, at most.
     """
+    st.session_state["typed"] = True  # from here on Streamlit itself takes them out of the address
     left, right = st.columns([3, 1])
     prompt = left.text_input(
         "Beginning of a sentence", key="prompt", bind="query-params", max_chars=longest

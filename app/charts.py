@@ -21,6 +21,7 @@ from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report.compare import Spot
+from mansu.show.numbers import percent, written
 from mansu.tasks.facts import CHANCE
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
@@ -117,7 +118,7 @@ def bin_histogram(survival: Survival) -> go.Figure:
     for when, counts in zip(("Before", "After"), parts, strict=True):
         wider = sum(c for c, x in zip(counts, centres, strict=True) if x > 0)
         share = wider / max(sum(counts), 1)
-        titles.append(f"{when} NF4: {sum(counts):,} moved, {share:.2%} wider than the bin")
+        titles.append(f"{when} NF4: {sum(counts):,} moved, {percent(share, 2)} wider than the bin")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.18, subplot_titles=titles)
     figure.update_annotations(font_size=12)  # so that a title fits in 400 px
     for row, (counts, colour, pattern) in enumerate(
@@ -377,7 +378,7 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
                 },
                 hovertemplate=f"%{{fullData.name}}<br>fall towards chance %{{x:.1%}} "
                 f"[{x.low:.1%}, {x.high:.1%}]<br>permanence %{{y:+.3f}} "
-                f"[{y.low:+.3f}, {y.high:+.3f}] nats<extra></extra>",
+                f"[{written(y.low, '+.3f')}, {written(y.high, '+.3f')}] nats<extra></extra>",
             )
     figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
     reached = [

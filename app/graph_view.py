@@ -7,11 +7,15 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+import torch
+from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
+from mansu.show.numbers import many, written
 
 # A score is the change of the metric when the edge is patched to its corrupt value, so an edge that
 # carries the answer has a negative one. Blue, solid: carries it; orange, dotted: works against it.
@@ -50,14 +54,14 @@ def heat_map(attribution: Attribution) -> go.Figure:
             "title": {"text": "score"},
             "thickness": 12,
             "tickvals": ticks.tolist(),
-            "ticktext": [f"{np.sign(t) * t * t:+.2g}" if t else "0" for t in ticks],
+            "ticktext": [written(np.sign(t) * t * t, "+.2g") if t else "0" for t in ticks],
         },
         customdata=scores,
         hovertemplate="layer %{y}, %{x}<br>score %{customdata:+.4f}<extra></extra>",
     )
     if scores.size <= 80:  # room for numbers; on the faintest shades they could not be read
         strong = np.abs(scores) > 0.05 * np.abs(scores).max()
-        numbers = np.where(strong, np.char.mod("%+.2f", scores), "")
+        numbers = np.where(strong, np.vectorize(written)(scores, "+.2f"), "")
         heat.update(text=numbers, texttemplate="%{text}")
     figure = go.Figure(heat)
     figure.update_layout(height=130 + max(17 * len(rows), 120), margin=_margin(), dragmode=False)
@@ -66,7 +70,7 @@ def heat_map(attribution: Attribution) -> go.Figure:
     return figure
 
 
-def strongest(attribution: Attribution, n: int) -> list[dict[str, Any]]:
+def strongest(attribution: Attribution, n: int) -> Styler:
     """The ``n`` edges of largest |score|, a table row each."""
     graph, scores = attribution.layout, attribution.scores
     total = float(scores.abs().sum()) or 1.0
@@ -82,11 +86,15 @@ def strongest(attribution: Attribution, n: int) -> list[dict[str, Any]]:
                 "share": 100 * abs(score) / total,  # in percent: a column cannot scale it
             }
         )
-    return rows
+    return _scored(rows)
 
 
 def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
-    """Faithfulness by number of edges, with its interval, the τ asked for and what is shown."""
+    """Faithfulness by number of edges, with its interval, the τ asked for and what was found.
+
+    Args:
+        shown: the edges that are looked at; how many they are is marked where they are others.
+    """
     curve = circuit.curve[circuit.curve[:, 0].argsort()].numpy()
     n, value, low, high = curve.T
     figure = go.Figure()
@@ -107,14 +115,23 @@ def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
         name="best edges by |score|",
         hovertemplate="%{x:,} edges<br>faithfulness %{y:.1%}<extra></extra>",
     )
-    if shown.faithfulness is not None:
+    if circuit.faithfulness is not None:
         figure.add_scatter(
-            x=[len(shown)],
-            y=[shown.faithfulness],
+            x=[len(circuit)],
+            y=[circuit.faithfulness],
             mode="markers",
             marker={"symbol": "star", "size": 15, "color": AGAINST},
-            name="shown",
-            hovertemplate="shown: %{x:,} edges<br>faithfulness %{y:.1%}<extra></extra>",
+            name="the circuit found",
+            hovertemplate="found: %{x:,} edges<br>faithfulness %{y:.1%}<extra></extra>",
+        )
+    if len(shown) and not torch.equal(shown.edge_mask, circuit.edge_mask):
+        figure.add_scatter(  # a filter or a comparison was not patched: it has no height
+            x=[len(shown)] * 2,
+            y=[min(0.0, float(low.min())), max(1.0, float(high.max()))],
+            mode="lines",
+            line={"color": NEUTRAL, "dash": "dot"},
+            name=f"shown: {many(len(shown), 'edge')}",
+            hoverinfo="name",
         )
     figure.add_hline(circuit.tau, line_dash="dash", line_color=NEUTRAL, annotation_text="τ")
     figure.update_layout(height=300, margin=_margin(), legend=_legend(), dragmode=False)
@@ -123,19 +140,26 @@ def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
     return figure
 
 
-def node_table(graph: nx.DiGraph) -> list[dict[str, Any]]:
+def node_table(graph: nx.DiGraph) -> Styler:
     """A row a node, the strongest first."""
     rows = [
         {
             "node": name,
             "kind": about["kind"],
-            "score": round(about["score"], 4),
+            "score": about["score"],
             "edges in": graph.in_degree(name),
             "edges out": graph.out_degree(name),
         }
         for name, about in graph.nodes(data=True)
     ]
-    return sorted(rows, key=lambda row: -abs(row["score"]))
+    return _scored(sorted(rows, key=lambda row: -abs(row["score"])))
+
+
+def _scored(rows: list[dict[str, Any]]) -> Styler:
+    """Rows of a table that sorts by numbers and shows scores as they are written elsewhere."""
+    table = pd.DataFrame(rows).style
+    table.format({"score": lambda score: written(score, "+.4f")})
+    return table
 
 
 def attention_map(pattern: Tensor, words: Sequence[str]) -> go.Figure:
@@ -179,7 +203,7 @@ def token_bars(
             y=list(range(len(names))),
             orientation="h",
             marker={"color": [FOR if v >= 0 else AGAINST for v in values]},
-            text=[f"{v:+.2f}" for v in values],
+            text=[written(v, "+.2f") for v in values],
             hovertemplate="%{x:+.3f}<extra></extra>",
         )
     )

@@ -38,7 +38,7 @@ def rows() -> Read | None:
         key="hub",
         bind="query-params",
         placeholder="OWNER/NAME",
-        help="A hub id, or a folder with a copy of one.",
+        help="A hub id, or, where the hub cannot be reached, a folder with a copy or a file.",
     )
     config = middle.text_input("Config", key="hub_config", bind="query-params")
     split = right.text_input(

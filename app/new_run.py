@@ -46,8 +46,8 @@ def form(chosen: Run | None) -> None:
     with right:
         name = _task_name(subject, chosen)
     task, own = _task(subject, chosen, name)
-    ready = subjects.prepared(subject) and task is not None and bool(subject)
-    if task is not None and ready:
+    ready = bool(subject) and subjects.prepared(subject) and task is not None
+    if subject and task is not None and ready:
         if own:
             ready = _base_accuracy(subject, task)
         with st.expander("What is in the task", icon=":material/list:"):
@@ -65,7 +65,7 @@ def form(chosen: Run | None) -> None:
             help="The method that MANSU is compared with.",
         )
     asked = ["mansu", *([] if baseline == links.NO_BASELINE else [baseline])]
-    if ready:
+    if subject and ready:
         st.caption(f":material/timer: {jobs.takes(subject, asked)}")
     left, right = st.columns(2)
     whole = left.button(
@@ -79,7 +79,7 @@ def form(chosen: Run | None) -> None:
     only = right.button(
         "Attribute only", icon=":material/conversion_path:", disabled=not ready, width="stretch"
     )
-    if task is not None and (whole or only):
+    if subject and task is not None and (whole or only):
         with state.show_errors():
             kept = chosen.manifest["settings"] if chosen and _copies() else {}
             run = _create(subject, task, configure(Settings, {**kept, **given}, "a run"), asked)
@@ -102,8 +102,9 @@ def start(run: Run, command: str) -> None:
     st.rerun()
 
 
-def _subject() -> str:
-    name = state.choose(
+def _subject() -> str | None:
+    """The model's name, "" while none is typed; None while a link's unknown one is not replaced."""
+    name = state.choose_or_wait(
         "Subject",
         [*shipped.OFFERED, links.OTHER_MODEL],
         "subject",
@@ -121,10 +122,10 @@ def _subject() -> str:
     ).strip()
 
 
-def _task_name(subject: str, chosen: Run | None) -> str:
+def _task_name(subject: str | None, chosen: Run | None) -> str | None:
     names, default = subjects.offered(subject)
     copied = [] if chosen is None else [links.SAME_TASK]
-    return state.choose(
+    return state.choose_or_wait(
         "Task",
         [*names, *copied, links.OWN_TASK],
         "task",
@@ -133,12 +134,14 @@ def _task_name(subject: str, chosen: Run | None) -> str:
     )
 
 
-def _task(subject: str, chosen: Run | None, name: str) -> tuple[Task | None, bool]:
+def _task(subject: str | None, chosen: Run | None, name: str | None) -> tuple[Task | None, bool]:
     """The task, None while there is none or a bad one (which is said), and whether it is a user's.
 
     Nobody measured what the model knows of a user's own.
     """
     names, default = subjects.offered(subject)
+    if name is None:
+        return None, False
     if name in names:
         return tasks.load(name), False
     with state.show_errors():

@@ -59,7 +59,13 @@ def _prompt(run: Run) -> Asked | None:
     decode = subject.tokenizer.decode
     rows = {str(line): row for row, line in enumerate(pairs.rows)}
     texts = {k: str(decode(list(Asked.of(pairs, row).clean))) for k, row in rows.items()}
-    line = state.choose("Prompt", [*rows, OWN], "pair", format_func=lambda k: texts.get(k, k))
+    line = state.choose(
+        "Prompt",
+        [*rows, OWN],
+        "pair",
+        default=len(rows) if asking.linked("pair") else 0,
+        format_func=lambda k: texts.get(k, k),
+    )
     if line == OWN:
         prompt, answer = asking.typed(300)
         if not prompt.strip():
@@ -69,6 +75,7 @@ def _prompt(run: Run) -> Asked | None:
         whose = "" if answer.strip() else ", what the unedited model says next"
         st.markdown(f"Answer `{word}`{whose}. It is held against no other prompt.")
         return asked
+    asking.leave_out(OWN)
     asked = Asked.of(pairs, rows[line])
     answer, foil = lens.words(subject, asked.ends)
     st.markdown(

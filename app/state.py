@@ -184,6 +184,29 @@ def choose(label: str, options: Sequence[str], key: str, *, default: int = 0, **
     return _keep(key, st.selectbox(label, options, key=key, **more))
 
 
+def choose_or_wait(
+    label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any
+) -> str | None:
+    """Like ``choose``, but None, and nothing chosen, while a link asks for what is not here.
+
+    For what a click would start: what is shown instead of what was meant might be started.
+    """
+    session, linked = st.session_state, st.query_params.get(key)
+    refused = _unknown(options, key)
+    if refused and session.get(f"refused {key}") != linked:
+        session[f"refused {key}"], session[key] = linked, None  # what was chosen is not meant
+        session.pop(f"kept {key}", None)
+    _recall(options, key, None if refused else options[default])
+    index = None if session[key] is None else default
+    if refused and index is None:
+        asked = address.brief(str(linked))
+        address.warn(f"The link asks for “{asked}” ({label}), which is not offered: choose one.")
+    if (value := st.selectbox(label, options, index, key=key, **more)) is None:
+        return None
+    session.pop(f"refused {key}", None)
+    return _keep(key, value)
+
+
 def switch(label: str, options: Sequence[str], key: str, *, default: int = 0, **more: Any) -> str:
     """Like ``choose`` for two or three options, side by side."""
     _recall(options, key, options[default])
@@ -255,9 +278,14 @@ def _say_unknown(
     **_: Any,
 ) -> None:
     """Say that a link asks for what is not here: what is shown instead is not meant."""
+    if _unknown(options, key):
+        address.refuse(label, st.query_params[key], str(format_func(st.session_state[key])))
+
+
+def _unknown(options: Sequence[str], key: str) -> bool:
+    """Whether a link asks for what is no option: the address is not what we wrote."""
     linked = st.query_params.get(key)
-    if linked and linked not in (st.session_state.get(f"kept {key}"), *options):
-        address.refuse(label, linked, str(format_func(st.session_state[key])))
+    return bool(linked) and linked not in (st.session_state.get(f"kept {key}"), *options)
 
 
 def _keep(key: str, value: Any) -> Any:

@@ -9,12 +9,15 @@ from mansu import tasks
 from mansu.subjects import shipped
 
 
-def offered(subject: str) -> tuple[list[str], int]:
+def offered(subject: str | None) -> tuple[list[str], int]:
     """Names of the shipped tasks to offer for a subject, and the index of the one to start with.
 
     Those whose base was measured on the subject; where none was, all but the toy's, whose facts
-    are invented.
+    are invented. All of them for None, where no subject is chosen yet.
     """
+    if subject is None:
+        names = list(tasks.shipped())
+        return names, names.index(shipped.TABLE[shipped.DEFAULT].task)
     names = [name for name in tasks.shipped() if subject in tasks.load(name).base]
     names = names or [name for name in tasks.shipped() if not name.startswith(shipped.TINY)]
     known = shipped.TABLE.get(subject, shipped.TABLE[shipped.DEFAULT])

@@ -270,12 +270,14 @@ _MARKUP = re.compile(
     r"|:(?=[a-zA-Z])"  # `:red` is a directive
     r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
 )
+_LIST = re.compile(r"(?m)^(\s*\d*)([-+.)])(?=\s)")
 
 
 def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; a pair of backticks stays
     code. One without another would leave what follows it as it is, and a picture is fetched."""
-    return _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
+    text = _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
+    return _LIST.sub(r"\1\\\2", text)
 
 
 def cells(table: Table) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from mansu import methods, subjects
 from mansu.evidence.verdict import ABOUT, Name
 from mansu.files import read_json
 from mansu.measure.statistics import Interval
-from mansu.show.numbers import Unit, amount, between, measured, percent
+from mansu.show.numbers import Unit, amount, between, measured, percent, written
 
 RATIOS = (47.0, 828.0)
 """The paper's median bin width ÷ update of gradient unlearning."""
@@ -147,7 +147,8 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
     forgot = [(k, f) for k, f in rows if _forgot(f)]
     back = [_above_zero(f["gap"]) for _, f in forgot]
     yield _recovery(
-        f"What was forgotten comes back after NF4: accuracy recovers by up to {RECOVERY:+.2f}",
+        "What was forgotten comes back after NF4: accuracy recovers by up to "
+        f"{written(RECOVERY, '+.2f')}",
         [(k, f["gap"]) for k, f in forgot],
         "share",
         any(back),
@@ -298,7 +299,7 @@ def _bound(runs: Runs) -> Claim:
     found = [(k, f["bound"]) for k, f in _of(runs, ["mansu"]) if f["bound"] is not None]
     told = "; ".join(
         f"{k}: {b['restricted']:.3f} over the circuit, {b['everywhere']:.3f} over all weights, "
-        f"{b['measured']:+.3f} measured"
+        f"{written(b['measured'], '+.3f')} measured"
         for k, b in found
     )
     holds = [b["measured"] <= b["restricted"] <= b["everywhere"] for _, b in found]

@@ -20,6 +20,7 @@ from mansu.tasks.facts import Fact
 
 CIRCUIT = Path(__file__).with_name("circuit.py")
 OWN, NO_EDIT, EVERY = "own", "no second edit", "every"  # with a space: no edit is called so
+OWN_TITLE = "Your own words"
 OWN_WORDS = "own"
 WORDS = {OWN_WORDS: "Each model's own", "unedited": "The unedited model's"}
 
@@ -49,11 +50,13 @@ def chosen_prompt(run: Run) -> tuple[str, str, Fact | None]:
         "Ask about",
         [*splits, OWN],
         "ask",
-        format_func={**TITLES, OWN: "Your own words"}.__getitem__,
+        default=len(splits) if asking.linked("ask") else 0,
+        format_func={**TITLES, OWN: OWN_TITLE}.__getitem__,
         help=words.help("splits"),
     )
     if kind == OWN:
         return *asking.typed(2000), None
+    asking.leave_out(OWN_TITLE)
     facts = {str(fact.row): fact for fact in task.split(kind)}
     row = state.choose("Fact", list(facts), "fact", format_func=lambda r: facts[r].prompt)
     return facts[row].prompt, facts[row].answer, facts[row]
@@ -122,9 +125,9 @@ def table(run: Run, methods: list[str]) -> None:
             [EVERY, *(f for f in FLIPS if counts[f])],
             "flip",
             format_func=lambda f: (
-                f"every fact ({len(found[method])})"
+                f"every fact ({len(found[method]):,})"
                 if f == EVERY
-                else f"{f}: {FLIPS[f]} ({counts[f]})"
+                else f"{f}: {FLIPS[f]} ({counts[f]:,})"
             ),
         )
     kinds = list(dict.fromkeys(asked.kind(one.fact) for one in found[method]))

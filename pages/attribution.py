@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import graph_view, jobs, links, new_run, state, words
 from mansu.job.runs import Run
-from mansu.show.numbers import percent
+from mansu.show.numbers import percent, written
 
 
 def result(run: Run) -> None:
@@ -26,12 +26,12 @@ def result(run: Run) -> None:
     a, b, c, d = st.container(key="metrics").columns(4)
     a.metric(
         "Clean metric",
-        f"{attribution.clean:+.2f}",
+        written(attribution.clean, "+.2f"),
         help="Mean over the pairs of logit(answer) − logit(foil) on the clean prompts.",
     )
     b.metric(
         "Corrupt metric",
-        f"{attribution.corrupt:+.2f}",
+        written(attribution.corrupt, "+.2f"),
         help="The same difference on the corrupt prompts, where the foil is right.",
     )
     c.metric("Edges", f"{graph.n_edges:,}", help="Node output → q, k, v, MLP or logits input.")
@@ -66,7 +66,6 @@ def result(run: Run) -> None:
             hide_index=True,
             height=420,
             column_config={
-                "score": st.column_config.NumberColumn(format="%.4f"),
                 "share": st.column_config.NumberColumn(
                     format="%.2f %%", help="|score| ÷ Σ |score| of all edges"
                 ),

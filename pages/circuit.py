@@ -16,7 +16,7 @@ from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job import names
 from mansu.job.runs import Run
-from mansu.show.numbers import many
+from mansu.show.numbers import many, percent, written
 
 ALL = "the whole circuit"
 NOTHING = "no edit"
@@ -34,9 +34,13 @@ def numbers(run: Run, shown: Circuit) -> None:
     known, interval = shown.faithfulness, shown.interval
     b.metric(
         "Faithfulness",
-        "–" if known is None else f"{known:.0%}",
+        percent(known, 0),
         help="Measured by patching, not estimated"
-        + (f"; 95 % interval {interval[0]:.0%} to {interval[1]:.0%}." if interval else "."),
+        + (
+            f"; 95 % interval {percent(interval[0], 0)} to {percent(interval[1], 0)}."
+            if interval
+            else "."
+        ),
     )
     if run.has("mask"):
         mask = run.mask()
@@ -48,8 +52,8 @@ def numbers(run: Run, shown: Circuit) -> None:
         )
         d.metric(
             "Share of the model",
-            f"{mask.fraction:.2%}",
-            help=f"Mask ÷ all {mask.total:,} parameters. It covers {mask.mass:.0%} of the "
+            percent(mask.fraction, 2),
+            help=f"Mask ÷ all {mask.total:,} parameters. It covers {percent(mask.mass, 0)} of the "
             "circuit's attribution.",
         )
 
@@ -129,7 +133,7 @@ def explore(run: Run, circuit: Circuit) -> None:
             "95 % interval over pairs.",
         )
         st.plotly_chart(
-            graph_view.faithfulness_curve(circuit, circuit),
+            graph_view.faithfulness_curve(circuit, shown),
             config={"displayModeBar": False},
             alt="Faithfulness by number of edges",
         )
@@ -186,8 +190,10 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
         asked, found = st.session_state.get(key, (None, None))
         if asked == codes and found:
             value, low, high = found
-            st.metric("Faithfulness, measured", f"{value:.1%}")
-            st.caption(f"Bootstrap 95 % interval over pairs: {low:.1%} to {high:.1%}.")
+            st.metric("Faithfulness, measured", percent(value, 1))
+            st.caption(
+                f"Bootstrap 95 % interval over pairs: {percent(low, 1)} to {percent(high, 1)}."
+            )
 
 
 def trust(run: Run, running: bool) -> None:
@@ -207,10 +213,11 @@ def trust(run: Run, running: bool) -> None:
     overlap, low, high = found.overlap
     a.metric(
         "Overlap of resamples",
-        f"{overlap:.0%}",
+        percent(overlap, 0),
         help="Mean Jaccard overlap |A ∩ B| ÷ |A ∪ B| of this circuit's best edges with those of "
-        f"bootstrap resamples of the pairs; 95 % of resamples lie in {low:.0%} to {high:.0%}. "
-        f"{found.always:.0%} of the edges are in more than 95 % of the resamples.",
+        f"bootstrap resamples of the pairs; 95 % of resamples lie in {percent(low, 0)} to "
+        f"{percent(high, 0)}. "
+        f"{percent(found.always, 0)} of the edges are in more than 95 % of the resamples.",
     )
     if found.held_out_faithfulness is None:
         b.metric("On other prompts", "unknown", help="The task has no prompt left to try it on.")
@@ -218,9 +225,9 @@ def trust(run: Run, running: bool) -> None:
         value, low, high = found.held_out_faithfulness
         b.metric(
             "On other prompts",
-            f"{value:.0%}",
+            percent(value, 0),
             help=f"Faithfulness on {found.held_out_pairs} pairs that the circuit was not chosen "
-            f"on; bootstrap 95 % interval {low:.0%} to {high:.0%}.",
+            f"on; bootstrap 95 % interval {percent(low, 0)} to {percent(high, 0)}.",
         )
     c.metric(
         "Nodes that could go",
@@ -231,10 +238,10 @@ def trust(run: Run, running: bool) -> None:
     )
     d.metric(
         "Metric, mask at zero",
-        f"{found.metric_masked:.2f}",
+        written(found.metric_masked, ".2f"),
         help=f"Mean logit difference on clean prompts with the mask's parameters at zero; "
-        f"{found.metric:.2f} untouched; random masks of the same size: "
-        f"{', '.join(f'{x:.2f}' for x in found.metric_random_masks)}.",
+        f"{written(found.metric, '.2f')} untouched; random masks of the same size: "
+        f"{', '.join(written(x, '.2f') for x in found.metric_random_masks)}.",
     )
 
 

@@ -45,7 +45,7 @@ def verdict(found: Dossier) -> None:
         "[decision](#decision) below the evidence."
     )
     for p in judged.properties:
-        with st.container(border=True):
+        with st.container(border=True, key=f"property {p.name}"):
             st.markdown(
                 f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name)
             )

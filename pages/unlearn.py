@@ -10,7 +10,7 @@ from mansu.job.runs import Run
 from mansu.methods import NAMES, named
 from mansu.progress import Step
 from mansu.report import rows
-from mansu.show.numbers import many, number, percent
+from mansu.show.numbers import many, number, percent, written
 
 NEW = "a new edit"  # with spaces: no edit is called so
 
@@ -110,7 +110,7 @@ def result(run: Run, method: str) -> None:
                 f"{number(bounds.everywhere)} nats",
                 "everywhere",
             ),
-            ("Retain loss, measured", f"{bounds.measured:+.3g} nats", "measured"),
+            ("Retain loss, measured", f"{written(bounds.measured, '+.3g')} nats", "measured"),
         )
         for column, (label, value, key) in zip(columns, shown, strict=True):
             column.metric(label, value, help=words.help(key))

@@ -9,12 +9,6 @@ from mansu.report import svg
 CSS = """
 figure { margin: 0; max-width: 50rem; font-family: var(--st-font); color: var(--st-text-color); }
 figcaption { font-size: 0.875rem; }
-/* A phone shows the whole picture small, with letters that can be read; those of the circuit's have
-   no room to grow, and stand in its table. */
-@media (max-width: 640px) {
-  svg { overflow: visible; }
-  svg:not(:has(path)) text { font-size: 17px; }
-}
 """
 JS = """
 export default ({ data, parentElement }) => {

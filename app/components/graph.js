@@ -16,6 +16,7 @@ export const CLASSES = {
 };
 const STAGES = ["before", "edited", "nf4"];
 const TITLES = { before: "Before", edited: "After the edit", nf4: "After NF4", all: "All three" };
+const PIXELS = 4e6, SHADES = 15; // of a PNG: thousands of fine lines in all shades would be 10 MB
 const ROW = 44, PATHS = 5, DRAFT = 600, CROWD = 1500, NAMED = 8, SLICE = 9, REST = 140, TELL = 450;
 const INK = { head: "circle", mlp: "square", embedding: "diamond", logits: "diamond" };
 
@@ -236,7 +237,7 @@ export function nearest(scene, x, y, zoom) {
 // ---- Words --------------------------------------------------------------------------------------
 
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toPrecision(3);
-const percent = (x, digits = 0) => `${(100 * x).toFixed(digits)} %`;
+const percent = (x, digits = 0) => `${(100 * x).toFixed(digits)}\u00a0%`;
 const many = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const effect = (score) => (score <= 0 ? "carries the answer" : "works against it");
 
@@ -292,8 +293,10 @@ export class Instrument {
       this.view = { ...all, kind: "all", sign: "all", trace: "off", ...data.view };
       this.locked = this.graph.byName.get(data.node)?.i ?? null;
       this.cursor = this.locked;
-    } else if (!this.sent.includes(data.node) && data.node !== this.nameLocked())
+    } else if (!this.sent.includes(data.node) && data.node !== this.nameLocked()) {
       this.locked = this.cursor = this.graph.byName.get(data.node)?.i ?? null;
+      this.openGroup = null;
+    }
     this.sent = this.sent.filter((name) => name !== data.node);
     if (first || !this.unsaved) this.marks = structuredClone(data.marks);
     if (!data.diff) this.view.stage = this.view.class = null;
@@ -455,7 +458,7 @@ export class Instrument {
       edges = edges.filter((e) => on.has(e));
     } else if (view.trace !== "off" && this.locked !== null)
       edges = traced(edges, this.locked, view.trace);
-    const members = new Map(), places = new Map();
+    const members = (this.members = new Map()), places = new Map();
     this.groups = [];
     for (const [name, names] of Object.entries(this.marks.groups)) {
       const ids = names.map((n) => graph.byName.get(n)?.i).filter((i) => i !== undefined);
@@ -528,6 +531,8 @@ export class Instrument {
     else if (!n && view.stage) text += `: here no edge is as strong as the weakest of the circuit ` +
       `found. “${TITLES.all}” shows those that are gone`;
     if (view.stage) {
+      const at = STAGES.indexOf(view.stage) + 1;
+      if (at) text = `${at} of ${STAGES.length}: ${TITLES[view.stage]} · ${text}`;
       const count = (name) => this.graph.edges.filter((e) => e.class === name).length;
       const each = Object.entries(CLASSES).map(([name, c]) => `${count(name)} ${c.title}`);
       text += ` · ${data.diff.method}: ${each.join(", ")} (an edge counts while |score| ≥ ` +
@@ -572,7 +577,8 @@ export class Instrument {
 
   /** The text beside: what is hovered, else what is open, else how to begin. */
   describe() {
-    const target = this.hover ?? (this.lockedLine ? { line: this.lockedLine } : { node: this.locked });
+    const kept = this.lockedLine ? { line: this.lockedLine } : { node: this.group()?.i ?? this.locked };
+    const target = this.hover ?? kept;
     const parts = [];
     const heading = (text) => parts.push(make("h2", { textContent: text }));
     const say = (text) => parts.push(make("p", { textContent: text }));
@@ -617,7 +623,14 @@ export class Instrument {
     parts.push(make("h2", { textContent: this.title(i) }));
     if (!node) {
       const group = this.groups[i - graph.nodes.length];
-      say(`A group of ${group.members.map((m) => graph.nodes[m].name).join(", ")}; its edges are sums.`);
+      say("A group that is drawn as one; its edges are sums.");
+      const items = group.members.map((m) => make("li", {}, this.opener(m)));
+      const ungroup = make("button", { type: "button", textContent: "Ungroup" });
+      ungroup.addEventListener("click", () => {
+        delete marks.groups[group.name];
+        this.mark();
+      });
+      parts.push(make("ul", { className: "neighbours" }, ...items), group === this.group() ? ungroup : "");
     } else {
       const label = marks.labels[node.name];
       say(`This is ${kindOf(node)}${label ? `, labelled “${label}”` : ""}.`);
@@ -625,26 +638,38 @@ export class Instrument {
       if (moved) say(`${data.diff.method} moved ${many(moved[0], "weight")} of it; ` +
         `${moved[1].toLocaleString("en")} of them changed their NF4 code.`);
     }
-    if (scene.sums.has(i)) {
-      const sum = scene.sums.get(i);
+    const drawn = this.members.get(i) ?? i;
+    if (drawn !== i) parts.push(make("p", {}, "It is drawn as a part of ", this.opener(drawn),
+      ", whose score and edges these are."));
+    if (scene.sums.has(drawn)) {
+      const sum = scene.sums.get(drawn);
       say(`Score ${signed(sum)} over the edges shown: ${effect(sum)}.`);
     }
     if (i === this.locked && node) this.describeMarks(node, parts); // before lists that may be long
     const list = (title, found, other) => {
       found.sort((a, b) => Math.abs(b.score) - Math.abs(a.score));
       parts.push(make("h3", { textContent: `${title} ${many(found.length, "node")}` }));
-      const some = i === this.locked ? found : found.slice(0, NAMED);
-      const items = some.map((line) => {
-        const open = make("button", { type: "button", textContent: this.title(line[other]) });
-        open.addEventListener("click", () => this.lock({ node: line[other] }));
-        return make("li", {}, open, make("span", { textContent: ` ${signed(line.score)}` }));
-      });
+      const some = i === this.locked || i === this.group()?.i ? found : found.slice(0, NAMED);
+      const items = some.map((line) => make("li", {}, this.opener(line[other]),
+        make("span", { textContent: ` ${signed(line.score)}` })));
       parts.push(make("ul", { className: "neighbours" }, ...items));
       if (some.length < found.length) say(`and ${found.length - some.length} more: click it for all.`);
     };
-    list("Reads", scene.near.filter((l) => l.target === i), "source");
-    list("Feeds", scene.near.filter((l) => l.source === i), "target");
+    list("Reads", scene.near.filter((l) => l.target === drawn), "source");
+    list("Feeds", scene.near.filter((l) => l.source === drawn), "target");
     if (this.found) this.describePaths(parts);
+  }
+
+  /** A button that opens a node or a group. */
+  opener(i) {
+    const open = make("button", { type: "button", textContent: this.title(i) });
+    open.addEventListener("click", () => this.lock({ node: i }));
+    return open;
+  }
+
+  /** The group that is open. */
+  group() {
+    return this.groups.find((group) => group.name === this.openGroup);
   }
 
   /** Pin, label, note and group of the open node. */
@@ -697,13 +722,13 @@ export class Instrument {
   lock(target) {
     this.touched = true;
     this.lockedLine = target.line ?? null;
-    const groups = target.node !== undefined && target.node >= this.graph.nodes.length;
-    this.locked = target.node === undefined || target.node === null || groups ? null : target.node;
-    if (groups) this.hover = target;
+    const group = this.groups[target.node - this.graph.nodes.length]; // which the page has no node for
+    this.openGroup = group?.name ?? null;
+    this.locked = target.node === undefined || target.node === null || group ? null : target.node;
     this.cursor = this.locked ?? this.cursor;
     const { trace } = this.view;
     if (trace !== "off") this.changed(false, true);
-    this.hover = groups ? target : null;
+    this.hover = null;
     this.describe();
     this.draw();
     this.later(true);
@@ -822,9 +847,14 @@ export class Instrument {
     this.job = job.wide ? this.after : null;
   }
 
+  /** The node or group that is kept open, as it is drawn: of a group's member the group. */
+  opened() {
+    return this.group()?.i ?? this.members.get(this.locked) ?? this.locked;
+  }
+
   /** The node whose lines stand out; null where all do. */
   open() {
-    return this.hover?.node ?? this.locked;
+    return this.hover?.node ?? this.opened();
   }
 
   blit() {
@@ -855,7 +885,7 @@ export class Instrument {
     const ink = this.theme.getPropertyValue("--st-text-color").trim() || this.theme.color;
     const paper = this.theme.getPropertyValue("--st-background-color").trim() || "#fff";
     const screen = ([x, y]) => [x * zoom + at[0], y * zoom + at[1]];
-    const open = this.open(), strong = this.hover?.line ?? this.lockedLine;
+    const open = this.open(), opened = this.opened(), strong = this.hover?.line ?? this.lockedLine;
     const stroke = (line, extra = 0) => {
       const [a, b, c] = [screen(line.a), screen(line.b), screen(line.c)];
       pen.beginPath();
@@ -900,8 +930,8 @@ export class Instrument {
         pen.fill();
       }
       shape(pen, INK[node.kind] ?? "square", x, y, r);
-      pen.lineWidth = i === this.locked ? 3 : 1;
-      pen.strokeStyle = i === this.locked ? ink : paper;
+      pen.lineWidth = i === opened ? 3 : 1;
+      pen.strokeStyle = i === opened ? ink : paper;
       pen.stroke();
       if (i === this.cursor && this.active) {
         pen.beginPath();
@@ -1053,7 +1083,7 @@ export class Instrument {
     else if (e.key in arrows) this.step(...arrows[e.key]);
     else if (e.key === "Enter") this.lock({ node: this.cursor });
     else if (e.key === "Escape") {
-      if (this.locked === null && !this.lockedLine) this.top.blur();
+      if (this.locked === null && !this.lockedLine && !this.group()) this.top.blur();
       else this.lock({});
     } else if (e.key === "t" || e.key === "T") {
       if (this.locked === null && this.cursor !== null) this.lock({ node: this.cursor });
@@ -1152,9 +1182,15 @@ export class Instrument {
       const image = new Image(), url = URL.createObjectURL(blob);
       image.src = url;
       await image.decode();
-      const canvas = make("canvas", { width: 2 * image.width, height: 2 * image.height });
-      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      const scale = Math.min(2, Math.sqrt(PIXELS / (image.width * image.height)));
+      const [width, height] = [image.width, image.height].map((size) => Math.floor(scale * size));
+      const canvas = make("canvas", { width, height }), pen = canvas.getContext("2d", { alpha: false });
+      pen.drawImage(image, 0, 0, width, height);
       URL.revokeObjectURL(url);
+      const drawn = pen.getImageData(0, 0, width, height), step = 255 / SHADES;
+      for (let i = 0; i < drawn.data.length; i++)
+        drawn.data[i] = Math.round(Math.round(drawn.data[i] / step) * step);
+      pen.putImageData(drawn, 0, 0);
       blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
     }
     const url = URL.createObjectURL(blob);

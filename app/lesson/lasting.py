@@ -18,7 +18,7 @@ from mansu.progress import OnStep
 from mansu.progress import Step as Done
 from mansu.quant import BOUNDARIES, FORMATS, NF4, Format
 from mansu.quant.block import bin_of
-from mansu.show.numbers import number, percent
+from mansu.show.numbers import number, percent, written
 from mansu.show.sentences import capitalised, sentence
 from mansu.tasks.facts import CHANCE
 
@@ -31,7 +31,9 @@ FORMAT_TITLES = {"nf4": "NF4", "fp4": "FP4 (other codes)", "int8": "int8 (8 bits
 
 def _predict_floor(bench: Bench) -> Answer | None:
     said = []
-    for column, format in zip(st.columns(len(SHOWN)), SHOWN, strict=True):
+    for column, format in zip(
+        st.columns(len(SHOWN), vertical_alignment="bottom"), SHOWN, strict=True
+    ):
         with column:
             said.append(
                 st.slider(
@@ -79,14 +81,15 @@ def followed(bench: Bench) -> str:
     """What MANSU did with the weight of the first step, a sentence."""
     bin, moved = bench.bin, bench.moved_to(bench.edit("mansu"))
     if moved is None:
-        return f"MANSU left it where it was, at {bin.value:.3f}, in code {bin.code}."
+        return f"MANSU left it where it was, at {written(bin.value, '.3f')}, in code {bin.code}."
     block = bench.block.clone()
     place = int((block / block.abs().max() - bin.value).abs().argmin())
     block[place] = moved * block.abs().max()
     now = bin_of(block, place)
     return (
-        f"It was at {bin.value:.3f}, in code {bin.code}. MANSU moved it to {moved:.3f}, where code "
-        f"{now.code} lies ({now.level:.3f}): not a little, but to the middle of another bin."
+        f"It was at {written(bin.value, '.3f')}, in code {bin.code}. MANSU moved it to "
+        f"{written(moved, '.3f')}, where code {now.code} lies ({written(now.level, '.3f')}): not a "
+        "little, but to the middle of another bin."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mansu import methods
 from mansu.job import names
 from mansu.job.runs import Run
-from mansu.show.numbers import number, percent
+from mansu.show.numbers import number, percent, written
 
 
 def larger(runs: Sequence[Run], toy: str) -> Run | None:
@@ -50,7 +50,7 @@ def comes_back(run: Run) -> str:
     return (
         f"{_name(run)}: from {percent(before)} right before to {percent(full.accuracy)} after the "
         f"edit and {percent(nf4.accuracy)} in 4 bits; an answer's log-probability changes by "
-        f"{nats:+.2f} nats on the way to 4 bits."
+        f"{written(nats, '+.2f')} nats on the way to 4 bits."
     )
 
 

@@ -10,7 +10,7 @@ from app.lesson.line import line
 from app.lesson.step import Answer, Link, Outcome, Step, apart, between, first
 from mansu.quant import BOUNDARIES, CODES, NF4
 from mansu.quant.block import Bin, stretched
-from mansu.show.numbers import number, percent
+from mansu.show.numbers import number, percent, written
 
 SHOW = "Keep my prediction and show the answer"
 LEVELS = CODES.tolist()
@@ -47,7 +47,9 @@ def _predict_line(bench: Bench) -> Answer | None:
     )
     move = place - own
     if move:
-        st.markdown(f"You have moved it by **{move:+.3f}** of its block's largest weight.")
+        st.markdown(
+            f"You have moved it by **{written(move, '+.3f')}** of its block's largest weight."
+        )
     lacking = "" if move else "Drag the round handle, or choose it and press the arrow keys."
     return (round(place, 4),) if committed("line", lacking) else None
 

@@ -35,7 +35,7 @@ def cells(bench: Bench) -> dict[tuple[int, int], Cell]:
 
 def _predict_grid(bench: Bench) -> Answer | None:
     by = cells(bench)
-    left, right = st.columns(2)
+    left, right = st.columns(2, vertical_alignment="bottom")
     with left:
         count = st.select_slider(
             "How many weights move",

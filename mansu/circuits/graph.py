@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mansu.errors import MismatchError
+from mansu.show.numbers import written
 from mansu.show.table import Table
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import Heads, family_of
@@ -167,7 +168,7 @@ class Graph:
         for edge, score in zip(edges.tolist(), scores.tolist(), strict=True):
             source, destination = divmod(edge, self.n_destinations)
             names = self.source_name(source), self.destination_name(destination)
-            rows.append((*names, f"{score:+.3f}"))
+            rows.append((*names, written(score, "+.3f")))
         return Table(("From", "To", "Score"), rows, caption, "<<>")
 
     def meta(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from mansu import quant
 from mansu.measure.scores import Measurement, Scores, measure
 from mansu.progress import OnStep, Step, silent
-from mansu.show.numbers import amount, percent
+from mansu.show.numbers import amount, percent, written
 from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -61,7 +61,7 @@ class Strengths(Shown):
                 percent(p.strength, 0),
                 percent(p.forget),
                 percent(p.forget_nf4),
-                f"{p.permanence:+.2f}",
+                written(p.permanence, "+.2f"),
                 amount(p.retain_fall, "share"),
             )
             for p in self.points

@@ -42,6 +42,7 @@ from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.room import give_back
+from mansu.show.numbers import between, percent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
@@ -195,7 +196,7 @@ def refuse_unknown(subject: Subject, base: Measurement) -> None:
     if found.low <= CHANCE:
         raise BadInputError(
             f"{subject.name!r} does not know this task: its 4-way accuracy on the forget set is "
-            f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}] and chance is {CHANCE:.0%}, so "
+            f"{between(found)} and chance is {percent(CHANCE, 0)}, so "
             "there is nothing to forget. Give facts that it knows, or ask for them in another "
             "form (multiple choice: mansu task --form cloze --shots 1)."
         )

@@ -8,7 +8,7 @@ from mansu.errors import MismatchError
 from mansu.measure.answers import Answer, Answered
 from mansu.measure.scores import TITLES
 from mansu.quant.followed import Coded, Followed
-from mansu.show.numbers import number
+from mansu.show.numbers import number, written
 from mansu.show.table import Table
 from mansu.tasks.facts import Fact
 
@@ -52,14 +52,14 @@ def _said(answer: Answer) -> str:
 
 
 _WEIGHT: Mapping[str, Callable[[Coded], str]] = {
-    "Value": lambda c: f"{c.value:+.5f}",
+    "Value": lambda c: written(c.value, "+.5f"),
     "Largest in its block (absmax)": lambda c: f"{c.absmax:.5f}",
-    "Value ÷ absmax": lambda c: f"{c.scaled:+.4f}",
-    "Bin, from": lambda c: f"{c.low:+.5f}",
-    "Bin, to": lambda c: f"{c.high:+.5f}",
+    "Value ÷ absmax": lambda c: written(c.scaled, "+.4f"),
+    "Bin, from": lambda c: written(c.low, "+.5f"),
+    "Bin, to": lambda c: written(c.high, "+.5f"),
     "Bin width": lambda c: f"{c.width:.5f}",
     "Code": lambda c: str(c.code),
-    "What the code stands for": lambda c: f"{c.stored:+.5f}",
+    "What the code stands for": lambda c: written(c.stored, "+.5f"),
 }
 
 
@@ -72,7 +72,7 @@ def weight(edits: Mapping[str, Followed], caption: str = "") -> Table:
     before = next(iter(edits.values())).before
     rows = [(n, say(before), *(say(f.after) for f in edits.values())) for n, say in _WEIGHT.items()]
     rows += [
-        ("Update", "", *(f"{f.update:+.5f}" for f in edits.values())),
+        ("Update", "", *(written(f.update, "+.5f") for f in edits.values())),
         ("|update| ÷ bin width", "", *(number(f.ratio) for f in edits.values())),
         ("Code changes", "", *("yes" if f.changes else "no" for f in edits.values())),
     ]

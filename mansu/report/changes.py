@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mansu.circuits.diff import Change, diff
 from mansu.job.runs import Run
+from mansu.show.numbers import written
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
@@ -120,7 +121,7 @@ def edges_table(found: Changes) -> Table:
             (
                 capitalised(TITLES[change]),
                 f"{edge.source} → {edge.destination}",
-                *(f"{score:+.3f}" for score in edge.scores),
+                *(written(score, "+.3f") for score in edge.scores),
             )
             for edge in some
         ]

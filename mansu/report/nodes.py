@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mansu.circuits.lens import Asked, Neurons, words
+from mansu.show.numbers import written
 from mansu.show.table import Table
 from mansu.subjects.subject import Subject
 
@@ -25,7 +26,7 @@ def contributions(
     for title, promoted in models.items():
         values = [float(promoted[token]) for token in ends]
         apart = [values[0] - values[1]] if len(values) > 1 else []
-        rows.append((title, *(f"{value:+.3f}" for value in [*values, *apart])))
+        rows.append((title, *(written(value, "+.3f") for value in [*values, *apart])))
     more = ["Apart"] if len(ends) > 1 else []
     return Table(("Direct contribution", *head, *more), rows, caption)
 
@@ -37,7 +38,11 @@ def neurons(subject: Subject, models: Mapping[str, Neurons], caption: str = "") 
         for neuron, tokens in zip(found.top.tolist(), found.raised, strict=True):
             raised.setdefault(neuron, " ".join(words(subject, tokens)))
     rows = [
-        (str(neuron), *(f"{float(found.effect[neuron]):+.3f}" for found in models.values()), tokens)
+        (
+            str(neuron),
+            *(written(float(found.effect[neuron]), "+.3f") for found in models.values()),
+            tokens,
+        )
         for neuron, tokens in raised.items()
     ]
     head = ("Neuron", *models, "It raises")

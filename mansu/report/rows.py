@@ -171,7 +171,7 @@ def bounds(found: Bounds, caption: str = "") -> Table:
         ("bound for an even spread", number(found.spread)),
         (
             f"measured ({many(found.facts, 'fact')}, {many(found.texts, 'text')})",
-            f"{found.measured:+.3g}",
+            numbers.written(found.measured, "+.3g"),
         ),
     ]
     return Table(("Retain loss", "Nats"), rows, caption)

@@ -11,9 +11,15 @@ from html import escape
 from mansu.circuits.diff import Change
 from mansu.measure.statistics import Interval
 from mansu.report.changes import TITLES, Changes, Edge
+from mansu.show.numbers import written
 
 WIDTH, LEFT, ROW = 680, 190, 15
 CSS = """
+figure { container-type: inline-size; }
+/* A narrow page shows the whole picture small, with letters that can be read; those of the circuit
+   have no room to grow, and stand in its table. */
+@container (max-width: 560px) {
+  svg { overflow: visible; } svg:not(:has(path)) text { font-size: 17px; } }
 svg { width: 100%; height: auto; font-size: 12px; } svg text { fill: currentColor; }
 .grid { stroke: #8886; } .chance { stroke: currentColor; stroke-dasharray: 2 3; stroke-width: 1.5; }
 rect.before { fill: #1f6fb2; } rect.after { fill: none; stroke: #c25400; stroke-width: 1.5; }
@@ -154,7 +160,7 @@ def circuit(found: Changes) -> str:
         share = (max(edge.strength for edge in edges) / top) ** 0.5
         told = "; ".join(
             f"{edge.source} → {edge.destination}: {edge.change}, "
-            + " → ".join(f"{score:+.3f}" for score in edge.scores)
+            + " → ".join(written(score, "+.3f") for score in edge.scores)
             for edge in edges
         )
         drawn.append(

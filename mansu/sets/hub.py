@@ -127,6 +127,11 @@ def _load(
             ).to_list()  # type: ignore[union-attr]
     except MansuError:
         raise
+    except ConnectionError as error:
+        raise MansuError(
+            f"The hub cannot be reached from this machine, so its data set {source!r} cannot be "
+            "read: give a folder with a copy of it, or a file of its rows."
+        ) from error
     except Exception as error:  # arrow, pandas, json, network: each has its own classes
         cause = error.__cause__ or error
         first = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]

@@ -8,6 +8,7 @@ Terminal, pages, cards and README write a number as this module does. It knows n
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Protocol
 
 NOTHING = "–"
@@ -38,6 +39,19 @@ class Estimate(Protocol):
     def high(self) -> float: ...
 
 
+def written(value: float, form: str) -> str:
+    """A number in a Python format such as ``+.3f``, with a minus as wide as its plus.
+
+    What a machine reads (files, command lines, the address) has Python's hyphen.
+    """
+    return minus(f"{value:{form}}")
+
+
+def minus(text: str) -> str:
+    """Text with a minus for the hyphen that Python writes before the digits of a number."""
+    return re.sub(r"-(?=\d)", "−", text)
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """A share in percent; a dash for None. Small shares keep two significant digits.
 
@@ -46,15 +60,15 @@ def percent(share: float | None, digits: int = 1) -> str:
     if share is None:
         return NOTHING
     if 0 < abs(share) < 0.5 * 10 ** -(2 + digits):
-        return f"{100 * share:.2g}\u00a0%"
-    return f"{100 * share:.{digits}f}\u00a0%"
+        return f"{written(100 * share, '.2g')}\u00a0%"
+    return f"{written(100 * share, f'.{digits}f')}\u00a0%"
 
 
 def number(value: float | None) -> str:
     """Three significant digits, thousands separated; a dash for None."""
     if value is None:
         return NOTHING
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return written(value, ",.0f" if abs(value) >= 100 else ".3g")
 
 
 def many(n: int, one: str, more: str = "") -> str:
@@ -92,7 +106,7 @@ def amount(value: float | None, unit: Unit) -> str:
     if value is None:
         return NOTHING
     factor, form, behind = _SCALE[unit]
-    return f"{factor * value:{form}}{behind}"
+    return f"{written(factor * value, form)}{behind}"
 
 
 def measured(value: Estimate | None, unit: Unit, *, behind: bool = True) -> str:
@@ -104,7 +118,7 @@ def measured(value: Estimate | None, unit: Unit, *, behind: bool = True) -> str:
     if value is None:
         return NOTHING
     factor, form, name = _SCALE[unit]
-    middle, low, high = (f"{factor * x:{form}}" for x in (value.value, value.low, value.high))
+    middle, low, high = (written(factor * x, form) for x in (value.value, value.low, value.high))
     return f"{middle} [{low}, {high}]{name if behind else ''}"
 
 

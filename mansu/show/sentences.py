@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mansu.progress import Step
+from mansu.show.numbers import minus
 
 STAGES: Mapping[str, str] = {
     "load": "loading",
@@ -45,7 +46,7 @@ def sentence(step: Step) -> str:
     if step.part:
         at = f"{step.part} ({count})" if step.done else step.part
     values = (
-        VALUES.get(name, f"{name.replace('_', ' ')} {{:.4g}}").format(value)
+        minus(VALUES.get(name, f"{name.replace('_', ' ')} {{:.4g}}").format(value))
         for name, value in step.values.items()
     )
     stage = STAGES.get(step.stage, step.stage)

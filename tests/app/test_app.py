@@ -23,6 +23,7 @@ from mansu.job.pipeline import CIRCUIT, TRUST, perform
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.show.numbers import percent, written
 from mansu.subjects import shipped
 from mansu.subjects.blocks import Norm
 from mansu.subjects.shipped import TINY
@@ -102,7 +103,7 @@ def test_attribution_shows_scores_and_edges(shown: Run) -> None:
     at = page("attribution", run=shown.name)
     attribution = shown.attribution()
     values = {m.label: m.value for m in at.metric}
-    assert values["Clean metric"] == f"{attribution.clean:+.2f}"
+    assert values["Clean metric"] == written(attribution.clean, "+.2f")
     assert values["Edges"] == f"{attribution.layout.n_edges:,}"
     assert len(charts(at)) == 1
     table = at.dataframe[0].value
@@ -170,8 +171,18 @@ def test_the_circuit_page_gives_the_graph_what_the_run_has(shown: Run) -> None:
     )
     at.session_state["folded The nodes shown, as a table"] = True
     (table,) = [d.value for d in at.run().dataframe if "node" in d.value]
+    assert table["score"].dtype == float  # a column of text would sort "−0.1" before "+2"
     assert set(table["node"]) == set(circuit.top(3).graph())
     assert {m.label: m.value for m in at.metric}["Edges"] == f"{len(circuit):,}"
+
+
+def test_the_curve_marks_what_was_found_and_what_is_shown(shown: Run) -> None:
+    circuit = shown.circuit()
+    for other in (circuit, circuit.top(3)):
+        lines = graph_view.faithfulness_curve(circuit, other).data
+        where = {line.name: list(line.x) for line in lines}
+        assert where["the circuit found"] == [len(circuit)]
+        assert where.get("shown: 3 edges") == (None if other is circuit else [3, 3])
 
 
 def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) -> None:
@@ -181,8 +192,8 @@ def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) ->
     at = page("circuit", run=shown.name)
     assert "Measure it" not in [b.label for b in at.main.button]
     values = {m.label: m.value for m in at.metric}
-    assert values["Overlap of resamples"] == f"{shown.trust().overlap[0]:.0%}"
-    assert values["Metric, mask at zero"] == f"{shown.trust().metric_masked:.2f}"
+    assert values["Overlap of resamples"] == percent(shown.trust().overlap[0], 0)
+    assert values["Metric, mask at zero"] == written(shown.trust().metric_masked, ".2f")
 
 
 @pytest.mark.parametrize("kind", ["head", "mlp", "embedding", "logits"])
@@ -284,6 +295,7 @@ def test_the_tasks_offered_are_those_measured_on_the_subject() -> None:
     names, first = subjects.offered(TINY)
     assert names == ["tiny-colours"]
     assert names[first] == "tiny-colours"
+    assert set(subjects.offered(None)[0]) == set(tasks.shipped())
     names, first = subjects.offered("EleutherAI/pythia-70m")
     assert "chemical-symbols" in names
     assert "tiny-colours" not in names

@@ -40,6 +40,10 @@ def opened(**query: str) -> AppTest:
     return app
 
 
+def about_links(app: AppTest) -> list[str]:
+    return [w.value for w in app.warning if w.icon == ":material/link_off:"]
+
+
 def html(app: AppTest) -> str:
     return " ".join(str(e.proto.body) for e in app.get("html"))
 
@@ -65,6 +69,17 @@ def test_what_cannot_be_asked_is_a_sentence_and_the_facts_stay(example: Run) -> 
     assert "Type the beginning" in app.info[0].value
     app = opened(ask="own", prompt="The colour of boben is", answer="blue red green")
     assert "not one token" in app.error[0].value
+
+
+def test_a_prompt_in_a_link_is_asked_or_said_to_be_left_out(example: Run) -> None:
+    app = opened(prompt="The colour of zzzyx is")  # without a word whose prompt it is
+    assert app.session_state["ask"] == "own" and "zzzyx" in app.error[0].value
+    app = opened(ask="forget", prompt="The colour of zzzyx is")
+    (said,) = about_links(app)
+    assert "zzzyx" in said and "left out" in said and "prompt" not in app.query_params
+    app = opened(ask="own", prompt="The colour of boben is")
+    app.button_group(key="ask").set_value("forget").run()  # one's own is left, and not a link's
+    assert not about_links(app)
 
 
 def test_facts_are_filtered_by_flip_and_set(example: Run) -> None:

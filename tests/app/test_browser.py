@@ -262,6 +262,12 @@ def test_review_draws_what_is_left_of_the_circuit_in_the_theme(
     first = changes.edges_table(found).rows[0]
     expect(page.get_by_role("row").filter(has_text=str(first[1])).first).to_be_visible()
     page.emulate_media(color_scheme="light")
+    # Beside the sidebar a figure is as narrow as on a phone: its letters can be read there, too.
+    letters = page.get_by_role("img", name="Accuracy by set").locator("text").first
+    for wide, size in ((1400, "12px"), (800, "17px")):
+        page.set_viewport_size({"width": wide, "height": 1000})
+        expect(letters).to_have_css("font-size", size)
+    page.set_viewport_size({"width": 1400, "height": 1000})
 
 
 def test_a_dossier_on_paper_is_short_and_whole(browser_page: Page, tmp_path: Path) -> None:

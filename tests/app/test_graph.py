@@ -235,6 +235,18 @@ def test_edges_of_a_group_are_summed(page: Page) -> None:
         [group, end],
     )
     assert found == pytest.approx(expected, rel=1e-4)
+    # A click keeps it open, also when the pointer leaves; its members open from there.
+    page.evaluate("(group) => i.lock({ node: group })", group)
+    page.mouse.move(2, 2)
+    side = page.locator(".side")
+    assert "drawn as one" in side.inner_text() and page.evaluate("i.open()") == group
+    side.get_by_role("button", name=names[0], exact=True).first.click()
+    assert page.evaluate("i.nameLocked()") == names[0]
+    assert "a part of" in side.inner_text() and "Feeds 0 nodes" not in side.inner_text()
+    assert page.evaluate("i.open()") == group  # whose lines stand out
+    side.get_by_role("button", name="early", exact=True).click()
+    side.get_by_role("button", name="Ungroup").click()
+    assert page.evaluate("[i.marks.groups, i.groups.length]") == [{}, 0]
 
 
 def drawn_nodes(page: Page) -> Counter[str]:
@@ -285,7 +297,9 @@ def test_a_comparison_shows_each_stage_and_each_change(page: Page) -> None:
     assert "moved 40 weights of it; 10 of them changed their NF4 code" in text
     page.get_by_role("button", name="Play").click()
     assert page.evaluate("i.view.stage") == "before"
+    assert page.locator(".said").inner_text().startswith("1 of 3: Before · ")
     page.wait_for_function("i.view.stage === 'nf4'")
+    assert page.locator(".said").inner_text().startswith("3 of 3: After NF4 · ")
 
 
 def test_text_of_a_run_is_never_markup(page: Page) -> None:
@@ -318,6 +332,28 @@ def test_the_pictures_hold_title_legend_run_and_every_line(page: Page) -> None:
             page.get_by_role("button", name=kind, exact=True).click()
         assert waiting.value.suggested_filename == f"random.{kind.lower()}"
         assert waiting.value.path().read_bytes().startswith(start)
+
+
+def test_the_whole_graph_is_on_paper(page: Page) -> None:
+    opened(page, data(random_circuit(LAYOUTS[0], 60)))
+    page.evaluate("i.observer.disconnect()")  # the printer tells a page nothing of its layout
+    page.emulate_media(media="print")
+    page.evaluate("Object.assign(i.stage.style, { width: '300px', height: '250px' })")
+    places = "[...i.stage.children].map((c) => [c.offsetWidth, c.offsetHeight])"
+    assert all(wide <= 300 and high <= 250 for wide, high in page.evaluate(places))
+    fits = "[...i.stage.children].map((c) => getComputedStyle(c).objectFit)"
+    assert page.evaluate(fits) == ["contain", "contain"]
+    page.emulate_media(media="screen")
+
+
+def test_a_png_of_a_large_circuit_is_no_burden(page: Page) -> None:
+    opened(page, data(random_circuit(Graph(30, 9, 3, False), 700)))
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="PNG", exact=True).click()
+    png = waiting.value.path().read_bytes()
+    width, height = (int.from_bytes(png[i : i + 4], "big") for i in (16, 20))
+    assert width > 1500 and width * height <= 4e6
+    assert len(png) < 3e6
 
 
 def test_the_page_may_choose_a_node_but_a_late_answer_does_not(page: Page) -> None:

@@ -52,6 +52,15 @@ def test_a_weight_is_dragged_and_the_prediction_kept(address: str, browser_page:
     page.reload()
     expect(page.get_by_text("You said")).to_be_visible()
     settled(page)
+    # The sheet is black on white on paper, in the dark theme, too.
+    page.goto(page.url.replace("view=Lesson", "view=My+sheet"))
+    page.emulate_media(color_scheme="dark", media="print")
+    expect(page.locator(".sheet")).to_have_css("color", "rgb(17, 17, 17)")
+    for place in (page.locator("body"), page.locator(".stApp"), page.locator(".sheet td").first):
+        expect(place).to_have_css("background-color", "rgb(255, 255, 255)")
+    page.emulate_media(color_scheme="light", media="screen")
+    page.go_back()
+    settled(page)
     page.set_viewport_size({"width": 1280, "height": 400})
     page.get_by_role("button", name="Next").click()  # at the foot, to which one has scrolled
     expect(page.get_by_role("heading", name=STEPS[1].question)).to_be_in_viewport()

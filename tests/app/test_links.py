@@ -162,6 +162,30 @@ def test_what_means_nothing_in_an_address_is_said(page: str) -> None:
         assert len(said) == len(odd) - ("edgs" in odd), said  # two names in one sentence
 
 
+@pytest.mark.parametrize(
+    ("query", "unknown", "task"),
+    [
+        ({"subject": "nowhere", "task": "tiny-colours"}, "nowhere", "tiny-colours"),
+        ({"subject": "tiny", "task": "capitals"}, "capitals", None),
+    ],
+)
+def test_what_a_link_would_start_is_not_replaced(
+    query: dict[str, str], unknown: str, task: str | None
+) -> None:
+    at = opened("attribution", {"view": "New run", **query})
+    (said,) = about_links(at)
+    assert f"“{unknown}”" in said
+    assert at.main.selectbox(key="task").value == task
+    (start,) = [b for b in at.main.button if b.label == "Run the whole job"]
+    assert start.disabled and at.query_params["task"] == query["task"]
+    at.main.selectbox(key="subject").set_value("tiny").run()
+    if task is None:
+        at.main.selectbox(key="task").set_value("tiny-colours").run()
+    (start,) = [b for b in at.main.button if b.label == "Run the whole job"]
+    assert not start.disabled and not about_links(at)
+    assert at.main.selectbox(key="task").value == "tiny-colours"
+
+
 def test_what_another_page_reads_is_said() -> None:
     for page, query in {"review": {"edges": "50"}, "home": {"mansu rate": "0.1"}}.items():
         (said,) = about_links(opened(page, query))

@@ -116,7 +116,7 @@ def test_the_circuit_page_shows_what_an_edit_left_of_it(runs: Path) -> None:
     next(b for b in app.button if b.label == f"Measure it: {len(circuit):,} edges").click().run()
     assert not app.error and not app.exception
     assert circuit.faithfulness is not None
-    assert metrics(app)["Faithfulness, measured"] == f"{circuit.faithfulness:.1%}"
+    assert metrics(app)["Faithfulness, measured"] == numbers.percent(circuit.faithfulness)
 
 
 @pytest.mark.parametrize(("page", "file"), [("circuit", "marks.json"), ("ask", "mask.safetensors")])
@@ -152,7 +152,10 @@ def test_unlearn_shows_what_the_method_did(runs: Path) -> None:
         app = opened("unlearn", run="finished", method=method)
         history = run.history(method)
         assert metrics(app)["Weights moved"] == f"{history['moved']:,}"
-        assert metrics(app)["Retain loss, measured"] == f"{run.bounds(method).measured:+.3g} nats"
+        assert (
+            metrics(app)["Retain loss, measured"]
+            == f"{numbers.written(run.bounds(method).measured, '+.3g')} nats"
+        )
         after = run.measurement(method, nf4=True).splits["forget"].accuracy
         assert metrics(app)["Forget accuracy, NF4"] == numbers.percent(after)
         assert any(history["stopped"].rstrip(".") in m.value for m in app.markdown)

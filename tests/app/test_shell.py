@@ -276,6 +276,9 @@ def test_what_people_write_is_never_a_directive() -> None:
     assert words.plain("run `mansu *`, [x]") == r"run `mansu *`, \[x\]"  # a pair is code
     for alone in ("a ` ![p](x)", "`` ![p](x) `", "`\n\n![p](x)\n\n`"):
         assert r"!\[p\](x)" in words.plain(alone)
+    for text, shown in (("- ,", r"\- ,"), ("+ a", r"\+ a"), ("12. of\n1) a", "12\\. of\n1\\) a")):
+        assert words.plain(text) == shown  # tokens and titles may begin as a list does
+    assert words.plain("-0.3 to +0.3, 4.") == "-0.3 to +0.3, 4."
 
 
 def test_every_setting_of_a_method_has_a_plain_name() -> None:

@@ -11,6 +11,7 @@ from mansu.job.runs import EXAMPLES, Run
 from mansu.measure.answers import answered
 from mansu.quant import follow
 from mansu.report import asked
+from mansu.show.numbers import written
 from mansu.subjects.subject import Subject
 
 
@@ -46,7 +47,7 @@ def test_a_weight_s_table_is_of_both_edits(run: Run, tiny: Subject) -> None:
     followed = {m: follow(tiny, edit, name, 0, 0) for m, edit in edits.items()}
     table = asked.weight(followed)
     cells = {row[0]: row[1:] for row in table.rows}
-    assert cells["Value"][0] == f"{float(tiny.parameters[name][0, 0]):+.5f}"
+    assert cells["Value"][0] == written(float(tiny.parameters[name][0, 0]), "+.5f")
     for i, found in enumerate(followed.values(), start=1):
         assert cells["Code"][i] == str(found.after.code)
         assert (cells["Code"][i] == cells["Code"][0]) == (cells["Code changes"][i] == "no")

@@ -13,6 +13,7 @@ from mansu.evidence.bounds import Bounds
 from mansu.measure.scores import TITLES, Measurement, measure_task
 from mansu.quant.survival import Kept
 from mansu.report import rows
+from mansu.show.numbers import written
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -50,8 +51,8 @@ def test_the_strongest_edge_stands_first(attribution: Attribution) -> None:
     source, destination = divmod(strongest, layout.n_destinations)
     score = attribution.scores.flatten()[strongest]
     names = layout.source_name(source), layout.destination_name(destination)
-    assert table.rows[0] == (*names, f"{score:+.3f}")
-    shown = [abs(float(row[2])) for row in table.rows]
+    assert table.rows[0] == (*names, written(score, "+.3f"))
+    shown = [abs(float(row[2].replace("−", "-"))) for row in table.rows]
     assert shown == sorted(shown, reverse=True) and len(shown) == 10
 
 

@@ -22,7 +22,7 @@ from mansu.show.sentences import sentence
         ),
         (
             Step("unlearn", 1, 4, "ga", values={"forget": -1.25, "gradient_norm": 0.5}),
-            "ga: step 1 of 4: forget -1.250, gradient norm 0.5",
+            "ga: step 1 of 4: forget −1.250, gradient norm 0.5",
         ),
         (Step("attacks", 12, 12, "ga", "int8"), "ga: attacks: int8 (12 of 12)"),
     ],
