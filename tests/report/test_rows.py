@@ -51,7 +51,7 @@ def test_the_strongest_edge_stands_first(attribution: Attribution) -> None:
     source, destination = divmod(strongest, layout.n_destinations)
     score = attribution.scores.flatten()[strongest]
     names = layout.source_name(source), layout.destination_name(destination)
-    assert table.rows[0] == (*names, written(score, "+.3f"))
+    assert table.rows[0] == (*names, written(float(score), "+.3f"))
     shown = [abs(float(row[2].replace("−", "-"))) for row in table.rows]
     assert shown == sorted(shown, reverse=True) and len(shown) == 10
 
