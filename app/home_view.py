@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from app import words
 from app.charts import BLUE, GREY, ORANGE, PURPLE
 from mansu.evidence.verdict import Name, Verdict
 from mansu.measure.statistics import Interval
@@ -61,7 +62,7 @@ def verdicts(judged: Mapping[str, Verdict]) -> dict[str, list[str]]:
     columns = {"Question": [*QUESTIONS.values(), "All four together"]}
     for title, verdict in judged.items():
         found = [getattr(verdict, name).status for name in QUESTIONS] + [verdict.status]
-        columns[title] = [f"{mark(status)}\u00a0{status}" for status in found]
+        columns[words.plain(title)] = [f"{mark(status)}\u00a0{status}" for status in found]
     return columns
 
 
