@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from app import asking, graph_view, state, words
+from app import asking, graph_view, state, tables
 from mansu.circuits import lens
 from mansu.circuits.lens import Asked, Seen
 from mansu.job import names
@@ -49,7 +49,7 @@ def draw(run: Run, index: int, about: Mapping[str, Any], method: str | None) -> 
             "direct effect is what that adds to the logit, as above; the tokens are those that it "
             "raises most in the model named first that has it among its strongest.",
         )
-        st.table(words.cells(nodes.neurons(subject, found)))
+        tables.draw(nodes.neurons(subject, found))
 
 
 def _prompt(run: Run) -> Asked | None:
@@ -123,7 +123,7 @@ def _written(
         "effect only; what later layers make of it is not in it.",
     )
     promoted = {title: seen.promoted for title, seen in models.items()}
-    st.table(words.cells(nodes.contributions(subject, asked, promoted)))
+    tables.draw(nodes.contributions(subject, asked, promoted))
     shown = lens.extremes([seen.promoted for seen in models.values()], TOKENS, asked.ends)
     limit = max(float(seen.promoted[shown].abs().max()) for seen in models.values())
     for column, (title, seen) in zip(_beside(len(models)), models.items(), strict=True):

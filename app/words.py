@@ -9,7 +9,6 @@ from mansu import methods
 from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
 from mansu.measure.answers import FLIPS
 from mansu.show.sentences import capitalised
-from mansu.show.table import Table
 
 ATTACKS: Mapping[str, tuple[str, str]] = {
     name: (ATTACK_TITLES[name], text)
@@ -278,8 +277,3 @@ def plain(text: str) -> str:
     code. One without another would leave what follows it as it is, and a picture is fetched."""
     text = _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
     return _LIST.sub(r"\1\\\2", text)
-
-
-def cells(table: Table) -> dict[str, list[str]]:
-    """A table for ``st.table``, which reads every cell as Markdown, each as it is."""
-    return {plain(name): list(map(plain, column)) for name, column in table.columns.items()}

@@ -26,12 +26,13 @@ from mansu.job.runs import Run
 from mansu.methods import named
 from mansu.show.numbers import mark
 from mansu.show.table import Table
+from mansu.subjects import shipped
 from mansu.sweep.grid import Grid, Unit, units
 from mansu.sweep.work import edit_at
 
 SEEDS = (0, 1, 2)
 METHODS = ("mansu", "graddiff", "npo", "simnpo")
-PLACES = ((subjects.TINY, "tiny-colours"), (subjects.DEFAULT, "chemical-symbols"))
+SUBJECTS = (subjects.TINY, subjects.DEFAULT)  # each on the task it starts with
 
 
 def planned(subject: str, task: str, seeds: Sequence[int] = SEEDS) -> list[Unit]:
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.seeds", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="of the runs")
-    parser.add_argument("--subject", choices=[s for s, _ in PLACES], help="only on this model")
+    parser.add_argument("--subject", choices=SUBJECTS, help="only on this model")
     add_workers(parser)
     options = parser.parse_args(arguments)
     try:
@@ -98,9 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "in brackets the least and the most. Accuracies are in percent, full precision / NF4;"
         )
         print("the worst kept group in the worse of the two. A property's marks are counted.")
-        for subject, task in PLACES:
-            if options.subject not in (None, subject):
-                continue
+        for subject in [options.subject] if options.subject else SUBJECTS:
+            task = shipped.TABLE[subject].task
             todo = planned(subject, task)
             swept(todo, options.folder, options).refuse_failed()
             done: dict[str, list[tuple[Run, str]]] = {name: [] for name in METHODS}

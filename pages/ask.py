@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import address, ask_view, asking, jobs, state, words
+from app import address, ask_view, asking, jobs, state, tables, words
 from mansu import quant
 from mansu.job import names
 from mansu.job.runs import Run
@@ -202,7 +202,7 @@ def weight(run: Run, methods: list[str]) -> None:
         alt="The weight on the line of sixteen codes before and after; the table has the numbers",
         key="codes",
     )
-    st.table(words.cells(asked.weight(followed)))
+    tables.draw(asked.weight(followed))
 
 
 run = state.begin("Ask", "What does each model answer, and what comes back in 4 bits?")

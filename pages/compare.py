@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from app import address, charts, edits, jobs, state, thresholds, words
+from app import address, charts, edits, jobs, state, tables, thresholds, words
 from app.charts import UNEDITED
 from app.folded import folded
 from mansu.evidence.verdict import ABOUT, Property, Verdict
@@ -40,12 +40,13 @@ def differences(sides: Sequence[Side]) -> None:
         st.markdown(f"- {words.plain(sentence)}")
     if any(found.differences):
         table = found.differences_table()
-        st.container(key="differences").table(words.cells(table))
+        with st.container(key="differences"):
+            tables.draw(table)
         st.caption(" ".join(table.notes))
 
     def values() -> None:
-        st.table(words.cells(found.table()))
-        st.table(words.cells(sizes(sides)))
+        tables.draw(found.table())
+        tables.draw(sizes(sides))
 
     folded("Each edit's own values", values)
 
@@ -87,7 +88,7 @@ def evidence(verdict: Verdict) -> None:
         st.markdown(f"**{capitalised(p.title)}**: {words.MARKS[p.status]}", help=words.help(p.name))
         st.caption(words.plain(p.evidence))
         if p.checks:
-            st.table(words.cells(rows.checks(p)))
+            tables.draw(rows.checks(p))
 
 
 def permanence(sides: Sequence[Side]) -> None:
@@ -116,7 +117,7 @@ def accuracy(sides: Sequence[Side]) -> None:
         flat = {
             f"{n}{s}": m for n, b in found.items() for s, m in zip(("", ", NF4"), b, strict=True)
         }
-        st.table(words.cells(rows.accuracies(flat)))
+        tables.draw(rows.accuracies(flat))
 
     folded("As a table", table, key="accuracy table")
 
@@ -142,7 +143,7 @@ def histograms(sides: Sequence[Side]) -> None:
     )
     alt = "Histogram of update over bin width, a line an edit, with the boundary"
     st.plotly_chart(charts.bin_histograms(found, boundary), alt=alt, key="histograms")
-    st.table(words.cells(rows.boundary(found, boundary)))
+    tables.draw(rows.boundary(found, boundary))
 
 
 def circuit_divergence(sides: Sequence[Side]) -> None:
@@ -154,7 +155,7 @@ def circuit_divergence(sides: Sequence[Side]) -> None:
         st.plotly_chart(charts.divergences(found), alt=alt, key="cad")
         folded(
             "As a table",
-            lambda: st.table(words.cells(rows.divergences(found, words.CAD))),
+            lambda: tables.draw(rows.divergences(found, words.CAD)),
             key="CAD table",
         )
 
@@ -189,7 +190,7 @@ def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
     labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
     alt = "Accuracy of each edit and the unedited model under each recovery attack"
     st.plotly_chart(charts.attacks(found, labels), alt=alt, key="attacks")
-    st.table(words.cells(rows.attacked(found, labels)))
+    tables.draw(rows.attacked(found, labels))
     st.markdown("**Relearning, step by step**")
     alt = "Accuracy on the asked half after each step of relearning"
     st.plotly_chart(charts.relearning(found), alt=alt, key="relearning")

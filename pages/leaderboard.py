@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import charts, state, words
+from app import charts, state, tables, words
 from app import leaderboard_view as view
 from app.folded import folded
 from mansu.job.runs import Run, folder
@@ -76,7 +76,7 @@ def one(store: Store, rows: Sequence[view.Row]) -> None:
     else:
         st.markdown("Its run folder is not among the runs of this app.")
     for label, asked in view.checks(row, store.checks(unit)).items():
-        folded(label, partial(st.table, words.cells(asked)), key=f"{unit} {label}")
+        folded(label, partial(tables.draw, asked), key=f"{unit} {label}")
 
 
 st.title("Leaderboard")

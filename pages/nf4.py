@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from app import charts, glossary, jobs, state, words
+from app import charts, glossary, jobs, state, tables, words
 from app.folded import folded
 from mansu.job import names
 from mansu.job.judging import gaps
@@ -95,7 +95,7 @@ def other_formats(run: Run, method: str, running: bool) -> None:
     st.header("What comes back in other formats", help=words.help("by_format"))
     if run.has("by_format", method):
         shown = rows.gaps(gaps(run, method))
-        st.table(words.cells(shown))
+        tables.draw(shown)
         st.caption(words.plain(" ".join(shown.notes)))
         return
     st.markdown(
@@ -168,6 +168,6 @@ with state.show_errors():
         st.header("Codes in other formats", help=words.help("formats"))
         shown = rows.formats(kept)
         st.markdown(" ".join(shown.notes))
-        st.table(words.cells(shown))
+        tables.draw(shown)
     folded("Every group as a table", partial(table, report))
     other_formats(run, method, running)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import address, state, thresholds, words
+from app import address, state, tables, thresholds, words
 from app.components.figure import figure
 from app.folded import folded
 from mansu import exports
@@ -25,14 +25,9 @@ from mansu.report.flips import FAILING
 from mansu.report.page import accuracies, bins, page, told
 from mansu.report.repeat import WHERE
 from mansu.show.sentences import capitalised
-from mansu.show.table import Table
 
 JUST = "signed just now"
 """Key of the session: the run and the edit whose signature has to be confirmed."""
-
-
-def table(found: Table) -> None:
-    st.table(words.cells(found))
 
 
 def verdict(found: Dossier) -> None:
@@ -52,7 +47,7 @@ def verdict(found: Dossier) -> None:
             st.markdown(words.plain(p.evidence))
             if p.checks:
                 label = f"What it asks ({len(p.checks)}): {p.title}"
-                folded(label, partial(table, rows.checks(p)))
+                folded(label, partial(tables.draw, rows.checks(p)))
 
 
 def decided(found: Dossier) -> None:
@@ -107,10 +102,10 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
 def evidence(found: Dossier) -> None:
     """What was asked, accuracies, histogram, facts, attacks, limits."""
     st.header("What was asked")
-    st.table(words.cells(of.about_table(found)))
+    tables.draw(of.about_table(found))
     st.header("Accuracy", help=words.help("accuracy"))
     figure(accuracies(found), "accuracy")
-    folded("As a table", lambda: table(of.accuracy_table(found)))
+    folded("As a table", lambda: tables.draw(of.accuracy_table(found)))
     if found.histogram is not None:
         st.header("Update ÷ bin width", help=words.help("ratio"))
         st.markdown(told(found.histogram))
@@ -121,7 +116,7 @@ def evidence(found: Dossier) -> None:
         figure(svg.circuit(found.circuit), "circuit left")
         folded("The strongest edges of each kind", partial(edges, found.circuit))
     st.header("Facts that fail or flip", help=words.help("flips"))
-    st.table(words.cells(of.counts_table(found)))
+    tables.draw(of.counts_table(found))
     kinds = of.failing(found)
     if kinds:
         chosen = address.bound(
@@ -143,14 +138,14 @@ def evidence(found: Dossier) -> None:
     if tried is None:
         st.info("Not tried on this edit yet: run them on the Compare page.")
     else:
-        table(tried)
+        tables.draw(tried)
 
     st.header("What the verdict does not say")
     st.markdown("\n".join(f"- {limit}" for limit in found.limits))
 
 
 def edges(found: changes.Changes) -> None:
-    table(changes.edges_table(found))
+    tables.draw(changes.edges_table(found))
     st.caption(words.plain(changes.NAMED))
 
 
@@ -161,7 +156,7 @@ def repeat(found: Dossier) -> None:
     st.caption(WHERE)
     versions = ", ".join(f"{name} {v}" for name, v in found.packages.items())
     st.caption(f"MANSU {found.mansu}, Python {found.python}, {versions}; seed {found.about.seed}.")
-    folded("Files and their hashes", lambda: table(of.files_table(found)))
+    folded("Files and their hashes", lambda: tables.draw(of.files_table(found)))
 
 
 def against(run: Run, method: str, found: Dossier) -> None:
@@ -181,7 +176,7 @@ def against(run: Run, method: str, found: Dossier) -> None:
         elif name is not None:
             other = dossier(*others[name])
         if other is not None:
-            st.table(words.cells(of.differences(found, other)))
+            tables.draw(of.differences(found, other))
 
 
 def take_along(run: Run, method: str, found: Dossier) -> None:
@@ -224,7 +219,7 @@ with state.show_errors():
     moved = thresholds.moved(run)
     found = dossier(run, method, moved)
     verdict(found)
-    folded("The thresholds", lambda: table(of.thresholds_table(found)))
+    folded("The thresholds", lambda: tables.draw(of.thresholds_table(found)))
     evidence(found)
     sign(run, method, found, moved)
     take_along(run, method, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts, jobs, live, settings, state, words
+from app import charts, jobs, live, settings, state, tables, words
 from mansu.job import library, names
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
@@ -120,7 +120,7 @@ def result(run: Run, method: str) -> None:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(steps), alt=alt, key="history")
     with st.expander("Settings it ran with"):
-        st.table(words.cells(rows.settings(history["settings"])))
+        tables.draw(rows.settings(history["settings"]))
 
 
 run = state.begin(

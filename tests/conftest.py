@@ -14,7 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
+from experiments.benchmarks.canvas import ARGUMENTS, CHROMIUM
 from mansu import subjects, tasks
 from mansu.methods import Problem
 
@@ -59,3 +61,15 @@ def untouched(tiny: subjects.Subject) -> Iterator[None]:
         assert torch.equal(parameter.view(torch.int32), before[name].view(torch.int32)), name
         assert not parameter.requires_grad, name
         assert parameter.grad is None, name
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; without one the tests are skipped, and fail where CI must have it."""
+    if not CHROMIUM:
+        sentence = "No Chromium here: install one (apt-get install chromium) to run this test."
+        pytest.fail(sentence) if os.environ.get("CI") == "true" else pytest.skip(sentence)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield found
+        found.close()

@@ -24,8 +24,17 @@ from mansu.circuits.columns import columns
 from mansu.circuits.graph import Graph
 
 CODE = Path(__file__).parents[2] / "app" / "components" / "graph.js"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
 
 
 def random_circuit(layout: Graph, n: int, seed: int = 0) -> Circuit:

@@ -13,7 +13,7 @@ MOMENTUM, SECOND_MOMENT = 0.9, 0.95
 
 class Optimiser:
     """Moves wishes against forget and retain gradients, each weight at most by √2 × the rate a step
-    while these are steady.
+    while these are steady, before the projection.
 
     Args:
         rate: in bins of the unedited weight.

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import networkx as nx
 import pytest
 import torch
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from app.components import graph
-from experiments.benchmarks.canvas import ARGUMENTS, CHROMIUM, data, opened, random_circuit
+from experiments.benchmarks.canvas import data, opened, random_circuit
 from mansu.circuits.circuit import Circuit, as_mask, pruned
 from mansu.circuits.columns import columns
 from mansu.circuits.diff import Scores, diff
@@ -26,14 +26,10 @@ LAYOUTS = (Graph(4, 6, 2, False), Graph(3, 4, 4, True))
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    if not CHROMIUM:
-        pytest.skip("No Chromium here: install one (apt-get install chromium) to run this test.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        yield page
-        browser.close()
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    yield page
+    page.close()
 
 
 def shown(page: Page) -> set[int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
-from test_browser import ARGUMENTS, CHROMIUM, PATIENCE, settled
+from playwright.sync_api import Browser, Dialog, Page, expect
+from test_browser import PATIENCE, settled
 
 from app.links import NEW, OWN_TASK
 from experiments.benchmarks.pages import served
@@ -64,16 +64,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     signed = Review("accepted", evil, "2026-01-01", made.verdict("ga").status, notes)
     made.save({"review": signed}, "ga")
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("No Chromium here: install one (apt-get install chromium) to run this test.")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield found
-        found.close()
 
 
 @pytest.fixture

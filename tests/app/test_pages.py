@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, live, settings, words
+from app import charts, jobs, live, settings, tables, words
 from mansu import methods, tasks
 from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
@@ -298,7 +298,7 @@ def test_compare_shows_every_edit_on_the_same_axes(runs: Path) -> None:
     for method in SHORT:
         for p in run.verdict(method).properties:
             assert any(words.plain(p.evidence) == c.value for c in app.caption)
-            checks = words.cells(rows.checks(p))
+            checks = tables.cells(rows.checks(p))
             assert not p.checks or any(t.value.to_dict("list") == checks for t in app.table)
     sentence = compare([Side(words.title(m), run, m) for m in SHORT]).headline[0]
     assert any(words.plain(sentence) in m.value for m in app.markdown)
