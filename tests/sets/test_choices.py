@@ -23,6 +23,7 @@ from mansu.sets import choices
 from mansu.sets.choices import LETTERS, Question
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
+from tests.multiple_choice import FORGET, KEEP, written
 
 QUESTION = Question("What is the symbol for gold?", ("Ag", "Au", "Fe", "Pb"), 1, "chemistry", 1)
 THINGS = [f"thing{i}" for i in range(12)]
@@ -171,6 +172,18 @@ def test_a_row_without_four_choices_is_refused(row: dict, sentence: str, tmp_pat
     path.write_text(json.dumps(row))
     with pytest.raises(MansuError, match=sentence):
         choices.read(str(path))
+
+
+def test_shipped_facts_make_rows_of_the_schema(tmp_path: Path) -> None:
+    keep = choices.read(str(written(tmp_path, "mmlu", KEEP)))
+    forget = choices.read(str(written(tmp_path, "wmdp", FORGET)))
+    for rows in (forget, keep):
+        assert len({q.question for q in rows}) == len(rows) >= 60
+        assert all(len(set(q.choices)) == 4 for q in rows)
+    right = {q.question: q.choices[q.answer] for q in (*forget, *keep)}
+    assert right["What is the symbol for hydrogen?"] == "H"
+    assert right["What is the capital of France?"] == "Paris"
+    assert {q.answer for q in forget} == {0, 1, 2, 3}
 
 
 def test_too_few_rows_and_unknown_forms_are_refused() -> None:
