@@ -19,6 +19,8 @@ from mansu.subjects.subject import Subject
 TOKENS = 8  # shown at either end
 SIDE = 305  # pixels of one of several charts
 OWN = "your own words"
+LONGEST = 300
+"""Characters of one's own prompt: its attention pattern is drawn."""
 _PLAIN = {"displayModeBar": False}
 
 
@@ -67,7 +69,7 @@ def _prompt(run: Run) -> Asked | None:
         format_func=lambda k: texts.get(k, k),
     )
     if line == OWN:
-        prompt, answer = asking.typed(300)
+        prompt, answer = asking.typed(LONGEST)
         if not prompt.strip():
             return None
         asked = asking.own_prompt(run, prompt, answer)

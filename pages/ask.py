@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import address, ask_view, asking, jobs, state, tables, words
+from app import address, ask_view, asking, jobs, node_view, state, tables, words
 from mansu import quant
 from mansu.job import names
 from mansu.job.runs import Run
@@ -84,12 +84,15 @@ def answer(run: Run, methods: list[str]) -> None:
     subject, titles = state.session(run).subject, {m: names.title(run, m) for m in methods}
     st.container(key="answers").html(ask_view.cards(subject, found, titles, own=text == OWN_WORDS))
     st.caption(words.help("difference"))
-    if fact is not None and fact.row in state.session(run).pairs.rows:
+    paired = fact is not None and fact.row in state.session(run).pairs.rows
+    if fact is not None and (paired or len(prompt) <= node_view.LONGEST):
+        own = {"pair": node_view.OWN, "prompt": prompt, "answer": right}
+        pair = {"pair": str(fact.row)} if paired else own
         st.page_link(
             CIRCUIT,
             label="Open the circuit on this prompt",
             icon=":material/account_tree:",
-            query_params={"run": run.name, "node": "logits", "pair": str(fact.row)},
+            query_params={"run": run.name, "node": "logits", **pair},
         )
     st.header("Where the answer forms", help=words.help("lens"))
     (word,) = ask_view.words(subject, found.wanted[:1])

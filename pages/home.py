@@ -7,7 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from app import glossary, home_view, state, tour
-from mansu.job import names
+from app.words import plain
+from mansu.job import library, names
 from mansu.job.examples import copied
 from mansu.job.runs import Run, examples, listed
 from mansu.report import story
@@ -65,9 +66,15 @@ def verdict(run: Run) -> None:
     )
 
 
-def doors(run: Run) -> None:
-    """What to do with a run."""
+def doors(run: Run, example: Run) -> None:
+    """What to do with a run, which is said where it is not the example above."""
     st.header("Where to go")
+    if run.name != example.name:
+        st.info(
+            f"These open your newest run, **{plain(library.title(run))}** ({plain(run.name)}), and "
+            "not the example above: to open that one, copy it first, below.",
+            icon=":material/info:",
+        )
     row = st.container(horizontal=True, key="doors")  # a narrow page: below each other
     for title, about, links in DOORS:
         with row.container(border=True, width=300):
@@ -122,7 +129,7 @@ for part in (beginning, verdict):
         part(example)
 # The run of that name: a copy that is worked on stands for the example, which is not listed then.
 door = next((run for run in runs if run.name == name), runs[0])
-doors(door)
+doors(door, example)
 if door.judged():
     tour.offer(door.name)
 with state.show_errors():

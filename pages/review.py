@@ -61,6 +61,8 @@ def decided(found: Dossier) -> None:
     draw(words.plain(who), icon=":material/edit_document:")
     for said in of.remarks(found):
         st.warning(said)
+    if signed.notes:
+        tables.draw(of.notes_table(signed))
 
 
 def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:

@@ -601,7 +601,13 @@ export class Instrument {
       say("Move over the graph to read it; click a node or an edge to keep it here.");
       if (this.found) this.describePaths(parts);
     }
-    this.side.replaceChildren(...parts);
+    // Where somebody writes on the node stays as it is: a new field has neither focus nor text.
+    const written = this.side.querySelector("details.marks:focus-within");
+    const at = parts.findIndex((part) => part.className === "marks" && part.dataset.node === written?.dataset.node);
+    if (at < 0) return this.side.replaceChildren(...parts);
+    for (const child of [...this.side.childNodes]) if (child !== written) child.remove();
+    written.before(...parts.slice(0, at));
+    written.after(...parts.slice(at + 1));
   }
 
   describePaths(parts) {
@@ -675,6 +681,7 @@ export class Instrument {
   /** Pin, label, note and group of the open node. */
   describeMarks(node, parts) {
     const { marks } = this, form = make("details", { className: "marks" });
+    form.dataset.node = node.name;
     const pinned = marks.pins.includes(node.name);
     const pin = make("button", { type: "button", textContent: pinned ? "Unpin (P)" : "Pin (P)" });
     pin.addEventListener("click", () => this.pin(node));
@@ -690,19 +697,20 @@ export class Instrument {
     form.append(make("summary", { textContent: "Label, group, note" }));
     form.open = this.marking || Boolean(inGroup || marks.labels[node.name] || marks.notes[node.name]);
     form.addEventListener("toggle", () => (this.marking = form.open));
-    const put = (where) => (value) => {
-      if (value) where[node.name] = value;
-      else delete where[node.name];
+    const put = (kind) => (value) => { // the marks as they are then: the form outlives others
+      if (value) this.marks[kind][node.name] = value;
+      else delete this.marks[kind][node.name];
     };
-    field("Label", marks.labels[node.name], put(marks.labels));
+    field("Label", marks.labels[node.name], put("labels"));
     field("Group (nodes of one name are drawn as one)", inGroup, (value) => {
+      const { marks } = this;
       for (const [name, names] of Object.entries(marks.groups)) {
         marks.groups[name] = names.filter((n) => n !== node.name);
         if (!marks.groups[name].length) delete marks.groups[name];
       }
       if (value) marks.groups[value] = [...(marks.groups[value] ?? []), node.name];
     });
-    field("Note", marks.notes[node.name], put(marks.notes), true);
+    field("Note", marks.notes[node.name], put("notes"), true);
     parts.push(pin, form);
   }
 

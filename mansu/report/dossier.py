@@ -417,6 +417,16 @@ def remarks(found: Dossier) -> list[str]:
     return said
 
 
+def notes_table(signed: Review) -> Table:
+    """What the reviewer says of each property; those without a note are left out."""
+    rows = [
+        (capitalised(title), signed.notes[name])
+        for name, title in ABOUT.items()
+        if name in signed.notes
+    ]
+    return Table(("Property", "Note"), rows, align="<<")
+
+
 def facts_table(found: Dossier, kinds: Sequence[str]) -> Table:
     """A row a fact that became one of these."""
     rows = [

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from mansu.evidence.review import Review
-from mansu.evidence.verdict import ABOUT, Name
+from mansu.evidence.verdict import ABOUT
 from mansu.report import changes, svg
 from mansu.report import rows as tables
 from mansu.report.dossier import (
@@ -21,6 +20,7 @@ from mansu.report.dossier import (
     files_table,
     interval,
     moved,
+    notes_table,
     remarks,
     thresholds_table,
 )
@@ -145,12 +145,7 @@ def _review(found: Dossier) -> str:
         f"{escape(signed.name)}, {escape(signed.date)}; the verdict was then: {signed.seen}.</p>"
     )
     text += "".join(f'<p class="moved">{escape(said)}</p>' for said in remarks(found))
-    notes = [(capitalised(ABOUT[name]), note) for name, note in _notes(signed)]
-    return text + (_wide(Table(("Property", "Note"), notes, align="<<")) if notes else "")
-
-
-def _notes(signed: Review) -> list[tuple[Name, str]]:
-    return [(name, signed.notes[name]) for name in ABOUT if name in signed.notes]
+    return text + (_wide(notes_table(signed)) if signed.notes else "")
 
 
 def _asked(found: Dossier) -> str:

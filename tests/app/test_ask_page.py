@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import ask_view, asking
+from app.node_view import OWN
 from mansu.job import runs
 from mansu.job.runs import Run
+from mansu.job.session import Session
 from mansu.measure.answers import FLIPS
 from mansu.quant import follow, moves
 from mansu.sets.ask import ask
@@ -59,6 +62,22 @@ def test_a_fact_is_asked_of_every_model(example: Run, tiny: Subject) -> None:
     assert ask_view.cards(tiny, found, titles, own=True) in html(app)
     assert html(app).count("<article>") == 6
     assert len(app.get("plotly_chart")) == 2  # the lens, the codes
+
+
+def test_the_circuit_opens_on_any_fact(example: Run, tiny: Subject) -> None:
+    """One of the run's pairs by its row, any other as own words: most flips are none of them."""
+    rows = Session(example, tiny).pairs.rows
+    facts = example.task().split("forget")
+    for fact in (
+        next(f for f in facts if f.row in rows),
+        next(f for f in facts if f.row not in rows),
+    ):
+        app = opened(ask="forget", fact=str(fact.row))
+        (link,) = [each.proto for each in app.get("page_link")]
+        asked = dict(parse_qsl(link.query_string))
+        own = {"pair": OWN, "prompt": fact.prompt, "answer": fact.answer}
+        pair = {"pair": str(fact.row)} if fact.row in rows else own
+        assert asked == {"run": example.name, "node": "logits", **pair}
 
 
 def test_what_cannot_be_asked_is_a_sentence_and_the_facts_stay(example: Run) -> None:

@@ -197,6 +197,16 @@ def test_what_one_may_write_on_a_node_is_above_its_neighbours(page: Page) -> Non
     label.press("Tab")
     assert page.evaluate("i.marks.labels") == {"m0": "first"}
     assert page.get_by_label("Label").input_value() == "first"  # and is still unfolded
+    page.keyboard.type("of mine")  # Tab leads to the next field, and what is typed goes there
+    page.evaluate("i.describe()")  # an answer of the server meanwhile takes none of it
+    page.keyboard.type(", too")
+    page.keyboard.press("Tab")
+    page.keyboard.type("a note")
+    page.keyboard.press("Tab")
+    assert page.evaluate("i.marks") == {
+        "pins": [], "labels": {"m0": "first"}, "groups": {"of mine, too": ["m0"]},
+        "notes": {"m0": "a note"},
+    }  # fmt: skip
 
 
 def test_the_wheel_scrolls_the_page_until_the_graph_is_active(page: Page) -> None:

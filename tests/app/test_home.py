@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import glossary, home_view, words
 from mansu.evidence.verdict import ABOUT
-from mansu.job import runs
+from mansu.job import library, runs
 from mansu.job.examples import copied
 from mansu.job.runs import Run
 from mansu.report import story
@@ -102,6 +102,15 @@ def test_the_doors_lead_to_what_is_shown_also_beside_a_newer_run(home: Path, exa
     links = [link.proto for link in entry().get("page_link")]
     (review,) = [link for link in links if link.label == "Review this run"]
     assert review.query_string == f"run={example.name}"
+
+
+def test_doors_that_open_another_run_than_the_one_shown_say_so(home: Path, example: Run) -> None:
+    other = copied(next(each for each in runs.examples() if each.name != example.name))
+    app = entry()
+    (said,) = [i.value for i in app.info]
+    assert library.title(other) in said and "not the example above" in said
+    copied(example)
+    assert not entry().info
 
 
 def test_every_linked_term_is_explained_and_none_twice() -> None:

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
-from mansu.report.dossier import about_table, counts_table, dossier
+from mansu.report.dossier import about_table, counts_table, dossier, notes_table
 from mansu.report.repeat import WHERE
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -62,6 +62,7 @@ def test_a_decision_is_kept_with_the_edit_it_was_made_on(run: Run) -> None:
     assert (signed.decision, signed.name) == ("rejected", "Ada *Lovelace*")
     assert signed.notes == {"forgetting": "Rephrasings are still answered."}
     assert signed.thresholds == {"nats": 0.5}
+    assert notes_table(signed).columns in tables(app)  # in sight, not only in the form
     assert any("Ada \\*Lovelace\\*" in w.value for w in app.warning)
     assert "signed by moved thresholds" in app.warning[-1].value
     assert "kept with the run" in app.success[-1].value  # said where the button is
