@@ -80,7 +80,7 @@ REACH = Step(
     "keep the rest. The change that it makes is called an **edit**. Training moves nearly every "
     "weight, each by very little. Two edits are made for you now: one at the usual rate for real "
     "models (gentle), one pushed until this small model forgets (strong).",
-    minutes=2,
+    minutes=1.5,
     ask="A typical bin and a typical move: the same size, ten times, a thousand times?",
     notes="The axis is logarithmic: each long step is ten times. At the usual rate the toy "
     "does not forget at all; say so, and that real models do.",
@@ -176,7 +176,7 @@ FLIP = Step(
     question="So is all of it lost in 4 bits?",
     story="Every weight is stored anew after the edit. Most land in the bin they came from. But "
     "some stood close to its end.",
-    minutes=2,
+    minutes=1.5,
     ask="Nobody is tall enough to jump a step from its middle. Who gets up all the same?",
     notes="This is the step where “4 bits delete the edit” dies. Rounding keeps the average, as it "
     "must, and loses the rest in noise.",

@@ -118,7 +118,7 @@ FLOOR = Step(
     story="**MANSU** moves only the circuit's weights, and has one more rule: a weight moves to "
     "the middle of another bin, or stays exactly where it is. It was run on this model just "
     "now. It looked at NF4 and at other ways to store weights.",
-    minutes=2,
+    minutes=1.5,
     ask="If every move ends in the middle of another bin: how many can be lost?",
     notes="Point at the line below the bars: it is the weight that everybody dragged in step 1.",
     predict=_predict_floor,
@@ -376,7 +376,7 @@ SIGN = Step(
     story="Three unlabelled edits, four properties, and what was measured of each. Choose an edit, "
     "read, and give your verdict by property. “Undecided”, that it "
     "cannot be told, is a verdict, too.",
-    minutes=2,
+    minutes=3.5,
     ask="Which single number would you want to see before you sign?",
     notes="The edit that was trained anew is what perfect unlearning would give; on this toy it is "
     "known. Ask who would have signed the others.",

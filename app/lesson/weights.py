@@ -200,7 +200,7 @@ BLOCK = Step(
     question=f"What do its {NF4.blocksize - 1} neighbours have to do with it?",
     story=f"Weights are stored in **blocks** of {NF4.blocksize}. Each is divided by the largest of "
     "its block before it gets a code, so that largest weight sets how wide everybody's bins are.",
-    minutes=2,
+    minutes=1.5,
     ask="If the ruler gets longer, do the people it measures get shorter?",
     notes="The other weights do not move; only what they are divided by does. People who say "
     "“none” think of the weight alone, those who say “all” forget how wide the bins are.",

@@ -128,7 +128,7 @@ GRID = Step(
     question="How many weights should move, and how far?",
     story="Two sliders. The weights that the strong training moved furthest go first, each in the "
     "direction that it was moved in. Look around, then keep the best place that you found.",
-    minutes=2,
+    minutes=2.5,
     ask="Which of the two makes a change outlive 4 bits? Which one does the damage?",
     notes="Let them wander: the way is drawn afterwards. Short moves are lost however many they "
     "are, and long moves of most weights cost most: the best field lies between.",

@@ -346,6 +346,18 @@ def test_the_projector_is_in_the_address() -> None:
     assert "projector" not in at.query_params
 
 
+@pytest.mark.usefixtures("alone")
+def test_what_a_person_calls_a_run_is_no_markup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = replace(BY_KEY["reach"], real=lambda _: "On ![p](http://evil.test/p.png)")
+    monkeypatch.setattr(view, "STEPS", tuple(told if s.key == "reach" else s for s in STEPS))
+    monkeypatch.setattr(real, "larger", lambda *_: True)
+    at = page(step="3", **said("reach"))
+    assert not at.exception
+    assert any(r"!\[p\](http" in info.value for info in at.info)
+
+
 # Runs.
 
 
