@@ -269,8 +269,9 @@ _MARKUP = re.compile(
     r"|:(?=[a-zA-Z])"  # `:red` is a directive
     r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
 )
-_NAMED = re.compile(r":(?=(material/)?[\w+-]+:)")
-"""Before an emoji's or an icon's name, which no backslash keeps Streamlit from drawing."""
+_NAMED = re.compile(r":(?!\d\d:)(?=(material/)?[\w+-]+:)")
+"""Before an emoji's or an icon's name, which no backslash keeps Streamlit from drawing; the minutes
+of a time are none."""
 JOINER = "\u2060"
 """It has no width and breaks no line."""
 _LIST = re.compile(r"(?m)^(\s*\d*)([-+.)])(?=\s)")
