@@ -269,7 +269,7 @@ _MARKUP = re.compile(
     r"|:(?=[a-zA-Z])"  # `:red` is a directive
     r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
 )
-_NAMED = re.compile(r":(?!\d\d:)(?=(material/)?[\w+-]+:)")
+_NAMED = re.compile(r":(?!\d\d\b)(?=(material/)?[\w+-]+:)")
 """Before an emoji's or an icon's name, which no backslash keeps Streamlit from drawing; the minutes
 of a time are none."""
 JOINER = "\u2060"

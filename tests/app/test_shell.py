@@ -274,7 +274,7 @@ def test_what_people_write_is_never_a_directive() -> None:
     assert words.plain(":smile: :material/x:") == (
         f"\\:{words.JOINER}smile: \\:{words.JOINER}material/x:"  # a backslash keeps no icon away
     )
-    assert words.plain("at 10:30:15") == "at 10:30:15"
+    assert words.plain("at 10:30:15+00:00") == "at 10:30:15+00:00"
     assert words.plain("Task: at 10:30, Q4_0") == "Task: at 10:30, Q4_0"
     assert words.plain("_a_ __b__") == r"\_a\_ \_\_b\_\_"
     assert words.plain("run `mansu *`, [x]") == r"run `mansu *`, \[x\]"  # a pair is code
