@@ -30,11 +30,18 @@
   addEventListener("popstate", follow);
   follow();
 
-  // A chart is as wide as it was drawn for the screen: on paper it would be cut off.
+  // On paper a chart would be cut off, for it is as wide as it was drawn for the screen, and a dark
+  // theme would be printed dark, which nobody can read: page.css has what is printed instead.
   const charts = () => document.querySelectorAll(".js-plotly-plot .svg-container");
-  addEventListener("beforeprint", () =>
-    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth))));
-  addEventListener("afterprint", () => charts().forEach((chart) => (chart.style.zoom = "")));
+  const dark = () => getComputedStyle(document.querySelector(".stApp")).colorScheme === "dark";
+  addEventListener("beforeprint", () => {
+    charts().forEach((chart) => (chart.style.zoom = Math.min(1, 680 / chart.offsetWidth)));
+    document.documentElement.classList.toggle("dark", dark());
+  });
+  addEventListener("afterprint", () => {
+    charts().forEach((chart) => (chart.style.zoom = ""));
+    document.documentElement.classList.remove("dark");
+  });
 
   // For screen readers and keys, in Streamlit's own elements:
   const every = (what, mend) => document.querySelectorAll(`[data-testid=${what}]`).forEach(mend);

@@ -269,6 +269,11 @@ _MARKUP = re.compile(
     r"|:(?=[a-zA-Z])"  # `:red` is a directive
     r"|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9])"  # inside a word it is none
 )
+_NAMED = re.compile(r":(?!\d\d\b)(?=(material/)?[\w+-]+:)")
+"""Before an emoji's or an icon's name, which no backslash keeps Streamlit from drawing; the minutes
+of a time are none."""
+JOINER = "\u2060"
+"""It has no width and breaks no line."""
 _LIST = re.compile(r"(?m)^(\s*\d*)([-+.)])(?=\s)")
 
 
@@ -276,4 +281,5 @@ def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; a pair of backticks stays
     code. One without another would leave what follows it as it is, and a picture is fetched."""
     text = _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
+    text = _NAMED.sub(f":{JOINER}", text)
     return _LIST.sub(r"\1\\\2", text)

@@ -63,8 +63,8 @@ def _outcome_reach(bench: Bench, answer: Answer) -> Outcome:
         f"bin, and leaves {percent(left['gentle'], 0)} of the colours. The strong one, "
         f"{number(strong)} times too short, leaves {percent(left['ordinary'], 0)} (guessing gives "
         f"{percent(CHANCE, 0)}). This toy forgets only under moves that large. In the large models "
-        f"of the paper the gentle kind is enough: moves there are {figures.PAPER[0]} to "
-        f"{figures.PAPER[1]} times too short.",
+        f"of the paper that this follows ({figures.SOURCE}) the gentle kind is enough: moves there "
+        f"are {figures.PAPER[0]} to {figures.PAPER[1]} times too short.",
     )
 
 
@@ -80,7 +80,7 @@ REACH = Step(
     "keep the rest. The change that it makes is called an **edit**. Training moves nearly every "
     "weight, each by very little. Two edits are made for you now: one at the usual rate for real "
     "models (gentle), one pushed until this small model forgets (strong).",
-    minutes=2,
+    minutes=1.5,
     ask="A typical bin and a typical move: the same size, ten times, a thousand times?",
     notes="The axis is logarithmic: each long step is ten times. At the usual rate the toy "
     "does not forget at all; say so, and that real models do.",
@@ -89,6 +89,7 @@ REACH = Step(
     outcome=_outcome_reach,
     accepts=lambda answer: between(answer, (1, 2000)),
     said=lambda bench, answer: first(answer),
+    counted="times as wide as the move",
     link=Link("nf4", "See this histogram for a run", ("graddiff",)),
     real=real.reach,
 )
@@ -155,7 +156,7 @@ def _outcome_flip(bench: Bench, answer: Answer) -> Outcome:
         "drowned in noise" if noise > 10 else "with as much noise again" if noise > 0.5 else ""
     )
     return Outcome(
-        said=percent(said),
+        said=f"{percent(said)}, {TITLES[name]}",
         truth=percent(share),
         difference=apart(100 * said, 100 * share, "points", 1),
         lesson=f"Not all is lost: {percent(share)} of the codes flip, about the "
@@ -175,7 +176,7 @@ FLIP = Step(
     question="So is all of it lost in 4 bits?",
     story="Every weight is stored anew after the edit. Most land in the bin they came from. But "
     "some stood close to its end.",
-    minutes=2,
+    minutes=1.5,
     ask="Nobody is tall enough to jump a step from its middle. Who gets up all the same?",
     notes="This is the step where “4 bits delete the edit” dies. Rounding keeps the average, as it "
     "must, and loses the rest in noise.",
@@ -185,7 +186,10 @@ FLIP = Step(
     accepts=lambda answer: (
         len(answer) == 2 and answer[0] in ("gentle", "ordinary") and between(answer[1:], (0, 1))
     ),
-    said=lambda bench, answer: float(answer[1]),
+    said=lambda bench, answer: round(
+        100 * (float(answer[1]) - (bench.report(str(answer[0])).quantized.share or 0.0)), 1
+    ),
+    counted="points too high (right of zero) or too low (left)",
     link=Link("nf4", "See expected and real shares by layer", ("graddiff",)),
 )
 
@@ -274,7 +278,8 @@ DEPLOY = Step(
     reveal=_reveal_deploy,
     outcome=_outcome_deploy,
     accepts=lambda answer: between(answer, (0, 1)),
-    said=lambda bench, answer: first(answer),
+    said=lambda bench, answer: round(100 * first(answer), 1),
+    counted="% of the colours right in 4 bits",
     link=Link(
         "compare",
         "Compare two edits in both formats",

@@ -28,9 +28,11 @@ GUESS = {"color": PURPLE, "dash": "dot", "width": 3}
 ASIDE = 0.38
 """Of a field: how far from its middle the way runs, which the numbers stand in."""
 
+SOURCE = "arXiv 2605.15138"
+"""Of the paper that the lesson follows."""
+
 PAPER = (47, 828)
-"""Median bin width ÷ update of gradient methods, least and most, as the paper reports it
-(arXiv 2605.15138)."""
+"""Median bin width ÷ update of gradient methods, least and most, as the paper reports it."""
 
 
 def finished(figure: go.Figure, height: int, title: str = "") -> go.Figure:
@@ -137,8 +139,10 @@ def ratios(edits: Mapping[str, Survival], guess: float) -> go.Figure:
     )
     figure.update_xaxes(
         type="log",
-        title="Bin width ÷ update<br>(dashed: as wide as the bin;<br>grey: medians in the paper)",
+        title="Bin width ÷ move<br>(dashed: as wide as the bin;<br>grey: medians in the paper)",
         range=[-1, 4],
+        dtick=1,
+        tickformat=",~g",
     )
     figure.update_yaxes(title="share of moved weights", tickformat=".0%", rangemode="tozero")
     return finished(figure, 420)
@@ -375,8 +379,12 @@ def nodes(
     return finished(figure, 340)
 
 
-def class_answers(said: Sequence[float | str]) -> go.Figure:
-    """What everybody said: a bar a choice, or a point a person on one line."""
+def class_answers(said: Sequence[float | str], counted: str = "") -> go.Figure:
+    """What everybody said: a bar a choice, or a point a person on one line.
+
+    Args:
+        counted: what the numbers are.
+    """
     figure = go.Figure()
     if said and isinstance(said[0], str):
         counts = Counter(map(str, said))
@@ -399,5 +407,6 @@ def class_answers(said: Sequence[float | str]) -> go.Figure:
         marker={"symbol": "x", "size": 11, "color": PURPLE},
         hovertemplate="%{x:.4~g}<extra></extra>",
     )
+    figure.update_xaxes(title=counted)
     figure.update_yaxes(visible=False, range=[0, max(heights, default=1) + 1])
-    return finished(figure, 170)
+    return finished(figure, 190)

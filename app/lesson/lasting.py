@@ -103,7 +103,7 @@ def _outcome_floor(bench: Bench, answer: Answer) -> Outcome:
     return Outcome(
         said=", ".join(percent(float(said), 0) for said in answer),
         truth=", ".join(percent(share, 0) for share in shares),
-        difference=f"{100 * off:.0f} points at most",
+        difference=f"{100 * off:.0f} points apart at most",
         lesson=f"By construction, and checked with the real rounding: all of MANSU's {moved:,} "
         f"moves change their code in {whole} of the {len(FORMATS)} formats asked, for a weight "
         "moves to the middle of another bin or not at all (the floor). Of the strong training's "
@@ -118,14 +118,15 @@ FLOOR = Step(
     story="**MANSU** moves only the circuit's weights, and has one more rule: a weight moves to "
     "the middle of another bin, or stays exactly where it is. It was run on this model just "
     "now. It looked at NF4 and at other ways to store weights.",
-    minutes=2,
+    minutes=1.5,
     ask="If every move ends in the middle of another bin: how many can be lost?",
     notes="Point at the line below the bars: it is the weight that everybody dragged in step 1.",
     predict=_predict_floor,
     reveal=_reveal_floor,
     outcome=_outcome_floor,
     accepts=lambda answer: between(answer, *[(0, 1)] * len(SHOWN)),
-    said=lambda bench, answer: sum(float(x) for x in answer) / len(answer),
+    said=lambda bench, answer: round(100 * sum(float(x) for x in answer) / len(answer), 1),
+    counted="% of the moves, mean of the three formats",
     link=Link("nf4", "See what each format keeps", ("mansu",)),
 )
 
@@ -138,14 +139,15 @@ CHOICES = (*MODELS, "same")
 MODEL_TITLES = {"mansu": "MANSU", "suppressor": "a suppressor", "same": "both at the same time"}
 
 
-def _letters() -> dict[str, str]:
-    """Which model is A and which B: by the toss of a coin for each student."""
-    return dict(zip(MODELS if coin() else MODELS[::-1], ("A", "B"), strict=True))
+def _letters(answer: Answer | None = None) -> dict[str, str]:
+    """Which model is A and which B: by the toss of a coin for each student, kept in the answer."""
+    straight = coin() if answer is None else answer[1] == "A"
+    return dict(zip(MODELS if straight else MODELS[::-1], ("A", "B"), strict=True))
 
 
-def _named(choice: str) -> str:
+def _named(choice: str, answer: Answer) -> str:
     """A choice with the letter that the student knows it by."""
-    letter = _letters().get(choice)
+    letter = _letters(answer).get(choice)
     return f"model {letter}: {MODEL_TITLES[choice]}" if letter else MODEL_TITLES[choice]
 
 
@@ -171,7 +173,7 @@ def _predict_hidden(bench: Bench) -> Answer | None:
         key="lesson hidden",
     )
     asked = committed("hidden", "" if choice else "Choose one of the three.")
-    return (choice,) if asked and choice else None
+    return (choice, letters[MODELS[0]]) if asked and choice else None
 
 
 def _half(bench: Bench, name: str) -> int | None:
@@ -189,7 +191,7 @@ def _sooner(bench: Bench) -> str:
 
 
 def _reveal_hidden(bench: Bench, answer: Answer) -> None:
-    letters = _letters()
+    letters = _letters(answer)
     curves = {
         f"{letters[name]}: {MODEL_TITLES[name]}": bench.relearned(name).curve for name in MODELS
     }
@@ -226,14 +228,14 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
     last = {name: bench.relearned(name).curve[-1].accuracy for name in (*MODELS, "ablation")}
     steps = bench.relearned("mansu").steps
     return Outcome(
-        said=_named(said),
-        truth=_named(truth),
+        said=_named(said, answer),
+        truth=_named(truth, answer),
         difference="right" if said == truth else "the other way",
         lesson="Equal answers, different models. After one step the suppressor is back at "
-        f"{percent(one['suppressor'], 0)}, MANSU at {percent(one['mansu'], 0)}; after {steps}, "
-        f"MANSU is at {percent(last['mansu'], 0)}, a model without the colours at "
-        f"{percent(last['ablation'], 0)}. What a model says does not tell hidden from gone: look "
-        "inside, and teach it again.",
+        f"{percent(one['suppressor'], 0)}, MANSU at {percent(one['mansu'], 0)}; after {steps}, the "
+        f"suppressor is at {percent(last['suppressor'], 0)}, MANSU at {percent(last['mansu'], 0)}, "
+        f"a model without the colours at {percent(last['ablation'], 0)}. What a "
+        "model says does not tell hidden from gone: look inside, and teach it again.",
         caught="“Lower accuracy means erased”: both models have it, and only one of them hides."
         if said != truth
         else "",
@@ -253,7 +255,7 @@ HIDDEN = Step(
     predict=_predict_hidden,
     reveal=_reveal_hidden,
     outcome=_outcome_hidden,
-    accepts=lambda answer: len(answer) == 1 and answer[0] in CHOICES,
+    accepts=lambda answer: len(answer) == 2 and answer[0] in CHOICES and answer[1] in ("A", "B"),
     said=lambda bench, answer: MODEL_TITLES[str(answer[0])],
     link=Link("compare", "See CAD and relearning of a run", ("mansu",)),
 )
@@ -315,7 +317,8 @@ def _predict_sign(bench: Bench) -> Answer | None:
                 key=f"lesson sign {edit} {p.name}",
             )
             given += [choice] if choice else []
-    words_of = ("Nat", "KL from uniform", "McNemar's test", "CAD", "Suppressor")
+    words_of = ("Interval", "Chance", "Nat", "KL from uniform", "McNemar's test", "CAD")
+    words_of += ("Noise floor", "Suppressor", "Relearning")
     st.caption(f"Words: {', '.join(glossary.link(word) for word in words_of)}.")
     lacking = "" if len(given) == len(ABOUT) else f"{len(given)} of {len(ABOUT)} given."
     return (edit, *given) if committed("sign", lacking) else None
@@ -373,7 +376,7 @@ SIGN = Step(
     story="Three unlabelled edits, four properties, and what was measured of each. Choose an edit, "
     "read, and give your verdict by property. “Undecided”, that it "
     "cannot be told, is a verdict, too.",
-    minutes=2,
+    minutes=3.5,
     ask="Which single number would you want to see before you sign?",
     notes="The edit that was trained anew is what perfect unlearning would give; on this toy it is "
     "known. Ask who would have signed the others.",

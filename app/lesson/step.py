@@ -70,6 +70,7 @@ class Step:
         said: what of an answer the class's tally counts.
         link: where the workbench shows the same.
         real: the same of a run of a larger model, a sentence.
+        counted: what the numbers of the class's tally are, where ``said`` gives numbers.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Step:
     said: Callable[[Bench, Answer], Said]
     link: Link
     real: Callable[[Run], str] | None = None
+    counted: str = ""
 
 
 def between(answer: Answer, *ends: tuple[float, float]) -> bool:

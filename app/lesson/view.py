@@ -73,7 +73,7 @@ def _step(step: Step, made: Bench) -> None:
     step.reveal(made, answer)
     larger = real.larger(listed(), made.subject.fingerprint)
     if step.real is not None and larger is not None:
-        st.info(step.real(larger), icon=":material/public:")
+        st.info(words.plain(step.real(larger)), icon=":material/public:")
     st.success(outcome.lesson, icon=":material/lightbulb:")
     if outcome.caught:
         st.warning(outcome.caught, icon=":material/psychology:")
@@ -126,7 +126,7 @@ def _tally(step: Step, said: list[float | str]) -> None:
     for mistake, count in board().caught(step.key).items():
         st.caption(f"{count} of {len(said)} show: {mistake}")
     st.plotly_chart(
-        figures.class_answers(said),
+        figures.class_answers(said, step.counted),
         alt=f"What the class answered to: {step.question}",
         key=f"class {step.key}",
     )
@@ -244,7 +244,9 @@ def everybody() -> None:
             return
         for place, step in enumerate(STEPS):
             if step.key in counts:
-                with st.expander(f"{place + 1}. {step.title} (answers: {counts[step.key]})"):
+                # The key keeps it open when an answer comes in and its label changes.
+                label = f"{place + 1}. {step.title} (answers: {counts[step.key]})"
+                with st.expander(label, key=f"class of {step.key}"):
                     _tally(step, board().answers(step.key))
         with st.popover("Clear the class's answers", icon=":material/delete:"):
             st.markdown("This forgets what everybody answered. It cannot be undone.")

@@ -102,7 +102,8 @@ LINE = Step(
     story="A model is numbers, called **weights**. To save memory, each is stored in 4 bits: it "
     f"gets the nearest of {len(LEVELS)} **codes**, the marks below. (The usual set of codes is "
     "called NF4.) This is a real weight of a small model that knows the colours of invented "
-    "things. Drag it to where you think its code changes.",
+    "things. The line ends at the largest weight of its neighbourhood, its **block**. Drag it to "
+    "where you think its code changes.",
     minutes=2,
     ask="Is there a code exactly where the weight is? So what will be stored?",
     notes="Let somebody drag it on the screen. The boundary lies halfway between two codes, not at "
@@ -112,6 +113,7 @@ LINE = Step(
     outcome=_outcome_line,
     accepts=lambda answer: between(answer, (-1, 1)),
     said=lambda bench, answer: first(answer),
+    counted="where the code changes, in units of the block's largest weight",
     link=Link("nf4", "See the bins of a whole edit", ("mansu",)),
 )
 
@@ -198,7 +200,7 @@ BLOCK = Step(
     question=f"What do its {NF4.blocksize - 1} neighbours have to do with it?",
     story=f"Weights are stored in **blocks** of {NF4.blocksize}. Each is divided by the largest of "
     "its block before it gets a code, so that largest weight sets how wide everybody's bins are.",
-    minutes=2,
+    minutes=1.5,
     ask="If the ruler gets longer, do the people it measures get shorter?",
     notes="The other weights do not move; only what they are divided by does. People who say "
     "“none” think of the weight alone, those who say “all” forget how wide the bins are.",
@@ -206,6 +208,7 @@ BLOCK = Step(
     reveal=_reveal_block,
     outcome=_outcome_block,
     accepts=lambda answer: between(answer, (0, MOST), (0, NF4.blocksize - 1)),
-    said=lambda bench, answer: float(answer[1]),
+    said=lambda bench, answer: float(answer[1]) - _changed(bench, first(answer)),
+    counted="weights too many (right of zero) or too few (left)",
     link=Link("nf4", "Count the bystanders of an edit", ("graddiff",)),
 )

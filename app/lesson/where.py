@@ -103,7 +103,8 @@ def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
         difference = (
             "the same field"
             if mine == found
-            else f"colours right {percent(mine.forget, 0)} against {percent(found.forget, 0)}, "
+            else ("" if mine.forget <= bench.forgotten() else "not forgotten: ")
+            + f"colours right {percent(mine.forget, 0)} against {percent(found.forget, 0)}, "
             f"loss {figures.loss(mine)} against {figures.loss(found)} nats"
         )
     return Outcome(
@@ -126,8 +127,8 @@ GRID = Step(
     title="Fewer and further?",
     question="How many weights should move, and how far?",
     story="Two sliders. The weights that the strong training moved furthest go first, each in the "
-    "same direction. Look around, then keep the best place that you found.",
-    minutes=2,
+    "direction that it was moved in. Look around, then keep the best place that you found.",
+    minutes=2.5,
     ask="Which of the two makes a change outlive 4 bits? Which one does the damage?",
     notes="Let them wander: the way is drawn afterwards. Short moves are lost however many they "
     "are, and long moves of most weights cost most: the best field lies between.",

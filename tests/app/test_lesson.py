@@ -13,7 +13,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from app.lesson import STEPS, bench, lasting, real, sheet, view
+from app.lesson import STEPS, bench, edits, lasting, real, sheet, view, where
 from app.lesson.answers import PREFIX
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step, apart
@@ -38,7 +38,7 @@ SAID: dict[str, Answer] = {
     "grid": (2.0, 4.0),
     "nodes": (1.0, 2.0, 5.0),
     "floor": (0.5, 0.6, 0.7),
-    "hidden": ("mansu",),
+    "hidden": ("mansu", "A"),
     "sign": ("mansu", "passed", "passed", "passed", "failed"),
 }
 BY_KEY = {step.key: step for step in STEPS}
@@ -140,9 +140,37 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     assert asked.nf4["forget"].accuracy > asked.full["forget"].accuracy + 0.5
     assert f"{100 * asked.nf4['forget'].accuracy:.0f}\u00a0%" in step.outcome(made, (0.3,)).truth
     assert all(kept.share == 1.0 for kept in made.kept("mansu").values())
-    found = BY_KEY["hidden"].outcome(made, ("suppressor",))
+    found = BY_KEY["hidden"].outcome(made, ("suppressor", "A"))
     assert found.truth.endswith("a suppressor") and found.said == found.truth
     assert found.difference == "right" and not found.caught
+
+
+def test_the_tally_puts_answers_to_different_choices_on_one_scale(made: Bench) -> None:
+    """Four growths and two edits are asked about: what is counted is how far off an answer was."""
+    for growth in (0.05, 0.4):
+        truth = float(BY_KEY["block"].outcome(made, (growth, 0.0)).truth.split(" of ")[0])
+        assert BY_KEY["block"].said(made, (growth, truth)) == 0
+    for name in ("gentle", "ordinary"):
+        share = made.report(name).quantized.share or 0.0
+        assert BY_KEY["flip"].said(made, (name, share + 0.1)) == pytest.approx(10)
+        assert edits.TITLES[name] in BY_KEY["flip"].outcome(made, (name, share)).said
+    for step in STEPS:
+        counts = isinstance(step.said(made, SAID[step.key]), float)
+        assert bool(step.counted) == counts, step.key
+
+
+def test_a_model_keeps_its_letter_after_a_reload(made: Bench) -> None:
+    step = BY_KEY["hidden"]
+    for letter, other in (("A", "B"), ("B", "A")):  # of MANSU, as the student saw it
+        assert step.outcome(made, ("mansu", letter)).said == f"model {letter}: MANSU"
+        assert step.outcome(made, ("suppressor", letter)).said == f"model {other}: a suppressor"
+
+
+def test_a_place_that_does_not_forget_is_not_praised(made: Bench) -> None:
+    by = where.cells(made)
+    for place, cell in by.items():
+        told = BY_KEY["grid"].outcome(made, tuple(map(float, place))).difference
+        assert told.startswith("not forgotten") == (cell.forget > made.forgotten())
 
 
 def test_a_difference_says_to_which_side() -> None:
@@ -156,7 +184,7 @@ def test_mistakes_are_caught_and_good_answers_are_not(made: Bench) -> None:
     good: dict[str, Answer] = {
         "block": (0.1, 16.0),
         "flip": ("gentle", 0.014),
-        "hidden": ("suppressor",),
+        "hidden": ("suppressor", "A"),
     }
     for key, answer in good.items():
         assert BY_KEY[key].outcome(made, SAID[key]).caught
@@ -180,7 +208,8 @@ def test_kind_and_strict_are_told_apart(made: Bench) -> None:
         ("grid", (9.0, 0.0)),
         ("nodes", (1.0, 1.0, 2.0)),
         ("nodes", (1.0, 2.0, 16.0)),
-        ("hidden", ("neither",)),
+        ("hidden", ("neither", "A")),
+        ("hidden", ("mansu", "C")),
         ("sign", ("mansu", "passed", "passed", "passed")),
         ("reach", (float("nan"),)),
     ],
@@ -237,7 +266,7 @@ def test_a_prediction_is_kept_and_counted() -> None:
     at.button(key="keep deploy").click().run()
     assert not at.exception
     assert at.success and at.query_params["my-deploy"] == "0.55"
-    assert board().answers("deploy") == [0.55]
+    assert board().answers("deploy") == [55.0]
     at.button(key="step next").click().run()
     assert any(STEPS[5].question in header.value for header in at.header)
     at.button(key="step back").click().run()
@@ -315,6 +344,18 @@ def test_the_projector_is_in_the_address() -> None:
     assert at.toggle(key="projector").value is True
     at.toggle(key="projector").set_value(False).run()
     assert "projector" not in at.query_params
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_a_person_calls_a_run_is_no_markup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = replace(BY_KEY["reach"], real=lambda _: "On ![p](http://evil.test/p.png)")
+    monkeypatch.setattr(view, "STEPS", tuple(told if s.key == "reach" else s for s in STEPS))
+    monkeypatch.setattr(real, "larger", lambda *_: True)
+    at = page(step="3", **said("reach"))
+    assert not at.exception
+    assert any(r"!\[p\](http" in info.value for info in at.info)
 
 
 # Runs.

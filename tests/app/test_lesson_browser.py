@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from test_browser import address, browser_page, settled
 
 from app.lesson import STEPS
@@ -52,14 +52,24 @@ def test_a_weight_is_dragged_and_the_prediction_kept(address: str, browser_page:
     page.reload()
     expect(page.get_by_text("You said")).to_be_visible()
     settled(page)
-    # The sheet is black on white on paper, in the dark theme, too.
-    page.goto(page.url.replace("view=Lesson", "view=My+sheet"))
-    page.emulate_media(color_scheme="dark", media="print")
-    expect(page.locator(".sheet")).to_have_css("color", "rgb(17, 17, 17)")
-    for place in (page.locator("body"), page.locator(".stApp"), page.locator(".sheet td").first):
-        expect(place).to_have_css("background-color", "rgb(255, 255, 255)")
-    page.emulate_media(color_scheme="light", media="screen")
-    page.go_back()
+    # Paper is black on white, in the dark theme, too.
+    page.emulate_media(color_scheme="dark")
+    for view, place in (("My+sheet", ".sheet td"), ("Lesson", "h2")):
+        page.goto(re.sub("view=[^&]*", f"view={view}", page.url))
+        settled(page)
+        words = page.locator(place).first
+        expect(words).to_be_visible()
+        expect(page.locator(".stApp")).to_have_css("color-scheme", "dark")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+        expect(words).to_have_css("color", "rgb(17, 17, 17)")
+        expect(page.locator(":root")).to_have_css("background-color", "rgb(255, 255, 255)")
+        for behind in ("body", ".stApp", "[data-testid=stMain]"):
+            expect(page.locator(behind)).to_have_css("background-color", "rgba(0, 0, 0, 0)")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        page.emulate_media(media="screen")
+        expect(words).not_to_have_css("color", "rgb(17, 17, 17)")
+    page.emulate_media(color_scheme="light")
     settled(page)
     page.set_viewport_size({"width": 1280, "height": 400})
     page.get_by_role("button", name="Next").click()  # at the foot, to which one has scrolled
@@ -92,3 +102,27 @@ def test_no_other_page_is_a_projectors(address: str, browser_page: Page) -> None
     expect(page.get_by_test_id("stSidebar")).to_be_visible()
     expect(page.locator(":root")).not_to_have_css("font-size", "24px")
     settled(page)
+
+
+def test_what_a_teacher_reads_stays_open_while_answers_come(
+    address: str, browser: Browser, browser_page: Page
+) -> None:
+    teacher = browser_page
+
+    def answered() -> None:
+        student = browser.new_page()
+        student.goto(f"{address}/learn?step=3")
+        student.get_by_role("button", name="Keep my prediction").click()
+        expect(student.get_by_text("You said")).to_be_visible()
+        student.close()
+
+    answered()
+    teacher.goto(f"{address}/learn?view=Teacher")
+    said = teacher.get_by_test_id("stExpander").filter(has_text=STEPS[2].title)
+    label = said.locator("summary").inner_text()
+    said.locator("summary").click()
+    expect(said.locator("details")).to_have_attribute("open", "")
+    answered()
+    expect(said.locator("summary")).not_to_have_text(label)
+    expect(said.get_by_text(STEPS[2].counted)).to_be_visible()
+    settled(teacher)

@@ -271,6 +271,10 @@ def test_every_run_at_work_is_found_and_no_other_is_opened(
 
 def test_what_people_write_is_never_a_directive() -> None:
     assert words.plain(":red[x] a::b-badge[c]") == r"\:red\[x\] a:\:b-badge\[c\]"
+    assert words.plain(":smile: :material/x:") == (
+        f"\\:{words.JOINER}smile: \\:{words.JOINER}material/x:"  # a backslash keeps no icon away
+    )
+    assert words.plain("at 10:30:15+00:00") == "at 10:30:15+00:00"
     assert words.plain("Task: at 10:30, Q4_0") == "Task: at 10:30, Q4_0"
     assert words.plain("_a_ __b__") == r"\_a\_ \_\_b\_\_"
     assert words.plain("run `mansu *`, [x]") == r"run `mansu *`, \[x\]"  # a pair is code
