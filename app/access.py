@@ -42,6 +42,11 @@ def is_let_in(session_id: str) -> bool:
     return session_id in _LET_IN
 
 
+def is_guarded() -> bool:
+    """Whether somebody has to be let in at all."""
+    return _has_login() or bool(_wanted(PASSWORD))
+
+
 def _granted() -> bool:
     if _has_login():
         if st.user.get("is_logged_in"):

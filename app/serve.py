@@ -3,7 +3,8 @@
 It serves ``main.py``. Beside what ``streamlit run app/main.py`` would do, it
 
 - imports what the pages need while nobody waits, which takes as long as torch and Streamlit do;
-- refuses what a page of another server asks of it, and files of whoever was not let in;
+- refuses what a page of another server asks of it, files of whoever was not let in, and, where
+  people have to be let in, Streamlit's figures on them;
 - sends Streamlit's own scripts compressed, each compressed once: a third of the bytes;
 - tells the browser where the server is, which it would find out by asking in a place that is none;
 - gives the page our style and script from the start: what came later would move what is read.
@@ -28,11 +29,12 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit import file_util
+from streamlit.config import get_option
 from streamlit.starlette import App
 from streamlit.web.server.server_util import is_allowed_origin
 
 import app as pieces
-from app.access import is_let_in
+from app.access import is_guarded, is_let_in
 from app.garbage import collect_now_and_then, settle
 
 ROOM = Path(__file__).parent
@@ -44,6 +46,8 @@ HERE = (
     '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
 )
 UPLOAD = re.compile(r"/+_stcore/upload_file/([^/]+)")
+FIGURES = re.compile(r"/+_stcore/metrics/*")
+"""Sessions, their length, memory: Streamlit tells them to whoever asks."""
 ROOT = '<div id="root">'
 # What is read until Streamlit's scripts are there, which put their page in its place.
 WAIT = '<p id="wait">MANSU is loading …</p>'
@@ -97,6 +101,14 @@ def foreign(asked: Headers) -> bool:
     return not is_allowed_origin(origin)
 
 
+def _within(scope: Scope) -> str:
+    """A path without the folder that the server is in, as a proxy or ``baseUrlPath`` says it."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    base = get_option("server.baseUrlPath").strip("/")
+    inner = path.removeprefix(f"/{base}") if base else path
+    return inner if inner.startswith("/") else path
+
+
 class Frontend:
     """Answers what Streamlit's frontend asks for before it has a session."""
 
@@ -111,9 +123,11 @@ class Frontend:
         await (answer or self.app)(scope, receive, send)
 
     async def _answer(self, scope: Scope) -> Response | None:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _within(scope)
         if (sent := UPLOAD.match(path)) and scope["method"] == "PUT" and not is_let_in(sent[1]):
             return Response("This session was not let in.", status.HTTP_403_FORBIDDEN)
+        if FIGURES.fullmatch(path) and is_guarded():
+            return Response("This server's figures are nobody's.", status.HTTP_403_FORBIDDEN)
         if scope["method"] != "GET":
             return None
         asked = Headers(scope=scope)

@@ -1,7 +1,5 @@
 """``python -m mansu``."""
 
-import sys
+from mansu.cli import script
 
-from mansu.cli import main
-
-sys.exit(main())
+script()

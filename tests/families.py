@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -104,22 +104,25 @@ TEXT = "the symbol for gold is Au, né 1234; iron 's"
 """What ``byte_pairs`` has learnt."""
 
 
-def byte_pairs(*before: Any, alphabet: bool = True) -> PreTrainedTokenizerFast:
+def byte_pairs(
+    *before: Any, alphabet: bool = True, said: Sequence[str] = (), size: int = 300
+) -> PreTrainedTokenizerFast:
     """GPT-2's kind, with a chat template and one token that is added but not special.
 
     Args:
         alphabet: every byte has a token; else those of ``TEXT`` alone do.
+        said: what it learns from, beside ``TEXT``. size: tokens that it has at most.
     """
     tokenizer = Tokenizer(BPE())
     last = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, last]) if before else last
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=300 if alphabet else 100,
+        vocab_size=size if alphabet else 100,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
     )
-    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    tokenizer.train_from_iterator([*[TEXT] * 3, *said], trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     made.add_tokens(["<think>"])
     made.chat_template = "{{ messages[0]['content'] }}"

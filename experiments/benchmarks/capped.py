@@ -79,7 +79,7 @@ def work(subject: Subject) -> str:
         forget=replace(problem.forget, tokens=problem.forget.tokens % WORDS),
         retain=replace(problem.retain, tokens=problem.retain.tokens % WORDS),
         text=(clean[:1], pairs.length[:1]),
-        mask=_heads_and_neurons(subject),
+        mask=heads_and_neurons(subject, SHARE),
     )
     scores = attribute(subject, pairs, steps=1, memory=1 << 27, allow_equal=True).scores
     digest.update(np.ascontiguousarray(scores).tobytes())
@@ -92,14 +92,14 @@ def work(subject: Subject) -> str:
     return digest.hexdigest()
 
 
-def _heads_and_neurons(subject: Subject) -> dict[str, Tensor]:
+def heads_and_neurons(subject: Subject, share: float) -> dict[str, Tensor]:
     """A mask as circuits have it: of what writes to the residual stream a few inputs, of the other
     weights a few outputs."""
     mask = {}
     for name in subject.quantized_names:
         chosen = torch.zeros_like(subject.parameters[name], dtype=torch.bool)
         some = chosen.T if kind_of(subject, name) in ("o", "down") else chosen
-        some[: max(1, round(SHARE * len(some)))] = True
+        some[: max(1, round(share * len(some)))] = True
         mask[name] = chosen
     return mask
 
@@ -150,7 +150,7 @@ def _timed(subject: Subject) -> tuple[tuple[int, float], str]:
     return (int(max(peak) - before), seconds), found
 
 
-def _give_back_what_is_free() -> None:
+def give_back_what_is_free() -> None:
     """Large tensors are mappings of their own (glibc), which end with them; no heap keeps them."""
     libc = ctypes.CDLL(None)
     threshold, arenas = -3, -8  # M_MMAP_THRESHOLD, M_ARENA_MAX
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in (("width", 1024), ("inner", 4096), ("layers", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args(arguments)
-    _give_back_what_is_free()
+    give_back_what_is_free()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(asdict(capped(**vars(options), folder=Path(folder)))))
 

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.larger > docs/larger-models.md
     python -m experiments.benchmarks.larger --sizes    # without the layers that are measured
 
-Nothing of that size runs here. What is measured is a random model with layers of the 8 B's width
-and one, then two of them, in bfloat16: the difference is a layer's share, the rest the ends'.
+Nothing of that size runs here. What is measured is a random model with layers of half the 8 B's
+widths and one, then two of them, in bfloat16: the difference is a layer's share, the rest the
+ends'.
 Floating-point operations are counted while it runs. Sizes of weights and the attribution's bound
 (``mansu.circuits.attribution.needs``) are closed forms, evaluated at the real shapes. Each number
 of the plan says which it is.
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from experiments.benchmarks.attribution import resident
-from experiments.benchmarks.capped import ROOM
+from experiments.benchmarks.capped import ROOM, give_back_what_is_free, heads_and_neurons
 from experiments.benchmarks.speed import VOCABULARY, random_pairs, random_problem
 from experiments.benchmarks.watch import watched
 from mansu import methods, quant, subjects
@@ -45,6 +46,9 @@ PART = 8
 """The measured job has this part of its pairs and facts: operations grow as they do."""
 ABSMAX = 4 / 64  # bytes a weight, of NF4's blocks of 64
 GIB = 2**30
+MOST_LAYERS = 2
+OF_LAYER = 5
+"""Wide second moments of a layer: of q, k, v, gate, up; a circuit reads few of o's and down's."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Shape:
 
 
 EIGHT = Shape("8 B on one 24 GB card", 32, 4096, 14336, 32, 1, 24, 165e12)
+# At the 8 B's own width the projection of a layer alone takes minutes (``decomposed``).
+MEASURED_ON = replace(EIGHT, width=2048, inner=7168, heads=16, kv=4)
 SEVENTY = Shape("70 B on eight 80 GB cards", 80, 8192, 28672, 64, 8, 80, 312e12)
 USED = 0.3
 """Share of a card's rate that the plan takes for used: an assumption, not a measurement."""
@@ -152,10 +158,25 @@ STAGES = ("attribution", "attribution, a layer's graph at a time", "NF4 of all w
 STAGES += ("forward pass of the facts", "MANSU, before its first step", "MANSU, a step")
 
 
+def say(what: str) -> None:
+    """Before each part that takes long, to whoever waits."""
+    print(f"{time.process_time():5.0f} CPU s  {what}", file=sys.stderr, flush=True)
+
+
+def decomposed(width: int) -> float:
+    """CPU seconds of one eigendecomposition of the projection, of what so many weights read."""
+    say(f"one eigendecomposition of {width} × {width}")
+    rows = torch.randn(256, width, dtype=torch.float64)
+    moment = rows.T @ rows
+    return cost(lambda: torch.linalg.eigh(moment), counts=False).seconds
+
+
 def measured(shape: Shape, layers: int) -> dict[str, Cost]:
     """What each stage costs on a random model of so many layers."""
+    say(f"{layers} of {MOST_LAYERS} layers: making a random model")
     subject, pairs = model(shape, layers), random_pairs(PAIRS // PART, TOKENS)
     problem = random_problem(subject, FACTS // PART, 8, SHARE)
+    problem = replace(problem, mask=heads_and_neurons(subject, SHARE))  # as a circuit's is
 
     def unlearned(steps: int) -> Callable[[], Any]:
         return lambda: methods.named("mansu")(problem, steps=steps, target=-1.0)
@@ -165,20 +186,23 @@ def measured(shape: Shape, layers: int) -> dict[str, Cost]:
             subject, pairs, steps=STEPS, memory=64 << 30, recompute=recompute, allow_equal=True
         )
 
+    say("attribution, three times, and NF4 once to begin with")
     attributed(False)()  # what is made once a process is no stage's
+    quant.Dequantized.of(subject)
     whole, layerwise = cost(attributed(False)), cost(attributed(True), counts=False)
+    say("NF4 of all weights, and a forward pass")
     nf4 = cost(lambda: quant.Dequantized.of(subject))
     with subject.lock:
         forward = cost(lambda: measure(subject, problem.forget))
+    say("MANSU, one step, then three")
     one, three = cost(unlearned(1)), cost(unlearned(3))
     step = Cost((three.seconds - one.seconds) / 2, three.memory, (three.flops - one.flops) / 2)
     before = Cost(max(0.0, one.seconds - step.seconds), one.memory, one.flops - step.flops)
     need = needs(subject, graph_of(subject), STEPS)
     whole_bound = need.of(PAIRS // PART * TOKENS) / GIB
-    print(
-        f"{layers} layers: attribution's bound {whole_bound:.2f} GiB, "
-        f"grown {whole.memory / GIB:.2f} GiB; all stages {time.process_time():.0f} CPU s so far",
-        file=sys.stderr,
+    say(
+        f"{layers} of {MOST_LAYERS} layers: attribution's bound {whole_bound:.2f} GiB, "
+        f"grown {whole.memory / GIB:.2f} GiB"
     )
     return dict(zip(STAGES, (whole, layerwise, nf4, forward, before, step), strict=True))
 
@@ -201,7 +225,7 @@ def sizes(shape: Shape) -> str:
     """What a model holds, by closed forms."""
     weights, quantised = 2 * shape.weights, 2 * shape.layers * shape.of_layer
     codes = shape.layers * shape.of_layer * (0.5 + ABSMAX)
-    moments = shape.layers * 5 * 8 * shape.width**2  # of q, k, v, gate and up: o and down read few
+    moments = shape.layers * OF_LAYER * 8 * shape.width**2  # float64
     room = shape.cards * shape.size * 1e9 / GIB
     lines = [
         f"## {shape.name}",
@@ -249,6 +273,7 @@ def stages(shape: Shape, one: Mapping[str, Cost], two: Mapping[str, Cost], of: S
 def offloaded() -> str:
     """What a model takes that its memory does not hold, measured in a process of its own."""
     command = [sys.executable, "-m", "experiments.benchmarks.capped"]
+    say("the work that its memory does not hold, in a process of its own")
     said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     found = json.loads(said)
     if not found["failed"] or not found["same"]:
@@ -270,17 +295,20 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.larger")
     parser.add_argument("--sizes", action="store_true", help="without the measured layers")
     sizes_only = parser.parse_args(arguments).sizes
-    print(HEAD.format(**globals(), option=" --sizes" if sizes_only else ""))
+    print(HEAD.format(**globals(), option=" --sizes" if sizes_only else ""), flush=True)
     costs = None
     if not sizes_only:
-        costs = [measured(EIGHT, layers) for layers in (1, 2)]
-        load = os.getloadavg()[0]
-        print(MEASURED.format(**globals(), threads=torch.get_num_threads(), load=load))
-    print(f"\n{offloaded()}")
+        give_back_what_is_free()  # else a stage grows into what one before it let go
+        costs = [measured(MEASURED_ON, layers) for layers in range(1, MOST_LAYERS + 1)]
+        eigen, load = decomposed(EIGHT.width), os.getloadavg()[0]
+        known = {**globals(), "threads": torch.get_num_threads(), "load": load, "eigen": eigen}
+        known |= {"every": OF_LAYER * EIGHT.layers, "hours": OF_LAYER * EIGHT.layers * eigen / 3600}
+        print(MEASURED.format(**known), flush=True)
+    print(f"\n{offloaded()}", flush=True)
     for shape in (EIGHT, SEVENTY):
         print(f"\n{sizes(shape)}")
         if costs is not None:
-            print(f"\n{stages(shape, costs[0], costs[1], EIGHT)}")
+            print(f"\n{stages(shape, costs[0], costs[1], MEASURED_ON)}")
     print(FOOT)
     return 0
 
@@ -296,16 +324,19 @@ The job of the stages: {PAIRS} pairs of {TOKENS} tokens, {FACTS} facts, a mask o
 every weight.
 
 - **Measured**: CPU seconds and private memory of a layer, as the difference between random models
-  of two layers and of one, with the 8 B's widths, in bfloat16, on {threads} threads of this machine
-  at a load of {load:.0f}, with one {PART}th of the job's pairs and facts. They are the same columns
-  for the 70 B, whose layers were not measured. 0.0: less than the measurement tells from nothing.
+  of two layers and of one, with half the 8 B's widths (a quarter of its parameters a layer), in
+  bfloat16, on {threads} threads of this machine at a load of {load:.0f}, with one {PART}th of the
+  job's pairs and facts. They are the same columns for the 70 B. 0.0: less than the measurement
+  tells from nothing. The projection grows with the cube of the width: one eigendecomposition of
+  {EIGHT.width:,} inputs took {eigen:.0f} CPU s, and the 8 B has {every} of them where the mask has
+  every layer, {hours:.1f} CPU hours.
 - **Counted**: floating-point operations of matrix products, by PyTorch, while that ran.
-  **Extrapolated**: times {PART} for the job, times the layers, and for the 70 B times a layer's
-  parameters. The random models know {VOCABULARY:,} words: a head of 128,256 for every token would
-  be as much as two to three layers of the 8 B. –: there are none, or they cannot be counted.
+  **Extrapolated**: times {PART} for the job, times the layers, times a layer's parameters. The
+  random models know {VOCABULARY:,} words: a head of 128,256 for every token would be as much as two
+  to three layers of the 8 B. –: there are none, or they cannot be counted.
 - **Assumed**: the cards' rates are their makers' (RTX 4090, A100), and {USED:.0%} of them is used.
   Nothing was timed on such a card; no time to load, or to pass values between cards, is in it, and
-  none for what is no matrix product (quantising, sorting, the moves themselves)."""
+  none for what is no matrix product (quantising, sorting, eigendecompositions, the moves)."""
 
 CAPPED = """## Checked: a model that its memory does not hold
 

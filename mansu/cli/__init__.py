@@ -1,9 +1,10 @@
 """The command line."""
 
-from mansu.cli.commands import BAD_INPUT, CANCELLED, main
+from mansu.cli.commands import BAD_INPUT, CANCELLED, main, script
 
 __all__ = [
     "BAD_INPUT",
     "CANCELLED",
     "main",
+    "script",
 ]

@@ -10,8 +10,12 @@ import argparse
 import atexit
 import gc
 import importlib
+import multiprocessing
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from mansu import __version__
 from mansu.errors import MansuError
@@ -78,6 +82,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+def script() -> NoReturn:
+    """What ``mansu`` and ``python -m mansu`` do.
+
+    A job that was cancelled ends at once: to take torch and a model apart can last longer than all
+    the rest, and whoever cancelled waits for it.
+    """
+    code = main()
+    if code == CANCELLED and not multiprocessing.active_children():  # a sweep's are waited for
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # it is closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def parser(given: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of every command, with the arguments of the one that is chosen in ``given``."""
     top = argparse.ArgumentParser(
@@ -96,4 +115,4 @@ def parser(given: Sequence[str]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

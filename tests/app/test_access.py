@@ -87,6 +87,29 @@ def test_nobody_sends_files_before_the_password(monkeypatch: pytest.MonkeyPatch)
     assert sent() == [200, 403]
 
 
+@pytest.mark.parametrize("base", ["", "behind"])
+def test_figures_and_files_are_guarded_wherever_the_server_is(
+    monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    before = st.get_option("server.baseUrlPath")
+    config.set_option("server.baseUrlPath", base)
+    room = f"/{base}" if base else ""
+    client = TestClient(Frontend(PlainTextResponse("theirs")))
+    try:
+        assert client.get(f"{room}/_stcore/metrics").text == "theirs"  # nobody has to be let in
+        monkeypatch.setenv(PASSWORD, "correct horse")
+        for method in ("GET", "HEAD", "POST", "OPTIONS"):
+            for end in ("", "/", "?families=active_sessions"):
+                answer = client.request(method, f"{room}/_stcore/metrics{end}")
+                assert answer.status_code == 403 and "session_events" not in answer.text
+        assert client.put(f"{room}/_stcore/upload_file/unknown/f").status_code == 403
+        assert client.get(f"{room}/_stcore/health").text == "theirs"
+        page = client.get(f"{room}/circuit", headers={"accept": "text/html"}).text
+        assert "BACKEND_BASE_URL" in page  # our own page, too
+    finally:
+        config.set_option("server.baseUrlPath", before)
+
+
 def test_the_teachers_page_has_a_password_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TEACHER, "chalk")
     board().put("weights", "somebody", 1.0)

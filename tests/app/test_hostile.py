@@ -4,6 +4,8 @@ Chromium, nothing is fetched from outside, and no page breaks."""
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -12,13 +14,14 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect
 from test_browser import PATIENCE, settled
 
-from app.links import NEW, OWN_TASK
+from app.links import NEW, OTHER_MODEL, OWN_TASK
 from experiments.benchmarks.pages import served
 from mansu import cli, tasks
 from mansu.circuits.marks import Marks
 from mansu.evidence.review import Review
-from mansu.job.library import Label, describe
+from mansu.job.library import Label, describe, label
 from mansu.job.runs import Run
+from mansu.launch import PASSWORD
 from mansu.report.dossier import dossier
 
 EVIL = (
@@ -35,6 +38,8 @@ PAGES = ("", "attribution", "circuit", "unlearn", "nf4", "compare", "review", "a
 LIVE = """() => [window.hurt ?? 0, ...document.querySelectorAll(
     'img[src*=evil], iframe[src*=evil], a[href^=javascript]')].length - 1 + (window.hurt ?? 0)"""
 UNFOLD = "document.querySelectorAll('details:not([open]) > summary').forEach(e => e.click())"
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.browser
 
@@ -154,3 +159,139 @@ def test_a_dossier_runs_and_fetches_nothing_of_what_it_holds(
     assert page.evaluate(LIVE) == 0
     text = page.locator("body").inner_text()
     assert "![p](http://evil.test/p.png)" in text and "<script>window.hurt=1</script>" in text
+
+
+FIELDS = {
+    "app/access.py": 1, "app/asking.py": 2, "app/hub_rows.py": 4, "app/new_run.py": 2,
+    "app/state.py": 2, "pages/glossary.py": 1, "pages/review.py": 2, "pages/unlearn.py": 2,
+    "app/components/graph.js": 3,
+}  # fmt: skip
+"""How many fields for text each file draws: all of them are typed into here."""
+FIELD = re.compile(r"\bst\.chat_input\(|\.text_(?:input|area)\(|^ +field\(\"", re.MULTILINE)
+TEXT = " ".join(EVIL)
+
+
+def test_every_field_for_text_is_typed_into_here() -> None:
+    files = [file for name in ("app", "pages") for file in (ROOT / name).rglob("*.[pj][ys]")]
+    found = {
+        str(file.relative_to(ROOT)): len(FIELD.findall(file.read_text(encoding="utf-8")))
+        for file in files
+    }
+    assert {name: n for name, n in found.items() if n} == FIELDS
+
+
+def typed(page: Page, label: str | re.Pattern[str], text: str = TEXT) -> None:
+    """Type into the field of a label, and go on to the next, which sends it."""
+    field = page.get_by_role("textbox", name=label).first
+    field.fill(text)
+    field.press("Tab")
+    settled(page)
+
+
+def whole(page: Page) -> None:
+    opened(page)
+    assert page.get_by_test_id("stException").count() == 0, page.url
+    for frame in page.frames:
+        assert frame.evaluate(LIVE) == 0, page.url
+
+
+def test_no_page_runs_or_fetches_what_is_typed(run: Run, page: Page, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(run.path, runs / "run")
+    mine, at = Run.open(runs / "run"), urlencode({"run": "run", "method": "ga"})
+    with served(runs) as address:
+        # A run's name and notes.
+        page.goto(f"{address}/attribution?{at}")
+        opened(page)
+        page.get_by_role("button", name="Name, copy or delete").click()
+        typed(page, "Name", EVIL[0])
+        typed(page, "Notes", f"{LINES}\n{TEXT}")
+        page.get_by_role("button", name="Save").click()
+        whole(page)
+        assert label(mine).title == EVIL[0] and LINES in label(mine).notes
+        # Another model, a folder or a hub id.
+        page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'subject': OTHER_MODEL})}")
+        opened(page)
+        typed(page, "Hub id or folder")
+        whole(page)
+        # Rows of a data set: a file of its own, and how its rows are asked.
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("\n".join(json.dumps({"q": TEXT, "a": each, "p": each}) for each in EVIL))
+        page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'task': OWN_TASK})}")
+        opened(page)
+        for where in (TEXT, str(rows)):
+            typed(page, "Data set on the hub", where)
+            typed(page, "Config", TEXT if where == TEXT else "")
+            typed(page, "Split", TEXT if where == TEXT else "")
+            page.get_by_role("button", name="Read the rows").click()
+            whole(page)
+        typed(page, "How it is asked", f"{{}} {TEXT}")
+        whole(page)
+        typed(page, "Or paste its lines (JSONL)")
+        whole(page)
+        # Prompts of one's own, asked of each model and followed through the graph.
+        for place in ({"ask": "own"}, {"node": "m0", "pair": "your own words"}):
+            name = "ask" if "ask" in place else "circuit"
+            page.goto(f"{address}/{name}?{at}&{urlencode(place)}")
+            opened(page)
+            typed(page, "Beginning of a sentence", TEXT[:300])
+            typed(page, "Right answer (optional)", TEXT[:100])
+            whole(page)
+        page.goto(f"{address}/glossary")
+        opened(page)
+        typed(page, "Find a word")
+        whole(page)
+        # What is written on a node of the circuit; it is drawn on the graph and kept with the run.
+        page.goto(f"{address}/circuit?{at}")
+        expect(page.get_by_role("status").filter(has_text="shown of")).to_be_visible()
+        opened(page)
+        page.get_by_label("Graph of the circuit", exact=True).focus()
+        for key in ("ArrowUp", "Enter"):
+            page.keyboard.press(key)
+        page.get_by_text("Label, group, note").wait_for()
+        for name, text in (("Label", TEXT[:60]), ("Group", TEXT[60:120]), ("Note", LINES + TEXT)):
+            box = page.get_by_role("textbox", name=name).first
+            if not box.is_visible():
+                page.get_by_text("Label, group, note").click()
+            typed(page, name, text)
+            whole(page)
+        assert TEXT[:60].strip() in mine.read("marks").labels.values()
+        # A review: who signs, and what they note on each property.
+        page.goto(f"{address}/review?{at}")
+        opened(page)
+        page.get_by_text("Rejected", exact=True).first.click()
+        typed(page, "Your name")
+        typed(page, re.compile("^Note on"), f"{LINES}\n{TEXT}")
+        page.get_by_role("button", name="Sign").last.click()
+        whole(page)
+        assert mine.read("review", "ga").name.startswith(EVIL[0])
+        # What an edit is called: it is refused, or it is its name everywhere.
+        page.goto(f"{address}/unlearn?{at}&edit=ga")
+        opened(page)
+        page.get_by_role("button", name="Rename or delete").click()
+        typed(page, "Name of the edit", TEXT)
+        page.get_by_role("button", name="Rename", exact=True).click()
+        whole(page)
+        page.goto(f"{address}/unlearn?{at.replace('ga', 'npo')}")
+        opened(page)
+        typed(page, "Name of the edit")
+        page.get_by_role("button", name=re.compile("^Run ")).click()
+        whole(page)
+        assert len(mine.edits()) == 1
+        # A lesson's answer stands in the address alone; there is no field for one.
+        page.goto(f"{address}/learn?{urlencode({'my-weights': TEXT, 'step': TEXT})}")
+        whole(page)
+
+
+def test_a_password_is_typed_and_no_more(
+    run: Run, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSWORD, TEXT)
+    with served(run.path.parent) as address:
+        page.goto(f"{address}/")
+        for text, found in ((f"{TEXT} ", "That is not the password."), (TEXT, "MANSU")):
+            typed(page, "The password of this server", text)
+            page.get_by_role("button", name="Enter").click()
+            expect(page.get_by_text(found).first).to_be_visible()
+            whole(page)
+        expect(page.get_by_label("The password of this server")).to_have_count(0)

@@ -332,6 +332,21 @@ def test_a_flag_ends_a_job_in_the_middle_of_a_step(tiny: Subject, tmp_path: Path
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize(
+    ("code", "torn"), [(0, True), (cli.BAD_INPUT, True), (cli.CANCELLED, False)]
+)
+def test_a_job_that_was_cancelled_is_not_taken_apart(code: int, torn: bool) -> None:
+    ends = (
+        "import atexit\n"
+        "from mansu.cli import commands\n"
+        "atexit.register(print, 'torn')\n"
+        f"commands.main = lambda: print('said') or {code}\n"
+        "commands.script()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", ends], capture_output=True, text=True)
+    assert done.returncode == code and done.stdout.split() == ["said"] + ["torn"] * torn
+
+
 def test_a_command_that_is_done_looks_through_nothing_more() -> None:
     code = (
         "from mansu import cli\n"

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from families import byte_pairs
 from made import run_of
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mansu import tasks
 from mansu.errors import MansuError, NotMeasuredError
@@ -29,7 +31,7 @@ from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.measure.scores import measure_task
 from mansu.report.dossier import Dossier, dossier
-from mansu.subjects import Edit, Subject, shipped
+from mansu.subjects import Edit, Subject, shipped, wrap
 from mansu.sweep.store import Store
 
 EVENTS = (
@@ -255,6 +257,49 @@ def test_an_export_is_there_whole_or_not_at_all(whole: Run, tiny: Subject, tmp_p
 
     found = each_kill(None, here, lambda: formats.write(whole, tiny, "ga", here, asked), look, 9)
     assert kinds(found) == ["none", "whole"] and len(found) > 10
+
+
+def test_a_gguf_export_is_there_whole_or_not_at_all_and_the_next_one_sweeps(
+    tmp_path: Path,
+) -> None:
+    """Of a model whose tokenizer has a place in GGUF: pieces of the task's own words."""
+    task, here = tasks.load("tiny-colours"), tmp_path / "here"
+    words = [f"{fact.prompt}{fact.answer}" for fact in task.facts]
+    tokenizer = byte_pairs(said=words, size=2000)
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_hidden_layers=1, tie_word_embeddings=True, **shape
+    )
+    subject = wrap("a llama", LlamaForCausalLM(config), tokenizer)
+    base = measure_task(subject, task)
+    run = run_of(tmp_path / "run", subject, task, base, {"ga": base})
+
+    def export() -> None:
+        formats.write(run, subject, "ga", here / "out", ("gguf", "lm-eval"), outtype="q8_0")
+
+    export()
+    whole = files(here)
+    assert [name for name in whole if name.endswith(".gguf")]
+    left = 0
+
+    def look() -> str:
+        nonlocal left
+        found = files(here)
+        assert not found or found.keys() == whole.keys()
+        parts = list(here.glob("*.part"))
+        left += bool(parts)
+        again = here / "again"  # as the next export does it, a minute later
+        for part in parts:
+            os.utime(part, (0, 0))
+        formats.write(run, subject, "ga", again, ("gguf", "lm-eval"), outtype="q8_0")
+        assert not list(here.rglob("*.part"))
+        assert {name.partition("/")[2] for name in files(again.parent)} >= {
+            name.partition("/")[2] for name in whole
+        }
+        return "whole" if found else "none"
+
+    found = each_kill(None, here, export, look, 7)
+    assert kinds(found) == ["none", "whole"] and left > 10
 
 
 def test_a_prepared_subject_is_there_whole_or_not_at_all(
