@@ -98,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code:  # it failed
             print((Path(home) / "log").read_text(), file=sys.stderr)
             return 1
+    if not took:
+        print("No stage was still on when it was to be cancelled: shorten --wait.", file=sys.stderr)
+        return 1
     for stage, found in took.items():
         print(f"{stage:16} {len(found)} times, at most {max(found):.2f} s")
     return int(max(map(max, took.values())) > LIMIT)
