@@ -7,7 +7,7 @@ symbols as WMDP's rows, to be forgotten, capitals and languages as MMLU's, to be
 commands of a user: ``task`` makes a task of the two, ``run`` unlearns it, ``score`` asks as lm-eval
 does (the cloze form: a model of this size answers letters by chance). Some ten minutes. Prints both
 sets before and after, in full precision and in NF4, and each verdict; ends with 1 where a command
-fails or what is to be forgotten was not known before.
+fails.
 """
 
 from __future__ import annotations
