@@ -49,6 +49,7 @@ def answers(run: Run, methods: Sequence[str], prompt: str, wanted: str, tokens: 
 @st.cache_resource(
     max_entries=64,
     show_spinner="Asking the models …",
+    show_time=True,
     hash_funcs={Subject: lambda s: s.fingerprint, Run: lambda r: str(r.path)},
 )
 def _answers(

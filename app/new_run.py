@@ -220,6 +220,7 @@ def _samples(example: str) -> None:
 @st.cache_resource(
     max_entries=32,
     show_spinner="Asking the model what it knows of the task …",
+    show_time=True,
     hash_funcs={Subject: lambda s: s.fingerprint, Task: lambda t: t.digest},
 )
 def _measured(subject: Subject, task: Task) -> Measurement:

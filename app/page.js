@@ -8,16 +8,27 @@
       ? history.replaceState(state, title, url)
       : push(state, title, url);
 
+  // A number of no meaning by which the lesson knows, after a reload, too, whose answer is whose; the
+  // browser forgets it when it is closed. (randomUUID is for https alone.)
+  if (!/(^|; )mansu-student=/.test(document.cookie)) {
+    const drawn = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    document.cookie = `mansu-student=${drawn}; path=/; SameSite=Strict`;
+  }
+
   // What the address says is seen at once: the projector's type is large before Streamlit draws, and
   // another view or step of the lesson, and what is shown of an answer, begins at its top.
-  let before;
+  let before, revealed = false;
   const follow = () => {
     const asked = new URLSearchParams(location.search);
     const large = location.pathname.endsWith("/learn") && asked.get("projector") === "on";
     document.documentElement.classList.toggle("projector", large);
     const of = [...asked].filter(([name]) => /^(view|step|my-.*)$/.test(name));
     const now = String(of.sort());
-    if (now !== before) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+    if (now !== before) {
+      document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+      const fresh = ([name]) => name.startsWith("my-") && !before.includes(`${name},`);
+      revealed = before !== undefined && of.some(fresh);
+    }
     before = now;
   };
   for (const name of ["pushState", "replaceState"]) {
@@ -56,6 +67,13 @@
     });
     // A place to drop a file has a name, and so must be something.
     every("stFileUploaderDropzone", (place) => place.setAttribute("role", "group"));
+    // An answer that is shown takes the place of the button that asked for it, and its focus.
+    const said = document.querySelector(".st-key-lesson-said");
+    if (revealed && said) {
+      revealed = false;
+      said.tabIndex = -1;
+      if (document.activeElement === document.body) said.focus({ preventScroll: true });
+    }
     // A table that is wider than its place is scrolled by the arrow keys.
     every("stTable", ({ firstElementChild: box }) => {
       if (box && box.scrollWidth > box.clientWidth) box.tabIndex = 0;

@@ -62,7 +62,7 @@ class Shelf:
         with making:
             if (found := self._find(key)) is not None:
                 return found
-            with st.spinner(f"{what} …"):
+            with st.spinner(f"{what} …", show_time=True):
                 self._wait_for_room(key, what, expected)
                 try:
                     value = make()

@@ -89,6 +89,7 @@ def node_after(run: Run, method: str, asked: lens.Asked, source: int, *, nf4: bo
 @st.cache_resource(
     max_entries=64,
     show_spinner="Running the edited model …",
+    show_time=True,
     hash_funcs={subjects.Subject: lambda s: s.fingerprint},
 )
 def _node_after(
@@ -165,6 +166,7 @@ def moved(run: Run, method: str) -> Mapping[str, tuple[int, int]]:
 @st.cache_data(
     max_entries=32,
     show_spinner="Counting the weights that moved …",
+    show_time=True,
     hash_funcs={subjects.Subject: lambda s: s.fingerprint},
 )
 def _moved(subject: subjects.Subject, digest: str, _edit: Edit) -> Mapping[str, tuple[int, int]]:

@@ -277,9 +277,15 @@ JOINER = "\u2060"
 _LIST = re.compile(r"(?m)^(\s*\d*)([-+.)])(?=\s)")
 
 
+_TURNED = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that turn the direction of what follows: the app's own words, too."""
+
+
 def plain(text: str) -> str:
     """Text of a user's or a file's as Markdown that shows it as it is; a pair of backticks stays
-    code. One without another would leave what follows it as it is, and a picture is fetched."""
+    code. One without another would leave what follows it as it is, and a picture is fetched. What
+    would write the sentence around it backwards is left out."""
+    text = _TURNED.sub("", text)
     text = _MARKUP.sub(lambda found: found[0] if found["code"] else f"\\{found[0]}", text)
     text = _NAMED.sub(f":{JOINER}", text)
     return _LIST.sub(r"\1\\\2", text)

@@ -85,12 +85,17 @@ def explore(run: Run, circuit: Circuit) -> None:
     told = graph.heard(key)
     asked = st.query_params.to_dict()
     view = told.view if told else graph.View.of(asked, layout.n_layers)
+    refused, linked = st.session_state.get(f"refused {key}", ({}, view))
     if not told:
-        for name, (wanted, is_now) in view.refused(asked, layout.n_layers).items():
+        refused = view.refused(asked, layout.n_layers)
+    if not told or view == linked:  # the graph answers at once, which is no reason to say no more
+        for name, (wanted, is_now) in refused.items():
             address.refuse(address.VIEW[name], wanted, is_now, "cannot be")
     other = compared(run, circuit)
     if other and not told and "stage" not in st.query_params:
         view = replace(view, stage="all")  # a link to an edit is a link to what it did
+    if not told:
+        st.session_state[f"refused {key}"] = refused, view
     alone = {"stage": graph.ALONE} if other and view.stage is None else {}
     address.link(view.query(layout.n_layers) | alone)
     shown = circuit if view.n is None else circuit.top(view.n)
@@ -184,7 +189,7 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
         key, codes = "selection measured", (run.name, *chosen.kept.tolist())
         label = f"Measure it: {many(len(chosen), 'edge')}"
         if st.button(label, key="measure selection", icon=":material/play_arrow:"):
-            with st.spinner("Patching every other edge …"):
+            with st.spinner("Patching every other edge …", show_time=True):
                 found = faithfulness_of(state.patched(run), chosen.edge_mask)
             st.session_state[key] = codes, found
         asked, found = st.session_state.get(key, (None, None))

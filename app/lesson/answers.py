@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from uuid import uuid4
 
 import streamlit as st
@@ -16,6 +17,8 @@ PREFIX = "my-"
 
 KEPT = "lesson answers"
 PERSON = "lesson person"
+COOKIE = "mansu-student"
+"""Random, of each browser, until it is closed: ``page.js`` makes it."""
 
 
 def get(step: Step) -> Answer | None:
@@ -39,10 +42,9 @@ def get(step: Step) -> Answer | None:
 
 def keep(step: Step, bench: Bench, answer: Answer) -> None:
     """Keep a prediction, here and, without a name, in the class's tally."""
-    person = st.session_state.setdefault(PERSON, uuid4().hex)
     st.session_state.setdefault(KEPT, {})[step.key] = answer
     caught = step.outcome(bench, answer).caught
-    board().put(step.key, person, step.said(bench, answer), caught)
+    board().put(step.key, _person(), step.said(bench, answer), caught)
 
 
 def begin_again() -> None:
@@ -50,6 +52,14 @@ def begin_again() -> None:
     st.session_state[KEPT] = {}
     for name in [n for n in st.query_params if n.startswith(PREFIX)]:
         del st.query_params[name]
+
+
+def _person() -> str:
+    """A token that says nothing about who it is: of the browser, so that a reload is no other
+    person, or of the session where the browser keeps none."""
+    kept = st.context.cookies.get(COOKIE)
+    mine = sha256(kept.encode()).hexdigest() if isinstance(kept, str) else uuid4().hex
+    return st.session_state.setdefault(PERSON, mine)
 
 
 def _value(text: str) -> float | str:
@@ -61,4 +71,4 @@ def _value(text: str) -> float | str:
 
 def coin() -> bool:
     """Heads or tails, the same all through this student's session."""
-    return int(st.session_state.setdefault(PERSON, uuid4().hex), 16) % 2 == 0
+    return int(_person(), 16) % 2 == 0

@@ -7,7 +7,7 @@ import streamlit as st
 from app.lesson import figures, real
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Link, Outcome, Step, apart, between, first
-from app.lesson.weights import committed
+from app.lesson.weights import committed, guessed, untouched
 from mansu.show.numbers import between as with_interval
 from mansu.show.numbers import number, percent
 from mansu.tasks.facts import CHANCE
@@ -25,14 +25,15 @@ RATIOS += (500.0, 750.0, 1000.0, 2000.0)
 
 
 def _predict_reach(bench: Bench) -> Answer | None:
-    guess = st.select_slider(
+    guess = guessed(
+        st.select_slider,
         "The typical bin is … times as wide as the typical move of the gentle training",
         RATIOS,
         RATIOS[3],
         format_func=lambda ratio: f"{ratio:,.0f} ×",
         key="lesson reach",
     )
-    return (guess,) if committed("reach") else None
+    return (guess,) if committed("reach", untouched("lesson reach")) else None
 
 
 def _ratio(bench: Bench, name: str) -> float:
@@ -111,7 +112,8 @@ def _predict_flip(bench: Bench) -> Answer | None:
         f"Its typical move is **{number(_ratio(bench, edit))} times** too short to cross a whole "
         "bin."
     )
-    guess = st.slider(
+    guess = guessed(
+        st.slider,
         "What share of the moved weights gets another code?",
         0.0,
         100.0,
@@ -120,7 +122,7 @@ def _predict_flip(bench: Bench) -> Answer | None:
         format="%.1f %%",
         key="lesson flip",
     )
-    return (edit, guess / 100) if committed("flip") else None
+    return (edit, guess / 100) if committed("flip", untouched("lesson flip")) else None
 
 
 def _reveal_flip(bench: Bench, answer: Answer) -> None:
@@ -204,7 +206,8 @@ def _predict_deploy(bench: Bench) -> Answer | None:
         f"colours right (before: {percent(bench.base().full['forget'].accuracy, 0)}; guessing: "
         f"{percent(CHANCE, 0)}). It seems to have forgotten."
     )
-    guess = st.slider(
+    guess = guessed(
+        st.slider,
         "And how many are right after the edited model is stored in 4 bits?",
         0,
         100,
@@ -212,7 +215,7 @@ def _predict_deploy(bench: Bench) -> Answer | None:
         format="%d %%",
         key="lesson deploy",
     )
-    return (guess / 100,) if committed("deploy") else None
+    return (guess / 100,) if committed("deploy", untouched("lesson deploy")) else None
 
 
 def _reveal_deploy(bench: Bench, answer: Answer) -> None:

@@ -12,7 +12,7 @@ from app.lesson.answers import coin
 from app.lesson.bench import EDITS, Bench
 from app.lesson.line import line
 from app.lesson.step import Answer, Link, Outcome, Step, between
-from app.lesson.weights import LEVELS, committed
+from app.lesson.weights import LEVELS, committed, guessed, untouched
 from mansu.evidence import ABOUT, Verdict
 from mansu.progress import OnStep
 from mansu.progress import Step as Done
@@ -36,7 +36,8 @@ def _predict_floor(bench: Bench) -> Answer | None:
     ):
         with column:
             said.append(
-                st.slider(
+                guessed(
+                    st.slider,
                     f"Moves that {FORMAT_TITLES[format.kind]} sees",
                     0,
                     100,
@@ -46,7 +47,8 @@ def _predict_floor(bench: Bench) -> Answer | None:
                 )
                 / 100
             )
-    return tuple(said) if committed("floor") else None
+    lacking = untouched(*(f"lesson floor {format.kind}" for format in SHOWN))
+    return tuple(said) if committed("floor", lacking) else None
 
 
 def _reveal_floor(bench: Bench, answer: Answer) -> None:

@@ -23,7 +23,7 @@ class Board:
         """Keep an answer.
 
         Args:
-            person: a random token of the session; it says nothing about who it is.
+            person: a random token; it says nothing about who it is.
             caught: the common mistake that it shows, if it shows one.
         """
         with self._lock:

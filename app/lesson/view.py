@@ -24,7 +24,7 @@ PRINTED = """<style>@media print {
 }</style>"""
 
 
-@st.cache_resource(show_spinner="Loading the lesson's model …")
+@st.cache_resource(show_spinner="Loading the lesson's model …", show_time=True)
 def shared() -> Bench:
     """The bench of everybody on this server."""
     return bench.load()
@@ -69,7 +69,8 @@ def _step(step: Step, made: Bench) -> None:
         return
     with st.spinner("Measuring …", show_time=True):
         outcome = step.outcome(made, answer)
-    _said(outcome)
+    with st.container(key="lesson-said"):  # page.js leads the keyboard here
+        _said(outcome)
     step.reveal(made, answer)
     larger = real.larger(listed(), made.subject.fingerprint)
     if step.real is not None and larger is not None:
@@ -218,7 +219,8 @@ def teacher(_: DeltaGenerator) -> None:
     st.markdown(
         f"{len(STEPS)} steps, about {sum(step.minutes for step in STEPS):g} minutes. Everybody "
         "opens the Lesson page of this server and predicts on a screen of their own; switch on "
-        "*Projector* for the room. Ask before the reveal, and wait."
+        "*Projector* for the room. Ask before the reveal, and wait. Each browser counts "
+        "once, with its latest answer."
     )
     if st.button("Measure everything now, so that nobody waits", icon=":material/speed:"):
         bar = st.progress(0.0)

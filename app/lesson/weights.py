@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import streamlit as st
 
 from app.lesson import figures
@@ -16,8 +20,26 @@ SHOW = "Keep my prediction and show the answer"
 LEVELS = CODES.tolist()
 WIDTHS = NF4.widths
 GROWTHS = (0.05, 0.1, 0.2, 0.4)
+_TOUCHED = "touched "
 MOST = 0.5
 """The curve of the second step ends there."""
+
+
+def guessed(draw: Callable[..., Any], label: str, *arguments: Any, key: str, **more: Any) -> Any:
+    """A slider for a guess; ``untouched`` tells whether it stands where nobody has put it."""
+    if key not in st.session_state:  # new on the page, at its beginning
+        st.session_state[_TOUCHED + key] = False
+    touch = partial(st.session_state.__setitem__, _TOUCHED + key, True)
+    return draw(label, *arguments, key=key, on_change=touch, **more)
+
+
+def untouched(*keys: str) -> str:
+    """What has to be done before guesses are anybody's: "" once each slider has been moved."""
+    left = sum(not st.session_state[_TOUCHED + key] for key in keys)
+    if not left:
+        return ""
+    said = "Move the handle first" if len(keys) == 1 else f"Move each handle first ({left} left)"
+    return f"{said}; you may move it back to where it stands."
 
 
 def committed(step: str, lacking: str = "") -> bool:
@@ -132,14 +154,15 @@ def _predict_block(bench: Bench) -> Answer | None:
         key="lesson growth",
     )
     _strip(bench, growth)
-    guess = st.slider(
+    guess = guessed(
+        st.slider,
         f"How many of the other {others} weights, which do not move, get another code?",
         0,
         others,
         others // 2,
         key="lesson block",
     )
-    return (growth, float(guess)) if committed("block") else None
+    return (growth, float(guess)) if committed("block", untouched("lesson block")) else None
 
 
 def _strip(bench: Bench, growth: float, *, answered: bool = False) -> None:

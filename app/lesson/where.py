@@ -65,7 +65,8 @@ def _predict_grid(bench: Bench) -> Answer | None:
         f"everything else. (A nat is a unit of surprise: a loss of {log(2):.1f} halves an answer's "
         f"probability.) You have looked at {len(set(path))} of {len(by)} choices."
     )
-    return (float(count), float(distance)) if committed("grid") else None
+    lacking = "" if len(set(path)) > 1 else "Try other choices first: move a handle."
+    return (float(count), float(distance)) if committed("grid", lacking) else None
 
 
 def _reveal_grid(bench: Bench, answer: Answer) -> None:

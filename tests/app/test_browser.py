@@ -178,6 +178,21 @@ def test_a_term_of_the_glossary_is_where_links_lead(address: str, browser_page: 
     assert places == [glossary.anchor(term) for term in glossary.TERMS]
 
 
+def test_what_a_link_to_a_circuit_asks_in_vain_is_said_until_something_is_chosen(
+    address: str, browser_page: Page
+) -> None:
+    page = browser_page
+    shutil.copytree(runs.EXAMPLES / "tiny-colours", runs.folder() / "asked")
+    page.goto(f"{address}/circuit?run=asked&edges=9&sign=zz")
+    warned = page.get_by_text("asks for “zz” (sign)")
+    expect(page.get_by_role("status").filter(has_text="shown of")).to_be_visible()
+    page.wait_for_timeout(1500)  # the graph tells which edges it shows
+    settled(page)
+    expect(warned).to_be_visible()
+    page.get_by_label("Edges that").select_option("for")
+    expect(warned).to_have_count(0)
+
+
 def test_the_tour_goes_on_when_the_thing_is_done(address: str, browser_page: Page) -> None:
     page = browser_page
     shutil.copytree(runs.EXAMPLES / "tiny-colours", runs.folder() / "toured")

@@ -273,6 +273,24 @@ def test_a_prediction_is_kept_and_counted() -> None:
     assert at.success  # it is still there
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.key)
+def test_what_nobody_has_touched_is_no_prediction(step: Step) -> None:
+    at = page(step=str(STEPS.index(step) + 1))
+    assert at.button(key=f"keep {step.key}").disabled
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_slider_may_be_moved_back_and_is_untouched_on_the_next_visit() -> None:
+    at = page(step="5")
+    at.slider(key="lesson deploy").set_value(55).run()
+    at.slider(key="lesson deploy").set_value(30).run()
+    assert not at.button(key="keep deploy").disabled
+    at.button(key="step next").click().run()
+    at.button(key="step back").click().run()
+    assert at.button(key="keep deploy").disabled
+
+
 @pytest.mark.parametrize("place", ["nf4", "compare"])
 def test_what_a_step_links_to_is_chosen_there(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

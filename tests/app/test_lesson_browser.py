@@ -112,6 +112,7 @@ def test_what_a_teacher_reads_stays_open_while_answers_come(
     def answered() -> None:
         student = browser.new_page()
         student.goto(f"{address}/learn?step=3")
+        student.get_by_role("slider").press("ArrowRight")
         student.get_by_role("button", name="Keep my prediction").click()
         expect(student.get_by_text("You said")).to_be_visible()
         student.close()
@@ -126,3 +127,41 @@ def test_what_a_teacher_reads_stays_open_while_answers_come(
     expect(said.locator("summary")).not_to_have_text(label)
     expect(said.get_by_text(STEPS[2].counted)).to_be_visible()
     settled(teacher)
+
+
+def test_a_student_is_one_after_a_reload_and_is_led_to_the_answer_by_the_keyboard(
+    address: str, browser: Browser
+) -> None:
+    def student() -> Page:
+        page = browser.new_context().new_page()
+        page.goto(f"{address}/learn?step=4")
+        return page
+
+    def answer(page: Page) -> None:
+        keep = page.get_by_role("button", name="Keep my prediction")
+        expect(keep).to_be_disabled()  # nobody has put the handle where it stands
+        page.get_by_role("slider").press("ArrowRight")
+        expect(keep).to_be_enabled()
+        keep.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".st-key-lesson-said")).to_be_focused()
+        settled(page)
+
+    one, other = student(), student()
+    answer(one)
+    answer(other)
+    counted = other.get_by_text("What the class said (").inner_text()
+    one.reload()
+    expect(one.get_by_text("You said")).to_be_visible()
+    settled(one)
+    expect(one.locator(".st-key-lesson-said")).not_to_be_focused()  # it was not asked for just now
+    one.goto(
+        f"{address}/learn?view=My+sheet&{one.url.partition('?')[2]}".replace("view=Lesson", "")
+    )
+    one.get_by_role("button", name="Begin again").click()
+    expect(one.get_by_role("heading", name=STEPS[0].question)).to_be_visible()
+    one.goto(f"{address}/learn?step=4")
+    answer(one)
+    assert one.get_by_text("What the class said (").inner_text() == counted
+    for page in (one, other):
+        page.context.close()

@@ -275,6 +275,7 @@ def test_what_people_write_is_never_a_directive() -> None:
         f"\\:{words.JOINER}smile: \\:{words.JOINER}material/x:"  # a backslash keeps no icon away
     )
     assert words.plain("at 10:30:15+00:00") == "at 10:30:15+00:00"
+    assert words.plain("a\u202eb\u2066c\u200fd\u061ce") == "abcde"  # nothing is turned around
     assert words.plain("Task: at 10:30, Q4_0") == "Task: at 10:30, Q4_0"
     assert words.plain("_a_ __b__") == r"\_a\_ \_\_b\_\_"
     assert words.plain("run `mansu *`, [x]") == r"run `mansu *`, \[x\]"  # a pair is code
