@@ -35,6 +35,7 @@ from mansu.show import numbers
 from mansu.subjects.subject import Subject
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
+MAIN = PAGES.parent / "app" / "main.py"
 SHORT = {"mansu": {"steps": 5, "rate": 0.2}, "graddiff": {"steps": 2}}
 
 
@@ -66,7 +67,12 @@ def done(run: Run, seconds: float) -> None:
 
 def opened(page: str, **query: str | list[str]) -> AppTest:
     """The page as a link with these choices opens it."""
-    app = AppTest.from_file(str(PAGES / f"{page}.py"), default_timeout=60)
+    path = PAGES / f"{page}.py"
+    linking = page == "ask"  # its link to another page needs the app around it
+    app = AppTest.from_file(str(MAIN if linking else path), default_timeout=60)
+    if linking:
+        app.run()
+        app.switch_page(str(path))
     for name, value in query.items():
         app.query_params[name] = value
     app.run()

@@ -95,7 +95,8 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_the_configuration_lists_every_task_and_method() -> None:
     found = reproduce.configured()
-    assert [e.name.split("-")[0] for e in found] == ["tiny", "chemical", "capitals", "languages"]
+    names = ["tiny", "chemical", "capitals", "languages", "gemma", "gemma"]
+    assert [e.name.split("-")[0] for e in found] == names
     assert found[0].methods == methods.ALL
     everywhere = tuple(name for name in methods.ALL if name != "retrained")  # ships for tiny only
     assert all(e.methods == everywhere for e in found[1:])

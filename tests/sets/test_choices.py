@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from multiple_choice import FORGET, KEEP, written
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -23,7 +24,6 @@ from mansu.sets import choices
 from mansu.sets.choices import LETTERS, Question
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
-from tests.multiple_choice import FORGET, KEEP, written
 
 QUESTION = Question("What is the symbol for gold?", ("Ag", "Au", "Fe", "Pb"), 1, "chemistry", 1)
 THINGS = [f"thing{i}" for i in range(12)]
