@@ -27,7 +27,7 @@ class Chapter:
         method: the edit's name. title: as it is written.
         moved: weights that it moves and that are stored in 4 bits; left: those whose code changes.
         before, full, nf4: accuracy on the facts to forget: unedited, edited, edited in 4 bits.
-        back: facts that it forgot and that are right again in 4 bits. forgot: those that it forgot.
+        back: answers that it forgot and that are right again in 4 bits. forgot: those it forgot.
     """
 
     method: str
@@ -62,7 +62,7 @@ class Chapter:
         return (
             f"{self.title}: right answers fell from {percent(self.before.value)} to "
             f"{percent(self.full.value)}, and are at {percent(self.nf4.value)} in 4 bits; "
-            f"{self.back} of {self.forgot} forgotten facts came back"
+            f"{self.back} of {self.forgot} forgotten answers came back"
         )
 
 
