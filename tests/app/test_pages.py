@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from app import charts, jobs, live, settings, tables, words
@@ -65,14 +66,19 @@ def done(run: Run, seconds: float) -> None:
     assert jobs.state(run) == "done", run.log()
 
 
+@pytest.fixture(autouse=True)
+def address() -> Iterator[None]:
+    """Where app/.streamlit/config.toml binds it: elsewhere the app around a page warns."""
+    before = config.get_option("server.address")
+    config.set_option("server.address", "localhost")
+    yield
+    config.set_option("server.address", before)
+
+
 def opened(page: str, **query: str | list[str]) -> AppTest:
     """The page as a link with these choices opens it."""
-    path = PAGES / f"{page}.py"
-    linking = page == "ask"  # its link to another page needs the app around it
-    app = AppTest.from_file(str(MAIN if linking else path), default_timeout=60)
-    if linking:
-        app.run()
-        app.switch_page(str(path))
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
+    app.switch_page(str(PAGES / f"{page}.py"))
     for name, value in query.items():
         app.query_params[name] = value
     app.run()
