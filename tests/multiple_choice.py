@@ -23,7 +23,6 @@ from pathlib import Path
 
 from mansu import subjects, tasks
 from mansu.cli.commands import main as mansu
-from mansu.job.runs import Run
 
 FORGET = {
     "chemical-symbols": (r".*(?:for|of|element) (\w+) (?:is|has).*", "What is the symbol for {}?")
@@ -93,7 +92,6 @@ def main() -> int:
                 to = folder / f"{method}-{name}.json"
                 asked = ("--set", name, "--form", "cloze", "--nf4", "-o", to)
                 do("score", source, "--run", run, "--method", method, *asked)
-            print(method, Run.open(run).verdict(method), flush=True)
     return 0
 
 

@@ -63,16 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     took: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as home:
         folder, code = Path(home) / "run", 130
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "-m",
-            "mansu",
-            "run",
-            "--folder",
-            str(folder),
-        ]
+        command = [sys.executable, "-X", "faulthandler", "-m", "mansu", "run"]
+        command += ["--folder", str(folder)]
         command += ["--subject", options.subject, "--method", options.method]
         command += [part for each in options.set for part in ("--set", each)]
         while code in (130, -signal.SIGABRT):  # cancelled, as it ends with

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.threads --subject tiny --method mansu
     python -m experiments.benchmarks.threads --subject smollm2-135m-instruct --short
 
-The whole main job is done twice, each in a process of its own that begins its run with so many
-threads; ``--short`` ends after the edit's first measurement. Times and memory are not compared. The
-exit code is 1 where anything differs: then a run's manifest is what has to match, and a run that
-goes on takes the threads that it was begun with (``mansu.job.machine``).
+The whole main job is done twice by MANSU's own commands, each with so many threads; ``--short``
+ends with the edit's measurement. Times and memory are not compared. The exit code is 1 where
+anything differs: then a run's manifest is what has to match, and a run that goes on takes the
+threads that it was begun with (``mansu.job.machine``).
 """
 
 from __future__ import annotations
@@ -24,14 +24,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from mansu import subjects, tasks
 from mansu.files import inside, parsed_json
-from mansu.job import pipeline
-from mansu.job.runs import Run
-from mansu.job.session import Session
-from mansu.job.settings import Settings
-from mansu.job.working import Work
-from mansu.subjects import shipped
 
 COUNTS = (1, 2)
 PASSED_OVER = {"manifest.json", "status.json", "timings.json"}
@@ -39,19 +32,17 @@ TIMES = ("seconds", "peak_memory", "time", "digest of the edit", "digest of the 
 """Of a JSON object: what no two jobs share, and what only says which edit was measured."""
 
 
-def work(subject: str, method: str, folder: Path, short: bool) -> None:
-    """The job, in this process and with its threads."""
-    made = subjects.load(subject)
-    known = shipped.TABLE.get(subject)
-    task = tasks.load(known.task if known else "chemical-symbols")
-    run = Run.create(made, task, Settings(), folder)
-    job = Work(run)
-    stages: tuple[pipeline.Stage, ...] = pipeline.whole(method)
+def work(subject: str, method: str, folder: Path, threads: int, short: bool) -> None:
+    """The job by so many threads, in processes of its own."""
+    new, edit = ("--folder", str(folder), "--subject", subject), (str(folder), "--method", method)
+    commands = [("run", *new, "--method", method)]
     if short:
-        edit = pipeline.unlearning(method)
-        stages = (*pipeline.CIRCUIT, edit, pipeline.BASE_NF4, pipeline.QUANTIZE)
-    with job.held():
-        pipeline.perform(Session(run, made), stages, method, on_step=job.on_step)
+        commands = [("attribute", *new), ("circuit", str(folder))]
+        commands += [("unlearn", *edit), ("quantize", *edit)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    for command in commands:
+        whole = [sys.executable, "-m", "mansu", *command]
+        subprocess.run(whole, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def numbers(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -110,20 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subject", default="tiny")
     parser.add_argument("--method", default="mansu")
     parser.add_argument("--short", action="store_true", help="no judging")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of one of the two
     options = parser.parse_args(arguments)
-    if options.folder:
-        work(options.subject, options.method, options.folder, options.short)
-        return 0
     with tempfile.TemporaryDirectory() as home:
         one, two = folders = [Path(home) / f"{count}" for count in COUNTS]
-        command = [sys.executable, "-m", "experiments.benchmarks.threads"]
-        command += ["--subject", options.subject, "--method", options.method]
         for count, folder in zip(COUNTS, folders, strict=True):
             print(f"with {count} threads …", file=sys.stderr, flush=True)
-            more = ["--folder", str(folder), *["--short"] * options.short]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(count)}
-            subprocess.run([*command, *more], env=environment, check=True)
+            work(options.subject, options.method, folder, count, options.short)
         names = [[str(f.relative_to(x)) for f in inside(x) if f.is_file()] for x in folders]
         differ = int(names[0] != names[1])
         for name in sorted(set(names[0]) & set(names[1])):

@@ -619,7 +619,7 @@ def _erasure(
         f" {relearned.steps} steps of relearning on half of the facts bring the other half to "
         f"{percent(relearned.curve[-1].accuracy)} (half of what was known {_after(own)}); in "
         f"{reference.of} to {percent(reference.curve[-1].accuracy)} ({_after(half)}). "
-        f"What is judged is the answer's probability among its choices, mean over the steps: "
+        "What is judged is the answer's probability among its choices, mean over the steps: "
         f"{numbers.measured(more, 'share')} above that model's."
     )
     details["relearned"] = more.to_json()
