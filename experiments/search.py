@@ -2,13 +2,18 @@
 
 The grid is the same for every method: one, two and four times its authors' learning rate (they
 train for hundreds of steps, we for a dozen), each trained once at a constant rate and measured
-after 4, 8 and 12 steps; while the best setting has the largest rate and is not near chance, the
-rate is doubled once more, up to 32 times. The rows are split in half within each answer, so that a
-fact with several phrasings is in both halves: the method trains on one half, the other decides. The
-rule: the largest fall of the forget set's 4-way accuracy among the settings whose retain accuracy
-fell by no more than the task's tolerance; of equals, the higher retain log-probability. A rate's
-run ends at the first measurement past the tolerance. If no setting is within it, the one with the
-smallest fall of retain accuracy is taken, and the record says so.
+after 4, 8 and 12 steps; while the best setting has the largest rate and does not forget, the rate
+is doubled once more, up to 32 times. The rows are split in half within each answer, so that a fact
+with several phrasings is in both halves: the method trains on one half, the other decides. The
+rephrasings and neighbours that a verdict asks for are in neither.
+
+The rule is the verdict's own (``mansu.evidence.verdict``). Of the settings whose retain accuracy
+fell by no more than the task's tolerance, those forget whose accuracy's fall towards chance, which
+counts as far below it as above it, is past the verdict's margin with its whole 95 % interval: the
+one of them that costs the worst kept group the least log-probability. Where none forgets, the one
+with the largest fall towards chance; where none is within the tolerance, the one with the smallest
+fall of retain accuracy, and the record says so. A rate's run ends at the first measurement past the
+tolerance.
 
 What differs between methods (the rate's name and origin, when to measure, what is held) is in each
 one's ``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code;
@@ -43,12 +48,13 @@ from mansu.circuits.attribution import attribute
 from mansu.circuits.search import find_circuit
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
+from mansu.evidence.verdict import towards_chance
 from mansu.files import replacing
 from mansu.job.pipeline import Stage
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings, default_fraction
-from mansu.measure.scores import Scores, measure
+from mansu.measure.scores import Scores, measure, worst_nats
 from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, silent
@@ -65,9 +71,6 @@ RATES = (1.0, 2.0, 4.0)
 
 GROWTH = 8.0
 """The largest rate tried is at most this many times the last of the grid."""
-
-
-NEAR_CHANCE = 0.3
 
 
 RESULTS = Path("experiments/results")
@@ -112,12 +115,14 @@ class Split:
         """What the subject as it now is would be chosen by."""
         subject = self.problem.subject
         forget, retain = measure(subject, self.forget), measure(subject, self.retain)
+        fall = towards_chance(self.before[0], forget)
         return {
             "forget": forget.accuracy,
+            "fall": fall.value,
+            "fall_low": fall.low,
             "retain": retain.accuracy,
             "retain_fall": self.before[1].accuracy - retain.accuracy,
-            "forget_nll": -float(forget.log_probability.mean()),
-            "retain_nll": -float(retain.log_probability.mean()),
+            "kept_fall": worst_nats(self.before[1], retain),
         }
 
 
@@ -137,12 +142,16 @@ def halves(rows: Examples, seed: int) -> tuple[list[int], list[int]]:
     return sorted(order[::2]), sorted(order[1::2])
 
 
-def best(tried: Sequence[Mapping[str, Any]], tolerance: float) -> Mapping[str, Any]:
-    """The rule of this module on measured settings (each with forget, retain_fall, retain_nll)."""
+def best(
+    tried: Sequence[Mapping[str, Any]], *, margin: float, tolerance: float
+) -> Mapping[str, Any]:
+    """The rule of this module on measured settings, as ``Split.judged`` has them."""
     allowed = [t for t in tried if t["retain_fall"] <= tolerance]
     if not allowed:
-        return min(tried, key=lambda t: (t["retain_fall"], t["forget"], t["retain_nll"]))
-    return min(allowed, key=lambda t: (t["forget"], t["retain_nll"]))
+        return min(tried, key=lambda t: (t["retain_fall"], -t["fall"], t["kept_fall"]))
+    if forgotten := [t for t in allowed if t["fall_low"] >= margin]:
+        return min(forgotten, key=lambda t: t["kept_fall"])
+    return min(allowed, key=lambda t: (-t["fall"], t["kept_fall"]))
 
 
 def search(
@@ -166,9 +175,8 @@ def search(
 
     Returns:
         JSON values: ``best`` (learning rate, steps and its measurements), ``tried`` (each setting
-        in order, with forget and retain accuracy on the validation half and the mean negative
-        log-likelihood of the retain answers in nats), ``before`` (of the unedited model), and the
-        rule's parameters.
+        in order, with what ``Split.judged`` found on the validation half), ``before`` (of the
+        unedited model), and the rule's parameters.
 
     Raises:
         BadInputError: an unknown method, one without a search, or a set with fewer than two rows.
@@ -184,15 +192,18 @@ def search(
     tried = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
     if not tried:
         raise MansuError(f"No setting of {name} gave a finite loss: nothing to choose from.")
-    chosen = best(tried, task.tolerance)
+    chosen = best(tried, margin=task.margin, tolerance=task.tolerance)
     return {
         "method": name,
         "subject": subject.name,
         "task": task.name,
         "task_digest": task.digest,
-        "rule": "largest fall of validation forget 4-way accuracy with a fall of validation "
-        "retain accuracy within the tolerance; of equals, the lowest retain_nll",
+        "rule": "with a fall of validation retain accuracy within the tolerance: of those whose "
+        "fall towards chance is past the margin with its whole interval the least kept_fall (nats "
+        "of the worst kept group), else the largest fall",
+        "margin": task.margin,
         "tolerance": task.tolerance,
+        "forgets": chosen["fall_low"] >= task.margin,
         "within_tolerance": chosen["retain_fall"] <= task.tolerance,
         "batch": batch,
         "seed": seed,
@@ -242,8 +253,8 @@ def _tried(
         watched = replace(split.problem, on_step=tell, watch=look)
         method(watched, **values, **{plan.rate: rate})
         if tried and not ahead and 2 * multiple <= most:
-            now = best(tried, task.tolerance)
-            if now["learning_rate"] == rate and now["forget"] > NEAR_CHANCE:
+            now = best(tried, margin=task.margin, tolerance=task.tolerance)
+            if now["learning_rate"] == rate and now["fall_low"] < task.margin:
                 ahead.append(2 * multiple)
         if not ahead:
             break

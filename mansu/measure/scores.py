@@ -184,6 +184,21 @@ class Scores:
         return scores
 
 
+def worst_fall(before: Scores, after: Scores) -> float:
+    """The fall in accuracy of the group that falls most, of the same rows."""
+    return _of_worst_group(before, before.correct - after.correct)
+
+
+def worst_nats(before: Scores, after: Scores) -> float:
+    """The fall in the answers' mean log-probability of the group that falls most, nats."""
+    return _of_worst_group(before, before.log_probability - after.log_probability)
+
+
+def _of_worst_group(rows: Scores, fall: np.ndarray) -> float:
+    groups = np.array(rows.groups)
+    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(rows.groups))
+
+
 def _fixed(array: np.ndarray) -> np.ndarray:
     """The array, which nobody can change: whoever reads the same file shares it."""
     array.setflags(write=False)

@@ -35,7 +35,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +42,7 @@ from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, fisher, projectors
-from mansu.measure.scores import Scores, measure_sets
+from mansu.measure.scores import Scores, measure_sets, worst_fall, worst_nats
 from mansu.methods.keep import common, prompts_of, said_of
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
@@ -471,8 +470,8 @@ class _Work:
         now, kept = self._measured(sets, nf4=False)
         now_nf4, kept_nf4 = self._measured(sets, nf4=True)
         pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
-        fall = max(_worst_fall(before, after) for before, after in pairs)
-        nats = max(_worst_nats(before, after) for before, after in pairs)
+        fall = max(worst_fall(before, after) for before, after in pairs)
+        nats = max(worst_nats(before, after) for before, after in pairs)
         return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
@@ -489,21 +488,6 @@ class _Check(NamedTuple):
     forget_nf4: float
     retain_fall: float
     retain_nats: float
-
-
-def _worst_fall(before: Scores, after: Scores) -> float:
-    """The fall in accuracy of the group that falls most."""
-    return _of_worst_group(before, before.correct - after.correct)
-
-
-def _worst_nats(before: Scores, after: Scores) -> float:
-    """The fall in the kept answers' mean log-probability of the group that falls most, nats."""
-    return _of_worst_group(before, before.log_probability - after.log_probability)
-
-
-def _of_worst_group(rows: Scores, fall: np.ndarray) -> float:
-    groups = np.array(rows.groups)
-    return max(float(fall[groups == name].mean()) for name in dict.fromkeys(rows.groups))
 
 
 def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:

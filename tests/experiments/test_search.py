@@ -12,11 +12,13 @@ import pytest
 from experiments import search as searching
 from mansu import tasks
 from mansu.errors import BadInputError
+from mansu.evidence.verdict import towards_chance
 from mansu.measure.scores import measure
 from mansu.methods import Problem, mansu_method, named
 from mansu.methods.keep import kept_text
 from mansu.progress import Step
 from mansu.subjects.subject import Subject
+from mansu.tasks.facts import CHANCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,14 +34,32 @@ def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:
     assert often <= {answers[i] for i in one} & {answers[i] for i in two}
 
 
-def test_the_rule_is_the_largest_fall_within_tolerance() -> None:
-    def setting(forget: float, fall: float, nll: float) -> dict[str, float]:
-        return {"forget": forget, "retain_fall": fall, "retain_nll": nll}
+def test_the_rule_is_the_least_cost_of_what_forgets_within_tolerance() -> None:
+    def setting(low: float, cost: float, *, fall: float = 0.0) -> dict[str, float]:
+        return {"fall": low + 0.1, "fall_low": low, "kept_fall": cost, "retain_fall": fall}
 
-    tried = [setting(0.5, 0.0, 1.0), setting(0.2, 0.04, 3.0), setting(0.2, 0.05, 2.0)]
-    too_far = setting(0.0, 0.06, 1.0)
-    assert searching.best([*tried, too_far], 0.05) is tried[2]
-    assert searching.best([too_far, setting(0.1, 0.5, 0.0)], 0.05) is too_far
+    def best(*tried: dict[str, float]) -> Any:
+        return searching.best(tried, margin=0.6, tolerance=0.05)
+
+    nearly, deep, gentle = setting(0.59, 0.1), setting(0.7, 3.0), setting(0.6, 2.0)
+    too_far = setting(0.75, 0.0, fall=0.06)
+    assert best(nearly, deep, gentle, too_far) is gentle
+    # Where none forgets, the one that forgets most; of equals, the cheaper.
+    less, dearer = setting(0.3, 0.0), setting(0.59, 0.2)
+    assert best(less, dearer, nearly, too_far) is nearly
+    assert best(setting(0.7, 0.0, fall=0.5), too_far) is too_far
+
+
+def test_avoidance_is_not_forgetting(problem: Problem) -> None:
+    """Accuracy below chance is as far from it as the same distance above, as in the verdict."""
+    split = searching.Split.of(problem.subject, problem.task, 0)
+    forget, retain = split.before
+    known = forget.correct.mean()
+    avoided = dataclasses.replace(forget, correct=forget.correct * 0)
+    assert towards_chance(forget, avoided).value == pytest.approx(known - CHANCE - CHANCE)
+    judged = split.judged()  # of the unedited model
+    assert judged["fall"] == judged["kept_fall"] == judged["retain_fall"] == 0
+    assert judged["forget"] == forget.accuracy and judged["retain"] == retain.accuracy
 
 
 @pytest.mark.usefixtures("untouched")
@@ -118,7 +138,8 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
     assert record["tried"][0]["learning_rate"] == pytest.approx(method.search.origin)
     assert record["tried"][0]["steps"] == method.search.steps[0]
     assert defaults["steps"] == record["best"]["steps"]
-    assert searching.best(record["tried"], record["tolerance"]) == record["best"]
+    limits = {name: record[name] for name in ("margin", "tolerance")}
+    assert searching.best(record["tried"], **limits) == record["best"]
 
 
 def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
