@@ -21,7 +21,7 @@ from mansu.errors import MansuError
 from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem
-from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, train
+from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, trained
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -174,8 +174,8 @@ def relearn(
 
     nothing = torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     problem = Problem(subject, task, known, known, nothing, seed=seed, watch=ask)
-    train(problem, replace(budget(subject), steps=steps), loss)
-    return tuple(curve)
+    with trained(problem, replace(budget(subject), steps=steps), loss):
+        return tuple(curve)
 
 
 def relearning(

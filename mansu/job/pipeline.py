@@ -36,8 +36,7 @@ from mansu.job.runs import Run, peak_memory
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.answers import ASKED
-from mansu.measure.drift import Reference
-from mansu.measure.scores import EVALUATED, Measurement, measure_task
+from mansu.measure.scores import EVALUATED, Measurement
 from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
@@ -161,18 +160,12 @@ class Plan:
 
 
 def _base(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
-    return (measure_task(session.subject, session.task, seed=session.settings.seed),)
+    return (session.measured(nf4=False),)
 
 
 def _base_nf4(session: Session, method: str, on_step: OnStep) -> tuple[Measurement]:
     with quant.quantized(session.subject, session.nf4):
-        return _base(session, method, on_step)
-
-
-def _measured(session: Session, reference: Reference) -> Measurement:
-    """The edited model as it now is."""
-    seed = session.settings.seed
-    return measure_task(session.subject, session.task, seed=seed, reference=reference)
+        return (session.measured(nf4=True),)
 
 
 def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> tuple[str, ...]:
@@ -300,10 +293,10 @@ def _quantize(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     references = [session.reference(nf4=nf4) for nf4 in (False, True)]
     with edit.applied(subject):
         on_step(Step("quantize", 0, 3, part="the edited model in full precision"))
-        full = _measured(session, references[0])
+        full = session.measured(nf4=False, edit=edit, reference=references[0])
         on_step(Step("quantize", 1, 3, part="the edited model in NF4"))
         with quant.quantized(subject, session.nf4_for(edit)):
-            nf4 = _measured(session, references[1])
+            nf4 = session.measured(nf4=True, edit=edit, reference=references[1])
     on_step(Step("quantize", 2, 3, part="each update beside its bin"))
     return full, nf4, quant.report(subject, edit)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
+
+import torch
 
 from mansu import quant, tasks
 from mansu.circuits.gradients import Factors
@@ -14,10 +16,11 @@ from mansu.evidence.relearning import halves
 from mansu.job.runs import Run
 from mansu.job.settings import Settings
 from mansu.measure.drift import Reference, texts
-from mansu.measure.scores import EVALUATED
+from mansu.measure.scores import EVALUATED, Measurement, measure_task, measured_rows
 from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, silent
 from mansu.subjects.edit import Edit
+from mansu.subjects.lower import LowerLayers, first_changed, quarters
 from mansu.subjects.own_text import Rows
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples, Pairs
@@ -47,6 +50,7 @@ class Session:
         self._factors: Sequence[Factors] = ()
         self._suppressions: dict[str, Suppression] = {}
         self._references: dict[bool, Reference] = {}
+        self._lower: dict[bool, LowerLayers] = {}
 
     @property
     def settings(self) -> Settings:
@@ -126,6 +130,23 @@ class Session:
             with quant.quantized(self.subject, self.nf4) if nf4 else nullcontext():
                 self._references[nf4] = Reference.of(self.subject, *rows)
         return self._references[nf4]
+
+    def measured(
+        self, *, nf4: bool, edit: Edit | None = None, reference: Reference | None = None
+    ) -> Measurement:
+        """The task on the subject as it now is, which is unedited or has ``edit``.
+
+        What enters some layers of the unedited model is kept, so that only those from the first
+        that an edit changes run again.
+        """
+        seed, subject = self.settings.seed, self.subject
+        if nf4 not in self._lower:
+            rows = measured_rows(subject, self.task, seed=seed).values()
+            length = torch.cat([each.length for each in rows])
+            self._lower[nf4] = LowerLayers(subject, length, quarters(subject))
+        changed = None if edit is None else first_changed(subject, edit.changes)
+        hidden = partial(self._lower[nf4].hidden, changed=changed)
+        return measure_task(subject, self.task, seed=seed, reference=reference, hidden=hidden)
 
     @cached_property
     def own_text(self) -> Rows:

@@ -19,7 +19,7 @@ from mansu.measure.drift import Reference
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
-from mansu.subjects.packing import Pack, together
+from mansu.subjects.packing import Hidden, Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, examples, text
@@ -309,18 +309,24 @@ def measure(subject: Subject, rows: Examples) -> Scores:
 
 
 @torch.no_grad()
-def measure_sets(subject: Subject, sets: Sequence[Examples]) -> list[Scores]:
+def measure_sets(
+    subject: Subject, sets: Sequence[Examples], hidden: Hidden | None = None
+) -> list[Scores]:
     """``measure`` of several splits whose rows run together, so that they share beginnings.
+
+    Args:
+        hidden: what runs a pack of these rows; by default ``subject.hidden``.
 
     Raises:
         MansuError: logits that are not finite.
     """
+    hidden = hidden or subject.hidden
     tokens, length = together([(rows.tokens, rows.length) for rows in sets])
     answers = torch.cat([rows.answer for rows in sets])
     choices = torch.cat([answers[:, None], torch.cat([rows.distractors for rows in sets])], 1)
     found = []
     for pack in subject.packs(tokens, length):
-        logits = subject.head(subject.hidden(pack)[pack.last.to(subject.device)]).float().cpu()
+        logits = subject.head(hidden(pack)[pack.last.to(subject.device)]).float().cpu()
         chosen = finite(logits, "logits").gather(1, choices[pack.rows])
         top = (logits.argmax(1) == answers[pack.rows]).float()
         found.append((pack.rows, chosen, logits.logsumexp(1), top))
@@ -409,17 +415,28 @@ def following_losses(subject: Subject, states: Tensor, tokens: Tensor, length: T
     return cross_entropy(logits, following, reduction="none")
 
 
+def measured_rows(subject: Subject, task: Task, *, seed: int = 0) -> dict[str, Examples]:
+    """The rows of every split of the task that has some, as ``measure_task`` runs them."""
+    rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
+    return {split: usable for split, usable in rows.items() if len(usable)}
+
+
 def measure_task(
-    subject: Subject, task: Task, *, seed: int = 0, reference: Reference | None = None
+    subject: Subject,
+    task: Task,
+    *,
+    seed: int = 0,
+    reference: Reference | None = None,
+    hidden: Hidden | None = None,
 ) -> Measurement:
     """Measure every split of the task on the subject as it now is.
 
     Args:
         reference: of the unedited model in the same format, for ``drift``.
+        hidden: as ``measure_sets`` takes it, for the ``measured_rows``.
     """
-    rows = {split: examples(task, subject, split, seed=seed) for split in EVALUATED}
-    rows = {split: usable for split, usable in rows.items() if len(usable)}
-    splits = dict(zip(rows, measure_sets(subject, list(rows.values())), strict=True))
+    rows = measured_rows(subject, task, seed=seed)
+    splits = dict(zip(rows, measure_sets(subject, list(rows.values()), hidden), strict=True))
     tokens, length = text(task, subject)
     has_text = bool((length > 1).any())
     loss = text_loss(subject, tokens, length) if has_text else None

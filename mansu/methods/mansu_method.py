@@ -42,7 +42,7 @@ from mansu.circuits.parameters import random_mask
 from mansu.errors import BadInputError
 from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, fisher, projectors
-from mansu.measure.scores import Scores, measure_sets, worst_fall, worst_nats
+from mansu.measure.scores import Scores, worst_fall, worst_nats
 from mansu.methods.keep import common, prompts_of, said_of
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
@@ -56,11 +56,12 @@ from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
+from mansu.subjects.lower import first_changed
 from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, lines
 from mansu.tasks.facts import CHANCE
-from mansu.tasks.tokens import Examples, entities, evenly
+from mansu.tasks.tokens import entities, evenly
 
 MEAN = 0.8
 """Share of the wishes' running mean that stays at each step."""
@@ -268,14 +269,14 @@ class _Work:
                     problem,
                     mask,
                     self.prompts,
+                    first=first_changed(subject, mask),
                     signal_weight=settings.signal_weight,
                     form_weight=settings.form_weight,
                 )
-        drawn = sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS)
-        self.part = problem.forget.select(sorted(drawn))
+        self.part = sorted(sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS))
         self.retain_weight = settings.retain_weight
-        self.kept = problem.retain.some(CHECK_RETAIN)
-        self.start, self.start_nf4 = (self._measured([self.kept], nf4)[0] for nf4 in (False, True))
+        self.kept = evenly(len(problem.retain), CHECK_RETAIN)
+        (self.start,), (self.start_nf4,) = (self._measured([], nf4) for nf4 in (False, True))
 
     @contextmanager
     def _stepped(self, nf4: bool) -> Iterator[None]:
@@ -286,10 +287,11 @@ class _Work:
         ):
             yield
 
-    def _measured(self, sets: Sequence[Examples], nf4: bool) -> list[Scores]:
-        """As steps see one of the two models: what is reported of an edit is measured later."""
+    def _measured(self, forget: Sequence[int], nf4: bool) -> list[Scores]:
+        """Of some forget rows, where there are any, and of what is kept; as steps see one of the
+        two models: what is reported of an edit is measured later."""
         with self._stepped(nf4), self.products():
-            return measure_sets(self.subject, sets)
+            return self.objectives[nf4].measured(forget, self.kept)
 
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
@@ -407,9 +409,10 @@ class _Work:
         forget set is asked; all of it at the end, and where the part says that the target is
         reached.
         """
-        found = self._checked(self.problem.forget if last else self.part)
+        every = range(len(self.problem.forget))
+        found = self._checked(every if last else self.part)
         if not last and self._reached(found):
-            found = self._checked(self.problem.forget)
+            found = self._checked(every)
         self.done = self._reached(found)
         self.retain_weight = min(
             max(
@@ -465,10 +468,9 @@ class _Work:
                 changes |= Edit.between({name: parameter}, {name: new}).changes
         return Edit(changes)
 
-    def _checked(self, forget: Examples) -> _Check:
-        sets = [forget, self.kept]
-        now, kept = self._measured(sets, nf4=False)
-        now_nf4, kept_nf4 = self._measured(sets, nf4=True)
+    def _checked(self, forget: Sequence[int]) -> _Check:
+        now, kept = self._measured(forget, nf4=False)
+        now_nf4, kept_nf4 = self._measured(forget, nf4=True)
         pairs = ((self.start, kept), (self.start_nf4, kept_nf4))
         fall = max(worst_fall(before, after) for before, after in pairs)
         nats = max(worst_nats(before, after) for before, after in pairs)

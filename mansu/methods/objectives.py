@@ -6,13 +6,17 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mansu.measure.scores import Scores, measure_sets
 from mansu.methods.method import Problem
 from mansu.methods.signal import Signal
+from mansu.subjects.lower import LowerLayers
 from mansu.subjects.own_text import Rows
 from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
@@ -50,6 +54,7 @@ class StepRows:
     """What a step is taken on: forget rows, kept rows and texts, by their places in the sets.
 
     Attributes:
+        rows: int64 ``[N]``, which of all rows of the sets they are, the sets one after another.
         tokens: int64 ``[N, P, 2]``, forget rows, kept rows, texts; what comes first of a token is
             0 in a forget row and 1 elsewhere, so that the two share none: each token's gradient
             belongs to one of the two objectives.
@@ -59,6 +64,7 @@ class StepRows:
     forget: list[int]
     kept: list[int]
     text: list[int]
+    rows: Tensor
     tokens: Tensor
     length: Tensor
 
@@ -66,11 +72,13 @@ class StepRows:
     def of(cls, sets: Sequence[Rows], *places: list[int]) -> StepRows:
         """Some rows of the three sets."""
         forget, kept, text = places
+        begins = accumulate([len(length) for _, length in sets], initial=0)
+        rows = [begin + i for begin, some in zip(begins, places, strict=False) for i in some]
         chosen = zip(sets, places, strict=True)
         tokens, length = together([(t[some], n[some]) for (t, n), some in chosen if some])
         objective = (torch.arange(len(tokens)) >= len(forget)).long()
         both = torch.stack([objective[:, None].expand_as(tokens), tokens], -1)
-        return cls(forget, kept, text, both, length)
+        return cls(forget, kept, text, torch.tensor(rows), both, length)
 
     def packs(self, subject: Subject) -> Iterator[StepPack]:
         """Each with the tokens of its rows by objective."""
@@ -96,6 +104,7 @@ class Objectives:
     Args:
         mask: whose nodes are to write nothing of the facts.
         prompts: to go on with as before, besides the retain facts'.
+        first: the first layer that moves: those below it are run once (``LowerLayers``).
         signal_weight, form_weight: in the forget objective, as MANSU's settings have them.
     """
 
@@ -105,19 +114,24 @@ class Objectives:
         mask: Mapping[str, Tensor],
         prompts: Rows,
         *,
+        first: int,
         signal_weight: float,
         form_weight: float,
     ) -> None:
         self.subject, self.problem = problem.subject, problem
         self.signal_weight, self.form_weight = signal_weight, form_weight
-        self.signal = Signal(self.subject, problem.forget, mask) if signal_weight else None
         self.positions = problem.text[1].tolist()
         # The head is not moved: final hidden states are the distributions, in little memory.
         with torch.no_grad():
             forget, retain = problem.forget, problem.retain
             kept = together([(retain.tokens, retain.length), prompts])
             self.sets = (forget.tokens, forget.length), kept, problem.text
-            prompted, texts = self.subject.states_of(*self.sets[1:])
+            every = torch.cat([length for _, length in self.sets])
+            self.lower = LowerLayers(self.subject, every, [first])
+            of_forget = partial(self.hidden, 0)
+            self.signal = Signal(self.subject, forget, mask, of_forget) if signal_weight else None
+            of_rest = partial(self.hidden, len(forget))
+            prompted, texts = self.subject.states_of(*self.sets[1:], hidden=of_rest)
             self.prompted = prompted[kept[1].cumsum(0) - 1]
             self.texts = texts.split(self.positions)
             if self.signal:  # which ran the same rows
@@ -128,6 +142,20 @@ class Objectives:
             self.average = torch.stack(
                 [before[self.forms == f].softmax(-1).mean(0) for f in self.forms.unique()]
             ).clamp_min(1e-12)
+
+    def hidden(self, begin: int, pack: Pack) -> Tensor:
+        """Final hidden states of a pack of rows of the sets, the first of which is ``begin``."""
+        return self.lower.hidden(pack, rows=begin + pack.rows)
+
+    def measured(self, forget: Sequence[int], retain: Sequence[int]) -> list[Scores]:
+        """Scores of some of the problem's rows on the subject as it now is."""
+        problem, begin = self.problem, len(self.problem.forget)
+        rows = torch.tensor([*forget, *(begin + i for i in retain)])
+        chosen = ((problem.forget, forget), (problem.retain, retain))
+        sets = [examples.select(some) for examples, some in chosen if some]
+        return measure_sets(
+            self.subject, sets, lambda pack: self.lower.hidden(pack, rows=rows[pack.rows])
+        )
 
     def sample(self, rng: random.Random) -> StepRows:
         """Rows for a step."""
@@ -149,7 +177,7 @@ class Objectives:
         """
         pack, subject = found.pack, self.subject
         with self.signal.watched() if self.signal else nullcontext({}) as seen:
-            hidden = subject.hidden(pack, tokens=pack.tokens[:, 1])
+            hidden = self.lower.hidden(pack, rows=rows.rows[pack.rows], tokens=pack.tokens[:, 1])
         n, m = len(rows.forget), len(rows.forget) + len(rows.kept)
         forgotten, prompted = pack.rows < n, (pack.rows >= n) & (pack.rows < m)
         last = pack.last.to(hidden.device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mansu.subjects.blocks import readout
+from mansu.subjects.packing import Hidden
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, weight_name
 from mansu.tasks.tokens import Examples, forms
@@ -33,6 +34,7 @@ class Signal:
     Args:
         mask: the circuit's parameters. A layer's attention or MLP is looked at where the mask has
             weights of it, and counts by how many.
+        hidden: what runs a pack of the forget rows; by default ``subject.hidden``.
 
     Attributes:
         weights: name of a writing weight → its share of the mask.
@@ -46,7 +48,13 @@ class Signal:
     ``signal.share(seen, pack.last, signal.forms[pack.rows])``.
     """
 
-    def __init__(self, subject: Subject, forget: Examples, mask: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        forget: Examples,
+        mask: Mapping[str, Tensor],
+        hidden: Hidden | None = None,
+    ) -> None:
         self.subject = subject
         counts: dict[str, int] = {}
         for name, chosen in mask.items():
@@ -61,7 +69,7 @@ class Signal:
         self.readout = readout(subject, forget.vocabulary)
         self.means: dict[str, Tensor] = {}
         self.spreads: dict[str, Tensor] = {}
-        self._measure(forget)
+        self._measure(forget, hidden or subject.hidden)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
@@ -105,15 +113,15 @@ class Signal:
         return written[at.to(written.device)].float() @ self.readout.to(written.device).T
 
     @torch.no_grad()
-    def _measure(self, forget: Examples) -> None:
+    def _measure(self, forget: Examples, hidden: Hidden) -> None:
         """The unedited model's mean write of each form, and the mean distance from it."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.weights}
         order, final = [], []
         for pack in self.subject.packs(forget.tokens, forget.length):
             with self.watched() as seen:
-                hidden = self.subject.hidden(pack)
+                states = hidden(pack)
             order.append(pack.rows)
-            final.append(hidden[pack.last.to(hidden.device)])
+            final.append(states[pack.last.to(states.device)])
             for name, written in seen.items():
                 found[name].append(self._of_answers(written, pack.last))
         rows = torch.cat(order)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -227,6 +227,21 @@ def _epochs(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
             yield order[start : start + size]
 
 
+class Trained(NamedTuple):
+    """What a training has come to, while the subject has the weights that it ended with.
+
+    Attributes:
+        before, parameters: the trained ones, by name: as they were, and as they are.
+        history: of its steps. stopped: why it ended. settings: as they were used.
+    """
+
+    before: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
+    history: tuple[Step, ...]
+    stopped: str
+    settings: TrainingSettings
+
+
 def train(
     problem: Problem,
     settings: TrainingSettings,
@@ -238,6 +253,26 @@ def train(
 ) -> Outcome:
     """Minimise ``loss`` with AdamW and return the change of the weights as an edit.
 
+    Args:
+        settings, loss, names, constrain, scale: as ``trained`` takes them.
+    """
+    with trained(problem, settings, loss, names=names, constrain=constrain, scale=scale) as found:
+        edit = Edit.between(found.before, found.parameters)
+    return Outcome(edit, found.history, found.stopped, asdict(found.settings))
+
+
+@contextmanager
+def trained(
+    problem: Problem,
+    settings: TrainingSettings,
+    loss: Loss,
+    *,
+    names: Iterable[str] | None = None,
+    constrain: Callable[[str, Tensor], Tensor] | None = None,
+    scale: float = 1.0,
+) -> Iterator[Trained]:
+    """The subject after minimising ``loss`` with AdamW, inside the block only.
+
     After each step it is reported, and watched while the subject has the weights that the method
     returns if it ends there. An exception ends the training and leaves the subject as it was.
 
@@ -247,7 +282,7 @@ def train(
             with ``only_quantized``, those that NF4 quantises.
         constrain: ``(name, change)`` → the allowed part of the change, a projection
             applied after each step.
-        scale: the edit is this multiple of the change (−α for a task vector).
+        scale: the weights end at this multiple of the change (−α for a task vector).
     """
     subject, steps = problem.subject, settings.steps
     in_bfloat16 = chosen_bfloat16(subject, settings.bfloat16)
@@ -285,8 +320,7 @@ def train(
                     stopped = f"it was told to end after step {step}"
                     break
         with _scaled(parameters, before, scale):
-            edit = Edit.between(before, parameters)
-    return Outcome(edit, tuple(history), stopped, asdict(settings))
+            yield Trained(before, parameters, tuple(history), stopped, settings)
 
 
 def _differentiated(

@@ -23,6 +23,10 @@ from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import family_of, layer_of
 
+SHARE, LEAST = 1 / 8, 64 << 20
+"""What is kept takes no more than this share of the weights' bytes, or so many bytes: of many long
+prompts it would be more than it is worth, and every run is of all layers."""
+
 
 def first_changed(subject: Subject, names: Iterable[str]) -> int:
     """The first layer with one of the named parameters; 0 where one is in no layer."""
@@ -41,13 +45,15 @@ class LowerLayers:
 
     Args:
         length: int64 ``[N]``, real tokens of each row.
-        boundaries: layers that may be begun at, ascending. Each takes a vector a token. None: every
-            run is of all layers.
+        boundaries: layers that may be begun at, ascending. Each takes a vector a token.
     """
 
     def __init__(self, subject: Subject, length: Tensor, boundaries: Sequence[int]) -> None:
-        self.subject, self.boundaries = subject, tuple(b for b in boundaries if b > 0)
+        self.subject, boundaries = subject, tuple(b for b in boundaries if b > 0)
         self._first, self._total = length.cumsum(0) - length, int(length.sum())
+        size = self._total * int(subject.config.hidden_size) * subject.dtype.itemsize
+        room = max(LEAST, SHARE * sum(p.nbytes for p in subject.parameters.values()))
+        self.boundaries = boundaries if size * len(boundaries) <= room else ()
         self._known = torch.zeros(len(length), dtype=torch.bool)
         self._entering: dict[int, Tensor] = {}
 

@@ -8,7 +8,7 @@ gradients are those of the rows run one by one, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,6 +91,11 @@ class Pack:
             mask = kinds if getattr(config, "layer_types", None) else near
         positions = self.positions[None].to(device)
         return {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+
+
+Hidden = Callable[[Pack], Tensor]
+"""Final hidden states of a pack's tokens, ``[T, d]``: ``Subject.hidden``, or what gives the same
+sooner (``LowerLayers.hidden``)."""
 
 
 def together(sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mansu.errors import BadInputError
 from mansu.show.table import Shown, Table
-from mansu.subjects.packing import Pack, pack_size, packs, together
+from mansu.subjects.packing import Hidden, Pack, pack_size, packs, together
 
 ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
 """One token whatever the text, and no special ones."""
@@ -273,24 +273,31 @@ class Subject(Shown):
             rows.append(pack.rows)
         return torch.cat(found)[torch.cat(rows).argsort().to(found[0].device)]
 
-    def states(self, tokens: Tensor, length: Tensor, layer: int | None = None) -> Tensor:
+    def states(
+        self,
+        tokens: Tensor,
+        length: Tensor,
+        layer: int | None = None,
+        hidden: Hidden | None = None,
+    ) -> Tensor:
         """Final hidden states of every real token, row after row, ``[Σ length, d]``.
 
         Args:
-            layer: the residual stream after this layer instead.
+            layer: the residual stream after this layer instead. hidden: what runs a pack of these
+                rows instead of ``hidden``.
         """
+        hidden = hidden or partial(self.hidden, layer=layer)
         found, places = [], []
         first = length.cumsum(0) - length
         for pack in self.packs(tokens, length):
-            hidden = self.hidden(pack, layer=layer)
-            found.append(hidden[pack.at[pack.real].to(self.device)])
+            found.append(hidden(pack)[pack.at[pack.real].to(self.device)])
             rows, within = pack.real.nonzero(as_tuple=True)
             places.append(first[pack.rows[rows]] + within)
         return torch.cat(found)[torch.cat(places).argsort().to(found[0].device)]
 
-    def states_of(self, *sets: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def states_of(self, *sets: tuple[Tensor, Tensor], hidden: Hidden | None = None) -> list[Tensor]:
         """``states`` of some sets of rows, (tokens, length) each, that run together."""
-        states = self.states(*together(sets))
+        states = self.states(*together(sets), hidden=hidden)
         return list(states.split([int(length.sum()) for _, length in sets]))
 
     def head(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:

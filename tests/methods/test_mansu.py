@@ -25,7 +25,7 @@ from mansu.circuits.attribution import attribute
 from mansu.circuits.parameters import parameter_mask, random_mask
 from mansu.circuits.search import minimal_circuit
 from mansu.errors import BadInputError
-from mansu.measure.scores import measure
+from mansu.measure.scores import measure, worst_fall, worst_nats
 from mansu.methods import (
     ABLATIONS,
     Outcome,
@@ -900,5 +900,5 @@ def test_what_is_kept_is_judged_by_the_group_that_fell_most() -> None:
         correct=before.correct - np.array([0.0, 1.0, 0.0, 0.0]),
     )
     before = dataclasses.replace(before, groups=moved.groups)
-    assert mansu_method._worst_nats(before, moved) == pytest.approx(0.3)
-    assert mansu_method._worst_fall(before, moved) == pytest.approx(0.5)
+    assert worst_nats(before, moved) == pytest.approx(0.3)
+    assert worst_fall(before, moved) == pytest.approx(0.5)

@@ -10,6 +10,7 @@ from families import FAMILIES, VOCABULARY, family
 from torch import Tensor
 from torch.nn import Module
 
+from mansu.subjects import lower as lower_layers
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.lower import LowerLayers, first_changed, quarters
@@ -141,6 +142,18 @@ def test_an_exception_leaves_every_layer_as_it_was(
             handle.remove()
         assert layers[0].__dict__["forward"] == own and "forward" not in layers[1].__dict__
         assert torch.equal(tiny.hidden(pack), before)
+
+
+def test_of_too_many_tokens_nothing_is_kept(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, length = rows_like()
+    (pack,) = tiny.packs(tokens, length)
+    monkeypatch.setattr(lower_layers, "LEAST", 0)
+    long = torch.cat([length, torch.tensor([10_000])])
+    assert LowerLayers(tiny, length, [1]).boundaries == (1,)
+    lower = LowerLayers(tiny, long, [1])
+    with torch.no_grad():
+        assert lower.boundaries == ()
+        assert torch.equal(lower.hidden(pack, changed=1), tiny.hidden(pack))
 
 
 def test_boundaries_and_first_layers(tiny: Subject) -> None:
