@@ -8,12 +8,14 @@ with several phrasings is in both halves: the method trains on one half, the oth
 rephrasings and neighbours that a verdict asks for are in neither.
 
 The rule is the verdict's own (``mansu.evidence.verdict``). Of the settings whose retain accuracy
-fell by no more than the task's tolerance, those forget whose accuracy's fall towards chance, which
-counts as far below it as above it, is past the verdict's margin with its whole 95 % interval: the
-one of them that costs the worst kept group the least log-probability. Where none forgets, the one
-with the largest fall towards chance; where none is within the tolerance, the one with the smallest
-fall of retain accuracy, and the record says so. A rate's run ends at the first measurement past the
-tolerance.
+fell by no more than the task's tolerance, those forget whose accuracy fell towards chance, which
+counts as far below it as above it, by the verdict's margin or more: the one of them that costs
+least. What it costs is the worse of two things that a verdict allows the same of: the fall of the
+worst kept group's log-probability, and the drift on text of the unedited model's own. (Gradient
+methods train on the kept facts, in other words, and raise the first; the second nobody trains on.)
+Where none forgets, the one with the largest fall towards chance; where none is within the
+tolerance, the one with the smallest fall of retain accuracy, and the record says so. A rate's run
+ends at the first measurement past the tolerance.
 
 What differs between methods (the rate's name and origin, when to measure, what is held) is in each
 one's ``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code;
@@ -54,6 +56,7 @@ from mansu.job.pipeline import Stage
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings, default_fraction
+from mansu.measure.drift import Reference, texts
 from mansu.measure.scores import Scores, measure, worst_nats
 from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.methods.keep import kept_text
@@ -82,13 +85,14 @@ class Split:
 
     Attributes:
         problem: what the method is given. forget, retain: the rows that decide.
-        before: the unedited model's scores on them.
+        before: the unedited model's scores on them. reference: its own text, to drift from.
     """
 
     problem: Problem
     forget: Examples
     retain: Examples
     before: tuple[Scores, Scores]
+    reference: Reference
 
     @classmethod
     def of(cls, subject: Subject, task: Task, seed: int) -> Split:
@@ -109,20 +113,23 @@ class Split:
         problem = Problem(subject, task, forget_train, retain_train, text, seed=seed)
         with subject.lock:
             before = measure(subject, forget_valid), measure(subject, retain_valid)
-        return cls(problem, forget_valid, retain_valid, before)
+            reference = Reference.of(subject, *texts(subject, task, seed=seed))
+        return cls(problem, forget_valid, retain_valid, before, reference)
 
     def judged(self) -> dict[str, float]:
         """What the subject as it now is would be chosen by."""
         subject = self.problem.subject
         forget, retain = measure(subject, self.forget), measure(subject, self.retain)
-        fall = towards_chance(self.before[0], forget)
+        kept_fall = worst_nats(self.before[1], retain)
+        drift = float(self.reference.divergences(subject).mean())
         return {
             "forget": forget.accuracy,
-            "fall": fall.value,
-            "fall_low": fall.low,
+            "fall": towards_chance(self.before[0], forget).value,
             "retain": retain.accuracy,
             "retain_fall": self.before[1].accuracy - retain.accuracy,
-            "kept_fall": worst_nats(self.before[1], retain),
+            "kept_fall": kept_fall,
+            "drift": drift,
+            "cost": max(kept_fall, drift),
         }
 
 
@@ -148,10 +155,10 @@ def best(
     """The rule of this module on measured settings, as ``Split.judged`` has them."""
     allowed = [t for t in tried if t["retain_fall"] <= tolerance]
     if not allowed:
-        return min(tried, key=lambda t: (t["retain_fall"], -t["fall"], t["kept_fall"]))
-    if forgotten := [t for t in allowed if t["fall_low"] >= margin]:
-        return min(forgotten, key=lambda t: t["kept_fall"])
-    return min(allowed, key=lambda t: (-t["fall"], t["kept_fall"]))
+        return min(tried, key=lambda t: (t["retain_fall"], -t["fall"], t["cost"]))
+    if forgotten := [t for t in allowed if t["fall"] >= margin]:
+        return min(forgotten, key=lambda t: t["cost"])
+    return min(allowed, key=lambda t: (-t["fall"], t["cost"]))
 
 
 def search(
@@ -199,11 +206,11 @@ def search(
         "task": task.name,
         "task_digest": task.digest,
         "rule": "with a fall of validation retain accuracy within the tolerance: of those whose "
-        "fall towards chance is past the margin with its whole interval the least kept_fall (nats "
-        "of the worst kept group), else the largest fall",
+        "fall towards chance is the margin or more the least cost (nats, the worse of kept_fall "
+        "and drift), else the largest fall",
         "margin": task.margin,
         "tolerance": task.tolerance,
-        "forgets": chosen["fall_low"] >= task.margin,
+        "forgets": chosen["fall"] >= task.margin,
         "within_tolerance": chosen["retain_fall"] <= task.tolerance,
         "batch": batch,
         "seed": seed,
@@ -254,7 +261,7 @@ def _tried(
         method(watched, **values, **{plan.rate: rate})
         if tried and not ahead and 2 * multiple <= most:
             now = best(tried, margin=task.margin, tolerance=task.tolerance)
-            if now["learning_rate"] == rate and now["fall_low"] < task.margin:
+            if now["learning_rate"] == rate and now["fall"] < task.margin:
                 ahead.append(2 * multiple)
         if not ahead:
             break

@@ -35,19 +35,19 @@ def test_halves_put_every_rephrased_fact_in_both(problem: Problem) -> None:
 
 
 def test_the_rule_is_the_least_cost_of_what_forgets_within_tolerance() -> None:
-    def setting(low: float, cost: float, *, fall: float = 0.0) -> dict[str, float]:
-        return {"fall": low + 0.1, "fall_low": low, "kept_fall": cost, "retain_fall": fall}
+    def setting(fall: float, cost: float, *, lost: float = 0.0) -> dict[str, float]:
+        return {"fall": fall, "cost": cost, "retain_fall": lost}
 
     def best(*tried: dict[str, float]) -> Any:
         return searching.best(tried, margin=0.6, tolerance=0.05)
 
     nearly, deep, gentle = setting(0.59, 0.1), setting(0.7, 3.0), setting(0.6, 2.0)
-    too_far = setting(0.75, 0.0, fall=0.06)
+    too_far = setting(0.75, 0.0, lost=0.06)
     assert best(nearly, deep, gentle, too_far) is gentle
     # Where none forgets, the one that forgets most; of equals, the cheaper.
     less, dearer = setting(0.3, 0.0), setting(0.59, 0.2)
     assert best(less, dearer, nearly, too_far) is nearly
-    assert best(setting(0.7, 0.0, fall=0.5), too_far) is too_far
+    assert best(setting(0.7, 0.0, lost=0.5), too_far) is too_far
 
 
 def test_avoidance_is_not_forgetting(problem: Problem) -> None:
@@ -59,6 +59,7 @@ def test_avoidance_is_not_forgetting(problem: Problem) -> None:
     assert towards_chance(forget, avoided).value == pytest.approx(known - CHANCE - CHANCE)
     judged = split.judged()  # of the unedited model
     assert judged["fall"] == judged["kept_fall"] == judged["retain_fall"] == 0
+    assert judged["cost"] == judged["drift"] == pytest.approx(0, abs=1e-6)
     assert judged["forget"] == forget.accuracy and judged["retain"] == retain.accuracy
 
 
