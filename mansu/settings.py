@@ -39,6 +39,7 @@ class Setting:
             not allowed.
         choices: the values of a ``str``, where they are few.
         source: the paper and equation that it comes from.
+        empty: what a number that is left empty becomes: in a model, and in a toy one.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     above: bool = False
     choices: tuple[str, ...] = ()
     source: str = ""
+    empty: tuple[float, float] | None = None
 
     @property
     def range(self) -> str:
@@ -123,10 +125,13 @@ def setting(
     above: bool = False,
     choices: tuple[str, ...] = (),
     source: str = "",
+    empty: tuple[float, float] | None = None,
 ) -> Any:
     """A field of a settings dataclass; see ``Setting`` for the arguments."""
+    if empty:
+        help += " Empty: {:g}, or {:g} in a toy model.".format(*empty)
     about = {"help": help, "low": low, "high": high, "above": above}
-    about |= {"choices": choices, "source": source}
+    about |= {"choices": choices, "source": source, "empty": empty}
     return dataclasses.field(default=default, metadata=about)
 
 

@@ -92,9 +92,10 @@ NEAR = 0.2
 class Settings:
     rate: float | None = setting(
         None,
-        f"Step size, in NF4 bin widths a step. Empty: {RATE:g}, or {TOY_RATE:g} in a toy model.",
+        "Step size, in NF4 bin widths a step.",
         low=0,
         above=True,
+        empty=(RATE, TOY_RATE),
     )
     steps: int = steps(36)
     retain_weight: float = setting(
@@ -117,11 +118,11 @@ class Settings:
     )
     energy: float | None = setting(
         None,
-        "Share of the retain inputs' energy (squared norm) that the projection protects. Empty: "
-        f"{ENERGY:g}, or {TOY_ENERGY:g} in a toy model, of whose few directions little else is "
-        "left.",
+        "Share of the retain inputs' energy (squared norm) that the projection protects: less in a "
+        "toy model, of whose few directions little else is left.",
         low=0,
         high=1,
+        empty=(ENERGY, TOY_ENERGY),
     )
     fisher_weight: float = setting(
         1.0,

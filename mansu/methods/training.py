@@ -45,10 +45,11 @@ def learning_rate(default: float, source: str) -> Any:
     return setting(
         None,
         "Step size of AdamW. Larger moves weights further: more forgetting, more damage, and more "
-        f"that outlives NF4. Empty: {default:g}, or {TOY_RATE:g} in a toy model.",
+        "that outlives NF4.",
         low=0,
         above=True,
         source=source,
+        empty=(default, TOY_RATE),
     )
 
 

@@ -38,7 +38,7 @@ from mansu.files import parsed_json, slug
 from mansu.job import pipeline
 from mansu.job.pipeline import Stage
 from mansu.job.settings import Settings
-from mansu.settings import configure
+from mansu.settings import configure, settings_of
 from mansu.subjects import shipped
 
 MOST = 10_000
@@ -83,7 +83,8 @@ class Unit:
         task_is: the task's digest and thresholds when the grid was read.
         run: every setting of its run, the seed among them.
         method: whose edit; None for the circuit, which the edits of one run's settings share.
-        given: the settings of the method that were given. settings: all of them.
+        given: the settings of the method that were given. settings: all of them, and for those
+            that are left empty what that stands for.
         attacked: also attack the edit, and measure it at parts of its strength; of a circuit: make
             what that needs of the unedited model.
     """
@@ -197,7 +198,11 @@ def _products(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _settings(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    return asdict(methods.named(method).configure(given))
+    """Every setting; one that is left empty by what it stands for, or a result of another default
+    would be taken for this one's."""
+    values = asdict(methods.named(method).configure(given))
+    known = settings_of(methods.named(method).settings)
+    return {n: known[n].empty if value is None else value for n, value in values.items()}
 
 
 def about(task: tasks.Task) -> dict[str, Any]:

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from mansu.errors import BadInputError
+from mansu.methods.graddiff import METHOD
+from mansu.methods.training import TOY_RATE
+from mansu.settings import settings_of
 from mansu.sweep.grid import circuits, read, units
 
+GradDiff = METHOD.settings
 GRID = """
 subjects = ["tiny"]
 tasks = ["tiny-colours"]
@@ -37,6 +41,25 @@ def test_each_combination_is_a_unit_once(tmp_path: Path) -> None:
     tried = {(u.given["rate"], u.given["steps"]) for u in found if u.method == "mansu"}
     assert tried == {(0.06, 2), (0.06, 3), (0.12, 2), (0.12, 3)}
     assert pickle.loads(pickle.dumps(found[0])) == found[0]  # on its way to a worker
+
+
+def test_a_unit_is_another_where_an_empty_setting_stands_for_another_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result of yesterday's default rate is not today's."""
+    before = {u.method: u for u in units(read(written(tmp_path, GRID)))}
+    assert before["graddiff"].settings["learning_rate"] == (GradDiff.RATE, TOY_RATE)
+    field = GradDiff.__dataclass_fields__["learning_rate"]
+    known = {**field.metadata, "empty": (1e-4, TOY_RATE)}
+    monkeypatch.setattr(field, "metadata", known)
+    settings_of.cache_clear()
+    try:
+        now = {u.method: u for u in units(read(written(tmp_path, GRID)))}
+    finally:
+        monkeypatch.undo()
+        settings_of.cache_clear()
+    assert now["graddiff"].id != before["graddiff"].id
+    assert now["mansu"].id == before["mansu"].id  # the rate is given
 
 
 def test_json_says_the_same_and_what_is_said_twice_is_done_once(tmp_path: Path) -> None:
