@@ -17,8 +17,8 @@ import argparse
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ class Experiment:
         methods: what runs on it, MANSU first: the random control makes as many moves. Given none,
             it is all that can.
         attacked: the methods that are also attacked, and measured at parts of their strength.
+        settings: of methods, by name, where they are not the defaults: what a search on this
+            subject found.
     """
 
     subject: str
     task: str
     methods: tuple[str, ...] = ()
     attacked: tuple[str, ...] = NAMES
+    settings: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ships = (self.subject, self.task) in REFERENCES
@@ -68,7 +71,11 @@ class Experiment:
             subjects=[self.subject],
             tasks=[self.task],
             seeds=[0],
-            methods={name: dict(given) for name in self.methods if name in names},
+            methods={
+                name: {**self.settings.get(name, {}), **given}
+                for name in self.methods
+                if name in names
+            },
             attacked=[name for name in self.attacked if name in names],
         )
         return units(grid)
@@ -88,13 +95,15 @@ def configured(path: Path = CONFIG) -> tuple[Experiment, ...]:
 
 
 def _experiment(entry: dict[str, Any]) -> Experiment:
-    unknown = entry.keys() - {field.name for field in fields(Experiment)}
+    unknown = entry.keys() - {known.name for known in fields(Experiment)}
     if unknown:
         raise TypeError(f"unknown key {min(unknown)!r}")
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
     experiment = Experiment(**{**entry, **lists})
     for name in (*experiment.methods, *experiment.attacked):
         methods.named(name)
+    for name, given in experiment.settings.items():
+        methods.named(name).configure(given)
     return experiment
 
 

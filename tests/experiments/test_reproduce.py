@@ -103,6 +103,16 @@ def test_the_configuration_lists_every_task_and_method() -> None:
     assert all(set(e.attacked) <= {*e.methods} for e in found)
 
 
+def test_a_subject_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    text = "[[experiments]]\nsubject = 'tiny'\ntask = 'tiny-colours'\n"
+    (tmp_path / "config.toml").write_text(text + "settings.ga = {learning_rate = 0.5, steps = 3}\n")
+    (found,) = reproduce.configured(tmp_path / "config.toml")
+    given = {unit.method: unit.given for unit in found.units(["ga", "kl"])}
+    assert given == {"ga": {"learning_rate": 0.5, "steps": 3}, "kl": {}}
+    (control,) = found.units(["ga"], steps=4)
+    assert control.given == {"learning_rate": 0.5, "steps": 4}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -110,6 +120,10 @@ def test_the_configuration_lists_every_task_and_method() -> None:
         ("[[experiments]]\nsubject = 'tiny'", "'task'"),
         ("[[experiments]]\nsubject = 'tiny'\ntask = 'x'\nmethod = ['ga']", "unknown key 'method'"),
         ("[[experiments]]\nsubject = 'tiny'\ntask = 'x'\nmethods = ['magic']", "magic"),
+        (
+            "[[experiments]]\nsubject = 'tiny'\ntask = 'x'\nsettings = {ga = {speed = 1}}",
+            "'speed' is no setting of ga",
+        ),
         ("[[", "lists no experiments"),
     ],
 )
