@@ -17,11 +17,10 @@ Where none forgets, the one with the largest fall towards chance; where none is 
 tolerance, the one with the smallest fall of retain accuracy, and the record says so. A rate's run
 ends at the first measurement past the tolerance.
 
-What differs between methods (the rate's name and origin, when to measure, what is held) is in each
-one's ``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code;
-its steps are cheaper in what they move, so that it is measured after 12, 24 and 36, each time as it
-is then, not at the best of its own checks; it does not stop at its target; and its circuit is that
-of the rows it trains on.
+What differs between methods (the rate's name and origin, when to measure) is in each one's
+``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code. Its
+steps are cheaper in what they move, so that there are 12, 24 or 36, each a run of its own: its rate
+falls towards the end, and it may end before. Its circuit is that of the rows it trains on.
 
 ``python -m experiments.search chemical-symbols graddiff`` writes
 ``experiments/results/search-graddiff.json``, whose best setting is the method's default. Several
@@ -238,8 +237,7 @@ def _tried(
 ) -> list[dict[str, Any]]:
     """Each setting with its measurements: the grid's, and of doubled rates while the rule asks."""
     task = split.problem.task
-    values = {**plan.fixed, "steps": steps[-1]}
-    values |= {"batch": batch} if "batch" in method.options() else {}
+    values = {"batch": batch} if "batch" in method.options() else {}
     tried: list[dict[str, Any]] = []
     ahead, most = list(rates), GROWTH * rates[-1]
     for number in itertools.count():
@@ -251,14 +249,8 @@ def _tried(
             part = f"{plan.rate.replace('_', ' ')} {rate:g}, step {step.done}"
             on_step(replace(step, stage="search", done=done, total=total, part=part))
 
-        def look(step: int, rate: float = rate) -> bool:
-            if step not in steps:
-                return False
-            tried.append({"learning_rate": rate, "steps": step, **split.judged()})
-            return tried[-1]["retain_fall"] > task.tolerance
-
-        watched = replace(split.problem, on_step=tell, watch=look)
-        method(watched, **values, **{plan.rate: rate})
+        found = _of_rate(method, split, {**values, plan.rate: rate}, steps, plan.apart, tell)
+        tried += [{"learning_rate": rate, **setting} for setting in found]
         if tried and not ahead and 2 * multiple <= most:
             now = best(tried, margin=task.margin, tolerance=task.tolerance)
             if now["learning_rate"] == rate and now["fall"] < task.margin:
@@ -266,6 +258,38 @@ def _tried(
         if not ahead:
             break
     return tried
+
+
+def _of_rate(
+    method: Method,
+    split: Split,
+    given: Mapping[str, Any],
+    steps: Sequence[int],
+    apart: bool,
+    on_step: OnStep,
+) -> list[dict[str, Any]]:
+    """The settings of one rate with their measurements, to the first past the tolerance."""
+    problem, found = split.problem, []
+
+    def look(step: int) -> bool:
+        if step not in steps:
+            return False
+        found.append({"steps": step, **split.judged()})
+        return found[-1]["retain_fall"] > problem.task.tolerance
+
+    if not apart:
+        method(replace(problem, on_step=on_step, watch=look), **given, steps=steps[-1])
+        return found
+    for before, most in zip(itertools.accumulate(steps, initial=0), steps, strict=False):
+
+        def tell(step: Step, before: int = before) -> None:
+            on_step(replace(step, done=before + step.done, total=sum(steps)))
+
+        outcome = method(replace(problem, on_step=tell), **given, steps=most)
+        with outcome.edit.applied(problem.subject):
+            if look(most):
+                break
+    return found
 
 
 def _mask(problem: Problem) -> Mapping[str, Tensor]:

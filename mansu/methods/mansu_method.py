@@ -548,5 +548,5 @@ METHOD = Method(
     run=run,
     kind="mansu",
     # For want of its authors' code: multiples of 0.03 bins a step.
-    search=Search(origin=0.03, rate="rate", steps=(12, 24, 36), fixed={"target": -1.0}),
+    search=Search(origin=0.03, rate="rate", steps=(12, 24, 36), apart=True),
 )

@@ -78,13 +78,14 @@ class Search:
         origin: the rate that the grid is multiples of: that of the authors' code.
         rate: the name of the setting that is the rate.
         steps: after how many steps each rate is measured, ascending.
-        fixed: settings held during the search.
+        apart: a run of fewer steps is another one, not the beginning of a longer: its rate falls
+            towards its end, and it may end before.
     """
 
     origin: float
     rate: str = "learning_rate"
     steps: tuple[int, ...] = (4, 8, 12)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    apart: bool = False
 
 
 @dataclass(frozen=True)

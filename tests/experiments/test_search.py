@@ -143,11 +143,26 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
     assert searching.best(record["tried"], **limits) == record["best"]
 
 
-def test_mansu_goes_through_the_same_search(problem: Problem, tiny_task: tasks.Task) -> None:
-    found = searching.search(problem.subject, tiny_task, "mansu", rates=(8.0, 16.0), steps=(3, 6))
-    rates = [t["learning_rate"] for t in found["tried"]]
-    assert rates[:4] == pytest.approx([0.24, 0.24, 0.48, 0.48])
+def test_mansu_goes_through_the_same_search(
+    problem: Problem, tiny_task: tasks.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number of steps is a run of its own, and measured as what it returns."""
+    monkeypatch.setattr(searching, "GROWTH", 1)
+    told: list[Step] = []
+    found = searching.search(
+        problem.subject, tiny_task, "mansu", rates=(8.0,), steps=(3, 6), on_step=told.append
+    )
+    tried = found["tried"]
+    assert [t["steps"] for t in tried[:2]] == [3, 6]
+    assert [t["learning_rate"] for t in tried[:2]] == pytest.approx([0.24, 0.24])
     assert found["best"]["forget"] < found["before"]["forget"]
+    shares = [step.share for step in told]
+    assert shares == sorted(shares)
+    split = searching.Split.of(problem.subject, tiny_task, 0)
+    half = dataclasses.replace(split.problem, mask=searching._mask(split.problem))
+    edit = named("mansu")(half, rate=0.24, steps=3).edit
+    with edit.applied(problem.subject):
+        assert split.judged().items() <= tried[0].items()
 
 
 def test_the_circuit_of_the_search_knows_the_training_rows_only(
