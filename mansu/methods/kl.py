@@ -30,7 +30,7 @@ def kl_loss(now: Tensor, reference: Tensor) -> Tensor:
 class Settings(TrainingSettings):
     RATE = 2e-5
     learning_rate: float | None = training.learning_rate(RATE, "1e-5 in TOFU's code")
-    steps: int = training.steps(8)
+    steps: int = training.steps(12)
     retain_weight: float = training.retain_weight("1 in TOFU's code")
 
 

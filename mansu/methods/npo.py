@@ -33,9 +33,9 @@ def npo_loss(now: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 2e-5
+    RATE = 4e-5
     learning_rate: float | None = training.learning_rate(RATE, "1e-5 in NPO's code")
-    steps: int = training.steps(12)
+    steps: int = training.steps(8)
     beta: float = setting(
         0.1,
         "β: how sharply the loss levels off as the answer gets less likely.",

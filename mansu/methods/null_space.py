@@ -19,9 +19,9 @@ from mansu.subjects.weights import transposed_names
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 4e-5
+    RATE = 3.2e-4
     learning_rate: float | None = training.learning_rate(RATE, "")
-    steps: int = training.steps(12)
+    steps: int = training.steps(8)
     energy: float = setting(
         0.99,
         "Share of the retain inputs' energy (squared norm) that the projection protects.",

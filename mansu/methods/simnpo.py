@@ -32,7 +32,7 @@ def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
 class Settings(TrainingSettings):
     RATE = 4e-5
     learning_rate: float | None = training.learning_rate(RATE, "1e-5 in SimNPO's code")
-    steps: int = training.steps(8)
+    steps: int = training.steps(12)
     beta: float = setting(
         2.5,
         "β: how sharply the loss levels off as the answer gets less likely.",

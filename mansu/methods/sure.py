@@ -46,9 +46,9 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 4e-4
+    RATE = 2e-4
     learning_rate: float | None = training.learning_rate(RATE, "")
-    steps: int = training.steps(12)
+    steps: int = training.steps(4)
     percentile: float = setting(
         90.0,
         "Only neurons whose saliency is at or above this percentile are trained.",

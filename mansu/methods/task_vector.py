@@ -16,9 +16,9 @@ from mansu.settings import setting
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 4e-5
+    RATE = 2e-5
     learning_rate: float | None = training.learning_rate(RATE, "1e-5 in MUSE's code")
-    steps: int = training.steps(4)
+    steps: int = training.steps(12)
     alpha: float = setting(
         1.0,
         "α: weight of the vector that is subtracted.",
