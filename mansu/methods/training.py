@@ -53,9 +53,10 @@ def learning_rate(default: float, source: str) -> Any:
     )
 
 
-def steps(default: int) -> Any:
+def steps(default: int | None, empty: tuple[int, int] | None = None) -> Any:
     """The field of the number of steps."""
-    return setting(default, "Steps of the optimiser, at most.", low=1, high=10_000)
+    about = "Steps of the optimiser, at most."
+    return setting(default, about, low=1, high=10_000, empty=empty)
 
 
 def retain_weight(source: str) -> Any:

@@ -132,6 +132,7 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
     defaults = {name: setting.default for name, setting in method.options().items()}
     if method.name == "mansu":
         assert record["best"]["learning_rate"] == pytest.approx(mansu_method.RATE)
+        defaults["steps"] = mansu_method.STEPS
     else:
         assert record["best"]["learning_rate"] == pytest.approx(method.settings.RATE)
         assert defaults["batch"] == record["batch"]
