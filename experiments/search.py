@@ -22,6 +22,10 @@ What differs between methods (the rate's name and origin, when to measure) is in
 steps are cheaper in what they move, so that there are 12, 24 or 36, each a run of its own: its rate
 falls towards the end, and it may end before. Its circuit is that of the rows it trains on.
 
+MANSU's default is another of the settings tried, 0.12 bins and 36 steps. Its search, with half of
+the rows to train on, finds 0.24 bins and 12 steps; on all of them that forgets less and costs twice
+as much (``docs/results.md``). The baselines' defaults are what their searches found.
+
 ``python -m experiments.search chemical-symbols graddiff`` writes
 ``experiments/results/search-graddiff.json``, whose best setting is the method's default. Several
 methods are a sweep (``mansu.sweep``), one unit each: what is done is not done again, and

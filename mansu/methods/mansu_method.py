@@ -75,8 +75,7 @@ allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
-RATE, TOY_RATE = 0.24, 0.2
-STEPS, TOY_STEPS = 12, 36
+RATE, TOY_RATE = 0.12, 0.2
 TOY_ENERGY = 0.3
 CHECK_EVERY = 3
 ALIKE = 0.1
@@ -98,7 +97,7 @@ class Settings:
         above=True,
         empty=(RATE, TOY_RATE),
     )
-    steps: int | None = steps(None, empty=(STEPS, TOY_STEPS))
+    steps: int = steps(36)
     retain_weight: float = setting(
         1.0,
         "Weight of the retain objective, at least: it grows while kept answers lose more than "
@@ -172,19 +171,15 @@ class Settings:
 
     def chosen(self, problem: Problem) -> Settings:
         """With what is left to the subject, the task and the machine."""
-        rate, count, target, energy = self.rate, self.steps, self.target, self.energy
+        rate, target, energy = self.rate, self.target, self.energy
         in_bfloat16 = chosen_bfloat16(problem.subject, self.bfloat16)
         if rate is None:
             rate = TOY_RATE if problem.subject.is_toy else RATE
-        if count is None:
-            count = TOY_STEPS if problem.subject.is_toy else STEPS
         if energy is None:
             energy = TOY_ENERGY if problem.subject.is_toy else ENERGY
         if target is None:
             target = CHANCE + NEAR * max(1 - problem.task.margin - CHANCE, 0)
-        return replace(
-            self, rate=rate, steps=count, target=target, energy=energy, bfloat16=in_bfloat16
-        )
+        return replace(self, rate=rate, target=target, energy=energy, bfloat16=in_bfloat16)
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:
@@ -205,15 +200,15 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     work, watch = _Work(problem, settings), problem.watch
     history: list[Step] = []
     with work.put_back_after():
-        for step in range(1, work.steps + 1):
+        for step in range(1, settings.steps + 1):
             values = work.step(step)
             work.follow(step)
             told = watch is not None and watch(step)
-            last = told or step == work.steps
+            last = told or step == settings.steps
             if last or step % CHECK_EVERY == 0:
                 with work.averaged():
                     values |= work.check(step, last)
-            history.append(Step("unlearn", step, work.steps, values=values))
+            history.append(Step("unlearn", step, settings.steps, values=values))
             problem.on_step(history[-1])
             if told or work.done:
                 break
@@ -242,8 +237,7 @@ class _Work:
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         subject = problem.subject
-        assert settings.target is not None and settings.steps is not None  # they are ``chosen``
-        self.steps = settings.steps
+        assert settings.target is not None  # they are ``chosen``
         self.problem, self.settings, self.target = problem, settings, settings.target
         self.subject, self.rng = subject, random.Random(problem.seed)
         self._tell("quantising the unedited model")
@@ -301,7 +295,7 @@ class _Work:
             return self.objectives[nf4].measured(forget, self.kept)
 
     def _tell(self, part: str) -> None:
-        self.problem.on_step(Step("unlearn", 0, self.steps, part=part))
+        self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
     def _optimiser(self, mask: Mapping[str, Tensor]) -> Optimiser:
         """With the projection and the Fisher information where the settings ask for them."""
@@ -333,7 +327,7 @@ class _Work:
         """One step of the optimiser and the moves that it asks for, and what to record of them."""
         self.in_nf4 = step % 2 == 0
         forget_loss, forget, retain_loss, retain = self._gradients()
-        left = 1 - (step - 1) / self.steps
+        left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
         # Once it is forgotten, the second half of the steps mends what that cost.
         self.optimiser.step((share if self.forgotten else 1) * forget, retain, step, share)

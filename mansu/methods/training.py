@@ -53,10 +53,9 @@ def learning_rate(default: float, source: str) -> Any:
     )
 
 
-def steps(default: int | None, empty: tuple[int, int] | None = None) -> Any:
+def steps(default: int) -> Any:
     """The field of the number of steps."""
-    about = "Steps of the optimiser, at most."
-    return setting(default, about, low=1, high=10_000, empty=empty)
+    return setting(default, "Steps of the optimiser, at most.", low=1, high=10_000)
 
 
 def retain_weight(source: str) -> Any:
