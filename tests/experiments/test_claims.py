@@ -113,3 +113,16 @@ def test_the_short_form_is_the_figure_that_decides() -> None:
     assert _claim(found, "Every parameter that MANSU").number == "99.90\u00a0% at least"
     assert _claim(found, "What was forgotten comes back").number == "+0.0 points at most"
     assert _claim(found, "Without the floor").number == "–"
+
+
+def test_where_forgetting_is_undecided_the_tradeoff_is_not_reproduced_by_it() -> None:
+    """An edit near chance that nothing comes back of may be what the claim says there is not."""
+
+    def tradeoff(forgetting: str, gap: str = "passed") -> Claim:
+        status = {**dict.fromkeys(ABOUT, "passed"), "forgetting": forgetting, "gap": gap}
+        return _claim(_found(npo=_figures(status=status)), "The sparsity")
+
+    assert tradeoff("passed").status == NOT_REPRODUCED
+    assert tradeoff("failed").status == tradeoff("undecided", "failed").status == REPRODUCED
+    found = tradeoff("undecided")
+    assert found.status == UNTESTED and "1 more forgetting is undecided (npo" in found.ours
