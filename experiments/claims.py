@@ -320,19 +320,25 @@ def _bound(runs: Runs) -> Claim:
 
 
 def _relearning(runs: Runs) -> Claim:
-    """Held-out facts after relearning: MANSU's against those of the baselines that forgot."""
+    """Held-out facts after relearning: MANSU's against those of the baselines that forgot.
+
+    Where MANSU did not forget there is nothing to relearn.
+    """
     told, better = [], []
     for run in runs:
         ours = run["methods"].get("mansu")
         others = [f for _, f in _of([run], BASELINES) if f["attacks"] and _forgot(f)]
         if ours is None or not ours["attacks"] or not others:
             continue
-        theirs = [f["attacks"]["relearning"][0] for f in others]
-        here = ours["attacks"]["relearning"][0]
-        better.append(here < min(theirs))
+        if ours["status"]["forgetting"] == "failed":
+            continue
+        theirs = [f["attacks"]["relearning"] for f in others]
+        here, _, most = ours["attacks"]["relearning"]
+        better.append(most < min(low for _, low, _ in theirs))
+        values = [value for value, _, _ in theirs]
         told.append(
-            f"{run['task']['name']}: {percent(here, 0)} after MANSU, {percent(min(theirs), 0)} to "
-            f"{percent(max(theirs), 0)} after the {len(theirs)} baselines that forgot"
+            f"{run['task']['name']}: {percent(here, 0)} after MANSU, {percent(min(values), 0)} to "
+            f"{percent(max(values), 0)} after the {len(theirs)} baselines that forgot"
         )
     return _counted(
         "What MANSU erased is harder to relearn than what a baseline hid",

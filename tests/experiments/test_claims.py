@@ -126,3 +126,17 @@ def test_where_forgetting_is_undecided_the_tradeoff_is_not_reproduced_by_it() ->
     assert tradeoff("failed").status == tradeoff("undecided", "failed").status == REPRODUCED
     found = tradeoff("undecided")
     assert found.status == UNTESTED and "1 more forgetting is undecided (npo" in found.ours
+
+
+def test_relearning_is_compared_where_both_forgot_and_the_intervals_are_apart() -> None:
+    def relearned(ours: list[float], theirs: list[float], forgetting: str = "passed") -> str:
+        status = {**dict.fromkeys(ABOUT, "passed"), "forgetting": forgetting}
+        made = {
+            "mansu": _figures(status=status, attacks={"relearning": ours}),
+            "npo": _figures(attacks={"relearning": theirs}),
+        }
+        return _status(_found(**made), "What MANSU erased")
+
+    assert relearned([0.3, 0.2, 0.4], [0.9, 0.8, 1.0]) == REPRODUCED
+    assert relearned([0.98, 0.95, 1.0], [1.0, 0.97, 1.0]) == NOT_REPRODUCED
+    assert relearned([0.3, 0.2, 0.4], [0.9, 0.8, 1.0], "failed") == UNTESTED
