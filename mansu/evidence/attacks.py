@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mansu import quant, tasks
-from mansu.evidence.relearning import BUDGET, budget, halves, relearn
+from mansu.evidence.relearning import STEPS, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
@@ -180,7 +180,7 @@ def attack(
     """
     have = material(task, subject, seed=seed)
     scores: dict[str, Scores] = {}
-    done, total = itertools.count(1), 1 + BUDGET.steps + len(FORMATS)
+    done, total = itertools.count(1), 1 + STEPS + len(FORMATS)
 
     def report(part: str) -> None:
         on_step(Step("attacks", next(done), total, part=part))

@@ -31,7 +31,8 @@ from mansu.tasks.tokens import Examples
 QUESTIONS = 60
 """At most this many questions are asked, drawn with the seed."""
 
-BUDGET = TrainingSettings(learning_rate=5e-5, steps=8, batch=20)
+STEPS = 8
+BUDGET = TrainingSettings(learning_rate=5e-5, steps=STEPS, batch=20)
 """Relearning's budget: steps of AdamW on all parameters, and known rows a step.
 
 Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
@@ -150,7 +151,7 @@ def relearn(
     asked: Examples,
     *,
     seed: int = 0,
-    steps: int = BUDGET.steps,
+    steps: int = STEPS,
     on_step: OnStep = silent,
 ) -> tuple[Scores, ...]:
     """Fine-tune on the known rows, ask for the others after each step, and put all back.

@@ -48,7 +48,8 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
 class Settings(TrainingSettings):
     RATE = 2e-4
     learning_rate: float | None = training.learning_rate(RATE, "")
-    steps: int = training.steps(4)
+    STEPS = 4
+    steps: int | None = training.steps(None, empty=(STEPS, training.TOY_STEPS))
     percentile: float = setting(
         90.0,
         "Only neurons whose saliency is at or above this percentile are trained.",

@@ -36,8 +36,8 @@ TEXT_SHARE = 8
 """One row of plain text for this many facts a batch: a text row is several times as long."""
 
 
-TOY_RATE = 1e-3
-"""Learning rate in a toy model, whose answers a dozen steps of a real model's do not change."""
+TOY_RATE, TOY_STEPS = 1e-3, 12
+"""In a toy model, whose answers a dozen steps at a real model's rate do not change."""
 
 
 def learning_rate(default: float, source: str) -> Any:
@@ -53,9 +53,10 @@ def learning_rate(default: float, source: str) -> Any:
     )
 
 
-def steps(default: int) -> Any:
+def steps(default: int | None, empty: tuple[int, int] | None = None) -> Any:
     """The field of the number of steps."""
-    return setting(default, "Steps of the optimiser, at most.", low=1, high=10_000)
+    about = "Steps of the optimiser, at most."
+    return setting(default, about, low=1, high=10_000, empty=empty)
 
 
 def retain_weight(source: str) -> Any:
@@ -83,8 +84,9 @@ class TrainingSettings:
     """
 
     RATE: ClassVar[float] = 2e-5  # the learning rate that is meant where none is given
+    STEPS: ClassVar[int] = 12  # so many where none are given, or in a toy model TOY_STEPS
     learning_rate: float | None = learning_rate(RATE, "")
-    steps: int = steps(12)
+    steps: int | None = steps(STEPS)
     batch: int = setting(
         20,
         "Forget rows in a step (and as many retain rows, where the method uses them).",
@@ -103,6 +105,12 @@ class TrainingSettings:
         if self.learning_rate is not None:
             return self.learning_rate
         return TOY_RATE if subject.is_toy else self.RATE
+
+    def count(self, subject: Subject) -> int:
+        """The number of steps, where it is left to the subject too."""
+        if self.steps is not None:
+            return self.steps
+        return TOY_STEPS if subject.is_toy else self.STEPS
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -285,10 +293,10 @@ def trained(
             applied after each step.
         scale: the weights end at this multiple of the change (−α for a task vector).
     """
-    subject, steps = problem.subject, settings.steps
+    subject, steps = problem.subject, settings.count(problem.subject)
     in_bfloat16 = chosen_bfloat16(subject, settings.bfloat16)
     rate = settings.rate(subject)
-    settings = replace(settings, bfloat16=in_bfloat16, learning_rate=rate)
+    settings = replace(settings, bfloat16=in_bfloat16, learning_rate=rate, steps=steps)
     names = tuple(subject.parameters if names is None else names)
     if settings.only_quantized:
         names = tuple(n for n in names if n in subject.quantized_names)

@@ -95,7 +95,7 @@ def test_each_attack_is_what_it_says(
     assert found.scores["hint"].to_json() == hint.to_json()
     assert found.scores["int8"].to_json() == int8.to_json()
     assert found.curve[-1].to_json() == found.scores["relearning"].to_json()
-    assert len(found.curve) == relearning.BUDGET.steps + 1
+    assert len(found.curve) == relearning.STEPS + 1
     again = Attacks.from_json(json.loads(json.dumps(found.to_json())))
     assert again.to_json() == found.to_json()
 

@@ -143,6 +143,7 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
         ]
     else:
         rate = method.settings.RATE
+        default["steps"] = default["steps"] or method.settings.STEPS
         assert default["batch"] == record["batch"]
     assert (chosen["learning_rate"], chosen["steps"]) == (pytest.approx(rate), default["steps"])
     assert method.search is not None
