@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import reproduce, tables
+from experiments import reproduce, search, tables
 from experiments.figures import NO_EDIT
 from mansu import methods
 from mansu.errors import MansuError
@@ -101,6 +101,21 @@ def test_the_configuration_lists_every_task_and_method() -> None:
     everywhere = tuple(name for name in methods.ALL if name != "retrained")  # ships for tiny only
     assert all(e.methods == everywhere for e in found[1:])
     assert all(set(e.attacked) <= {*e.methods} for e in found)
+
+
+def test_a_subjects_own_settings_are_what_its_search_found() -> None:
+    given = [
+        (e.subject, name, dict(settings))
+        for e in reproduce.configured()
+        for name, settings in e.settings.items()
+    ]
+    assert given
+    for subject, name, settings in given:
+        record = json.loads((search.RESULTS / subject / f"search-{name}.json").read_text())
+        limits = {limit: record[limit] for limit in ("margin", "tolerance")}
+        best = search.best(record["tried"], **limits)
+        assert record["subject"] == subject and record["best"] == best
+        assert settings == {setting: best[setting] for setting in ("learning_rate", "steps")}
 
 
 def test_a_subject_may_have_settings_of_its_own(tmp_path: Path) -> None:
