@@ -165,3 +165,14 @@ def configure(cls: type[T], values: Mapping[str, Any], of: str) -> T:
                 f"{name!r} is no setting of {of}: it has {', '.join(known) or 'none'}."
             )
     return cls(**{name: known[name].check(value, of) for name, value in values.items()})
+
+
+def filled(settings: T, toy: bool) -> T:
+    """The settings with what their empty numbers stand for (``Setting.empty``).
+
+    Args:
+        toy: in a toy model.
+    """
+    known = settings_of(type(settings)).values()
+    empty = {s.name: s.empty[toy] for s in known if s.empty and getattr(settings, s.name) is None}
+    return dataclasses.replace(settings, **empty)  # pyright: ignore[reportArgumentType, reportCallIssue]

@@ -53,7 +53,7 @@ from mansu.methods.signal import ATTENTION
 from mansu.methods.training import bfloat16, chosen_bfloat16, products, steps
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized, swapped
-from mansu.settings import setting
+from mansu.settings import filled, setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
 from mansu.subjects.lower import first_changed
@@ -171,15 +171,12 @@ class Settings:
 
     def chosen(self, problem: Problem) -> Settings:
         """With what is left to the subject, the task and the machine."""
-        rate, target, energy = self.rate, self.target, self.energy
+        target = self.target
         in_bfloat16 = chosen_bfloat16(problem.subject, self.bfloat16)
-        if rate is None:
-            rate = TOY_RATE if problem.subject.is_toy else RATE
-        if energy is None:
-            energy = TOY_ENERGY if problem.subject.is_toy else ENERGY
         if target is None:
             target = CHANCE + NEAR * max(1 - problem.task.margin - CHANCE, 0)
-        return replace(self, rate=rate, target=target, energy=energy, bfloat16=in_bfloat16)
+        chosen = filled(self, problem.subject.is_toy)
+        return replace(chosen, target=target, bfloat16=in_bfloat16)
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:

@@ -48,8 +48,7 @@ def salient_rows(subject: Subject, forget: Examples, percentile: float) -> dict[
 class Settings(TrainingSettings):
     RATE = 2e-4
     learning_rate: float | None = training.learning_rate(RATE, "")
-    STEPS = 4
-    steps: int | None = training.steps(None, empty=(STEPS, training.TOY_STEPS))
+    steps: int | None = training.steps(None, empty=(4, training.TOY_STEPS))
     percentile: float = setting(
         90.0,
         "Only neurons whose saliency is at or above this percentile are trained.",

@@ -26,7 +26,7 @@ from mansu.interrupts import put_back
 from mansu.measure.scores import following_losses
 from mansu.methods.method import Outcome, Problem
 from mansu.progress import Step
-from mansu.settings import setting
+from mansu.settings import filled, setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples
@@ -84,9 +84,8 @@ class TrainingSettings:
     """
 
     RATE: ClassVar[float] = 2e-5  # the learning rate that is meant where none is given
-    STEPS: ClassVar[int] = 12  # so many where none are given, or in a toy model TOY_STEPS
     learning_rate: float | None = learning_rate(RATE, "")
-    steps: int | None = steps(STEPS)
+    steps: int | None = steps(12)
     batch: int = setting(
         20,
         "Forget rows in a step (and as many retain rows, where the method uses them).",
@@ -99,18 +98,6 @@ class TrainingSettings:
         "large one next to none.",
     )
     bfloat16: bool | None = bfloat16()
-
-    def rate(self, subject: Subject) -> float:
-        """The learning rate, where it is left to the subject too."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return TOY_RATE if subject.is_toy else self.RATE
-
-    def count(self, subject: Subject) -> int:
-        """The number of steps, where it is left to the subject too."""
-        if self.steps is not None:
-            return self.steps
-        return TOY_STEPS if subject.is_toy else self.STEPS
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -293,10 +280,12 @@ def trained(
             applied after each step.
         scale: the weights end at this multiple of the change (−α for a task vector).
     """
-    subject, steps = problem.subject, settings.count(problem.subject)
+    subject = problem.subject
+    settings = filled(settings, subject.is_toy)
+    rate, steps = settings.learning_rate, settings.steps
+    assert rate is not None and steps is not None
     in_bfloat16 = chosen_bfloat16(subject, settings.bfloat16)
-    rate = settings.rate(subject)
-    settings = replace(settings, bfloat16=in_bfloat16, learning_rate=rate, steps=steps)
+    settings = replace(settings, bfloat16=in_bfloat16)
     names = tuple(subject.parameters if names is None else names)
     if settings.only_quantized:
         names = tuple(n for n in names if n in subject.quantized_names)

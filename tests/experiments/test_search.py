@@ -17,6 +17,7 @@ from mansu.measure.scores import measure
 from mansu.methods import Problem, mansu_method, named
 from mansu.methods.keep import kept_text
 from mansu.progress import Step
+from mansu.settings import filled
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
 
@@ -143,7 +144,7 @@ def test_defaults_are_what_the_search_found(path: Path) -> None:
         ]
     else:
         rate = method.settings.RATE
-        default["steps"] = default["steps"] or method.settings.STEPS
+        default["steps"] = filled(method.configure({}), toy=False).steps
         assert default["batch"] == record["batch"]
     assert (chosen["learning_rate"], chosen["steps"]) == (pytest.approx(rate), default["steps"])
     assert method.search is not None
