@@ -46,10 +46,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
+from mansu.circuits.mask import Mask
 from mansu.circuits.search import find_circuit
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
@@ -198,7 +197,10 @@ def search(
     start = time.perf_counter()
     split = Split.of(subject, task, seed)
     if method.kind == "mansu":
-        split = replace(split, problem=replace(split.problem, mask=_mask(split.problem)))
+        mask = _mask(split.problem)
+        more = mask.candidates and mask.candidates.tensors()
+        problem = replace(split.problem, mask=mask.tensors(), candidates=more)
+        split = replace(split, problem=problem)
     tried = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
     if not tried:
         raise MansuError(f"No setting of {name} gave a finite loss: nothing to choose from.")
@@ -296,7 +298,7 @@ def _of_rate(
     return found
 
 
-def _mask(problem: Problem) -> Mapping[str, Tensor]:
+def _mask(problem: Problem) -> Mask:
     """The parameters of the circuit of the forget rows that the method trains on."""
     subject = problem.subject
     every = tasks.pairs(problem.task, subject)
@@ -307,7 +309,7 @@ def _mask(problem: Problem) -> Mapping[str, Tensor]:
     found = attribute(subject, pairs)
     circuit = find_circuit(subject, pairs, found, max_fraction=default_fraction(subject))
     assert circuit.mask is not None
-    return circuit.mask.tensors()
+    return circuit.mask
 
 
 @dataclass(frozen=True)

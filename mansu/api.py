@@ -208,7 +208,8 @@ def unlearn(
         forget=forget,
         retain=retain,
         text=kept_text(subject, tasks.text(task, subject), forget, seed=seed),
-        mask=None if mask is None else mask.tensors(),
+        mask=mask and mask.tensors(),
+        candidates=mask and mask.candidates and mask.candidates.tensors(),
         seed=seed,
         on_step=on_step,
     )

@@ -100,7 +100,8 @@ class Bench:
         mask = found.mask.tensors()
         forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
         text = kept_text(subject, tasks.text(task, subject), forget)
-        problem = Problem(subject, task, forget, retain, text, mask)
+        more = found.mask.candidates and found.mask.candidates.tensors()
+        problem = Problem(subject, task, forget, retain, text, mask, candidates=more)
         return cls(subject, bare, problem, pairs, mask)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mansu.files import load_values, reading, save_values, typed
 
-if TYPE_CHECKING:
-    pass
+_OF_CANDIDATES = "candidates:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +27,8 @@ class Mask:
         total: parameters of the model.
         mass: share of the circuit's attribution (|score| of head slices and neurons) covered.
         n_slices, n_neurons: head slices (of q, k, v, o) and MLP neurons chosen.
+        candidates: more of the circuit's heads and neurons, these among them, of which MANSU picks
+            the weights that it moves; None: of the mask alone.
     """
 
     rows: Mapping[str, Tensor]
@@ -37,6 +38,7 @@ class Mask:
     mass: float
     n_slices: int
     n_neurons: int
+    candidates: Mask | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,11 +72,18 @@ class Mask:
 
     def save(self, folder: str | Path, of: Mapping[str, str] | None = None) -> None:
         """Write ``mask.safetensors`` into ``folder``; ``of``: as ``save_values`` has it."""
+        tensors, meta = self._values()
+        if self.candidates is not None:
+            more, meta["candidates"] = self.candidates._values()
+            tensors |= {f"{_OF_CANDIDATES}{name}": index for name, index in more.items()}
+        save_values(Path(folder) / "mask.safetensors", tensors, meta, of)
+
+    def _values(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"rows:{name}": index for name, index in self.rows.items()}
         tensors |= {f"columns:{name}": index for name, index in self.columns.items()}
-        meta = {"shapes": {name: list(shape) for name, shape in self.shapes.items()}}
+        meta: dict[str, Any] = {"shapes": {n: list(shape) for n, shape in self.shapes.items()}}
         meta |= {name: getattr(self, name) for name in ("total", "mass", "n_slices", "n_neurons")}
-        save_values(Path(folder) / "mask.safetensors", tensors, meta, of)
+        return tensors, meta
 
     @classmethod
     def load(cls, folder: str | Path) -> Mask:
@@ -86,21 +95,35 @@ class Mask:
         path = Path(folder) / "mask.safetensors"
         with reading(path):
             tensors, meta = load_values(path)
-            shapes = {name: tuple(shape) for name, shape in meta.pop("shapes").items()}
-            kinds = {
-                kind: {
-                    k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}:")
-                }
-                for kind in ("rows", "columns")
-            }
-            found = typed(cls(shapes=shapes, **kinds, **meta))
-            for axis, kind in enumerate(("rows", "columns")):
-                for name, index in kinds[kind].items():
-                    size = shapes[name][axis]
-                    if index.ndim != 1 or index.dtype != torch.long:
-                        raise ValueError(f"{kind} of {name} are no indices")
-                    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-                        raise ValueError(f"{kind} of {name} lie outside its shape")
-            if found.total < 1:
-                raise ValueError(f"total is {found.total}")
-            return found
+            more = meta.pop("candidates", None)
+            own = {n: index for n, index in tensors.items() if not n.startswith(_OF_CANDIDATES)}
+            found = cls._of(own, meta)
+            if more is None:
+                return found
+            rest = {n.removeprefix(_OF_CANDIDATES): tensors[n] for n in tensors if n not in own}
+            return replace(found, candidates=cls._of(rest, more))
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Mask:
+        """What ``_values`` gave.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        shapes = {name: (shape[0], shape[1]) for name, shape in meta["shapes"].items()}
+        rest = {name: value for name, value in meta.items() if name != "shapes"}
+        kinds = {
+            kind: {k.split(":", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{kind}:")}
+            for kind in ("rows", "columns")
+        }
+        found = typed(cls(shapes=shapes, **kinds, **rest))
+        for axis, kind in enumerate(("rows", "columns")):
+            for name, index in kinds[kind].items():
+                size = shapes[name][axis]
+                if index.ndim != 1 or index.dtype != torch.long:
+                    raise ValueError(f"{kind} of {name} are no indices")
+                if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+                    raise ValueError(f"{kind} of {name} lie outside its shape")
+        if found.total < 1:
+            raise ValueError(f"total is {found.total}")
+        return found

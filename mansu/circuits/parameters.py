@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -74,6 +74,32 @@ def parameter_mask(
         )
     chosen = chosen[take]
     return _assemble(subject, units, chosen, float(score[chosen].sum()) / total_mass)
+
+
+CANDIDATES, FAITHFUL = 0.1, 0.95
+"""A mask's candidates: at most that share of all parameters, of a circuit as faithful as that."""
+
+
+def mask_of(
+    subject: Subject, circuit: Circuit, attribution: Attribution, *, max_fraction: float
+) -> Mask:
+    """``parameter_mask`` with its candidates.
+
+    They are the heads and neurons, by the same order, of the smallest circuit on the curve whose
+    faithfulness is ``FAITHFUL``: what is to be forgotten also runs beside the minimal circuit. A
+    toy has none: a tenth of it holds most of what it knows.
+
+    Raises:
+        MansuError: as ``parameter_mask``.
+    """
+    mask = parameter_mask(subject, circuit, attribution, max_fraction=max_fraction)
+    if subject.is_toy:
+        return mask
+    sizes, faithfulness = circuit.curve[:, 0].long(), circuit.curve[:, 1]
+    wider = circuit.top(int(sizes[faithfulness >= max(FAITHFUL, circuit.tau)].min()))
+    most = max(CANDIDATES, max_fraction)
+    more = parameter_mask(subject, wider, attribution, share=1.0, max_fraction=most)
+    return replace(mask, candidates=more)
 
 
 def _units(subject: Subject) -> _Units:

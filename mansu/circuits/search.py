@@ -12,7 +12,7 @@ from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit, as_mask, pruned
 from mansu.circuits.graph import graph_of
 from mansu.circuits.metric import MEMORY
-from mansu.circuits.parameters import parameter_mask
+from mansu.circuits.parameters import mask_of
 from mansu.circuits.patching import BATCH, Patched
 from mansu.errors import BadInputError
 from mansu.progress import OnStep, Step, silent
@@ -33,17 +33,16 @@ def find_circuit(
     memory: int = MEMORY,
     on_step: OnStep = silent,
 ) -> Circuit:
-    """``minimal_circuit`` with the parameters behind it (``parameter_mask``) as its ``mask``.
+    """``minimal_circuit`` with the parameters behind it (``mask_of``) as its ``mask``.
 
     Args:
         max_fraction: the mask's largest share of all parameters; the others as there.
 
     Raises:
-        MansuError: as ``minimal_circuit`` and ``parameter_mask``.
+        MansuError: as ``minimal_circuit`` and ``mask_of``.
     """
     circuit = minimal_circuit(subject, pairs, attribution, tau=tau, memory=memory, on_step=on_step)
-    mask = parameter_mask(subject, circuit, attribution, max_fraction=max_fraction)
-    return replace(circuit, mask=mask)
+    return replace(circuit, mask=mask_of(subject, circuit, attribution, max_fraction=max_fraction))
 
 
 def minimal_circuit(

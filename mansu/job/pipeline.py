@@ -261,14 +261,15 @@ def unlearning(method: str, given: Mapping[str, Any] | None = None) -> Stage:
     def make(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         session.release()
         reset_peak_memory()
-        start = time.perf_counter()
+        start, mask = time.perf_counter(), session.run.mask()
         problem = Problem(
             subject=session.subject,
             task=session.task,
             forget=session.rows("forget"),
             retain=session.rows("retain"),
             text=session.kept_text,
-            mask=session.run.mask().tensors(),
+            mask=mask.tensors(),
+            candidates=mask.candidates and mask.candidates.tensors(),
             seed=session.settings.seed,
             on_step=on_step,
         )
@@ -320,8 +321,9 @@ BOUND_FACTS, BOUND_TEXTS = 32, 8
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     retain, (tokens, length) = session.rows("retain"), session.text
     retain, some = retain.some(BOUND_FACTS), evenly(len(tokens), BOUND_TEXTS)
-    text, mask = (tokens[some], length[some]), session.run.mask().tensors()
-    return (bounds(session.subject, session.run.edit(method), retain, text, mask),)
+    text, mask = (tokens[some], length[some]), session.run.mask()
+    circuit = (mask.candidates or mask).tensors()
+    return (bounds(session.subject, session.run.edit(method), retain, text, circuit),)
 
 
 def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:

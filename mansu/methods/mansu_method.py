@@ -49,6 +49,7 @@ from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
 from mansu.methods.objectives import Objectives, StepPack, sample
 from mansu.methods.optimiser import Optimiser
+from mansu.methods.selective import selective
 from mansu.methods.signal import ATTENTION
 from mansu.methods.training import bfloat16, chosen_bfloat16, products, steps
 from mansu.progress import Step
@@ -57,6 +58,7 @@ from mansu.settings import filled, setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
 from mansu.subjects.lower import first_changed
+from mansu.subjects.own_text import Rows
 from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, lines
@@ -77,6 +79,7 @@ HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
 RATE, TOY_RATE = 0.12, 0.2
 TOY_ENERGY = 0.3
+SHARE = 0.005
 CHECK_EVERY = 3
 ALIKE = 0.1
 """Accuracies on a part of the rows differ by less than this by chance: of checks alike the latest
@@ -130,6 +133,16 @@ class Settings:
         "information $F$ of the retain log-likelihood.",
         low=0,
         source="arXiv 2605.15138, theorem 1",
+    )
+    share: float | None = setting(
+        None,
+        "Share of all parameters that may move: of the circuit's, those that the forget facts hang "
+        "on most for what hangs on them of what is kept (diagonal Fisher information). Empty: half "
+        "a percent; in a toy all of the circuit's.",
+        low=0,
+        high=1,
+        above=True,
+        empty=(SHARE, 1.0),
     )
     circuit: bool = setting(
         True,
@@ -239,19 +252,16 @@ class _Work:
         self.subject, self.rng = subject, random.Random(problem.seed)
         self._tell("quantising the unedited model")
         self.nf4_weights = Dequantized.of(subject)
-        mask = problem.mask or {}
-        if not settings.circuit:
-            generator = torch.Generator().manual_seed(problem.seed)
-            mask = random_mask(subject, mask, generator).tensors()
-        if settings.read_out:
-            mask = reading(subject, mask)
+        self._tell("measuring what hangs on the circuit's weights")
+        mask, importance = self._selected(self._circuit())
         self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
         self.mean = torch.zeros_like(self.movable.wish)
         self.keys_and_values = {n: _keys_and_values(subject, n) for n in self.movable.places}
         self.things = entities(problem.forget)
         self.prompts = together([prompts_of(subject, t) for t in (self.things, common(subject))])
         self._tell("measuring the retain geometry")
-        self.optimiser = self._optimiser({name: mask[name] for name in self.movable.places})
+        moving = {name: mask[name] for name in self.movable.places}
+        self.optimiser = self._optimiser(moving, importance)
         self.products = partial(products, subject, settings.bfloat16)
         self.narrow: dict[bool, Narrow] = {}
         if settings.bfloat16 and subject.dtype == torch.float32 and subject.offload is None:
@@ -294,24 +304,54 @@ class _Work:
     def _tell(self, part: str) -> None:
         self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
-    def _optimiser(self, mask: Mapping[str, Tensor]) -> Optimiser:
-        """With the projection and the Fisher information where the settings ask for them."""
-        problem, settings, spans = self.problem, self.settings, None
-        retain = problem.retain.some(GEOMETRY_FACTS)
-        tokens, length = problem.text
+    def _circuit(self) -> Mapping[str, Tensor]:
+        """The weights to pick from."""
+        problem, subject, settings = self.problem, self.subject, self.settings
+        mask, more = problem.mask or {}, problem.candidates
+        if not settings.circuit:
+            generator = torch.Generator().manual_seed(problem.seed)
+            mask = random_mask(subject, mask, generator).tensors()
+            more = more and random_mask(subject, more, generator).tensors()
+        return reading(subject, mask, more) if settings.read_out else more or mask
+
+    def _selected(self, mask: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The mask's weights that may move, and the Fisher information of what is kept on them:
+        name → ``[n]`` at their entries, none where the settings ask for none."""
+        problem, settings, subject = self.problem, self.settings, self.subject
+        mask = {name: chosen for name, chosen in mask.items() if name in subject.quantized_names}
+        some = partial(fisher, subject, mask=mask)
+        retain = None
+        if mask and settings.fisher_weight:
+            retain = some(problem.retain.some(GEOMETRY_FACTS), self._text())
+        assert settings.share is not None
+        count = round(settings.share * subject.n_parameters)
+        chosen = mask
+        if sum(int(each.sum()) for each in mask.values()) > count:
+            none = problem.text[0][:0], problem.text[1][:0]
+            forget = some(problem.forget.some(GEOMETRY_FACTS), none)
+            chosen = selective(forget, retain, mask, count)
+        left = {name: retain[name][chosen[name][mask[name]]] for name in chosen} if retain else {}
+        return chosen, left
+
+    def _text(self) -> Rows:
+        """The texts that the geometry is taken from."""
+        tokens, length = self.problem.text
         some = evenly(len(tokens), GEOMETRY_TEXTS)
-        text = tokens[some], length[some]
+        return tokens[some], length[some]
+
+    def _optimiser(self, mask: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Optimiser:
+        """With the projection, where the settings ask for it, and the Fisher information."""
+        settings, spans = self.settings, None
         if settings.project:
             assert settings.energy is not None
-            said = together([text, said_of(self.subject, self.things)])
+            retain = self.problem.retain.some(GEOMETRY_FACTS)
+            said = together([self._text(), said_of(self.subject, self.things)])
             spans = projectors(self.subject, retain, said, mask, energy=settings.energy)
         importance = torch.zeros_like(self.movable.base)
-        if settings.fisher_weight:
-            for name, values in fisher(self.subject, retain, text, mask).items():
-                everywhere = torch.zeros(mask[name].shape)
-                everywhere[mask[name]] = values
-                place = self.movable.places[name]
-                importance[place.span] = everywhere.flatten()[place.where.cpu()].to(importance)
+        for name, place in self.movable.places.items() if found else ():
+            everywhere = torch.zeros(mask[name].shape)
+            everywhere[mask[name]] = found[name]
+            importance[place.span] = everywhere.flatten()[place.where.cpu()].to(importance)
         assert settings.rate is not None
         return Optimiser(self.movable, settings.rate, settings.fisher_weight * importance, spans)
 
@@ -514,15 +554,19 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     return why
 
 
-def reading(subject: Subject, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A mask from the first layer on in which it has weights of the attention; all, if nowhere.
+def reading(
+    subject: Subject, mask: Mapping[str, Tensor], candidates: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Of the candidates (of the mask itself without any) those from the first layer on in which the
+    mask has weights of the attention; all, if nowhere.
 
     Before that nothing of the thing that is asked about has reached the prompt's last token by the
     circuit: what is written there is the same for every fact.
     """
     attention = [layer_of(subject, name) for name in mask if kind_of(subject, name) in ATTENTION]
     first = min((layer for layer in attention if layer is not None), default=0)
-    return {n: chosen for n, chosen in mask.items() if (layer_of(subject, n) or 0) >= first}
+    found = candidates or mask
+    return {n: chosen for n, chosen in found.items() if (layer_of(subject, n) or 0) >= first}
 
 
 def _keys_and_values(subject: Subject, name: str) -> Tensor:

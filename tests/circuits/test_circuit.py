@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from mansu.circuits.circuit import Circuit, as_mask
 from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import metric_values
-from mansu.circuits.parameters import parameter_mask
+from mansu.circuits.parameters import mask_of, parameter_mask
 from mansu.circuits.patching import Patched, _Pass, activation_patching
 from mansu.circuits.record import packed, record
 from mansu.circuits.search import _Search, find_circuit, minimal_circuit
@@ -302,6 +303,32 @@ def test_saves_and_loads(tiny: Subject, found: Any, tmp_path: Any) -> None:
     assert (again.faithfulness, again.interval) == (circuit.faithfulness, circuit.interval)
     assert mask_again.size == mask.size and mask_again.mass == mask.mass
     assert all(torch.equal(mask_again.dense(n), mask.dense(n)) for n in mask.names)
+    assert mask_again.candidates is None
+    more = parameter_mask(tiny, circuit, scores, max_fraction=0.3)
+    replace(mask, candidates=more).save(tmp_path)
+    again = Mask.load(tmp_path)
+    assert again.size == mask.size and again.candidates is not None
+    assert again.candidates.mass == more.mass > mask.mass
+    for name in more.names:
+        assert torch.equal(again.candidates.dense(name), more.dense(name))
+
+
+def test_a_masks_candidates_are_more_of_the_circuit(
+    tiny: Subject, found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, scores, circuit = found
+    assert mask_of(tiny, circuit, scores, max_fraction=0.02).candidates is None  # of a toy
+    monkeypatch.setattr(Subject, "is_toy", False)
+    mask = mask_of(tiny, circuit, scores, max_fraction=0.02)
+    small = parameter_mask(tiny, circuit, scores, max_fraction=0.02)
+    more = mask.candidates
+    assert more is not None and mask.size == small.size < more.size <= 0.1 * mask.total
+    wider = next(circuit.top(int(n)) for n, share, *_ in circuit.curve if share >= 0.95)
+    used = parameter_mask(tiny, wider, scores, share=1, max_fraction=1)
+    assert used.size > more.size
+    for name in more.names:
+        assert name not in mask.names or bool((mask.dense(name) <= more.dense(name)).all())
+        assert bool((more.dense(name) <= used.dense(name)).all())
 
 
 def test_mask_keeps_to_its_budget_and_to_the_circuit(tiny: Subject, found: Any) -> None:
