@@ -70,7 +70,7 @@ TERMS: Mapping[str, str] = {
     "Attribution": "An estimate, for each edge, of how much it carries an answer (EAP-IG).",
     "Circuit": "The smallest set of edges that gives the answers alone.",
     "Faithfulness": "How much of the behaviour a circuit keeps when all other edges are cut.",
-    "Mask": "The weights behind a circuit, which MANSU may move.",
+    "Mask": "The weights behind a circuit. MANSU moves some of them and of others beside them.",
     "Logit lens": "What a model would say if it ended after a layer.",
     "CAD": "Circuit attribution divergence: how far an edit changed the circuit, 0 (the same) to 1 "
     "(nothing in common).",

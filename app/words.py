@@ -130,8 +130,8 @@ HELP: Mapping[str, str] = {
     "faithfulness": "$\\frac{L(\\text{circuit}) - L(\\text{corrupt})}{L(\\text{clean}) - "
     "L(\\text{corrupt})}$, every edge outside the circuit patched to its corrupt value: 100 % if "
     "the circuit alone does all the work.",
-    "mask": "The parameters that a method may move: the q, k, v, o slices of the circuit's heads "
-    "and the neurons of its MLPs that carry it.",
+    "mask": "The parameters that carry the circuit: the q, k, v, o slices of its heads and the "
+    "neurons of its MLPs.",
     # evaluation
     "accuracy": "4-way multiple choice: the share of rows whose answer outscores its three "
     f"distractors. Chance is 25 %. {_INTERVAL}",

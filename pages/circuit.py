@@ -44,11 +44,14 @@ def numbers(run: Run, shown: Circuit) -> None:
     )
     if run.has("mask"):
         mask = run.mask()
+        more = mask.movable
         c.metric(
             "Mask",
             f"{mask.size:,}",
-            help=f"Parameters that MANSU may change: {mask.n_slices:,} head slices (q, k, v, o) "
-            f"and {mask.n_neurons:,} MLP neurons of the run's circuit (at τ).",
+            help=f"Parameters behind the run's circuit (at τ): {mask.n_slices:,} head slices "
+            f"(q, k, v, o) and {mask.n_neurons:,} MLP neurons. MANSU picks what it moves from "
+            f"{more.n_slices:,} slices and {more.n_neurons:,} neurons, by what hangs on each "
+            "weight.",
         )
         d.metric(
             "Share of the model",

@@ -41,6 +41,11 @@ class Mask:
     candidates: Mask | None = None
 
     @property
+    def movable(self) -> Mask:
+        """What an edit of the circuit lies in: the candidates, or the mask where it has none."""
+        return self if self.candidates is None else self.candidates
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Parameters that have an entry in the mask."""
         return tuple(self.shapes)

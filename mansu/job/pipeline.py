@@ -321,8 +321,7 @@ BOUND_FACTS, BOUND_TEXTS = 32, 8
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     retain, (tokens, length) = session.rows("retain"), session.text
     retain, some = retain.some(BOUND_FACTS), evenly(len(tokens), BOUND_TEXTS)
-    text, mask = (tokens[some], length[some]), session.run.mask()
-    circuit = (mask.candidates or mask).tensors()
+    text, circuit = (tokens[some], length[some]), session.run.mask().movable.tensors()
     return (bounds(session.subject, session.run.edit(method), retain, text, circuit),)
 
 

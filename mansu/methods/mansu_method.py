@@ -75,7 +75,7 @@ KEPT = 0.05
 """Nats that the kept answers may lose on the way before they weigh more: half of what a verdict
 allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
 
-HARDER, EASIER, HARDEST = 1.5, 0.8, 64.0
+HARDER, EASIER, HARDEST = 1.5, 0.8, 8.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
 RATE, TOY_RATE = 0.12, 0.2
 TOY_ENERGY = 0.3
@@ -86,8 +86,11 @@ ALIKE = 0.1
 is kept, which the signal term has worked on longest."""
 
 SLOWEST = 0.03
-"""Share of the rate that the last steps have, and of the forget gradient where the facts are as
-good as forgotten: the first half is taken at all of them."""
+"""Share of the rate that the last steps have: the first half is taken at all of it."""
+
+LEFT = 0.2
+"""Share of the forget gradient, at most, where the facts are as good as forgotten: what that cost
+is mended then, and more of it would have them avoided."""
 NEAR = 0.2
 
 
@@ -312,7 +315,12 @@ class _Work:
             generator = torch.Generator().manual_seed(problem.seed)
             mask = random_mask(subject, mask, generator).tensors()
             more = more and random_mask(subject, more, generator).tensors()
-        return reading(subject, mask, more) if settings.read_out else more or mask
+        if settings.read_out:
+            # Candidates have heads in nearly every layer. A fact is gathered in the first half of
+            # them and read out in the second (Geva et al. 2023, arXiv 2304.14767).
+            half = subject.config.num_hidden_layers // 2
+            return reading(subject, mask) if more is None else _from(subject, more, half)
+        return mask if more is None else more
 
     def _selected(self, mask: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The mask's weights that may move, and the Fisher information of what is kept on them:
@@ -366,8 +374,8 @@ class _Work:
         forget_loss, forget, retain_loss, retain = self._gradients()
         left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
-        # Once it is forgotten, the second half of the steps mends what that cost.
-        self.optimiser.step((share if self.forgotten else 1) * forget, retain, step, share)
+        less = min(share, LEFT) if self.forgotten else 1
+        self.optimiser.step(less * forget, retain, step, share)
         return {
             "in_nf4": float(self.in_nf4),
             "forget_loss": forget_loss,
@@ -554,19 +562,19 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     return why
 
 
-def reading(
-    subject: Subject, mask: Mapping[str, Tensor], candidates: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Of the candidates (of the mask itself without any) those from the first layer on in which the
-    mask has weights of the attention; all, if nowhere.
+def reading(subject: Subject, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A mask from the first layer on in which it has weights of the attention; all, if nowhere.
 
     Before that nothing of the thing that is asked about has reached the prompt's last token by the
     circuit: what is written there is the same for every fact.
     """
     attention = [layer_of(subject, name) for name in mask if kind_of(subject, name) in ATTENTION]
     first = min((layer for layer in attention if layer is not None), default=0)
-    found = candidates or mask
-    return {n: chosen for n, chosen in found.items() if (layer_of(subject, n) or 0) >= first}
+    return _from(subject, mask, first)
+
+
+def _from(subject: Subject, mask: Mapping[str, Tensor], first: int) -> dict[str, Tensor]:
+    return {n: chosen for n, chosen in mask.items() if (layer_of(subject, n) or 0) >= first}
 
 
 def _keys_and_values(subject: Subject, name: str) -> Tensor:

@@ -304,7 +304,7 @@ def test_saves_and_loads(tiny: Subject, found: Any, tmp_path: Any) -> None:
     assert mask_again.size == mask.size and mask_again.mass == mask.mass
     assert all(torch.equal(mask_again.dense(n), mask.dense(n)) for n in mask.names)
     assert mask_again.candidates is None
-    more = parameter_mask(tiny, circuit, scores, max_fraction=0.3)
+    more = parameter_mask(tiny, circuit, scores, share=1, max_fraction=0.3)
     replace(mask, candidates=more).save(tmp_path)
     again = Mask.load(tmp_path)
     assert again.size == mask.size and again.candidates is not None

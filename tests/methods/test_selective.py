@@ -51,9 +51,11 @@ def test_the_weights_that_the_forget_facts_hang_on_most_for_what_is_kept(
 def test_mansu_moves_weights_of_the_best_share_of_the_candidates(
     problem: Problem, weight: float
 ) -> None:
-    """From the layer on where the mask's heads read; ``weight``: of the Fisher information."""
+    """From half of the depth on; ``weight``: of the Fisher information."""
     subject, share = problem.subject, 0.01
-    names = [weight_name(subject, layer, role) for layer, role in ((0, "up"), (1, "o"), (2, "up"))]
+    half = subject.config.num_hidden_layers // 2
+    at = ((half - 1, "up"), (half, "o"), (half, "up"))
+    names = [weight_name(subject, layer, role) for layer, role in at]
     every = {n: torch.ones_like(subject.parameters[n], dtype=torch.bool) for n in names}
     here = replace(problem, mask={names[1]: every[names[1]]}, candidates=every)
     given = {"rate": 0.5, "steps": 3, "share": share, "fisher_weight": weight}
