@@ -37,6 +37,7 @@ from experiments.benchmarks.watch import watched
 from mansu import methods, quant, subjects
 from mansu.circuits.attribution import attribute, needs
 from mansu.circuits.graph import Graph, graph_of
+from mansu.circuits.parameters import CANDIDATES
 from mansu.measure.scores import measure
 from mansu.subjects.subject import Subject
 
@@ -226,6 +227,7 @@ def sizes(shape: Shape) -> str:
     weights, quantised = 2 * shape.weights, 2 * shape.layers * shape.of_layer
     codes = shape.layers * shape.of_layer * (0.5 + ABSMAX)
     moments = shape.layers * OF_LAYER * 8 * shape.width**2  # float64
+    fisher = 2 * 4 * CANDIDATES * shape.weights  # float32, of what is forgotten and what is kept
     room = shape.cards * shape.size * 1e9 / GIB
     lines = [
         f"## {shape.name}",
@@ -240,6 +242,8 @@ def sizes(shape: Shape) -> str:
         f"| the same as codes and absmax | {codes / GIB:.1f} | closed form |",
         f"| MANSU's projection, float64, in the machine's memory | {moments / GIB:.1f} | closed "
         "form, for a mask with a head and a neuron of every layer |",
+        f"| MANSU's Fisher information, float32, in the machine's memory | {fisher / GIB:.1f} | "
+        "closed form, at most: where half of the depth has all candidates |",
     ]
     for tokens in (64, PAIRS * TOKENS):
         for recompute in (False, True):

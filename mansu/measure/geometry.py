@@ -20,7 +20,7 @@ from mansu.subjects.flows import watched
 from mansu.subjects.offload import placed
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
-from mansu.subjects.weights import transposed_names
+from mansu.subjects.weights import kind_of, layer_of, transposed_names
 from mansu.tasks.tokens import Examples
 
 ENERGY = 0.9
@@ -80,9 +80,11 @@ def projectors(
             positions retain inputs span every direction a little.
     """
     columns = {name: _columns(chosen, name, subject) for name, chosen in mask.items()}
+    first = _alike(subject, columns)
     moments = {
         name: placed(torch.zeros(len(c), len(c), dtype=torch.float64), subject.offload)
         for name, c in columns.items()
+        if first[name] == name
     }
     with torch.no_grad():
         for tokens, length in ((retain.tokens, retain.length), text):
@@ -94,16 +96,16 @@ def projectors(
                     rows = inputs[0][:, columns[name].to(inputs.device)].double().cpu()
                     moments[name] += (rows * times[:, None]).T @ rows
 
-                with watched(subject, mask, add):
+                with watched(subject, moments, add):
                     subject.hidden(pack)
     spans = {}
-    for name in columns:
+    for name in list(moments):
         values, vectors = torch.linalg.eigh(moments.pop(name))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         held = values.cumsum(0) / values.sum().clamp_min(1e-30)
         k = int((held < energy).sum()) + 1 if values.sum() > 0 else 0
         spans[name] = (columns[name], vectors[:, :k].to(subject.dtype))
-    return Projectors(spans, energy)
+    return Projectors({name: spans[first[name]] for name in columns}, energy)
 
 
 def fisher(
@@ -201,6 +203,24 @@ def differentiated(
                 value = likelihood(pack, answers)
                 value.backward()
             yield value.item(), len(pack.rows)
+
+
+def _alike(subject: Subject, columns: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of each weight the first that reads the same of the same inputs; itself, mostly.
+
+    A decomposition grows with the cube of the width: q, k and v need one, and so do gate and up.
+    """
+    found, readers = {}, {}
+    for name, read in columns.items():
+        kind = kind_of(subject, name)
+        reader = layer_of(subject, name), next((k for k in _SAME_INPUTS if kind in k), kind)
+        others = readers.setdefault(reader, [])
+        found[name] = next((n for n in others if torch.equal(columns[n], read)), name)
+        others.append(name)
+    return found
+
+
+_SAME_INPUTS = (("q", "k", "v"), ("gate", "up"))
 
 
 def _columns(chosen: Tensor, name: str, subject: Subject) -> Tensor:

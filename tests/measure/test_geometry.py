@@ -20,6 +20,7 @@ from mansu.measure.geometry import fisher, projectors, summed_squares
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
+from mansu.subjects.weights import ROLES, weight_name
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples
 
@@ -49,6 +50,28 @@ def inputs_of(subject: Subject, name: str, tokens: Tensor, length: Tensor) -> Te
         if m._parameters.get("weight") is subject.parameters[name]
     )
     return inputs_alone(subject, module, tokens, length)
+
+
+def test_weights_that_read_the_same_share_what_they_would_have_alone(
+    tiny: Subject, tiny_task: Task
+) -> None:
+    retain, text = tasks.examples(tiny_task, tiny, "retain").some(20), tasks.text(tiny_task, tiny)
+    mask = {
+        weight_name(tiny, layer, role): torch.ones(1, dtype=torch.bool).expand_as(
+            tiny.parameters[weight_name(tiny, layer, role)]
+        )
+        for layer in (0, 2)
+        for role in ROLES
+    }
+    fewer = weight_name(tiny, 2, "k")  # which reads less than the layer's other two
+    mask[fewer] = mask[fewer].clone()
+    mask[fewer][:, ::3] = False
+    spans = projectors(tiny, retain, text, mask, energy=0.9).spans
+    for name, chosen in mask.items():
+        ((columns, basis),) = projectors(tiny, retain, text, {name: chosen}).spans.values()
+        assert torch.equal(spans[name][0], columns) and torch.equal(spans[name][1], basis)
+    first = weight_name(tiny, 2, "q")
+    assert spans[weight_name(tiny, 2, "v")] is spans[first] is not spans[fewer]
 
 
 def test_projection_is_idempotent_and_kills_the_span(
