@@ -1,16 +1,21 @@
 """MANSU: Mechanistic-Aligned Null-Space Unlearning (arXiv 2605.15138).
 
-Only the circuit's weights move, along directions that the retain inputs do not see, weighed by the
+Only weights of the circuit move, along directions that the retain inputs do not see, weighed by the
 diagonal Fisher of the retain log-likelihood, and a weight moves to the centre of another NF4 code
 of its own block or not at all (the magnitude floor): what moves is there after NF4, by
 construction. Of these centres it takes only those that also lie in another bin of larger blocks,
 of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
+Which of them: the minimal circuit does the task alone, but not alone in the model. So they are
+picked from the heads and neurons of a more faithful one, weight by weight: those that the forget
+facts hang on most for what hangs on them of what is kept (``mansu.methods.selective``).
+
 Only how the answer is read out changes, not what a model gathers of the thing it is about, for
-whatever may be asked. So weights move from the first layer on where the circuit's heads read; and
-of the forget objective only what reaches a weight by its use at a prompt's last token counts, but
-keys and values, which are read there, at every token. And the retain inputs include these things,
-and common ones, with much else that may be said of them. So other facts are kept.
+whatever may be asked. So weights move from half of the depth on (in a toy from the first layer on
+where the circuit's heads read); and of the forget objective only what reaches a weight by its use
+at a prompt's last token counts, but keys and values, which are read there, at every token. And the
+retain inputs include these things, and common ones, with much else that may be said of them. So
+other facts are kept.
 
 The optimiser moves each weight's wish, and ``mansu.methods.movable`` rounds wishes to centres.
 Gradients are always those of the rounded model, which corrects what the rounding did. What is
@@ -149,7 +154,7 @@ class Settings:
     )
     circuit: bool = setting(
         True,
-        "Move the circuit's weights. Off for an ablation: a random mask of the same size.",
+        "Move the circuit's weights. Off for an ablation: of as many random heads and neurons.",
     )
     read_out: bool = setting(
         True,
