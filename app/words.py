@@ -79,6 +79,7 @@ SETTINGS: Mapping[str, str] = {
     "energy": "Share of the kept inputs that is protected",
     "fisher_weight": "Penalty on weights that what is kept needs",
     "circuit": "Move only the circuit's weights",
+    "share": "Share of all weights that may move",
     "read_out": "Change only how the answer is read out",
     "floor": "Move each weight into another code or not at all",
     "project": "Move along directions that kept inputs do not see",

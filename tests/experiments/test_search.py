@@ -168,7 +168,7 @@ def test_mansu_goes_through_the_same_search(
     shares = [step.share for step in told]
     assert shares == sorted(shares)
     split = searching.Split.of(problem.subject, tiny_task, 0)
-    half = dataclasses.replace(split.problem, mask=searching._mask(split.problem))
+    half = dataclasses.replace(split.problem, mask=searching._mask(split.problem).tensors())
     edit = named("mansu")(half, rate=0.24, steps=3).edit
     with edit.applied(problem.subject):
         assert split.judged().items() <= tried[0].items()
