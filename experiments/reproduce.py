@@ -143,7 +143,8 @@ def measure(
     sweep([unit for e in experiments if first & {*e.methods} for unit in e.units(first)])
     asked = [e for e in experiments if CONTROL in only and CONTROL in e.methods]
     sweep([_control(e, folder) for e in asked])
-    return [_measured(e, folder) for e in experiments]
+    done = [(e, _done(e, folder)) for e in experiments]
+    return [_measured(e, units, folder) for e, units in done if units]
 
 
 CONTROL = "random_moves"
@@ -161,13 +162,16 @@ def _control(experiment: Experiment, folder: Path) -> Unit:
     return found
 
 
-def _measured(experiment: Experiment, folder: Path) -> Measured:
-    """Every edit of an experiment that is done, also by an earlier command."""
+def _done(experiment: Experiment, folder: Path) -> list[Unit]:
+    """Every unit of an experiment that is done, also by an earlier command."""
     plain = experiment.units({*experiment.methods} - {CONTROL})
     done = [unit for unit in plain if is_done(unit, folder)]
     if CONTROL in experiment.methods and "mansu" in {unit.method for unit in done}:
         done += [unit for unit in [_control(experiment, folder)] if is_done(unit, folder)]
-    done.sort(key=lambda unit: ALL.index(unit.method or ""))
+    return sorted(done, key=lambda unit: ALL.index(unit.method or ""))
+
+
+def _measured(experiment: Experiment, done: Sequence[Unit], folder: Path) -> Measured:
     (circuit,) = circuits(done)
     edits = {unit.method or "": edit_at(unit, folder) for unit in done}
     return Measured(experiment.name, Run.open(folder / circuit.name), edits)
