@@ -198,9 +198,8 @@ def search(
     split = Split.of(subject, task, seed)
     if method.kind == "mansu":
         mask = _mask(split.problem)
-        more = mask.candidates and mask.candidates.tensors()
-        problem = replace(split.problem, mask=mask.tensors(), candidates=more)
-        split = replace(split, problem=problem)
+        given = {"mask": mask.tensors(), "candidates": mask.candidate_tensors()}
+        split = replace(split, problem=replace(split.problem, **given))
     tried = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
     if not tried:
         raise MansuError(f"No setting of {name} gave a finite loss: nothing to choose from.")

@@ -209,7 +209,7 @@ def unlearn(
         retain=retain,
         text=kept_text(subject, tasks.text(task, subject), forget, seed=seed),
         mask=mask and mask.tensors(),
-        candidates=mask and mask.candidates and mask.candidates.tensors(),
+        candidates=mask and mask.candidate_tensors(),
         seed=seed,
         on_step=on_step,
     )

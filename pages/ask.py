@@ -165,11 +165,8 @@ def table(run: Run, methods: list[str]) -> None:
 def weight(run: Run, methods: list[str]) -> None:
     """One weight of the circuit, before and after each edit."""
     st.header("Follow one weight", help=words.help("follow"))
-    subject, mask, titled = (
-        state.session(run).subject,
-        run.mask().movable,
-        partial(names.title, run),
-    )
+    subject, mask = state.session(run).subject, run.mask().movable
+    titled = partial(names.title, run)
     edits = {m: state.edit(run, m) for m in methods}
     left, right = st.columns(2)
     with left:

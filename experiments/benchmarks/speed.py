@@ -100,7 +100,7 @@ class Bench:
         mask = found.mask.tensors()
         forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
         text = kept_text(subject, tasks.text(task, subject), forget)
-        more = found.mask.candidates and found.mask.candidates.tensors()
+        more = found.mask.candidate_tensors()
         problem = Problem(subject, task, forget, retain, text, mask, candidates=more)
         return cls(subject, bare, problem, pairs, mask)
 

@@ -45,6 +45,10 @@ class Mask:
         """What an edit of the circuit lies in: the candidates, or the mask where it has none."""
         return self if self.candidates is None else self.candidates
 
+    def candidate_tensors(self) -> dict[str, Tensor] | None:
+        """``tensors`` of the candidates, where it has some."""
+        return None if self.candidates is None else self.candidates.tensors()
+
     @property
     def names(self) -> tuple[str, ...]:
         """Parameters that have an entry in the mask."""

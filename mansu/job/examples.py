@@ -17,7 +17,7 @@ from mansu.job.runs import EXAMPLES, Run, folder
 CACHES = ("ablation", "suppressor", "search", "timings")
 """Kinds of files that an example leaves out: CAD's controls and what this machine did."""
 
-LARGEST = 8 << 20
+LARGEST = 6 << 20
 """Bytes that one edit of an example may have: a dense edit of a real model has a hundred times
 as many, so an example's baseline is one that moves few weights."""
 

@@ -269,7 +269,7 @@ def unlearning(method: str, given: Mapping[str, Any] | None = None) -> Stage:
             retain=session.rows("retain"),
             text=session.kept_text,
             mask=mask.tensors(),
-            candidates=mask.candidates and mask.candidates.tensors(),
+            candidates=mask.candidate_tensors(),
             seed=session.settings.seed,
             on_step=on_step,
         )

@@ -26,8 +26,8 @@ from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
 
-VERSION = 2
-READ = (1, 2)  # of files; in the first a mask is a byte an entry
+VERSION = 3
+READ = (1, 2, 3)  # of files; in the first a mask is a byte an entry, up to the second indices int64
 
 
 # Which edits are applied to which model now, so that NF4 requantises only the blocks they touch.
@@ -231,6 +231,8 @@ class Edit(Shown):
             if where.dtype == torch.bool:
                 sizes[name] = len(where)
                 where = torch.from_numpy(np.packbits(where.numpy()))
+            elif len(where) and int(where[-1]) < 2**31:  # a third of the file
+                where = where.int()
             tensors[f"{name}/where"] = where
             tensors[f"{name}/values"] = values.cpu().contiguous()
         header = {"version": VERSION, "label": self.label, "meta": dict(self.meta), "sizes": sizes}
@@ -259,6 +261,9 @@ class Edit(Shown):
                         raise ValueError(f"the mask of {name} has not {size} entries")
                     mask = np.unpackbits(bits.numpy(), count=size).view(np.bool_)
                     changes[name] = torch.from_numpy(mask), values
+                for name, (where, values) in changes.items():
+                    if where.dtype == torch.int32:
+                        changes[name] = where.long(), values
             return cls(changes, str(header["label"]), dict(header["meta"]))
 
     @staticmethod

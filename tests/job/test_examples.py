@@ -41,7 +41,7 @@ def test_an_example_is_finished_small_and_of_a_shipped_task(run: Run) -> None:
         assert run.has("attacks", method) and run.has("strengths", method)
         assert run.measurement(method, nf4=True).splits["forget"].chosen
     assert run.task().digest == tasks.load(run.about["name"]).digest
-    assert sum(f.stat().st_size for f in run.path.rglob("*")) < 16 << 20
+    assert sum(f.stat().st_size for f in run.path.rglob("*")) < 12 << 20
     assert not list(run.path.glob("*suppressor*")) and not (run.path / "events.jsonl").exists()
 
 

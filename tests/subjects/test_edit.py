@@ -167,6 +167,16 @@ def test_a_mask_takes_less_room_than_indices(subject: Subject, tmp_path) -> None
     assert room < 5 * subject.n_parameters + 20_000
 
 
+def test_an_index_takes_as_much_room_as_a_value(subject: Subject, tmp_path) -> None:
+    edit = random_edit(subject, 4, 0.01)
+    edit.save(tmp_path / "sparse")
+    assert (tmp_path / "sparse").stat().st_size < 8 * edit.n_moved + 20_000
+    for name, (where, values) in Edit.load(tmp_path / "sparse").changes.items():
+        assert where.dtype == torch.int64
+        assert torch.equal(where, edit.changes[name][0])
+        assert torch.equal(values, edit.changes[name][1])
+
+
 def test_the_lock_keeps_others_out(subject: Subject) -> None:
     edit = Edit({Q: (torch.tensor([0]), torch.tensor([1e3]))})
     seen, waiting = [], threading.Event()
