@@ -129,7 +129,7 @@ class Signal:
         form = self.forms[rows]
         count = form.bincount()[:, None]
         for name, parts in found.items():
-            written = torch.cat(parts)
+            written = torch.cat(parts).float()  # products may be of bfloat16, means are not
             where = form.to(written.device)
             zero = written.new_zeros(len(count), written.shape[1])
             mean = zero.index_add(0, where, written) / count.to(written.device)

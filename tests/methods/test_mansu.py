@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from alone import differentiable, logits_alone, rows_of
-from devices import moved, needs_cuda
+from devices import CudaAutocast, moved, needs_cuda
 from families import FAMILIES, VOCABULARY, family, known_examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -28,6 +28,7 @@ from mansu.errors import BadInputError
 from mansu.measure.scores import measure, worst_fall, worst_nats
 from mansu.methods import (
     ABLATIONS,
+    NAMES,
     Outcome,
     Problem,
     mansu_method,
@@ -636,6 +637,20 @@ def test_bfloat16_changes_the_edit_only_a_little(
         assert b.values["forget_loss"] == pytest.approx(a.values["forget_loss"], rel=0.1, abs=0.02)
     # What moves still changes its code in every format.
     assert {s.share for s in survival_by_format(problem.subject, half.edit).values()} == {1.0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("untouched")
+def test_bfloat16_runs_where_autocast_promotes_as_on_a_gpu(
+    problem: Problem, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: True)
+    usual = named(name)(problem, steps=3, bfloat16=True)
+    with CudaAutocast():
+        found = named(name)(problem, steps=3, bfloat16=True)
+    for one, other in zip(found.history, usual.history, strict=True):
+        for key in one.values.keys() & {"forget_loss", "retain_loss"}:
+            assert one.values[key] == pytest.approx(other.values[key], rel=0.1, abs=0.02), key
 
 
 def test_bfloat16_gradients_are_near_those_in_float32(
