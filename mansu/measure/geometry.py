@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from mansu.measure.scores import pack_losses
 from mansu.subjects.flows import watched
 from mansu.subjects.offload import placed
+from mansu.subjects.own_text import Answered
 from mansu.subjects.packing import Pack
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, transposed_names
@@ -109,7 +110,7 @@ def projectors(
 
 
 def fisher(
-    subject: Subject, retain: Examples, text: tuple[Tensor, Tensor], mask: Mask
+    subject: Subject, retain: Examples | Answered, text: tuple[Tensor, Tensor], mask: Mask
 ) -> dict[str, Tensor]:
     """The diagonal (empirical) Fisher of the retain log-likelihood, on the mask.
 
@@ -144,8 +145,9 @@ def fisher(
 _Places = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(lines, which of them each entry is in) of the outputs and of the inputs."""
 
-AT_ONCE = 1 << 26
-"""Entries of per-example gradients that are held at once."""
+AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Entries of per-example gradients that are held at once, by kind of device: in a processor's cache
+their squares are summed four times as fast."""
 
 
 def summed_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
@@ -156,7 +158,8 @@ def summed_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
     """
     shape = gradients.shape[2], inputs.shape[2]
     total = inputs.new_zeros(shape)
-    some = max(1, AT_ONCE // max(1, shape[0] * shape[1]))
+    most = AT_ONCE.get(inputs.device.type, min(AT_ONCE.values()))
+    some = max(1, most // max(1, shape[0] * shape[1]))
     for g, x in zip(gradients.split(some), inputs.split(some), strict=True):
         total += (g.mT @ x).square_().sum(0)
     return total
@@ -164,7 +167,7 @@ def summed_squares(gradients: Tensor, inputs: Tensor) -> Tensor:
 
 def differentiated(
     subject: Subject,
-    retain: Examples,
+    retain: Examples | Answered,
     text: tuple[Tensor, Tensor],
     names: Iterable[str],
     see: Callable[[str, Tensor, Tensor], None],

@@ -63,7 +63,7 @@ from mansu.settings import filled, setting
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
 from mansu.subjects.lower import first_changed
-from mansu.subjects.own_text import Rows
+from mansu.subjects.own_text import Rows, own_answers
 from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, lines
@@ -75,6 +75,9 @@ MEAN = 0.8
 
 GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 """Kept facts and texts, at most, that the projection and the Fisher information are taken from."""
+
+FISHER_PROMPTS = 120
+"""Prompts about the forgotten facts' things, at most, whose Fisher information counts as much."""
 
 KEPT = 0.05
 """Nats that the kept answers may lose on the way before they weigh more: half of what a verdict
@@ -261,12 +264,13 @@ class _Work:
         self._tell("quantising the unedited model")
         self.nf4_weights = Dequantized.of(subject)
         self._tell("measuring what hangs on the circuit's weights")
+        self.things = entities(problem.forget)
+        self.asked = prompts_of(subject, self.things)
         mask, importance = self._selected(self._circuit())
         self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
         self.mean = torch.zeros_like(self.movable.wish)
         self.keys_and_values = {n: _keys_and_values(subject, n) for n in self.movable.places}
-        self.things = entities(problem.forget)
-        self.prompts = together([prompts_of(subject, t) for t in (self.things, common(subject))])
+        self.prompts = together([self.asked, prompts_of(subject, common(subject))])
         self._tell("measuring the retain geometry")
         moving = {name: mask[name] for name in self.movable.places}
         self.optimiser = self._optimiser(moving, importance)
@@ -332,19 +336,28 @@ class _Work:
         name → ``[n]`` at their entries, none where the settings ask for none."""
         problem, settings, subject = self.problem, self.settings, self.subject
         mask = {name: chosen for name, chosen in mask.items() if name in subject.quantized_names}
-        some = partial(fisher, subject, mask=mask)
-        retain = None
-        if mask and settings.fisher_weight:
-            retain = some(problem.retain.some(GEOMETRY_FACTS), self._text())
+        retain = self._kept_fisher(mask) if mask and settings.fisher_weight else None
         assert settings.share is not None
         count = round(settings.share * subject.n_parameters)
         chosen = mask
         if sum(int(each.sum()) for each in mask.values()) > count:
             none = problem.text[0][:0], problem.text[1][:0]
-            forget = some(problem.forget.some(GEOMETRY_FACTS), none)
+            forget = fisher(subject, problem.forget.some(GEOMETRY_FACTS), none, mask)
             chosen = selective(forget, retain, mask, count)
         left = {name: retain[name][chosen[name][mask[name]]] for name in chosen} if retain else {}
         return chosen, left
+
+    def _kept_fisher(self, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of kept facts and texts, and of what else is said of the forgotten facts' things: as much
+        as of the facts, since there the neighbours of what is forgotten are."""
+        problem, (tokens, length) = self.problem, self.asked
+        found = fisher(self.subject, problem.retain.some(GEOMETRY_FACTS), self._text(), mask)
+        if not len(tokens):  # a toy is asked nothing
+            return found
+        some = evenly(len(tokens), FISHER_PROMPTS)
+        said = own_answers(self.subject, (tokens[some], length[some]), seed=problem.seed)
+        of_things = fisher(self.subject, said, (tokens[:0], length[:0]), mask)
+        return {name: (value + of_things[name]) / 2 for name, value in found.items()}
 
     def _text(self) -> Rows:
         """The texts that the geometry is taken from."""

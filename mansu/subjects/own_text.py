@@ -7,7 +7,7 @@ unedited model, a text is drawn from the very distribution that an edit is not t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,18 @@ WORDS = ("The", "In", "A", "When", "I", "If", "We", "It", "For", "This", "One", 
 
 Rows = tuple[Tensor, Tensor]
 """(tokens int64 ``[N, T]``, right-padded; length int64 ``[N]``)"""
+
+
+class Answered(NamedTuple):
+    """Prompts and a token that each goes on with.
+
+    Attributes:
+        tokens: int64 ``[N, T]``, right-padded; length: int64 ``[N]``; answer: int64 ``[N]``.
+    """
+
+    tokens: Tensor
+    length: Tensor
+    answer: Tensor
 
 
 @torch.no_grad()
@@ -70,3 +82,18 @@ def own_text(
         length[i] = size + int(over[0]) if len(over) else len(row)
         found[i, : len(row)] = row
     return found * (torch.arange(tokens) < length[:, None]), length
+
+
+@torch.no_grad()
+def own_answers(subject: Subject, prompts: Rows, *, seed: int = 0) -> Answered:
+    """Prompts, each with a next token drawn from what the subject as it now is expects.
+
+    Squared gradients of their log-likelihoods are its Fisher information on the prompts, where
+    answers from elsewhere give the empirical one (Kunstner et al. 2019, arXiv 1905.12558).
+
+    Use: ``fisher(subject, own_answers(subject, prompts), no_text, mask)``.
+    """
+    tokens, length = prompts
+    expected = subject.next_token_logits(tokens, length).float().softmax(-1).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    return Answered(tokens, length, torch.multinomial(expected, 1, generator=generator)[:, 0])

@@ -19,6 +19,7 @@ from mansu.measure import geometry
 from mansu.measure.geometry import fisher, projectors, summed_squares
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
+from mansu.subjects.own_text import own_answers
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import ROLES, weight_name
 from mansu.tasks.facts import Task
@@ -154,11 +155,28 @@ def test_fisher_is_the_mean_squared_gradient_of_each_example(
         assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-9)
 
 
+def test_answers_of_its_own_give_the_expected_fisher_information() -> None:
+    """Σ_v p(v) (∂ log p(v) / ∂ w)², by autograd, and not that of a lasting answer."""
+    subject = family("llama")
+    only = {DOWN: torch.ones_like(subject.parameters[DOWN], dtype=torch.bool)}
+    prompt = torch.tensor([3, 7, 11])
+    wanted = torch.zeros(only[DOWN].shape)
+    with differentiable(subject.parameters[DOWN]):
+        for answer in range(VOCABULARY):
+            log_p = answer_alone(subject, prompt, torch.tensor(answer))
+            (g,) = torch.autograd.grad(log_p, [subject.parameters[DOWN]])
+            wanted += log_p.detach().exp() * g.square()
+    many = prompt.repeat(600, 1), torch.full((600,), 3)
+    found = fisher(subject, own_answers(subject, many, seed=1), NO_TEXT, only)[DOWN]
+    assert float(torch.cosine_similarity(found, wanted.flatten(), 0)) > 0.97
+    assert float(found.sum()) == pytest.approx(float(wanted.sum()), rel=0.1)
+
+
 @pytest.mark.parametrize("at_once", [1, 100, 1 << 26])
 def test_summed_squares_are_those_of_each_example(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(geometry, "AT_ONCE", at_once)
+    monkeypatch.setattr(geometry, "AT_ONCE", {"cpu": at_once})
     gradients, inputs = torch.randn(5, 4, 6), torch.randn(5, 4, 7)
     each = torch.stack([g.T @ x for g, x in zip(gradients, inputs, strict=True)])
     torch.testing.assert_close(summed_squares(gradients, inputs), each.square().sum(0))

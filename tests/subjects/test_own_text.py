@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from families import family
 
 from mansu import subjects
-from mansu.subjects.own_text import own_text
+from mansu.subjects.own_text import own_answers, own_text
 from mansu.subjects.subject import Subject
 
 
@@ -22,6 +24,24 @@ def test_a_seed_gives_the_same_text_and_leaves_the_random_state(tiny: Subject) -
     assert tokens.shape == (3, 12) and int(length.max()) <= 12
     for row, n, start in zip(tokens.tolist(), length.tolist(), starts, strict=True):
         assert row[: len(start)] == start and not any(row[n:])
+
+
+def test_answers_are_of_their_prompts_in_any_order_and_of_a_seed() -> None:
+    subject = family("llama")
+    tokens, length = torch.randint(1, 50, (40, 5)), torch.tensor([1, 2, 3, 4, 5] * 8)
+    found = own_answers(subject, (tokens, length), seed=3)
+    assert torch.equal(found.tokens, tokens) and torch.equal(found.length, length)
+    assert torch.equal(own_answers(subject, (tokens, length), seed=3).answer, found.answer)
+    assert not torch.equal(own_answers(subject, (tokens, length), seed=4).answer, found.answer)
+    model: Any = subject.model
+    head = model.get_output_embeddings().weight.data
+    kept = head.clone()
+    try:
+        head.mul_(1e4)  # all but certain: an answer is the first of its own prompt's logits
+        wanted = subject.next_token_logits(tokens, length).argmax(1)
+        assert torch.equal(own_answers(subject, (tokens, length)).answer, wanted)
+    finally:
+        head.copy_(kept)
 
 
 @pytest.mark.parametrize("name", ["tiny", "gpt2", "gemma3"])
