@@ -79,9 +79,10 @@ GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 FISHER_PROMPTS = 120
 """Prompts about the forgotten facts' things, at most, whose Fisher information counts as much."""
 
-KEPT = 0.05
-"""Nats that the kept answers may lose on the way before they weigh more: half of what a verdict
-allows. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
+KEPT = 0.02
+"""Nats that the kept answers may lose on the way before they weigh more, and half of what they may
+have lost at the end: a verdict allows 0.1, and neighbours, which nobody trains on, lose twice as
+much. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 8.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
