@@ -79,10 +79,10 @@ GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 FISHER_PROMPTS = 120
 """Prompts about the forgotten facts' things, at most, whose Fisher information counts as much."""
 
-KEPT = 0.02
+KEPT, ALLOWED = 0.02, 0.1
 """Nats that the kept answers may lose on the way before they weigh more, and half of what they may
-have lost at the end: a verdict allows 0.1, and neighbours, which nobody trains on, lose twice as
-much. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
+have lost where MANSU stops: a verdict allows ``ALLOWED``, and neighbours, which nobody trains on,
+lose twice as much. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
 
 HARDER, EASIER, HARDEST = 1.5, 0.8, 8.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
@@ -489,7 +489,7 @@ class _Work:
         self.forgotten = max(found.forget, found.forget_nf4) <= self.target + ALIKE
         furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
         fell = found.retain_fall > self.problem.task.tolerance
-        rank = (fell, found.retain_nats > 2 * KEPT, round(furthest / ALIKE))
+        rank = (fell, found.retain_nats > ALLOWED, round(furthest / ALIKE))
         if self.best is None or rank <= self.best.rank:
             self.best = _Best(rank, step, self.values())
         return {
