@@ -79,7 +79,7 @@ GEOMETRY_FACTS, GEOMETRY_TEXTS = 120, 12
 FISHER_PROMPTS = 120
 """Prompts about the forgotten facts' things, at most, whose Fisher information counts as much."""
 
-KEPT, ALLOWED = 0.02, 0.1
+KEPT, TOY_KEPT, ALLOWED = 0.02, 0.05, 0.1
 """Nats that the kept answers may lose on the way before they weigh more, and half of what they may
 have lost where MANSU stops: a verdict allows ``ALLOWED``, and neighbours, which nobody trains on,
 lose twice as much. Then ``HARDER`` at each check, and ``EASIER`` again where they lose less."""
@@ -116,7 +116,7 @@ class Settings:
     retain_weight: float = setting(
         1.0,
         "Weight of the retain objective, at least: it grows while kept answers lose more than "
-        f"{KEPT} nats.",
+        f"{KEPT} nats ({TOY_KEPT} in a toy model).",
         low=0,
     )
     form_weight: float = setting(
@@ -296,6 +296,7 @@ class _Work:
                 )
         self.part = sorted(sample(random.Random(problem.seed), len(problem.forget), CHECK_ROWS))
         self.retain_weight = settings.retain_weight
+        self.may_lose = TOY_KEPT if subject.is_toy else KEPT
         self.kept = evenly(len(problem.retain), CHECK_RETAIN)
         (self.start,), (self.start_nf4,) = (self._measured([], nf4) for nf4 in (False, True))
 
@@ -481,7 +482,7 @@ class _Work:
         self.done = self._reached(found)
         self.retain_weight = min(
             max(
-                self.retain_weight * (HARDER if found.retain_nats > KEPT else EASIER),
+                self.retain_weight * (HARDER if found.retain_nats > self.may_lose else EASIER),
                 self.settings.retain_weight,
             ),
             HARDEST,
@@ -543,7 +544,7 @@ class _Work:
 
     def _reached(self, found: _Check) -> bool:
         kept = found.retain_fall <= self.problem.task.tolerance
-        kept = kept and found.retain_nats <= 2 * KEPT
+        kept = kept and found.retain_nats <= 2 * self.may_lose
         return kept and max(found.forget, found.forget_nf4) <= self.target
 
 
