@@ -573,6 +573,9 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     elif any(c["forget_accuracy"] <= target for c in lost):
         why = "the steps are used up; the forget target was reached only where retain accuracy "
         why += "had fallen past the tolerance"
+    elif any(max(c["forget_accuracy"], c["forget_accuracy_nf4"]) <= target for c in kept):
+        why = "the steps are used up; where the forget target was reached, kept answers had lost "
+        why += "too much of their log-probability"
     elif any(c["forget_accuracy"] <= target for c in kept):
         why = "the steps are used up; where the forget target was reached, NF4 brought some back"
     else:

@@ -791,13 +791,15 @@ def test_the_target_and_the_tolerance_end_a_run(problem: Problem) -> None:
         ([(0.9, 0.01), (0.3, 0.2)], False, "only where retain accuracy had fallen past"),
         ([(0.9, 0.2), (0.3, 0.2)], False, "never came within the tolerance"),
         ([(0.9, 0.01), (0.3, 0.01)], False, "NF4 brought some back"),
+        ([(0.9, 0.01), (0.3, 0.01, 0.35)], False, "lost too much of their log-probability"),
     ],
 )
 @pytest.mark.parametrize("budget", [None, 10, 50])
 def test_each_ending_has_its_sentence(
-    checks: list[tuple[float, float]], done: bool, sentence: str, budget: int | None
+    checks: list[tuple[float, ...]], done: bool, sentence: str, budget: int | None
 ) -> None:
-    values = [{"moved": 10, "forget_accuracy": f, "retain_fall": fall} for f, fall in checks]
+    names = "forget_accuracy", "retain_fall", "forget_accuracy_nf4"
+    values = [{"moved": 10} | dict(zip(names, (*c, 0.36)[:3], strict=True)) for c in checks]
     history = [Step("unlearn", 1, 1, values=v) for v in ({"moved": 3}, *values)]
     chosen = mansu.configure({"target": 0.35, "budget": budget})
     why = mansu_method._ending(history, done, chosen, 0.05)
