@@ -115,8 +115,9 @@ def fisher(
     """The diagonal (empirical) Fisher of the retain log-likelihood, on the mask.
 
     F_i = mean over examples of (∂ log p(example) / ∂ w_i)², an example being a retain fact's
-    answer or a text's tokens; of ``own_answers`` it is not the empirical one. Per-example gradients are never stored whole: for a linear map they
-    are Σ_positions g xᵀ, squared and summed a few at a time.
+    answer or a text's tokens; of ``own_answers`` it is not the empirical one. Per-example gradients
+    are never stored whole: for a linear map they are Σ_positions g xᵀ, squared and summed a few at
+    a time.
 
     Returns:
         name → ``[n]`` at the mask's entries, in the order of ``mask[name].flatten().nonzero()``.
