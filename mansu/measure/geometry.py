@@ -9,7 +9,9 @@ log-likelihood (elastic weight consolidation, Kirkpatrick et al. 2017), whose bo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,9 @@ ENERGY = 0.9
 
 Mask = Mapping[str, Tensor]
 """Parameter name → bool tensor of the parameter's shape: the weights that may move."""
+
+Products = Callable[[], AbstractContextManager[Any]]
+"""Inside whose block matrix products are made as a method has them (``training.products``)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ def projectors(
 
 
 def fisher(
-    subject: Subject, retain: Examples | Answered, text: tuple[Tensor, Tensor], mask: Mask
+    subject: Subject,
+    retain: Examples | Answered,
+    text: tuple[Tensor, Tensor],
+    mask: Mask,
+    products: Products = nullcontext,
 ) -> dict[str, Tensor]:
     """The diagonal (empirical) Fisher of the retain log-likelihood, on the mask.
 
@@ -118,6 +127,9 @@ def fisher(
     answer or a text's tokens; of ``own_answers`` it is not the empirical one. Per-example gradients
     are never stored whole: for a linear map they are Σ_positions g xᵀ, squared and summed a few at
     a time.
+
+    Args:
+        products: of the forward passes, and so of the gradients.
 
     Returns:
         name → ``[n]`` at the mask's entries, in the order of ``mask[name].flatten().nonzero()``.
@@ -138,7 +150,7 @@ def fisher(
         total[name] += squares[row_of, column_of].cpu()
 
     examples = 0
-    for _, count in differentiated(subject, retain, text, mask, add):
+    for _, count in differentiated(subject, retain, text, mask, add, products):
         examples += count
     return {name: value / max(examples, 1) for name, value in total.items()}
 
@@ -172,12 +184,14 @@ def differentiated(
     text: tuple[Tensor, Tensor],
     names: Iterable[str],
     see: Callable[[str, Tensor, Tensor], None],
+    products: Products = nullcontext,
 ) -> Iterator[tuple[float, int]]:
     """Packs of retain facts, then of texts, each differentiated.
 
     Args:
         see: called for each weight's map with its name, its inputs ``[B, positions, in]`` and the
             gradients of the log-likelihood for its outputs ``[B, positions, out]``, 0 at padding.
+        products: as ``fisher`` takes them.
 
     Yields:
         The summed log-likelihood, nats; B.
@@ -204,7 +218,8 @@ def differentiated(
                 see(name, inputs[0][at] * real, gradients[0][at] * real)
 
             with watched(subject, names, see_gradient=told):
-                value = likelihood(pack, answers)
+                with products():
+                    value = likelihood(pack, answers)
                 value.backward()
             yield value.item(), len(pack.rows)
 

@@ -267,20 +267,22 @@ class _Work:
         self._tell("measuring what hangs on the circuit's weights")
         self.things = entities(problem.forget)
         self.asked = prompts_of(subject, self.things)
-        mask, importance = self._selected(self._circuit())
-        self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
-        self.mean = torch.zeros_like(self.movable.wish)
-        self.keys_and_values = {n: _keys_and_values(subject, n) for n in self.movable.places}
-        self.prompts = together([self.asked, prompts_of(subject, common(subject))])
-        self._tell("measuring the retain geometry")
-        moving = {name: mask[name] for name in self.movable.places}
-        self.optimiser = self._optimiser(moving, importance)
         self.products = partial(products, subject, settings.bfloat16)
         self.narrow: dict[bool, Narrow] = {}
         if settings.bfloat16 and subject.dtype == torch.float32 and subject.offload is None:
             for nf4 in (False, True)[: 1 + settings.floor]:  # else NF4 is made anew each time
                 with self._nf4_model() if nf4 else nullcontext():
                     self.narrow[nf4] = Narrow(subject)
+        with self._stepped(nf4=False):
+            mask, importance = self._selected(self._circuit())
+        self.movable = Movable.of(subject, mask, self.nf4_weights, self.rng, settings.every_format)
+        self.mean = torch.zeros_like(self.movable.wish)
+        self.keys_and_values = {n: _keys_and_values(subject, n) for n in self.movable.places}
+        self.prompts = together([self.asked, prompts_of(subject, common(subject))])
+        self._tell("measuring the retain geometry")
+        moving = {name: mask[name] for name in self.movable.places}
+        with self._stepped(nf4=False), self.products():
+            self.optimiser = self._optimiser(moving, importance)
         # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
         # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
         self.objectives: dict[bool, Objectives] = {}
@@ -344,7 +346,8 @@ class _Work:
         chosen = mask
         if sum(int(each.sum()) for each in mask.values()) > count:
             none = problem.text[0][:0], problem.text[1][:0]
-            forget = fisher(subject, problem.forget.some(GEOMETRY_FACTS), none, mask)
+            facts = problem.forget.some(GEOMETRY_FACTS)
+            forget = fisher(subject, facts, none, mask, self.products)
             chosen = selective(forget, retain, mask, count)
         left = {name: retain[name][chosen[name][mask[name]]] for name in chosen} if retain else {}
         return chosen, left
@@ -353,12 +356,14 @@ class _Work:
         """Of kept facts and texts, and of what else is said of the forgotten facts' things: as much
         as of the facts, since there the neighbours of what is forgotten are."""
         problem, (tokens, length) = self.problem, self.asked
-        found = fisher(self.subject, problem.retain.some(GEOMETRY_FACTS), self._text(), mask)
+        facts = problem.retain.some(GEOMETRY_FACTS)
+        found = fisher(self.subject, facts, self._text(), mask, self.products)
         if not len(tokens):  # a toy is asked nothing
             return found
         some = evenly(len(tokens), FISHER_PROMPTS)
-        said = own_answers(self.subject, (tokens[some], length[some]), seed=problem.seed)
-        of_things = fisher(self.subject, said, (tokens[:0], length[:0]), mask)
+        with self.products():
+            said = own_answers(self.subject, (tokens[some], length[some]), seed=problem.seed)
+        of_things = fisher(self.subject, said, (tokens[:0], length[:0]), mask, self.products)
         return {name: (value + of_things[name]) / 2 for name, value in found.items()}
 
     def _text(self) -> Rows:

@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from mansu.subjects.attention import added, parts_of
 
-SIZE = {"cpu": 384, "cuda": 2048}
+SIZE = {"cpu": 768, "cuda": 2048}
 """Tokens of a pack, by kind of device: matrix products want many, attention costs their square."""
 
 

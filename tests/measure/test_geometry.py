@@ -155,6 +155,19 @@ def test_fisher_is_the_mean_squared_gradient_of_each_example(
         assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-9)
 
 
+def test_products_of_half_the_digits_give_the_same_fisher_information(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain = tasks.examples(tiny_task, tiny, "retain").some(20)
+    text = tasks.text(tiny_task, tiny)
+    whole = fisher(tiny, retain, text, mask)
+    half = fisher(tiny, retain, text, mask, lambda: torch.autocast("cpu", torch.bfloat16))
+    for name in mask:
+        assert not torch.equal(half[name], whole[name])
+        assert float(torch.cosine_similarity(half[name], whole[name], 0)) > 0.995
+        assert float(half[name].sum()) == pytest.approx(float(whole[name].sum()), rel=0.05)
+
+
 def test_answers_of_its_own_give_the_expected_fisher_information() -> None:
     """Σ_v p(v) (∂ log p(v) / ∂ w)², by autograd, and not that of a lasting answer."""
     subject = family("llama")
