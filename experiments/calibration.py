@@ -7,7 +7,9 @@
 
 A measure that calls the model retrained without the facts unforgotten, or one that hides them
 erased, is wrong, whatever it says of a method. Each control must fail the properties of
-``MUST_FAIL`` and no more than it must: of the retrained model none.
+``MUST_FAIL`` and no more than it must: of the retrained model none. Below each model's table
+stands what suppressors in its other layers show, beside the circuit ablated and MANSU's edit of the
+example that ships.
 """
 
 from __future__ import annotations
@@ -21,10 +23,14 @@ import torch
 from torch import Tensor
 
 from mansu import api, subjects, tasks
+from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError, MansuError
-from mansu.evidence.cad import PLACES
-from mansu.evidence.controls import suppression
-from mansu.evidence.verdict import ABOUT, Name, Verdict
+from mansu.evidence.cad import PLACES, Signals, cad
+from mansu.evidence.controls import AT_MOST, KEPT_AT_MOST, Suppression, ablation, suppression
+from mansu.evidence.relearning import gained, halves, relearning
+from mansu.evidence.verdict import ABOUT, Name, Verdict, kept_groups
+from mansu.job.runs import examples
+from mansu.measure.scores import worst_nats
 from mansu.methods.method import Problem
 from mansu.methods.training import Batch, TrainingSettings, forget_and_retain, train
 from mansu.show.numbers import measured
@@ -116,11 +122,56 @@ def controls(subject: Subject, task: Task, word: str) -> Iterator[tuple[str, Edi
         yield "retrained", api.unlearn(subject, task, method="retrained")
 
 
-def calibrate(subject: Subject, task: Task, word: str) -> Iterator[Calibrated]:
-    """Judge every control by the circuit that is found for the task."""
-    circuit = api.find_circuit(subject, task, api.attribute(subject, task))
+def calibrate(subject: Subject, task: Task, circuit: Circuit, word: str) -> Iterator[Calibrated]:
+    """Judge every control by a circuit of the task."""
     for name, edit in controls(subject, task, word):
         yield Calibrated(name, api.judge(subject, task, edit, circuit))
+
+
+def hiding(subject: Subject, task: Task, circuit: Circuit) -> Iterator[tuple[str, Edit]]:
+    """Suppressors by layer, at the forget accuracy of chance; and what they are to be told from:
+    the circuit ablated, and, where they ship, the model retrained and MANSU's edit."""
+    assert circuit.mask is not None
+    forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
+    last = int(subject.config.num_hidden_layers) - 1
+    for layer in sorted({last * part // 8 for part in range(2, 9)}):
+        made = Suppression(subject, forget.some(AT_MOST), retain.some(KEPT_AT_MOST), layer=layer)
+        yield f"suppressor in layer {layer}", made.reaching(CHANCE)
+    yield "circuit ablated", ablation(subject, circuit.mask.tensors())
+    if (subject.name, task.name) in subjects.REFERENCES:
+        yield "retrained", api.unlearn(subject, task, method="retrained")
+    for run in examples():
+        if (run.fingerprint, run.task().digest) == (subject.fingerprint, task.digest):
+            yield "MANSU", run.edit("mansu")
+
+
+def by_layer(subject: Subject, task: Task, circuit: Circuit) -> Table:
+    """What ``hiding`` shows: what it costs, its signal CAD, and what relearning brings back."""
+    signals = Signals(subject, tasks.pairs(task, subject, n=circuit.n_pairs))
+    on_circuit, halved = circuit.edge_mask, halves(task, subject)
+    base, rows = kept_groups(api.evaluate(subject, task)), []
+    edits = dict(hiding(subject, task, circuit))
+    relearned = {name: relearning(subject, task, edit, halved) for name, edit in edits.items()}
+    for name, edit in edits.items():
+        after = api.evaluate(subject, task, edit)
+        falls = {g: worst_nats(base[g], kept) for g, kept in kept_groups(after).items()}
+        worst = max(falls, key=lambda group: falls[group])
+        signal = cad(signals.base[:, on_circuit], signals.signal_of(edit).signal[:, on_circuit])
+        curve, above = relearned[name].curve, gained(relearned[name], relearned["circuit ablated"])
+        print(f"{subject.name}, {name}: signal CAD {signal.value:.3f}", file=sys.stderr)
+        rows.append(
+            (
+                name,
+                f"{after.splits['forget'].accuracy:.1%}",
+                f"{falls[worst]:.2f} ({worst})",
+                measured(signal, "CAD"),
+                f"{curve[-1].accuracy:.1%}",
+                "reference" if name == "circuit ablated" else measured(above, "share"),
+            )
+        )
+    titles = ("Edit", "Forget rows", "Worst kept group, nats", "Signal CAD")
+    titles += ("Other half after relearning", "Above the reference's")
+    return Table(titles, rows, align="<><>>>")
 
 
 def table(found: Sequence[Calibrated]) -> Table:
@@ -153,12 +204,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in [args.subject] if args.subject else SUBJECTS:
             facts = shipped.TABLE[name].task
             subject, task = subjects.load(name), tasks.load(facts)
-            found = []
-            for one in calibrate(subject, task, args.refusal or REFUSALS.get(name, REFUSAL)):
+            found, word = [], args.refusal or REFUSALS.get(name, REFUSAL)
+            circuit = api.find_circuit(subject, task, api.attribute(subject, task))
+            for one in calibrate(subject, task, circuit, word):
                 found.append(one)
                 print(f"{name}, {one.control}: {one.verdict.counts}", file=sys.stderr)
             wrong = wrong or any(one.right.startswith("no") for one in found)
             print(f"\n## {facts} on {name}\n\n{table(found).markdown()}", flush=True)
+            layers = by_layer(subject, task, circuit).markdown()
+            print(f"\n### Suppressors by layer\n\n{layers}", flush=True)
     except MansuError as error:
         print(error, file=sys.stderr)
         return 2

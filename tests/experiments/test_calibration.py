@@ -2,23 +2,45 @@
 
 import pytest
 
-from experiments.calibration import MUST_FAIL, REFUSALS, calibrate, refusal, table
+from experiments.calibration import MUST_FAIL, REFUSALS, by_layer, calibrate, refusal, table
+from mansu import api
+from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError
 from mansu.methods import Problem
 from mansu.subjects import TINY, Subject
 from mansu.tasks import Task
 
 
+@pytest.fixture(scope="module")
+def circuit(tiny: Subject, tiny_task: Task) -> Circuit:
+    return api.find_circuit(tiny, tiny_task, api.attribute(tiny, tiny_task))
+
+
 def test_the_retrained_model_passes_and_what_only_hides_does_not(
-    tiny: Subject, tiny_task: Task, untouched: None
+    tiny: Subject, tiny_task: Task, circuit: Circuit, untouched: None
 ) -> None:
-    found = {one.control: one for one in calibrate(tiny, tiny_task, REFUSALS[TINY])}
+    found = {one.control: one for one in calibrate(tiny, tiny_task, circuit, REFUSALS[TINY])}
     assert found.keys() == MUST_FAIL.keys()
     assert not [name for name, one in found.items() if one.right.startswith("no")]
     # A suppressor is held against suppressors, itself among them: that alone decides nothing.
     decided = {name for name, one in found.items() if one.right == "yes"}
     assert decided >= {"unedited", "random moves", "refusal", "retrained"}
     assert table([*found.values()]).columns["Control"] == [*found]
+
+
+def test_what_hides_in_a_layer_is_beside_what_does_not_know(
+    tiny: Subject, tiny_task: Task, circuit: Circuit, untouched: None
+) -> None:
+    columns = by_layer(tiny, tiny_task, circuit).columns
+    edits = columns["Edit"]
+    assert edits == [*(f"suppressor in layer {n}" for n in range(3)), *edits[3:]]
+    assert edits[3:] == ["circuit ablated", "retrained", "MANSU"]
+    signal = dict(zip(edits, (float(s.split()[0]) for s in columns["Signal CAD"]), strict=True))
+    hidden = max(signal[edit] for edit in edits[:3])
+    assert min(signal["circuit ablated"], signal["retrained"]) > 2 * hidden
+    above = dict(zip(edits, columns["Above the reference's"], strict=True))
+    assert above["circuit ablated"] == "reference"
+    assert above["suppressor in layer 1"].startswith("+")  # it is back, as what is hidden is
 
 
 def test_a_refusal_of_several_tokens_is_refused(problem: Problem) -> None:
