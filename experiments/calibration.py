@@ -129,8 +129,8 @@ def calibrate(subject: Subject, task: Task, circuit: Circuit, word: str) -> Iter
 
 
 def hiding(subject: Subject, task: Task, circuit: Circuit) -> Iterator[tuple[str, Edit]]:
-    """Suppressors by layer, at chance on the forget rows that they are made on; and what they are to
-    be told from: the circuit ablated, and, where they ship, the model retrained and MANSU's edit."""
+    """Suppressors by layer, at chance on the forget rows that they are made on; and what they are
+    to be told from: the circuit ablated, the model retrained, MANSU's edit, where they ship."""
     assert circuit.mask is not None
     forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
     last = int(subject.config.num_hidden_layers) - 1
