@@ -26,7 +26,7 @@ from mansu import api, subjects, tasks
 from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError, MansuError
 from mansu.evidence.cad import PLACES, Signals, cad
-from mansu.evidence.controls import AT_MOST, KEPT_AT_MOST, Suppression, ablation, suppression
+from mansu.evidence.controls import KEPT_AT_MOST, Suppression, ablation, suppression
 from mansu.evidence.relearning import gained, halves, relearning
 from mansu.evidence.verdict import ABOUT, Name, Verdict, kept_groups
 from mansu.job.runs import examples
@@ -118,6 +118,11 @@ def controls(subject: Subject, task: Task, word: str) -> Iterator[tuple[str, Edi
     yield "refusal", refusal(problem, word)
     for place in PLACES:
         yield f"suppressor {place}", suppression(subject, forget, retain, place).reaching(CHANCE)
+    yield from retrained(subject, task)
+
+
+def retrained(subject: Subject, task: Task) -> Iterator[tuple[str, Edit]]:
+    """The model trained without the facts, where one ships."""
     if (subject.name, task.name) in subjects.REFERENCES:
         yield "retrained", api.unlearn(subject, task, method="retrained")
 
@@ -129,17 +134,16 @@ def calibrate(subject: Subject, task: Task, circuit: Circuit, word: str) -> Iter
 
 
 def hiding(subject: Subject, task: Task, circuit: Circuit) -> Iterator[tuple[str, Edit]]:
-    """Suppressors by layer, at chance on the forget rows that they are made on; and what they are
-    to be told from: the circuit ablated, the model retrained, MANSU's edit, where they ship."""
+    """Suppressors by layer, at the forget accuracy of chance; and what they are to be told from:
+    the circuit ablated, the model retrained and MANSU's edit, where they ship."""
     assert circuit.mask is not None
     forget, retain = (tasks.examples(task, subject, split) for split in tasks.NEEDED)
     last = int(subject.config.num_hidden_layers) - 1
     for layer in sorted({last * part // 8 for part in range(2, 9)}):
-        made = Suppression(subject, forget.some(AT_MOST), retain.some(KEPT_AT_MOST), layer=layer)
+        made = Suppression(subject, forget, retain.some(KEPT_AT_MOST), layer=layer)
         yield f"suppressor in layer {layer}", made.reaching(CHANCE)
     yield "circuit ablated", ablation(subject, circuit.mask.tensors())
-    if (subject.name, task.name) in subjects.REFERENCES:
-        yield "retrained", api.unlearn(subject, task, method="retrained")
+    yield from retrained(subject, task)
     for run in examples():
         if (run.fingerprint, run.task().digest) == (subject.fingerprint, task.digest):
             yield "MANSU", run.edit("mansu")
