@@ -11,14 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mansu.errors import BadInputError
 from mansu.evidence.verdict import Property, kept_groups
 from mansu.job.machine import PACKAGES
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
+from mansu.methods import ALL
 from mansu.show.numbers import Unit
 
 NO_EDIT = "no edit"
+
+MADE = ("command", "commit", "created")
+"""What figures that were added to a later report say of the one that they are from."""
+
+OTHER = (
+    "The earlier figures of {} are of another circuit or measure the unedited model otherwise: "
+    "other versions or another processor made them. Run all of its methods, or leave out --add."
+)
 
 Figures = Mapping[str, Any]
 """What one method did on one task: see ``figures``."""
@@ -131,6 +141,38 @@ def results(measured: Sequence[Measured], command: str) -> dict[str, Any]:
             for each in measured
         ],
     }
+
+
+def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with the figures of an earlier one that it lacks, which say how they were made.
+
+    Args:
+        found, earlier: of ``results``; ``earlier`` may itself have been added to.
+
+    Raises:
+        BadInputError: the two do not say the same of an unedited model, which two machines, other
+            versions or another task make: what is measured from it cannot stand in one table.
+    """
+    made = {key: earlier["manifest"][key] for key in MADE}
+    now, runs = {run["name"]: run for run in found["runs"]}, []
+    for old in earlier["runs"]:
+        new = now.pop(old["name"], None)
+        if new is not None and _unedited(new) != _unedited(old):
+            raise BadInputError(OTHER.format(old["name"]))
+        methods = {name: {"made": made, **figures} for name, figures in old["methods"].items()}
+        methods |= new["methods"] if new else {}
+        methods[NO_EDIT] = old["methods"][NO_EDIT]  # the attacks on it, too
+        order = [NO_EDIT, *ALL]
+        runs.append({**old, "methods": {name: methods[name] for name in order if name in methods}})
+    return {"manifest": found["manifest"], "runs": [*runs, *now.values()]}
+
+
+def _unedited(run: Mapping[str, Any]) -> list[Any]:
+    """What of an experiment hangs on the unedited model alone."""
+    unedited, circuit = run["methods"][NO_EDIT], run["circuit"]
+    faithfulness = round(circuit["faithfulness"], 4)  # another processor's sums end otherwise
+    which = circuit["edges"], circuit["mask"], faithfulness
+    return [run["task"], run["settings"], which, unedited["full"], unedited["nf4"]]
 
 
 def _circuit(run: Run) -> dict[str, Any]:

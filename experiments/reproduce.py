@@ -24,11 +24,11 @@ from typing import Any
 
 from experiments import tables
 from experiments.claims import separation
-from experiments.figures import Measured, results
+from experiments.figures import Measured, added, results
 from mansu import methods
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
-from mansu.files import write_json
+from mansu.files import read_json, write_json
 from mansu.job.runs import Run
 from mansu.methods import ALL, NAMES
 from mansu.subjects.shipped import REFERENCES
@@ -198,6 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path("experiments/results"),
         help="where reproduce.json is written (%(default)s)",
     )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep what reproduce.json there says of what --folder does not have",
+    )
     parser.add_argument("--subject", help="only the experiments on this subject, e.g. tiny")
     parser.add_argument("--task", action="append", help="only the experiments on these tasks")
     parser.add_argument("--method", action="append", help="only these methods; by default all")
@@ -216,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             methods.named(name)
         measured = measure(options.folder, experiments, sweep, names)
         found = results(measured, shlex.join(["python", "-m", "experiments.reproduce", *given]))
+        if options.add:
+            found = added(found, read_json(options.to / "reproduce.json"))
         options.to.mkdir(parents=True, exist_ok=True)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))

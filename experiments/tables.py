@@ -132,6 +132,7 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     parts = [
         f"Made by `{manifest['command']}` at commit {manifest['commit']} on {manifest['created']} "
         f"(Python {manifest['python']}, {packages}).",
+        *_earlier(found),
         "## The claims",
         claims_table(claims(found, auroc)).markdown(),
     ]
@@ -160,6 +161,16 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
             costs_table(run).markdown(),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _earlier(found: Mapping[str, Any]) -> list[str]:
+    """Of the methods that earlier commands measured, by which commit, a sentence a commit."""
+    made: dict[str, list[str]] = {}
+    for run in found["runs"]:
+        for name, figures in run["methods"].items():
+            if name != NO_EDIT and "made" in figures:
+                made.setdefault(figures["made"]["commit"], []).append(f"{name} on {run['name']}")
+    return [f"By commit {commit}: {', '.join(names)}." for commit, names in made.items()]
 
 
 def summary(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> str:

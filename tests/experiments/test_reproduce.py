@@ -66,6 +66,33 @@ def test_what_is_done_is_not_done_again(made: Path) -> None:
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
+def test_earlier_figures_stay_and_say_how_they_were_made(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "reproduce.json"
+    earlier = json.loads((made / "to" / "reproduce.json").read_text())
+    del earlier["runs"][0]["methods"]["graddiff"]
+    earlier["runs"][0]["methods"]["npo"] = {**earlier["runs"][0]["methods"]["mansu"], "moved": 7}
+    earlier["manifest"]["commit"] = "0123456789ab"
+    earlier["runs"].append({**earlier["runs"][0], "name": "capitals-elsewhere"})
+    path.write_text(json.dumps(earlier))
+    command = ["--subject", "tiny", "--method", "mansu", "--folder", f"{made}/runs", "--add"]
+    assert reproduce.main([*command, "--to", str(tmp_path)]) == 0
+    ours, elsewhere = json.loads(path.read_text())["runs"]
+    assert list(ours["methods"]) == [NO_EDIT, "mansu", "graddiff", "npo"]  # as ever
+    assert "made" not in ours["methods"]["mansu"]  # measured anew
+    assert ours["methods"]["npo"]["moved"] == 7
+    assert ours["methods"]["npo"]["made"]["commit"] == "0123456789ab"
+    assert elsewhere["name"] == "capitals-elsewhere"
+    assert "By commit 0123456789ab: npo on tiny" in capsys.readouterr().out
+
+    earlier["runs"][0]["methods"][NO_EDIT]["full"]["forget"] = [0.5, 0.4, 0.6]
+    path.write_text(json.dumps(earlier))
+    assert reproduce.main([*command, "--to", str(tmp_path)]) == 2
+    assert "measure the unedited model otherwise" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == earlier
+
+
 def test_strengths_end_at_the_whole_edit(made: Path) -> None:
     for name in ("mansu", "graddiff"):
         run = run_of(made, name)
