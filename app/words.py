@@ -87,7 +87,6 @@ SETTINGS: Mapping[str, str] = {
     "budget": "Weights moved at most",
     "moves": "Weights moved",
     "target": "Stop at this accuracy",
-    "leaks": "Forget where the answer leaks",
     "bfloat16": "Compute gradients in 16 bits (bfloat16)",
     "learning_rate": "Step size",
     "batch": "Facts in a step",

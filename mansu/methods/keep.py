@@ -86,17 +86,8 @@ def said_of(subject: Subject, things: Things) -> Rows:
 
 def prompts_of(subject: Subject, things: Things) -> Rows:
     """Each thing in ``FRAMES_EACH`` of the frames, in turn: (tokens ``[N, T]``, length ``[N]``)."""
-    return framed(subject, things)[0]
-
-
-def framed(subject: Subject, things: Things) -> tuple[Rows, Tensor, Tensor]:
-    """The same, with the numbers of the thing and of the frame of each prompt, int64 ``[N]``."""
-    frames = _frames(subject)
-    turn = cycle(enumerate(frames))
-    which = [(i, f) for i in range(len(things)) for f, _ in islice(turn, FRAMES_EACH)]
-    prompts = [[*frames[f][0], *things[i], *frames[f][1]] for i, f in which]
-    thing, frame = torch.tensor(which, dtype=torch.long).reshape(-1, 2).unbind(1)
-    return pad(prompts), thing, frame
+    turn = cycle(_frames(subject))
+    return pad([[*a, *thing, *b] for thing in things for a, b in islice(turn, FRAMES_EACH)])
 
 
 def _frames(subject: Subject) -> list[tuple[list[int], list[int]]]:

@@ -49,7 +49,6 @@ from mansu.interrupts import put_back
 from mansu.measure.geometry import ENERGY, fisher, projectors
 from mansu.measure.scores import Scores, worst_fall, worst_nats
 from mansu.methods.keep import common, prompts_of, said_of
-from mansu.methods.leaks import Leaks
 from mansu.methods.method import Method, Outcome, Problem, Search
 from mansu.methods.movable import Movable
 from mansu.methods.narrow import Narrow
@@ -89,7 +88,6 @@ HARDER, EASIER, HARDEST = 1.5, 0.8, 8.0
 CHECK_ROWS, CHECK_RETAIN = 96, 120
 RATE, TOY_RATE = 0.12, 0.2
 TOY_ENERGY = 0.3
-STEPS, TOY_STEPS = 24, 36
 SHARE = 0.005
 CHECK_EVERY = 3
 ALIKE = 0.1
@@ -103,8 +101,6 @@ LEFT = 0.2
 """Share of the forget gradient, at most, where the facts are as good as forgotten: what that cost
 is mended then, and more of it would have them avoided."""
 NEAR = 0.2
-"""They are where accuracy is at most so far from chance on the way to what the task's margin asks
-for, or at the target that was given."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Settings:
         above=True,
         empty=(RATE, TOY_RATE),
     )
-    steps: int | None = steps(None, empty=(STEPS, TOY_STEPS))
+    steps: int = steps(36)
     retain_weight: float = setting(
         1.0,
         "Weight of the retain objective, at least: it grows while kept answers lose more than "
@@ -134,11 +130,6 @@ class Settings:
         "Weight, in the forget objective, of what the circuit's nodes still write differently for "
         "one fact than for another. 0: the output alone is changed.",
         low=0,
-    )
-    leaks: bool = setting(
-        True,
-        "Forget the facts also in prompts that ask something else of their things, and yet favour "
-        "the answer. Off: in the forget set's own forms of asking only.",
     )
     energy: float | None = setting(
         None,
@@ -196,16 +187,21 @@ class Settings:
     target: float | None = setting(
         None,
         "Stop when forget accuracy is at most this, in full precision and in NF4, and what is "
-        "kept is. Empty: take all steps, the last of which mend what the first cost.",
-        low=0,
+        "kept is. Empty: a fifth of the way from chance (25 %) to what the task's margin asks for. "
+        "Below 0: never.",
+        low=-1,
         high=1,
     )
     bfloat16: bool | None = bfloat16()
 
     def chosen(self, problem: Problem) -> Settings:
-        """With what is left to the subject and the machine."""
+        """With what is left to the subject, the task and the machine."""
+        target = self.target
         in_bfloat16 = chosen_bfloat16(problem.subject, self.bfloat16)
-        return replace(filled(self, problem.subject.is_toy), bfloat16=in_bfloat16)
+        if target is None:
+            target = CHANCE + NEAR * max(1 - problem.task.margin - CHANCE, 0)
+        chosen = filled(self, problem.subject.is_toy)
+        return replace(chosen, target=target, bfloat16=in_bfloat16)
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:
@@ -226,22 +222,22 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     work, watch = _Work(problem, settings), problem.watch
     history: list[Step] = []
     with work.put_back_after():
-        for step in range(1, work.steps + 1):
+        for step in range(1, settings.steps + 1):
             values = work.step(step)
             work.follow(step)
             told = watch is not None and watch(step)
-            last = told or step == work.steps
+            last = told or step == settings.steps
             if last or step % CHECK_EVERY == 0:
                 with work.averaged():
                     values |= work.check(step, last)
-            history.append(Step("unlearn", step, work.steps, values=values))
+            history.append(Step("unlearn", step, settings.steps, values=values))
             problem.on_step(history[-1])
             if told or work.done:
                 break
         best = work.best
         assert best is not None  # the last step is always checked
     edit = work.edit(best.values)
-    why = _ending(history, work, problem.task.tolerance)
+    why = _ending(history, work.done, settings, problem.task.tolerance)
     return Outcome(edit, tuple(history), f"Step {best.step} is kept: {why}.", asdict(settings))
 
 
@@ -263,11 +259,8 @@ class _Work:
 
     def __init__(self, problem: Problem, settings: Settings) -> None:
         subject = problem.subject
-        self.problem, self.settings = problem, settings
-        near = CHANCE + NEAR * max(1 - problem.task.margin - CHANCE, 0)
-        self.target = near if settings.target is None else settings.target
-        assert settings.steps is not None  # they are ``chosen``
-        self.steps = settings.steps
+        assert settings.target is not None  # they are ``chosen``
+        self.problem, self.settings, self.target = problem, settings, settings.target
         self.subject, self.rng = subject, random.Random(problem.seed)
         self._tell("quantising the unedited model")
         self.nf4_weights = Dequantized.of(subject)
@@ -292,17 +285,12 @@ class _Work:
             self.optimiser = self._optimiser(moving, importance)
         # Each model is held against itself unedited: NF4 alone is some tenths of a nat away from
         # full precision, and steps in NF4 would mend the quantisation, at all else's expense.
-        leaks = Leaks.none(problem.forget)
-        if settings.leaks:
-            with self._stepped(nf4=False), self.products():
-                leaks = Leaks.of(subject, problem.forget)
         self.objectives: dict[bool, Objectives] = {}
         for nf4 in (False, True):
             with self._stepped(nf4), self.products():  # as the steps have them, to the last bit
                 self.objectives[nf4] = Objectives(
                     problem,
                     mask,
-                    leaks,
                     self.prompts,
                     first=first_changed(subject, mask),
                     signal_weight=settings.signal_weight,
@@ -330,7 +318,7 @@ class _Work:
             return self.objectives[nf4].measured(forget, self.kept)
 
     def _tell(self, part: str) -> None:
-        self.problem.on_step(Step("unlearn", 0, self.steps, part=part))
+        self.problem.on_step(Step("unlearn", 0, self.settings.steps, part=part))
 
     def _circuit(self) -> Mapping[str, Tensor]:
         """The weights to pick from."""
@@ -409,7 +397,7 @@ class _Work:
         """One step of the optimiser and the moves that it asks for, and what to record of them."""
         self.in_nf4 = step % 2 == 0
         forget_loss, forget, retain_loss, retain = self._gradients()
-        left = 1 - (step - 1) / self.steps
+        left = 1 - (step - 1) / self.settings.steps
         share = max(min(1.0, 2 * left), SLOWEST)
         less = min(share, LEFT) if self.forgotten else 1
         self.optimiser.step(less * forget, retain, step, share)
@@ -562,8 +550,7 @@ class _Work:
     def _reached(self, found: _Check) -> bool:
         kept = found.retain_fall <= self.problem.task.tolerance
         kept = kept and found.retain_nats <= 2 * self.may_lose
-        asked = self.settings.target is not None
-        return asked and kept and max(found.forget, found.forget_nf4) <= self.target
+        return kept and max(found.forget, found.forget_nf4) <= self.target
 
 
 class _Check(NamedTuple):
@@ -576,22 +563,16 @@ class _Check(NamedTuple):
     retain_nats: float
 
 
-def _ending(history: Sequence[Step], work: _Work, tolerance: float) -> str:
+def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: float) -> str:
     """Which rule ended the run: the target, or the steps, and what stood in the target's way."""
-    target, budget = work.target, work.settings.budget
+    target, budget = settings.target or 0.0, settings.budget
     checks = [step.values for step in history if "forget_accuracy" in step.values]
     kept = [c for c in checks if c["retain_fall"] <= tolerance]
     lost = [c for c in checks if c["retain_fall"] > tolerance]
-    if work.done:
+    if done:
         why = "the forget target was reached in full precision and in NF4"
     elif history[-1].done < history[-1].total:
         why = "it was told to end there"
-    elif any(
-        max(c["forget_accuracy"], c["forget_accuracy_nf4"]) <= target
-        and c["retain_nats"] <= 2 * work.may_lose
-        for c in kept
-    ):
-        why = "the steps are used up, and the facts are as good as forgotten"
     elif not kept:
         why = "the steps are used up, and retain accuracy never came within the tolerance"
     elif any(c["forget_accuracy"] <= target for c in lost):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from mansu.measure.scores import Scores, measure_sets
-from mansu.methods.leaks import Leaks
 from mansu.methods.method import Problem
 from mansu.methods.signal import Signal
 from mansu.subjects.lower import LowerLayers
@@ -23,9 +22,7 @@ from mansu.subjects.packing import Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.tokens import Examples, forms
 
-FORGET_ROWS, LEAK_ROWS, RETAIN_ROWS, PROMPT_ROWS, TEXT_ROWS = 40, 16, 36, 60, 8
-"""Rows of a step. Of the forget rows so many are leaks, where there are any."""
-
+FORGET_ROWS, RETAIN_ROWS, PROMPT_ROWS, TEXT_ROWS = 40, 36, 60, 8
 ADVANTAGE = 0.25
 """Weight of the answer's advantage in the forget objective. With 1 the forgetting overshoots: 4-way
 accuracy ends at 4 to 11 %, and the answer is known by its avoidance."""
@@ -106,7 +103,6 @@ class Objectives:
 
     Args:
         mask: whose nodes are to write nothing of the facts.
-        leaks: where the forget facts are to be forgotten, too.
         prompts: to go on with as before, besides the retain facts'.
         first: the first layer that moves: those below it are run once (``LowerLayers``).
         signal_weight, form_weight: in the forget objective, as MANSU's settings have them.
@@ -116,7 +112,6 @@ class Objectives:
         self,
         problem: Problem,
         mask: Mapping[str, Tensor],
-        leaks: Leaks,
         prompts: Rows,
         *,
         first: int,
@@ -128,33 +123,25 @@ class Objectives:
         self.positions = problem.text[1].tolist()
         # The head is not moved: final hidden states are the distributions, in little memory.
         with torch.no_grad():
-            forget, retain = problem.forget.and_more(leaks.rows), problem.retain
-            asked = forms(problem.forget)
-            self.n_asked, self.n_forms = len(asked), int(asked.max()) + 1
-            self.forms = torch.cat([asked, self.n_forms + leaks.frame])
-            self.forget = forget
+            forget, retain = problem.forget, problem.retain
             kept = together([(retain.tokens, retain.length), prompts])
             self.sets = (forget.tokens, forget.length), kept, problem.text
             every = torch.cat([length for _, length in self.sets])
             self.lower = LowerLayers(self.subject, every, [first])
             of_forget = partial(self.hidden, 0)
-            self.signal = None
-            if signal_weight:
-                self.signal = Signal(self.subject, forget, mask, of_forget, self.forms)
+            self.signal = Signal(self.subject, forget, mask, of_forget) if signal_weight else None
             of_rest = partial(self.hidden, len(forget))
             prompted, texts = self.subject.states_of(*self.sets[1:], hidden=of_rest)
             self.prompted = prompted[kept[1].cumsum(0) - 1]
             self.texts = texts.split(self.positions)
             if self.signal:  # which ran the same rows
-                before = self.subject.head(self.signal.final[: self.n_asked]).float()
+                before = self.subject.head(self.signal.final).float()
             else:
-                rows = problem.forget.tokens, problem.forget.length
-                before = self.subject.next_token_logits(*rows).float()
+                before = self.subject.next_token_logits(forget.tokens, forget.length).float()
+            self.forms = forms(forget)
             self.average = torch.stack(
-                [before[asked == f].softmax(-1).mean(0) for f in asked.unique()]
+                [before[self.forms == f].softmax(-1).mean(0) for f in self.forms.unique()]
             ).clamp_min(1e-12)
-            none = leaks.usual.new_zeros(self.n_forms, leaks.usual.shape[1])
-            self.usual = torch.cat([none, leaks.usual])
 
     def hidden(self, begin: int, pack: Pack) -> Tensor:
         """Final hidden states of a pack of rows of the sets, the first of which is ``begin``."""
@@ -162,7 +149,7 @@ class Objectives:
 
     def measured(self, forget: Sequence[int], retain: Sequence[int]) -> list[Scores]:
         """Scores of some of the problem's rows on the subject as it now is."""
-        problem, begin = self.problem, len(self.forget)
+        problem, begin = self.problem, len(self.problem.forget)
         rows = torch.tensor([*forget, *(begin + i for i in retain)])
         chosen = ((problem.forget, forget), (problem.retain, retain))
         sets = [examples.select(some) for examples, some in chosen if some]
@@ -173,13 +160,11 @@ class Objectives:
     def sample(self, rng: random.Random) -> StepRows:
         """Rows for a step."""
         n = len(self.problem.retain)
-        leaks = sample(rng, len(self.forget) - self.n_asked, LEAK_ROWS)
-        asked = sample(rng, self.n_asked, FORGET_ROWS - len(leaks))
         facts = sample(rng, n, RETAIN_ROWS)
         prompts = sample(rng, len(self.prompted) - n, PROMPT_ROWS)
         return StepRows.of(
             self.sets,
-            [*asked, *(self.n_asked + i for i in leaks)],
+            sample(rng, len(self.problem.forget), FORGET_ROWS),
             [*facts, *(n + i for i in prompts)],
             sample(rng, len(self.texts), TEXT_ROWS) if self.texts else [],
         )
@@ -187,10 +172,8 @@ class Objectives:
     def losses(self, rows: StepRows, found: StepPack) -> tuple[Tensor, Tensor]:
         """What a pack adds to the two objectives, nats.
 
-        The first is the mean of ``indistinguishable`` (of a leak: of what its thing adds to what is
-        usual in its frame), with the signal and the form of asking by their weights; the second
-        KL(unedited ‖ current), its mean over retain facts and prompts plus its mean over the texts'
-        positions.
+        The first is the mean of ``indistinguishable``; the second KL(unedited ‖ current), its mean
+        over retain facts and prompts plus its mean over the texts' positions.
         """
         pack, subject = found.pack, self.subject
         with self.signal.watched() if self.signal else nullcontext({}) as seen:
@@ -200,19 +183,17 @@ class Objectives:
         last = pack.last.to(hidden.device)
         forget = kept = hidden.new_zeros(())
         if forgotten.any():
-            some = self.forget.select([rows.forget[i] for i in pack.rows[forgotten]])
+            some = self.problem.forget.select([rows.forget[i] for i in pack.rows[forgotten]])
             final = hidden[last[forgotten]]
             form = self.forms[[rows.forget[i] for i in pack.rows[forgotten].tolist()]]
-            logits = subject.head(final, some.vocabulary).float()
-            losses = indistinguishable(logits - self.usual[form].to(final.device), some)
+            losses = indistinguishable(subject.head(final, some.vocabulary), some)
             if self.signal:
                 share = self.signal.share(seen, last[forgotten], form)
                 losses = losses + self.signal_weight * share
             forget = losses.sum() / n
-            asked = form < self.n_forms
-            if self.form_weight and asked.any():
-                average = self.average[form[asked].to(final.device)].log()
-                unknowing = _kl(average, self._distribution(final[asked.to(final.device)]))
+            if self.form_weight:
+                average = self.average[form.to(final.device)].log()
+                unknowing = _kl(average, self._distribution(final))
                 forget = forget + self.form_weight * unknowing / n
         if prompted.any():
             places = [rows.kept[i - n] for i in pack.rows[prompted].tolist()]

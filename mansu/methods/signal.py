@@ -35,7 +35,6 @@ class Signal:
         mask: the circuit's parameters. A layer's attention or MLP is looked at where the mask has
             weights of it, and counts by how many.
         hidden: what runs a pack of the forget rows; by default ``subject.hidden``.
-        numbers: int64 ``[N]``, the forms of the rows; by default those of ``forms(forget)``.
 
     Attributes:
         weights: name of a writing weight → its share of the mask.
@@ -55,7 +54,6 @@ class Signal:
         forget: Examples,
         mask: Mapping[str, Tensor],
         hidden: Hidden | None = None,
-        numbers: Tensor | None = None,
     ) -> None:
         self.subject = subject
         counts: dict[str, int] = {}
@@ -67,7 +65,7 @@ class Signal:
                 counts[write] = counts.get(write, 0) + int(chosen.sum())
         total = sum(counts.values())
         self.weights = {name: count / total for name, count in counts.items()}
-        self.forms = forms(forget) if numbers is None else numbers
+        self.forms = forms(forget)
         self.readout = readout(subject, forget.vocabulary)
         self.means: dict[str, Tensor] = {}
         self.spreads: dict[str, Tensor] = {}
@@ -129,7 +127,7 @@ class Signal:
         rows = torch.cat(order)
         self.final = torch.cat(final)[rows.argsort().to(final[0].device)]
         form = self.forms[rows]
-        count = form.bincount().clamp_min(1)[:, None]
+        count = form.bincount()[:, None]
         for name, parts in found.items():
             written = torch.cat(parts).float()  # products may be of bfloat16, means are not
             where = form.to(written.device)

@@ -6,14 +6,13 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mansu.errors import BadInputError
-from mansu.subjects.packing import together
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import N_DISTRACTORS, NEEDED, SPLITS, Fact, Task
 
@@ -62,25 +61,6 @@ class Examples:
             tuple(self.groups[int(k)] for k in i),
             self.notes,
             tuple(self.facts[int(k)] for k in i) if self.facts else (),
-        )
-
-    def asking(self, tokens: Tensor, length: Tensor) -> Examples:
-        """The same examples, asked for by other prompts: int64 ``[N, T]`` and ``[N]``."""
-        return replace(self, tokens=tokens, length=length)
-
-    def and_more(self, more: Examples) -> Examples:
-        """These examples and others of the same vocabulary."""
-        tokens, length = together([(each.tokens, each.length) for each in (self, more)])
-        return replace(
-            self,
-            tokens=tokens,
-            length=length,
-            answer=torch.cat([self.answer, more.answer]),
-            distractors=torch.cat([self.distractors, more.distractors]),
-            candidates=torch.cat([self.candidates, more.candidates]),
-            rows=self.rows + more.rows,
-            groups=self.groups + more.groups,
-            facts=self.facts + more.facts,
         )
 
     def some(self, most: int) -> Examples:
@@ -403,13 +383,12 @@ def forms(rows: Examples) -> Tensor:
     return ends.unique(dim=0, return_inverse=True)[1]
 
 
-def asked_about(rows: Examples) -> list[tuple[int, ...]]:
-    """What each row asks about, token ids: where rows of one form differ. Empty for a form's only
-    row.
+def entities(rows: Examples) -> list[list[int]]:
+    """What the rows ask about, token ids, each once: where rows of one form differ.
 
-    ``[(" gold",), (" silver",), …]`` of "The chemical symbol for gold is", and so on.
+    ``[[" gold"], [" silver"], …]`` of "The chemical symbol for gold is", and so on.
     """
-    found: list[tuple[int, ...]] = [()] * len(rows)
+    found: dict[tuple[int, ...], None] = {}
     numbers = forms(rows)
     for form in numbers.unique().tolist():
         same = (numbers == form).nonzero()[:, 0].tolist()
@@ -419,14 +398,8 @@ def asked_about(rows: Examples) -> list[tuple[int, ...]]:
         start = alike.index(False) if False in alike else shortest
         ends = [len({p[-k] for p in prompts}) == 1 for k in range(1, shortest - start + 1)]
         end = ends.index(False) if False in ends else len(ends)
-        for i, p in zip(same, prompts, strict=True):
-            found[i] = tuple(p[start : len(p) - end])
-    return found
-
-
-def entities(rows: Examples) -> list[list[int]]:
-    """What the rows ask about, each once: ``[[" gold"], [" silver"], …]``."""
-    return [list(entity) for entity in dict.fromkeys(asked_about(rows)) if entity]
+        found |= {tuple(p[start : len(p) - end]): None for p in prompts}
+    return [list(entity) for entity in found if entity]
 
 
 def _own_corrupt(reading: Reading, subject: Subject) -> Reading | None:

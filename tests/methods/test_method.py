@@ -62,7 +62,7 @@ def test_the_recorded_settings_make_the_same_edit(problem: Problem, name: str) -
     first = named(name)(problem, **short)
     recorded = json.loads(json.dumps(first.settings))
     assert set(recorded) >= set(named(name).options())
-    chosen = {"rate", "layer", "moves"}  # by the subject, where not given
+    chosen = {"rate", "target", "layer", "moves"}  # by subject and task, where not given
     assert all(recorded[setting] is not None for setting in chosen & set(recorded))
     again = named(name)(problem, **recorded)
     assert again.settings == first.settings
