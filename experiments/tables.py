@@ -164,13 +164,19 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
 
 
 def _earlier(found: Mapping[str, Any]) -> list[str]:
-    """Of the methods that earlier commands measured, by which commit, a sentence a commit."""
-    made: dict[str, list[str]] = {}
+    """What an earlier command measured, and by which commit: a sentence a commit."""
+    made: dict[str, dict[str, list[str]]] = {}
     for run in found["runs"]:
         for name, figures in run["methods"].items():
             if name != NO_EDIT and "made" in figures:
-                made.setdefault(figures["made"]["commit"], []).append(f"{name} on {run['name']}")
-    return [f"By commit {commit}: {', '.join(names)}." for commit, names in made.items()]
+                of_commit = made.setdefault(figures["made"]["commit"], {})
+                of_commit.setdefault(run["name"], []).append(name)
+    return [
+        f"Of commit {commit}: "
+        + "; ".join(f"on {run} {', '.join(names)}" for run, names in runs.items())
+        + "."
+        for commit, runs in made.items()
+    ]
 
 
 def summary(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> str:
