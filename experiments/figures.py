@@ -154,15 +154,15 @@ def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any
             versions or another task make: what is measured from it cannot stand in one table.
     """
     made = {key: earlier["manifest"][key] for key in MADE}
-    now, runs = {run["name"]: run for run in found["runs"]}, []
+    now, runs, order = {run["name"]: run for run in found["runs"]}, [], [NO_EDIT, *ALL]
     for old in earlier["runs"]:
         new = now.pop(old["name"], None)
         if new is not None and _unedited(new) != _unedited(old):
             raise BadInputError(OTHER.format(old["name"]))
         methods = {name: {"made": made, **figures} for name, figures in old["methods"].items()}
         methods |= new["methods"] if new else {}
-        methods[NO_EDIT] = old["methods"][NO_EDIT]  # the attacks on it, too
-        order = [NO_EDIT, *ALL]
+        unedited = [run["methods"][NO_EDIT] for run in (new, old) if run]
+        methods[NO_EDIT] = next((each for each in unedited if each["attacks"]), unedited[0])
         runs.append({**old, "methods": {name: methods[name] for name in order if name in methods}})
     return {"manifest": found["manifest"], "runs": [*runs, *now.values()]}
 

@@ -219,10 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = options.method or ALL
         for name in names:
             methods.named(name)
+        earlier = read_json(options.to / "reproduce.json") if options.add else None
         measured = measure(options.folder, experiments, sweep, names)
         found = results(measured, shlex.join(["python", "-m", "experiments.reproduce", *given]))
-        if options.add:
-            found = added(found, read_json(options.to / "reproduce.json"))
+        if earlier is not None:
+            found = added(found, earlier)
         options.to.mkdir(parents=True, exist_ok=True)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))

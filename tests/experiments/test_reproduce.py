@@ -93,6 +93,12 @@ def test_earlier_figures_stay_and_say_how_they_were_made(
     assert "measure the unedited model otherwise" in capsys.readouterr().err
     assert json.loads(path.read_text()) == earlier
 
+    # Known before anything is run.
+    nothing = ["--subject", "tiny", "--method", "mansu", "--folder", f"{tmp_path}/runs", "--add"]
+    assert reproduce.main([*nothing, "--to", f"{tmp_path}/empty"]) == 2
+    assert "reproduce.json" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "empty").exists()
+
 
 def test_strengths_end_at_the_whole_edit(made: Path) -> None:
     for name in ("mansu", "graddiff"):
