@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: app test fuzz classroom audit install chromium clean
+.PHONY: app test types suite fuzz classroom audit install chromium clean
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
@@ -19,10 +19,17 @@ app: install
 test: install chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 types suite
+
+# A minute on one core, beside the suite, which waits for a browser now and then.
+types: install
 	@$(BIN)/pyright --version >/dev/null || \
 		{ echo "pyright cannot start: its npm package is fetched once, which needs a network."; exit 1; }
 	$(BIN)/pyright
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# In the order of the files: few but long tests, those in a browser, come first, not last and alone.
+suite: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
 fuzz: install

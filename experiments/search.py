@@ -3,9 +3,10 @@
 The grid is the same for every method: one, two and four times its authors' learning rate (they
 train for hundreds of steps, we for a dozen), each trained once at a constant rate and measured
 after 4, 8 and 12 steps; while the best setting has the largest rate and does not forget, the rate
-is doubled once more, up to 32 times. The rows are split in half within each answer, so that a fact
-with several phrasings is in both halves: the method trains on one half, the other decides. The
-rephrasings and neighbours that a verdict asks for are in neither.
+is doubled once more, up to 32 times; while it has the smallest, in the fewest steps, and forgets,
+the rate is halved once more, down to an eighth. The rows are split in half within each answer, so
+that a fact with several phrasings is in both halves: the method trains on one half, the other
+decides. The rephrasings and neighbours that a verdict asks for are in neither.
 
 The rule is the verdict's own (``mansu.evidence.verdict``). Of the settings whose retain accuracy
 fell by no more than the task's tolerance, those forget whose accuracy fell towards chance, which
@@ -75,7 +76,7 @@ RATES = (1.0, 2.0, 4.0)
 
 
 GROWTH = 8.0
-"""The largest rate tried is at most this many times the last of the grid."""
+"""The rates tried are at most so many times the last of the grid, and its first over as many."""
 
 
 RESULTS = Path("experiments/results")
@@ -240,11 +241,12 @@ def _tried(
     batch: int,
     on_step: OnStep,
 ) -> list[dict[str, Any]]:
-    """Each setting with its measurements: the grid's, and of doubled rates while the rule asks."""
+    """Each setting with its measurements: the grid's, and of rates past its ends while the best is
+    at the end."""
     task = split.problem.task
     values = {"batch": batch} if "batch" in method.options() else {}
     tried: list[dict[str, Any]] = []
-    ahead, most = list(rates), GROWTH * rates[-1]
+    ahead, least, most = list(rates), rates[0] / GROWTH, GROWTH * rates[-1]
     for number in itertools.count():
         multiple = ahead.pop(0)
         rate = multiple * plan.origin
@@ -256,10 +258,14 @@ def _tried(
 
         found = _of_rate(method, split, {**values, plan.rate: rate}, steps, plan.apart, tell)
         tried += [{"learning_rate": rate, **setting} for setting in found]
-        if tried and not ahead and 2 * multiple <= most:
+        if tried and not ahead:
             now = best(tried, margin=task.margin, tolerance=task.tolerance)
-            if now["learning_rate"] == rate and now["fall"] < task.margin:
+            forgets, slowest = now["fall"] >= task.margin, min(t["learning_rate"] for t in tried)
+            if not forgets and now["learning_rate"] == rate and 2 * multiple <= most:
                 ahead.append(2 * multiple)
+            elif forgets and (now["learning_rate"], now["steps"]) == (slowest, steps[0]):
+                slower = slowest / plan.origin / 2
+                ahead += [slower] if slower >= least else []
         if not ahead:
             break
     return tried

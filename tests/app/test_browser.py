@@ -47,6 +47,7 @@ def browser_page(browser: Browser) -> Iterator[Page]:
 
 def settled(page: Page) -> None:
     """Wait until the script has run and nothing on the page is an exception."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
     expect(page.get_by_test_id("stException")).to_have_count(0)
 

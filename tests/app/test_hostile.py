@@ -37,6 +37,8 @@ LINES = "`\n\n![p](http://evil.test/p.png)\n\n`\n\n<iframe src=http://evil.test>
 PAGES = ("", "attribution", "circuit", "unlearn", "nf4", "compare", "review", "ask", "leaderboard")
 LIVE = """() => [window.hurt ?? 0, ...document.querySelectorAll(
     'img[src*=evil], iframe[src*=evil], a[href^=javascript]')].length - 1 + (window.hurt ?? 0)"""
+SOON = 150
+"""ms until the page knows that its script runs again, or what is on it has run."""
 UNFOLD = "document.querySelectorAll('details:not([open]) > summary').forEach(e => e.click())"
 
 ROOT = Path(__file__).parents[2]
@@ -97,14 +99,12 @@ def page(browser: Browser) -> Iterator[Page]:
 def opened(page: Page) -> None:
     """Open all that is folded, and look at what is there."""
     page.get_by_role("heading").first.wait_for()
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(SOON)
     settled(page)
-    page.evaluate(
-        "document.querySelectorAll('details:not([open]) > summary').forEach(e => e.click())"
-    )
-    page.wait_for_timeout(500)
+    page.evaluate(UNFOLD)
+    page.wait_for_timeout(SOON)
     settled(page)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(SOON)
     assert page.evaluate(LIVE) == 0, page.url
 
 
