@@ -263,9 +263,9 @@ def _tried(
             forgets, slowest = now["fall"] >= task.margin, min(t["learning_rate"] for t in tried)
             if not forgets and now["learning_rate"] == rate and 2 * multiple <= most:
                 ahead.append(2 * multiple)
-            elif forgets and (now["learning_rate"], now["steps"]) == (slowest, steps[0]):
-                slower = slowest / plan.origin / 2
-                ahead += [slower] if slower >= least else []
+            gentlest = (now["learning_rate"], now["steps"]) == (slowest, steps[0])
+            if forgets and gentlest and slowest / plan.origin >= 2 * least:
+                ahead.append(slowest / plan.origin / 2)
         if not ahead:
             break
     return tried

@@ -105,6 +105,22 @@ def test_the_search_finds_the_rate_that_forgets(problem: Problem, tiny_task: tas
     assert accuracy == best["forget"]
 
 
+@pytest.mark.usefixtures("untouched")
+def test_a_search_goes_on_past_the_end_of_the_grid_where_the_best_is(
+    problem: Problem, tiny_task: tasks.Task
+) -> None:
+    def rates(task: tasks.Task, *multiples: float) -> list[float]:
+        found = searching.search(
+            problem.subject, task, "graddiff", rates=multiples, steps=(2, 4), batch=16
+        )
+        return list(dict.fromkeys(t["learning_rate"] / 1e-5 for t in found["tried"]))
+
+    anything = dataclasses.replace(tiny_task, margin=-1.0)  # forgets, however little moves
+    assert rates(anything, 1, 2) == pytest.approx([1, 2, 1 / 2, 1 / 4, 1 / 8])
+    nothing = dataclasses.replace(tiny_task, margin=0.99, tolerance=1.0)  # never forgets
+    assert rates(nothing, 50, 100) == pytest.approx([50, 100, 200, 400, 800])
+
+
 def test_the_command_is_a_sweep_and_writes_each_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
