@@ -143,9 +143,13 @@ def test_a_subjects_own_settings_are_what_its_search_found() -> None:
         for e in reproduce.configured()
         for name, settings in e.settings.items()
     ]
-    assert given
+    records = sorted(search.RESULTS.glob("*/search-*.json"))
+    assert records
+    found = {(subject, f"search-{name.replace('_', '-')}.json") for subject, name, _ in given}
+    assert {(path.parent.name, path.name) for path in records} == found
     for subject, name, settings in given:
-        record = json.loads((search.RESULTS / subject / f"search-{name}.json").read_text())
+        file = search.RESULTS / subject / f"search-{name.replace('_', '-')}.json"
+        record = json.loads(file.read_text())
         limits = {limit: record[limit] for limit in ("margin", "tolerance")}
         best = search.best(record["tried"], **limits)
         assert record["subject"] == subject and record["best"] == best
