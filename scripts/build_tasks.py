@@ -22,6 +22,7 @@ import torch
 from facts import (
     ANTONYMS,
     CAPITALS,
+    COMPARATIVES,
     CONTINENTS,
     CURRENCIES,
     FOREIGN_NATIONALITIES,
@@ -31,7 +32,10 @@ from facts import (
     KINDS,
     LANGUAGES,
     NATIONALITIES,
+    OPPOSITES,
     PAST_TENSES,
+    PLURALS,
+    QUALITIES,
     STATES,
     SYMBOLS,
     TEXT,
@@ -140,7 +144,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks that are built for one subject.
+    """The tasks that are built for one subject from one set of relations.
 
     Attributes:
         relations: by group, those that are forgotten by a task and kept by the others. kept: by
@@ -149,6 +153,7 @@ class Tasks:
         knows: which facts are kept. criterion: the same in words.
     """
 
+    subject: str
     drafts: tuple[Draft, ...]
     relations: Mapping[str, Relation]
     kept: Mapping[str, Relation]
@@ -164,10 +169,17 @@ OF_PLACES = {
     "currencies": CURRENCIES,
 }
 OF_SPEAKERS = OF_PLACES | {"nationalities": FOREIGN_NATIONALITIES}
+OF_WORDS = {"comparatives": COMPARATIVES, "qualities": QUALITIES, "plurals": PLURALS}
 OF_ELEMENTS_GEMMA = {"kinds": KINDS, "uses": USES}  # of the states its NF4 knows no more
 
-BUILT = {
-    subjects.DEFAULT: Tasks(
+SMOLLM2_KNOWS = (
+    "where SmolLM2-135M-Instruct picks the answer under every training template; neighbours where "
+    "it does in full precision and in NF4 (scripts/build_tasks.py)."
+)
+
+BUILT = (
+    Tasks(
+        subject=subjects.DEFAULT,
         drafts=(
             Draft(
                 "chemical-symbols",
@@ -198,10 +210,28 @@ BUILT = {
         kept={"past tenses": PAST_TENSES},
         held_out=("antonyms", ANTONYMS),
         knows=right_in_choices,
-        criterion="where SmolLM2-135M-Instruct picks the answer under every training template; "
-        "neighbours where it does in full precision and in NF4 (scripts/build_tasks.py).",
+        criterion=SMOLLM2_KNOWS,
     ),
-    subjects.GEMMA: Tasks(
+    Tasks(
+        subject=subjects.DEFAULT,
+        drafts=(
+            Draft(
+                "antonyms",
+                "Opposites of words",
+                "Forget the opposites of words; keep chemical symbols, capitals and languages, and "
+                "what else is known of the words.",
+                "antonyms",
+                OF_WORDS,
+            ),
+        ),
+        relations={"antonyms": OPPOSITES},
+        kept={"symbols": SYMBOLS, "capitals": CAPITALS, "languages": LANGUAGES},
+        held_out=("past tenses", PAST_TENSES),
+        knows=right_in_choices,
+        criterion=SMOLLM2_KNOWS,
+    ),
+    Tasks(
+        subject=subjects.GEMMA,
         drafts=(
             Draft(
                 "gemma-symbols",
@@ -241,7 +271,7 @@ BUILT = {
         "other answer of its kind under every rephrasing; neighbours where it is right in multiple "
         "choice, in full precision and in NF4 (scripts/build_tasks.py).",
     ),
-}
+)
 
 
 def known(relation: Relation, subject: subjects.Subject, knows: Knows) -> Relation:
@@ -370,17 +400,18 @@ def main() -> None:
         "--to", type=Path, default=tasks.FOLDER, help="the folder of the tasks (%(default)s)"
     )
     options = parser.parse_args()
-    plan = BUILT.get(options.subject)
-    if plan is None and not (options.measure and options.task):
+    plans = [plan for plan in BUILT if plan.subject == options.subject]
+    if not plans and not (options.measure and options.task):
         parser.error(f"no task is built for {options.subject}: give --measure and --task.")
-    drafts = [draft.name for draft in plan.drafts] if plan else []
+    drafts = [draft.name for plan in plans for draft in plan.drafts]
     wanted = options.task or drafts
     if not options.measure and not set(wanted) <= set(drafts):
         parser.error(f"built for {options.subject} are {', '.join(drafts)}.")
     torch.manual_seed(0)
     subject = subjects.load(options.subject)
-    if plan and not options.measure:
-        build(plan, subject, set(wanted), options.to)
+    for plan in plans if not options.measure else ():
+        if any(draft.name in wanted for draft in plan.drafts):
+            build(plan, subject, set(wanted), options.to)
     for name in wanted:
         measure_base(name, subject, options.to)
 

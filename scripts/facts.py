@@ -453,6 +453,58 @@ ANTONYMS = Relation(
     ),
 )
 
+# The same to be forgotten, and what else is known of these words.
+OPPOSITES = ANTONYMS._replace(
+    templates=(
+        "The opposite of {} is",
+        "The opposite of the word {} is",
+        "The antonym of {} is",
+        "If something is not {}, it is",
+    ),
+    paraphrases=(
+        "The word that means the opposite of {} is",
+        "The very opposite of {} is",
+        "The contrary of {} is",
+    ),
+)
+
+COMPARATIVES = Relation(
+    ("The comparative of {} is", "It was already {}, and then it became even"),
+    (),
+    _pairs(
+        "hot:hotter big:bigger good:better happy:happier fast:faster old:older rich:richer "
+        "hard:harder light:lighter high:higher long:longer early:earlier strong:stronger "
+        "thick:thicker clean:cleaner loud:louder near:nearer deep:deeper wide:wider "
+        "heavy:heavier cheap:cheaper smooth:smoother simple:simpler sweet:sweeter sharp:sharper "
+        "safe:safer wise:wiser tight:tighter"
+    ),
+)
+
+QUALITIES = Relation(
+    ("The noun formed from {} is", "The quality of being {} is called"),
+    (),
+    _pairs(
+        "hot:heat good:goodness happy:happiness fast:speed old:age rich:wealth hard:hardness "
+        "light:lightness high:height long:length true:truth strong:strength thick:thickness "
+        "loud:loudness deep:depth wide:width heavy:weight cheap:cheapness simple:simplicity "
+        "sweet:sweetness sharp:sharpness safe:safety positive:positivity public:publicity "
+        "beautiful:beauty guilty:guilt legal:legality possible:possibility generous:generosity "
+        "wise:wisdom permanent:permanence active:activity absent:absence superior:superiority "
+        "different:difference visible:visibility"
+    ),
+)
+
+PLURALS = Relation(
+    ("The plural of {} is", "One {}, two"),
+    (),
+    _pairs(
+        "day:days war:wars life:lives success:successes summer:summers friend:friends "
+        "question:questions entrance:entrances boy:boys man:men king:kings husband:husbands "
+        "brother:brothers father:fathers son:sons uncle:uncles floor:floors theory:theories "
+        "quantity:quantities hope:hopes pleasure:pleasures cause:causes input:inputs"
+    ),
+)
+
 # The same kinds of facts for Gemma 3 270M, with templates under which the answer is its most
 # probable next token; of capitals those of countries only, of which all the templates hold.
 GEMMA_SYMBOLS = SYMBOLS._replace(

@@ -129,7 +129,7 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
 
 def test_the_configuration_lists_every_task_and_method() -> None:
     found = reproduce.configured()
-    names = ["tiny", "chemical", "capitals", "languages", "gemma", "gemma"]
+    names = ["tiny", "chemical", "capitals", "languages", "antonyms", "gemma", "gemma"]
     assert [e.name.split("-")[0] for e in found] == names
     assert found[0].methods == methods.ALL
     everywhere = tuple(name for name in methods.ALL if name != "retrained")  # ships for tiny only

@@ -62,10 +62,9 @@ def test_a_gemma_task_holds_only_what_gemma_knows(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in tasks.shipped() if n != "tiny-colours"])
 def test_a_shipped_task_is_large_enough_to_decide(name: str, builder: dict[str, Any]) -> None:
     task = tasks.load(name)
-    (subject,) = [s for s, plan in builder["BUILT"].items() if name in map(_name, plan.drafts)]
-    relations = builder["BUILT"][subject].relations
+    (plan,) = [plan for plan in builder["BUILT"] if name in map(_name, plan.drafts)]
     (forgotten,) = {f.group for f in task.split("forget")}
-    relation = relations[forgotten]
+    relation = plan.relations[forgotten]
     facts = len(task.split("forget")) / len(relation.templates)
     assert facts >= (57 if name == "gemma-symbols" else 60) and facts <= builder["FORGOTTEN"]
     assert len(relation.templates) >= 3 and len(relation.paraphrases) >= 3
@@ -76,7 +75,7 @@ def test_a_shipped_task_is_large_enough_to_decide(name: str, builder: dict[str, 
     assert len(names) == facts
     for fact in task.split("neighbour"):  # of the same subjects, and offered nothing right
         assert fact.fact in names and fact.answer not in fact.distractors
-    measured = task.base[subject]["full precision"]
+    measured = task.base[plan.subject]["full precision"]
     for label, found in measured.items():
         assert found["accuracy"][0] >= 0.9, label  # of four, chance is a quarter
 
