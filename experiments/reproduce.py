@@ -2,7 +2,7 @@
 
 ::
 
-    python -m experiments.reproduce                   # every method on four tasks: hours
+    python -m experiments.reproduce                   # every method on seven tasks: hours
     python -m experiments.reproduce --subject tiny    # the same in a minute or two
 
 It is a sweep (``mansu.sweep``) of what ``reproduce.toml`` lists, a run folder an edit; what is done
