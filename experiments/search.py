@@ -76,7 +76,7 @@ RATES = (1.0, 2.0, 4.0)
 
 
 GROWTH = 8.0
-"""The rates tried are at most so many times the last of the grid, and its first over as many."""
+"""A search goes on to so many times its grid's last rate at most, and to its first over as many."""
 
 
 RESULTS = Path("experiments/results")
