@@ -82,6 +82,11 @@ GROWTH = 8.0
 RESULTS = Path("experiments/results")
 
 
+def record(folder: Path, method: str) -> Path:
+    """The file in a folder that a method's search is written to."""
+    return folder / f"search-{method.replace('_', '-')}.json"
+
+
 @dataclass(frozen=True)
 class Split:
     """A task in halves: one trains the method, the other decides.
@@ -376,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for unit in (unit for unit in every if unit.id in work.done):
             assert unit.method is not None
             found = Run.open(work.folder / unit.name).read("search")
-            with replacing(given.to / f"search-{unit.method.replace('_', '-')}.json") as temporary:
+            with replacing(record(given.to, unit.method)) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n")
             print(unit.method, json.dumps(found["best"]))
         work.refuse_failed()

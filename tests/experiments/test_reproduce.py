@@ -145,11 +145,11 @@ def test_a_subjects_own_settings_are_what_its_search_found() -> None:
     ]
     records = sorted(search.RESULTS.glob("*/search-*.json"))
     assert records
-    found = {(subject, f"search-{name.replace('_', '-')}.json") for subject, name, _ in given}
-    assert {(path.parent.name, path.name) for path in records} == found
+    assert {search.record(search.RESULTS / subject, name) for subject, name, _ in given} == {
+        *records
+    }
     for subject, name, settings in given:
-        file = search.RESULTS / subject / f"search-{name.replace('_', '-')}.json"
-        record = json.loads(file.read_text())
+        record = json.loads(search.record(search.RESULTS / subject, name).read_text())
         limits = {limit: record[limit] for limit in ("margin", "tolerance")}
         best = search.best(record["tried"], **limits)
         assert record["subject"] == subject and record["best"] == best
