@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 
 from app.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, verticals

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 

@@ -148,7 +148,11 @@ class Frontend:
 
 
 def warm() -> None:
-    """Pack what every page loads, and import every piece of the app."""
+    """Pack what every page loads, and import every piece of the app.
+
+    People may be there already. Plotly uses pandas as far as any thread has imported it, and fails
+    on half of it: so what draws with Plotly imports pandas first, which waits until it is whole.
+    """
     for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
         if file := static(path):
             packed(file)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import log2
 
+import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 import streamlit as st
 

@@ -61,6 +61,16 @@ def test_only_this_machine_reaches_it_and_nothing_is_told() -> None:
     assert config["browser"]["gatherUsageStats"] is False
 
 
+def test_what_draws_with_plotly_imports_all_of_pandas_first() -> None:
+    """Or the first people on a server that still imports it see Plotly fail on half of pandas."""
+    files = [file for room in (ROOM, ROOM.parent / "pages") for file in room.rglob("*.py")]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    drawing = {name: text for name, text in texts.items() if "import plotly" in text}
+    assert {"charts.py", "figures.py"} <= drawing.keys()
+    for name, text in drawing.items():
+        assert "\nimport pandas" in text[: text.index("import plotly")], name
+
+
 def test_no_page_of_another_server_talks_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     async def theirs(scope: Scope, receive: Receive, send: Send) -> None:
         host = Headers(scope=scope).get("host")
