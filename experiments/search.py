@@ -24,8 +24,8 @@ steps are cheaper in what they move, so that there are 12, 24 or 36, each a run 
 falls towards the end, and it may end before. Its circuit is that of the rows it trains on.
 
 MANSU's default is another of the settings tried, 0.12 bins and 36 steps. Its search, with half of
-the rows to train on, finds 0.24 bins and 12 steps; on all of them that forgets less and costs twice
-as much (``docs/results.md``). The baselines' defaults are what their searches found.
+the rows to train on, finds the same rate and 24 steps (``docs/results.md``). The defaults of the
+baselines are what their searches found.
 
 ``python -m experiments.search chemical-symbols graddiff`` writes
 ``experiments/results/search-graddiff.json``, whose best setting is the method's default. Several

@@ -4,6 +4,7 @@
 
     python -m experiments.seeds > docs/seeds.md        # on a busy machine an hour and a half
     python -m experiments.seeds --subject tiny         # a minute
+    python -m experiments.seeds --task antonyms        # MANSU alone, on a task it was not tuned on
 
 A seed draws the pairs that the circuit is found on, the rows of each step, and the distractors of a
 question. The units are those of ``experiments.reproduce`` where the seed is 0: in one folder they
@@ -33,16 +34,23 @@ from mansu.sweep.work import edit_at
 SEEDS = (0, 1, 2)
 METHODS = ("mansu", "graddiff", "npo", "simnpo")
 SUBJECTS = (subjects.TINY, subjects.DEFAULT)  # each on the task it starts with
+PLANS = (
+    *((subject, shipped.TABLE[subject].task, METHODS) for subject in SUBJECTS),
+    (subjects.DEFAULT, "antonyms", ("mansu",)),
+)
+"""Subject, task, methods."""
 
 
-def planned(subject: str, task: str, seeds: Sequence[int] = SEEDS) -> list[Unit]:
+def planned(
+    subject: str, task: str, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS
+) -> list[Unit]:
     """Every method and seed on one subject and task."""
     grid = Grid(
         subjects=[subject],
         tasks=[task],
         seeds=[*seeds],
-        methods={name: {} for name in METHODS},
-        attacked=[*METHODS],  # as in reproduce.toml, else a unit of seed 0 is another
+        methods={name: {} for name in methods},
+        attacked=[*methods],  # as in reproduce.toml, else a unit of seed 0 is another
     )
     return units(grid)
 
@@ -89,8 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="of the runs")
     parser.add_argument("--subject", choices=SUBJECTS, help="only on this model")
+    parser.add_argument("--task", choices=[task for _, task, _ in PLANS], help="only on this task")
     add_workers(parser)
     options = parser.parse_args(arguments)
+    plans = [p for p in PLANS if options.subject in (None, p[0]) and options.task in (None, p[1])]
+    if not plans:
+        parser.error(f"{options.task} is not measured on {options.subject}")
     try:
         print(
             "# Three seeds\n\nMade by `python -m experiments.seeds`: the mean over the seeds, and"
@@ -99,11 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "in brackets the least and the most. Accuracies are in percent, full precision / NF4;"
         )
         print("the worst kept group in the worse of the two. A property's marks are counted.")
-        for subject in [options.subject] if options.subject else SUBJECTS:
-            task = shipped.TABLE[subject].task
-            todo = planned(subject, task)
+        for subject, task, methods in plans:
+            todo = planned(subject, task, methods)
             swept(todo, options.folder, options).refuse_failed()
-            done: dict[str, list[tuple[Run, str]]] = {name: [] for name in METHODS}
+            done: dict[str, list[tuple[Run, str]]] = {name: [] for name in methods}
             for unit in todo:
                 done[unit.method or ""].append(edit_at(unit, options.folder))
             print(f"\n## {task} on {subject}\n\n{table(done).markdown()}", flush=True)

@@ -1,14 +1,25 @@
 """The table of seeds says what the runs hold; its units are those of the reproduction."""
 
+import pytest
+
 from experiments import reproduce, seeds
 from mansu.job.runs import EXAMPLES, Run
 from mansu.subjects import TINY
 
 
-def test_the_first_seed_is_what_the_reproduction_does() -> None:
-    (experiment, *_) = reproduce.chosen(reproduce.configured(), TINY, None)
-    ours = {u.id for u in seeds.planned(TINY, "tiny-colours") if u.run["seed"] == 0}
-    assert ours == {u.id for u in experiment.units(seeds.METHODS)}
+@pytest.mark.parametrize(("subject", "task", "methods"), seeds.PLANS)
+def test_the_first_seed_is_what_the_reproduction_does(
+    subject: str, task: str, methods: tuple[str, ...]
+) -> None:
+    (experiment, *_) = reproduce.chosen(reproduce.configured(), subject, task)
+    ours = {u.id for u in seeds.planned(subject, task, methods) if u.run["seed"] == 0}
+    assert ours == {u.id for u in experiment.units(methods)}
+
+
+def test_a_task_that_is_not_of_the_subject_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        seeds.main(["--subject", "tiny", "--task", "antonyms"])
+    assert "antonyms is not measured on tiny" in capsys.readouterr().err
 
 
 def test_a_row_has_the_mean_the_least_and_the_most() -> None:
