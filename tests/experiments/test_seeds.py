@@ -4,7 +4,6 @@ import pytest
 
 from experiments import reproduce, seeds
 from mansu.job.runs import EXAMPLES, Run
-from mansu.subjects import TINY
 
 
 @pytest.mark.parametrize(("subject", "task", "methods"), seeds.PLANS)
