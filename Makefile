@@ -28,8 +28,9 @@ types: install
 	$(BIN)/pyright
 
 # In the order of the files: few but long tests, those in a browser, come first, not last and alone.
+# The many processes that tests start read what the first of them compiled.
 suite: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
 fuzz: install
