@@ -2,7 +2,7 @@
 
 ::
 
-    python -m experiments.seeds > docs/seeds.md        # on a busy machine an hour and a half
+    python -m experiments.seeds > docs/seeds.md        # on a busy machine two hours
     python -m experiments.seeds --subject tiny         # a minute
     python -m experiments.seeds --task antonyms        # MANSU alone, on a task it was not tuned on
 
@@ -41,14 +41,12 @@ PLANS = (
 """Subject, task, methods."""
 
 
-def planned(
-    subject: str, task: str, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS
-) -> list[Unit]:
+def planned(subject: str, task: str, methods: Sequence[str]) -> list[Unit]:
     """Every method and seed on one subject and task."""
     grid = Grid(
         subjects=[subject],
         tasks=[task],
-        seeds=[*seeds],
+        seeds=[*SEEDS],
         methods={name: {} for name in methods},
         attacked=[*methods],  # as in reproduce.toml, else a unit of seed 0 is another
     )

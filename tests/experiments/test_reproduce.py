@@ -45,6 +45,8 @@ def test_the_figures_are_what_the_runs_measured(made: Path) -> None:
             r for r in tables.intervals_table(about).markdown().splitlines() if f"| {name} " in r
         )
         assert f"| {signal.value:.3f} [" in row and f"(≥ {control.value:.3f})" in row
+        (allowed,) = {c.threshold for c in run.verdict(name).gap.checks if c.unit == "share"}
+        assert f"PTQ gap, points (≤ {100 * allowed:.0f})" in tables.intervals_table(about).columns
     assert found["manifest"]["packages"]["torch"]
     assert found["manifest"]["command"].startswith(
         "python -m experiments.reproduce --subject tiny --method mansu --method graddiff --folder "
