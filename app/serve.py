@@ -36,6 +36,7 @@ from streamlit.web.server.server_util import is_allowed_origin
 import app as pieces
 from app.access import is_guarded, is_let_in
 from app.garbage import collect_now_and_then, settle
+from mansu.room import unwatched
 
 ROOM = Path(__file__).parent
 FRONTEND = Path(file_util.get_static_dir())
@@ -156,9 +157,10 @@ def warm() -> None:
     for path in re.findall(r'"\.(/static/[^"]+)"', document().decode()):
         if file := static(path):
             packed(file)
-    for module in pkgutil.walk_packages(pieces.__path__, "app."):
-        if module.name not in SCRIPTS:
-            import_module(module.name)
+    with unwatched():
+        for module in pkgutil.walk_packages(pieces.__path__, "app."):
+            if module.name not in SCRIPTS:
+                import_module(module.name)
     settle()
     collect_now_and_then()
 

@@ -1,9 +1,11 @@
-"""How much memory there is, and giving back what is free of ours."""
+"""How much memory there is, giving back what is free of ours, and not looking for it in vain."""
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,3 +27,24 @@ def give_back() -> None:
     """Give the machine back what this process has freed: glibc keeps gigabytes, a heap a thread."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """The garbage collector waits for the block, and never looks through what is there then.
+
+    For imports: torch's and transformers' make a million objects and no garbage, which it looks
+    through again and again, for a third of the time that a process of ours takes to start. In
+    somebody else's process what is garbage already would be kept for good. ::
+
+        with unwatched():
+            import mansu.job.session
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

@@ -21,6 +21,7 @@ from mansu import __version__
 from mansu.errors import MansuError
 from mansu.interrupts import Cancelled
 from mansu.job.queue import wait_for_turn
+from mansu.room import unwatched
 
 BAD_INPUT, CANCELLED = 2, 130
 
@@ -50,6 +51,11 @@ COMMANDS: Mapping[str, str] = {
     "doctor": "Check this installation and machine; say what a bug report needs.",
 }
 
+SESSION = "mansu.job.session"
+"""Imports all that a job needs, which takes seconds."""
+QUICK = ("subject", "task", "app")
+"""Commands that load no model, or not before they said something."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 130 when cancelled; doctor's 1."""
@@ -57,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given).parse_args(given)
     try:
+        if given[0] not in QUICK and SESSION not in sys.modules:  # once it is this process's turn
+            with unwatched():
+                importlib.import_module(SESSION)
         code = options.function(options)
     except MansuError as error:
         print(f"mansu: {error}", file=sys.stderr)

@@ -49,8 +49,8 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=common.count,
-        help="of each worker (the cores, divided among the workers; with --ray 1); the same number "
-        "gives the same numbers",
+        help="of each worker (the cores, divided among the workers, at most OMP_NUM_THREADS; with "
+        "--ray 1); the same number gives the same numbers",
     )
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="on a Ray cluster whose nodes see the folder; auto, local"

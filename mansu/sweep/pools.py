@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from mansu.errors import BadInputError
 from mansu.job.limits import n_cores
 from mansu.sweep.grid import Unit
 from mansu.sweep.work import Outcome, attempt
+from mansu.sweep.worker import serve
 
 LOST = Outcome("lost", "its worker ended before it did (killed, or out of memory)")
 
@@ -59,18 +58,19 @@ class Processes:
 
     Args:
         folder: of the run folders. size: how many at most; each begins when there is work for it.
-        threads: of each; by default the machine's cores, divided among them.
+        threads: of each; by default the machine's cores, divided among them, at most what
+            ``OMP_NUM_THREADS`` allows: two threads that share a core take ten times as long.
     """
 
     def __init__(self, folder: str, size: int, threads: int | None = None) -> None:
         self.folder, self.size = folder, size
-        self.threads = threads or max(1, n_cores() // size)
+        self.threads = threads or max(1, min(n_cores() // size, _allowed()))
         self._workers: list[_Worker] = []
 
     def _begun(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.folder, self.threads))
+        process = context.Process(target=serve, args=(theirs, self.folder, self.threads))
         process.daemon = True
         process.start()
         theirs.close()  # so that its end shows here when the process has ended
@@ -115,23 +115,9 @@ def _end(worker: _Worker) -> None:
         worker.process.join()
 
 
-def _serve(pipe: connection.Connection, folder: str, threads: int) -> None:
-    """A worker's life: units come, outcomes go, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that drives
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        while True:
-            pipe.send(attempt(pipe.recv(), folder, threads))
-    except (EOFError, OSError):
-        return
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _allowed() -> int:
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # one number a level of nesting
+    return int(said) if said.isdigit() else n_cores()
 
 
 class OnRay:

@@ -20,15 +20,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # run as a script
 from made import ranked
-from test_browser import ROOT, address, browser_page
+from test_browser import ROOT
 
 from experiments.benchmarks.canvas import ARGUMENTS, CHROMIUM
 from mansu.job.lock import hold
 from mansu.job.runs import EXAMPLES, Run
 from mansu.progress import Step
 from mansu.sweep.store import FILE
-
-__all__ = ["address", "browser_page"]  # fixtures
 
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
 TINY, SMOL = "tiny-colours", "chemical-symbols"

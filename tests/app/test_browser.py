@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from chromium import PATIENCE, settled
+from playwright.sync_api import Page, expect
 
 from app import glossary, jobs
-from experiments.benchmarks.pages import served
 from mansu.job import runs
 from mansu.job.lock import holder
 from mansu.job.runs import Run
@@ -22,34 +21,8 @@ from mansu.subjects import Subject
 from mansu.tasks import Task
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 90_000  # ms, on a busy machine
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the app with an empty folder of runs."""
-    home = tmp_path_factory.mktemp("browser-runs")
-    with pytest.MonkeyPatch.context() as patch, served(home) as found:
-        patch.setenv("MANSU_RUNS", str(home))
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser_page(browser: Browser) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    yield page
-    page.close()
-
-
-def settled(page: Page) -> None:
-    """Wait until the script has run and nothing on the page is an exception."""
-    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0)
-    expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
 def test_the_main_job(address: str, browser_page: Page) -> None:

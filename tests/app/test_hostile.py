@@ -11,14 +11,15 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from chromium import PATIENCE, settled
 from playwright.sync_api import Browser, Dialog, Page, expect
-from test_browser import PATIENCE, settled
 
 from app.links import NEW, OTHER_MODEL, OWN_TASK
 from experiments.benchmarks.pages import served
 from mansu import cli, tasks
 from mansu.circuits.marks import Marks
 from mansu.evidence.review import Review
+from mansu.job import runs
 from mansu.job.library import Label, describe, label
 from mansu.job.runs import Run
 from mansu.launch import PASSWORD
@@ -108,43 +109,41 @@ def opened(page: Page) -> None:
     assert page.evaluate(LIVE) == 0, page.url
 
 
-def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, page: Page) -> None:
-    with served(run.path.parent) as address:
-        for name in PAGES:
-            page.goto(f"{address}/{name}?{urlencode({'run': run.name, 'method': 'ga'})}")
+def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, address: str, page: Page) -> None:
+    shutil.copytree(run.path, runs.folder() / run.name)
+    for name in PAGES:
+        page.goto(f"{address}/{name}?{urlencode({'run': run.name, 'method': 'ga'})}")
+        opened(page)
+        if name:
+            frames = [frame for frame in page.frames if frame != page.main_frame]
+            assert all(frame.evaluate(LIVE) == 0 for frame in frames), name
+    for text in (" ".join(EVIL), LINES):  # what is typed, and what a link says
+        for name in ("ask", "glossary", "attribution"):
+            keys = ("run", "method", "prompt", "answer", "word", "subject", "task", "view")
+            page.goto(f"{address}/{name}?{urlencode(dict.fromkeys(keys, text))}")
             opened(page)
-            if name:
-                frames = [frame for frame in page.frames if frame != page.main_frame]
-                assert all(frame.evaluate(LIVE) == 0 for frame in frames), name
-        for text in (" ".join(EVIL), LINES):  # what is typed, and what a link says
-            for name in ("ask", "glossary", "attribution"):
-                keys = ("run", "method", "prompt", "answer", "word", "subject", "task", "view")
-                page.goto(f"{address}/{name}?{urlencode(dict.fromkeys(keys, text))}")
-                opened(page)
-            field = page.get_by_role("textbox").first
-            page.goto(f"{address}/glossary")
-            field.fill(text)
-            field.press("Enter")
-            opened(page)
-        form = {"view": NEW, "subject": "tiny", "task": OWN_TASK}
-        page.goto(f"{address}/attribution?{urlencode(form)}")
+        field = page.get_by_role("textbox").first
+        page.goto(f"{address}/glossary")
+        field.fill(text)
+        field.press("Enter")
         opened(page)
-        for field in reversed(
-            page.get_by_role("textbox").all()
-        ):  # with lines no rows are asked for
-            field.fill("\n".join((LINES, *EVIL)))
-            field.press("Control+Enter")
-            settled(page)
-        expect(page.get_by_text("to mend in the task")).to_be_visible()
-        opened(page)
-        page.goto(f"{address}/attribution?{urlencode(form)}")
-        (file,) = run.path.parents[1].glob("*.jsonl")
-        page.locator("input[type=file]").first.set_input_files(
-            {"name": f"../../{file.name}", "mimeType": "x", "buffer": file.read_bytes()}
-        )
-        expect(page.get_by_text("320 lines").or_(page.get_by_text("forget")).first).to_be_visible()
-        opened(page)
-        assert not list(run.path.parents[2].glob("*.jsonl"))
+    form = {"view": NEW, "subject": "tiny", "task": OWN_TASK}
+    page.goto(f"{address}/attribution?{urlencode(form)}")
+    opened(page)
+    for field in reversed(page.get_by_role("textbox").all()):  # with lines no rows are asked for
+        field.fill("\n".join((LINES, *EVIL)))
+        field.press("Control+Enter")
+        settled(page)
+    expect(page.get_by_text("to mend in the task")).to_be_visible()
+    opened(page)
+    page.goto(f"{address}/attribution?{urlencode(form)}")
+    (file,) = run.path.parents[1].glob("*.jsonl")
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": f"../../{file.name}", "mimeType": "x", "buffer": file.read_bytes()}
+    )
+    expect(page.get_by_text("320 lines").or_(page.get_by_text("forget")).first).to_be_visible()
+    opened(page)
+    assert not list(run.path.parents[2].glob("*.jsonl"))
 
 
 def test_a_dossier_runs_and_fetches_nothing_of_what_it_holds(
@@ -195,92 +194,92 @@ def whole(page: Page) -> None:
         assert frame.evaluate(LIVE) == 0, page.url
 
 
-def test_no_page_runs_or_fetches_what_is_typed(run: Run, page: Page, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    shutil.copytree(run.path, runs / "run")
-    mine, at = Run.open(runs / "run"), urlencode({"run": "run", "method": "ga"})
-    with served(runs) as address:
-        # A run's name and notes.
-        page.goto(f"{address}/attribution?{at}")
+def test_no_page_runs_or_fetches_what_is_typed(
+    run: Run, address: str, page: Page, tmp_path: Path
+) -> None:
+    mine = Run.open(shutil.copytree(run.path, runs.folder() / "typed"))
+    at = urlencode({"run": mine.name, "method": "ga"})
+    # A run's name and notes.
+    page.goto(f"{address}/attribution?{at}")
+    opened(page)
+    page.get_by_role("button", name="Name, copy or delete").click()
+    typed(page, "Name", EVIL[0])
+    typed(page, "Notes", f"{LINES}\n{TEXT}")
+    page.get_by_role("button", name="Save").click()
+    whole(page)
+    assert label(mine).title == EVIL[0] and LINES in label(mine).notes
+    # Another model, a folder or a hub id.
+    page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'subject': OTHER_MODEL})}")
+    opened(page)
+    typed(page, "Hub id or folder")
+    whole(page)
+    # Rows of a data set: a file of its own, and how its rows are asked.
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"q": TEXT, "a": each, "p": each}) for each in EVIL))
+    page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'task': OWN_TASK})}")
+    opened(page)
+    for where in (TEXT, str(rows)):
+        typed(page, "Data set on the hub", where)
+        typed(page, "Config", TEXT if where == TEXT else "")
+        typed(page, "Split", TEXT if where == TEXT else "")
+        page.get_by_role("button", name="Read the rows").click()
+        whole(page)
+    typed(page, "How it is asked", f"{{}} {TEXT}")
+    whole(page)
+    typed(page, "Or paste its lines (JSONL)")
+    whole(page)
+    # Prompts of one's own, asked of each model and followed through the graph.
+    for place in ({"ask": "own"}, {"node": "m0", "pair": "your own words"}):
+        name = "ask" if "ask" in place else "circuit"
+        page.goto(f"{address}/{name}?{at}&{urlencode(place)}")
         opened(page)
-        page.get_by_role("button", name="Name, copy or delete").click()
-        typed(page, "Name", EVIL[0])
-        typed(page, "Notes", f"{LINES}\n{TEXT}")
-        page.get_by_role("button", name="Save").click()
+        typed(page, "Beginning of a sentence", TEXT[:300])
+        typed(page, "Right answer (optional)", TEXT[:100])
         whole(page)
-        assert label(mine).title == EVIL[0] and LINES in label(mine).notes
-        # Another model, a folder or a hub id.
-        page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'subject': OTHER_MODEL})}")
-        opened(page)
-        typed(page, "Hub id or folder")
+    page.goto(f"{address}/glossary")
+    opened(page)
+    typed(page, "Find a word")
+    whole(page)
+    # What is written on a node of the circuit; it is drawn on the graph and kept with the run.
+    page.goto(f"{address}/circuit?{at}")
+    expect(page.get_by_role("status").filter(has_text="shown of")).to_be_visible()
+    opened(page)
+    page.get_by_label("Graph of the circuit", exact=True).focus()
+    for key in ("ArrowUp", "Enter"):
+        page.keyboard.press(key)
+    page.get_by_text("Label, group, note").wait_for()
+    for name, text in (("Label", TEXT[:60]), ("Group", TEXT[60:120]), ("Note", LINES + TEXT)):
+        box = page.get_by_role("textbox", name=name).first
+        if not box.is_visible():
+            page.get_by_text("Label, group, note").click()
+        typed(page, name, text)
         whole(page)
-        # Rows of a data set: a file of its own, and how its rows are asked.
-        rows = tmp_path / "rows.jsonl"
-        rows.write_text("\n".join(json.dumps({"q": TEXT, "a": each, "p": each}) for each in EVIL))
-        page.goto(f"{address}/attribution?{urlencode({'view': NEW, 'task': OWN_TASK})}")
-        opened(page)
-        for where in (TEXT, str(rows)):
-            typed(page, "Data set on the hub", where)
-            typed(page, "Config", TEXT if where == TEXT else "")
-            typed(page, "Split", TEXT if where == TEXT else "")
-            page.get_by_role("button", name="Read the rows").click()
-            whole(page)
-        typed(page, "How it is asked", f"{{}} {TEXT}")
-        whole(page)
-        typed(page, "Or paste its lines (JSONL)")
-        whole(page)
-        # Prompts of one's own, asked of each model and followed through the graph.
-        for place in ({"ask": "own"}, {"node": "m0", "pair": "your own words"}):
-            name = "ask" if "ask" in place else "circuit"
-            page.goto(f"{address}/{name}?{at}&{urlencode(place)}")
-            opened(page)
-            typed(page, "Beginning of a sentence", TEXT[:300])
-            typed(page, "Right answer (optional)", TEXT[:100])
-            whole(page)
-        page.goto(f"{address}/glossary")
-        opened(page)
-        typed(page, "Find a word")
-        whole(page)
-        # What is written on a node of the circuit; it is drawn on the graph and kept with the run.
-        page.goto(f"{address}/circuit?{at}")
-        expect(page.get_by_role("status").filter(has_text="shown of")).to_be_visible()
-        opened(page)
-        page.get_by_label("Graph of the circuit", exact=True).focus()
-        for key in ("ArrowUp", "Enter"):
-            page.keyboard.press(key)
-        page.get_by_text("Label, group, note").wait_for()
-        for name, text in (("Label", TEXT[:60]), ("Group", TEXT[60:120]), ("Note", LINES + TEXT)):
-            box = page.get_by_role("textbox", name=name).first
-            if not box.is_visible():
-                page.get_by_text("Label, group, note").click()
-            typed(page, name, text)
-            whole(page)
-        assert TEXT[:60].strip() in mine.read("marks").labels.values()
-        # A review: who signs, and what they note on each property.
-        page.goto(f"{address}/review?{at}")
-        opened(page)
-        page.get_by_text("Rejected", exact=True).first.click()
-        typed(page, "Your name")
-        typed(page, re.compile("^Note on"), f"{LINES}\n{TEXT}")
-        page.get_by_role("button", name="Sign").last.click()
-        whole(page)
-        assert mine.read("review", "ga").name.startswith(EVIL[0])
-        # What an edit is called: it is refused, or it is its name everywhere.
-        page.goto(f"{address}/unlearn?{at}&edit=ga")
-        opened(page)
-        page.get_by_role("button", name="Rename or delete").click()
-        typed(page, "Name of the edit", TEXT)
-        page.get_by_role("button", name="Rename", exact=True).click()
-        whole(page)
-        page.goto(f"{address}/unlearn?{at.replace('ga', 'npo')}")
-        opened(page)
-        typed(page, "Name of the edit")
-        page.get_by_role("button", name=re.compile("^Run ")).click()
-        whole(page)
-        assert len(mine.edits()) == 1
-        # A lesson's answer stands in the address alone; there is no field for one.
-        page.goto(f"{address}/learn?{urlencode({'my-weights': TEXT, 'step': TEXT})}")
-        whole(page)
+    assert TEXT[:60].strip() in mine.read("marks").labels.values()
+    # A review: who signs, and what they note on each property.
+    page.goto(f"{address}/review?{at}")
+    opened(page)
+    page.get_by_text("Rejected", exact=True).first.click()
+    typed(page, "Your name")
+    typed(page, re.compile("^Note on"), f"{LINES}\n{TEXT}")
+    page.get_by_role("button", name="Sign").last.click()
+    whole(page)
+    assert mine.read("review", "ga").name.startswith(EVIL[0])
+    # What an edit is called: it is refused, or it is its name everywhere.
+    page.goto(f"{address}/unlearn?{at}&edit=ga")
+    opened(page)
+    page.get_by_role("button", name="Rename or delete").click()
+    typed(page, "Name of the edit", TEXT)
+    page.get_by_role("button", name="Rename", exact=True).click()
+    whole(page)
+    page.goto(f"{address}/unlearn?{at.replace('ga', 'npo')}")
+    opened(page)
+    typed(page, "Name of the edit")
+    page.get_by_role("button", name=re.compile("^Run ")).click()
+    whole(page)
+    assert len(mine.edits()) == 1
+    # A lesson's answer stands in the address alone; there is no field for one.
+    page.goto(f"{address}/learn?{urlencode({'my-weights': TEXT, 'step': TEXT})}")
+    whole(page)
 
 
 def test_a_password_is_typed_and_no_more(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from chromium import settled
 from playwright.sync_api import Browser, Page, expect
-from test_browser import address, browser_page, settled
 
 from app.lesson import STEPS
-
-__all__ = ["address", "browser_page"]  # fixtures
 
 pytestmark = pytest.mark.browser
 

@@ -122,6 +122,16 @@ def test_a_killed_worker_costs_its_unit_only(
     assert here == there and len(here) == 2
 
 
+def test_workers_have_no_more_threads_than_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mansu.sweep.pools.n_cores", lambda: 8)
+    for said, size, threads in (("1", 1, 1), ("4,2", 1, 4), ("16", 2, 4), ("", 2, 4), ("", 16, 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert Processes(str(tmp_path), size).threads == threads
+    assert Processes(str(tmp_path), 1, 2).threads == 2  # asked for
+
+
 @pytest.fixture
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of two nodes on this machine."""
