@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: app test types suite fuzz classroom audit install chromium clean
+.PHONY: app test types suite slow fuzz classroom audit install chromium clean
 
 app: install
 	@$(BIN)/mansu subject smollm2-135m-instruct
@@ -31,7 +31,11 @@ types: install
 # In the order of the files: few but long tests, those in a browser, come first, not last and alone.
 # The many processes that tests start read what the first of them compiled.
 suite: install
-	HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# Some two minutes: a job killed at every event of the file system, a worker killed, memory capped.
+slow: install
+	HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 # Some twenty minutes; `python -m tests.fuzz --seed N` goes on with other cases.
 fuzz: install

@@ -59,7 +59,7 @@ class Processes:
     Args:
         folder: of the run folders. size: how many at most; each begins when there is work for it.
         threads: of each; by default the machine's cores, divided among them, at most what
-            ``OMP_NUM_THREADS`` allows: two threads that share a core take ten times as long.
+            ``OMP_NUM_THREADS`` allows: two threads on one core wait for each other.
     """
 
     def __init__(self, folder: str, size: int, threads: int | None = None) -> None:

@@ -371,6 +371,7 @@ def test_memory_stays_within_what_is_predicted(
         assert need.of(n) <= memory < need.of(n + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     (

@@ -18,6 +18,7 @@ from mansu.subjects.loading import load
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_with_the_memory_capped_the_work_on_the_disk_goes_on_and_is_the_same() -> None:
     """In a process of its own: the cap is the process's."""
     command = [sys.executable, "-m", "experiments.benchmarks.capped"]

@@ -34,6 +34,8 @@ from mansu.report.dossier import Dossier, dossier
 from mansu.subjects import Edit, Subject, shipped, wrap
 from mansu.sweep.store import Store
 
+pytestmark = pytest.mark.slow
+
 EVENTS = (
     "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link", "os.truncate",
     "fsync", "sqlite",

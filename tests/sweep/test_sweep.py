@@ -91,6 +91,7 @@ def swept(grid: list[Unit], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["processes", "ray"])
 def test_a_killed_worker_costs_its_unit_only(
     where: str, grid: list[Unit], swept: Path, tmp_path: Path, request: pytest.FixtureRequest
