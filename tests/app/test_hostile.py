@@ -143,7 +143,8 @@ def test_no_page_runs_or_fetches_what_a_run_holds(run: Run, address: str, page: 
     )
     expect(page.get_by_text("320 lines").or_(page.get_by_text("forget")).first).to_be_visible()
     opened(page)
-    assert not list(run.path.parents[2].glob("*.jsonl"))
+    home = runs.folder()  # the server's, and what is two steps above it
+    assert not [file for place in (home, *home.parents[:2]) for file in place.glob("*.jsonl")]
 
 
 def test_a_dossier_runs_and_fetches_nothing_of_what_it_holds(
