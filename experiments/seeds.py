@@ -4,7 +4,7 @@
 
     python -m experiments.seeds > docs/seeds.md        # on a busy machine two hours
     python -m experiments.seeds --subject tiny         # a minute
-    python -m experiments.seeds --task antonyms        # MANSU alone, on a task it was not tuned on
+    python -m experiments.seeds --task antonyms        # MANSU alone, as on every further task
 
 A seed draws the pairs that the circuit is found on, the rows of each step, and the distractors of a
 question. The units are those of ``experiments.reproduce`` where the seed is 0: in one folder they
@@ -33,12 +33,14 @@ from mansu.sweep.work import edit_at
 
 SEEDS = (0, 1, 2)
 METHODS = ("mansu", "graddiff", "npo", "simnpo")
-SUBJECTS = (subjects.TINY, subjects.DEFAULT)  # each on the task it starts with
+GEMMA = "gemma-3-270m"
+SUBJECTS = (subjects.TINY, subjects.DEFAULT, GEMMA)
 PLANS = (
-    *((subject, shipped.TABLE[subject].task, METHODS) for subject in SUBJECTS),
-    (subjects.DEFAULT, "antonyms", ("mansu",)),
+    *((subject, shipped.TABLE[subject].task, METHODS) for subject in SUBJECTS[:2]),
+    *((subjects.DEFAULT, task, ("mansu",)) for task in ("capitals", "languages", "antonyms")),
+    *((GEMMA, task, ("mansu",)) for task in ("gemma-symbols", "gemma-capitals")),
 )
-"""Subject, task, methods."""
+"""Subject, task, methods: all four on the task that a subject starts with, MANSU on the others."""
 
 
 def planned(subject: str, task: str, methods: Sequence[str]) -> list[Unit]:

@@ -5,7 +5,8 @@
     python -m experiments.reproduce
     python scripts/readme.py
 
-What stands between the markers of both files is generated from ``experiments/results``;
+What stands between the markers of both files is generated: numbers and tables from
+``experiments/results``, the sentences from ``experiments/texts``, which is where they are changed;
 ``tests/experiments/test_results.py`` holds the files to it.
 """
 
@@ -23,9 +24,11 @@ sys.path.insert(0, str(ROOT))  # experiments and app are beside the package, not
 from app import charts, words  # noqa: E402
 from experiments import tables  # noqa: E402
 from experiments.claims import separation  # noqa: E402
+from experiments.prose import filled  # noqa: E402
 from mansu.files import read_json, replacing  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
+TEXTS = ROOT / "experiments" / "texts"
 PICTURE = ROOT / "docs" / "tradeoff.svg"
 BEGIN, END = "<!-- results: begin (python scripts/readme.py) -->", "<!-- results: end -->"
 
@@ -33,14 +36,17 @@ GENERATED: Mapping[str, Callable[..., str]] = {
     "README.md": tables.summary,
     "docs/results.md": tables.report,
 }
-"""File → what of the results it shows."""
+"""File → the tables of the results that stand in it."""
 
 
 def written(name: str) -> str:
     """A file with the part between its markers made anew."""
     head, rest = (ROOT / name).read_text(encoding="utf-8").split(BEGIN)
     _, tail = rest.split(END)
-    text = GENERATED[name](read_json(RESULTS / "reproduce.json"), separation(RESULTS))
+    found = read_json(RESULTS / "reproduce.json")
+    template = (TEXTS / Path(name).name.lower()).read_text(encoding="utf-8")
+    shown = GENERATED[name](found, separation(RESULTS)).strip()
+    text = filled(template, found).replace("<tables>", shown)
     return f"{head}{BEGIN}\n\n{text}\n{END}{tail}"
 
 

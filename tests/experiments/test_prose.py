@@ -1,0 +1,70 @@
+"""Sentences of the documents take their numbers from the record."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.prose import Figure, filled
+from scripts import readme
+
+GAP = {"what": "gap, rephrasings", "unit": "share", "value": [-0.028, -0.089, 0.039]}
+LOST = [
+    {"what": f"fall of {g}", "unit": "nats", "value": [v, 0, 1]}
+    for g, v in (("a", 0.1), ("b", 0.6))
+]
+FOUND = {
+    "runs": [
+        {
+            "task": {"name": "some-facts"},
+            "methods": {
+                "mansu": {
+                    "full": {"forget": [0.5, 0.4, 0.6]},
+                    "attacks": {"relearning": [0.75, 0.7, 0.8]},
+                    "status": {"gap": "passed"},
+                    "checks": {"gap": [GAP], "retention": LOST},
+                }
+            },
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{some-facts[mansu][full forget]:0} %", "50\u00a0%"),
+        ("{some-facts[mansu][attack relearning]:1i}", "75.0 [70.0, 80.0]"),
+        ("{some-facts[mansu][share gap, rephrasings]:+1i}", "−2.8 [−8.9, +3.9]"),
+        ("{some-facts[mansu][share gap, rephrasings]:-1i} fewer", "2.8 [−3.9, 8.9] fewer"),
+        ("{some-facts[mansu][worst]:2} nats", "0.60 nats"),
+        ("The gap is {some-facts[mansu][status gap]}.", "The gap is passed."),
+        (
+            "# A head\n\n- an item\n  of two lines\n- another",
+            "# A head\n\n- an item of two lines\n- another",
+        ),
+        ("| a | b |\n| - | - |", "| a | b |\n| - | - |"),
+    ],
+)
+def test_a_template_is_filled(template: str, text: str) -> None:
+    assert filled(template, FOUND) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["no-task[mansu]", "some-facts[ga]", "some-facts[mansu][full retain]"]
+)
+def test_what_the_record_does_not_hold_is_refused(name: str) -> None:
+    with pytest.raises(KeyError):
+        filled(f"{{{name}}}", FOUND)
+
+
+def test_a_figure_s_form_is_checked() -> None:
+    with pytest.raises(ValueError, match=r"not as .\.2f."):
+        format(Figure((0.1, 0.0, 0.2), "nats"), ".2f")
+
+
+@pytest.mark.parametrize("path", sorted(readme.TEXTS.glob("*.md")), ids=lambda p: p.name)
+def test_no_interval_is_written_by_hand(path: Path) -> None:
+    assert not re.search(r"\[[−+]?\d[\d.]*, [−+]?\d", path.read_text(encoding="utf-8"))
