@@ -122,7 +122,7 @@ class Patched:
     ) -> Tensor:
         c, n, subject = len(masks), len(packed), self.subject
         run = _Pass(subject, self.graph, masks, corrupt)
-        with run.skipping(), subject.bridge.hooks(fwd_hooks=run.hooks()):
+        with subject.lock, run.skipping(), subject.bridge.hooks(fwd_hooks=run.hooks()):
             hidden = subject.run(packed.pack, packed.clean.expand(c, -1), hooked=True)
             logits = subject.head(packed.ends(hidden).flatten(0, 1))
         repeated = packed.pairs.select(torch.arange(n).repeat(c))

@@ -84,7 +84,7 @@ def logits_with(
     Returns:
         ``[c, N, vocabulary]``.
     """
-    with subject.bridge.hooks(fwd_hooks=list(hooks)):
+    with subject.lock, subject.bridge.hooks(fwd_hooks=list(hooks)):
         return subject.head(packed.ends(subject.run(packed.pack, tokens, hooked=True)))
 
 

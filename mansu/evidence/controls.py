@@ -14,7 +14,7 @@ from mansu.measure.scores import share_right
 from mansu.subjects.blocks import Block, readout
 from mansu.subjects.edit import Edit
 from mansu.subjects.packing import Pack
-from mansu.subjects.subject import Subject
+from mansu.subjects.subject import Subject, alone
 from mansu.subjects.weights import transposed_names, weight_name
 from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples
@@ -67,6 +67,7 @@ class Suppression:
         transposed = self.name in transposed_names(subject)
         self.update = (update.T if transposed else update).to(self.weight)
 
+    @alone
     @torch.no_grad()
     def at(self, strength: float) -> Edit:
         """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""
@@ -139,6 +140,11 @@ class _Tail:
 
     def __init__(self, subject: Subject, rows: Examples, layer: int) -> None:
         self.subject, self.rows = subject, rows
+        with subject.lock:
+            self._run(layer)
+
+    def _run(self, layer: int) -> None:
+        subject, rows = self.subject, self.rows
         self.blocks = list(subject.bridge.blocks)[layer:]
         self.runs: list[tuple[Pack, list[_Call]]] = []
         calls: list[_Call] = []

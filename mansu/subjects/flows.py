@@ -51,10 +51,11 @@ def watched(
         module = subject.plain.get_submodule(name.removesuffix(".weight"))
         handles.append(module.register_forward_hook(forward))
 
-    try:
-        for name in names:
-            watch(name)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with subject.lock:
+        try:
+            for name in names:
+                watch(name)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -7,9 +7,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -26,6 +26,28 @@ from mansu.subjects.packing import Hidden, Pack, pack_size, packs, together
 
 ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
 """One token whatever the text, and no special ones."""
+
+
+class _OfSubject(Protocol):
+    @property
+    def subject(self) -> Subject: ...
+
+
+S = TypeVar("S", bound=_OfSubject)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """A method of what has a ``subject``, which nobody changes or hooks meanwhile: its backward
+    pass reads the weights as its forward pass did."""
+
+    @wraps(method)
+    def held(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.subject.lock:
+            return method(self, *args, **kwargs)
+
+    return held
 
 
 def context_of(config: Any) -> int | None:
@@ -65,7 +87,8 @@ class Subject(Shown):
             model.
         plain: the Hugging Face model without the bridge, on the same parameters: what runs where
             no hook is asked for.
-        lock: held by whoever changes the weights for a while.
+        lock: held by whoever changes the weights or hooks the model for a while, and by each run:
+            no thread's numbers are of another's edit.
         offload: a folder of the disk for what is as large as the weights; None: it fits in memory.
     """
 
@@ -242,10 +265,11 @@ class Subject(Shown):
         model: Any = self.model if hooked else self.plain
         inputs, decoder = pack.inputs(self.config, self.device, self.dtype), model.get_decoder()
         tokens = tokens.to(self.device)
-        if layer is None:
-            return decoder(input_ids=tokens, **inputs).last_hidden_state
-        every = decoder(input_ids=tokens, **inputs, output_hidden_states=True).hidden_states
-        return every[layer + 1]
+        with self.lock:
+            if layer is None:
+                return decoder(input_ids=tokens, **inputs).last_hidden_state
+            every = decoder(input_ids=tokens, **inputs, output_hidden_states=True).hidden_states
+            return every[layer + 1]
 
     def next_token_logits(
         self,
@@ -307,12 +331,13 @@ class Subject(Shown):
             hidden: ``[…, d]``. vocabulary: int64 ``[V]``, the tokens asked for; all by default.
         """
         output = self.plain.get_output_embeddings()
-        if vocabulary is None:
-            logits = output(hidden)
-        else:
-            some = vocabulary.to(output.weight.device)
-            bias = getattr(output, "bias", None)
-            logits = linear(hidden, output.weight[some], None if bias is None else bias[some])
+        with self.lock:
+            if vocabulary is None:
+                logits = output(hidden)
+            else:
+                some = vocabulary.to(output.weight.device)
+                bias = getattr(output, "bias", None)
+                logits = linear(hidden, output.weight[some], None if bias is None else bias[some])
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
