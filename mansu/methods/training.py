@@ -296,7 +296,8 @@ def trained(
         )
     with scratch(subject, names) as before:
         parameters = {n: subject.parameters[n] for n in names}
-        optimiser = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0, fused=True)
+        exact = {n: _in_float32(p) for n, p in parameters.items()}
+        optimiser = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0.0, fused=True)
         history: list[Step] = []
         stopped = f"all {steps} steps were done"
         for step, rows in zip(range(1, steps + 1), batches(problem, settings.batch), strict=False):
@@ -306,11 +307,16 @@ def trained(
             if not all(map(isfinite, values.values())):
                 stopped = f"the loss or its gradient became infinite at step {step}"
                 break
+            for name, parameter in parameters.items():
+                if exact[name] is not parameter and parameter.grad is not None:
+                    exact[name].grad = parameter.grad.float()
             optimiser.step()
-            if constrain is not None:
-                for name, parameter in parameters.items():
-                    change = constrain(name, parameter.data - before[name])
-                    parameter.data.copy_(before[name] + change)
+            for name, parameter in parameters.items():
+                if constrain is not None:
+                    change = constrain(name, exact[name].data - before[name])
+                    exact[name].data.copy_(before[name] + change)
+                if exact[name] is not parameter:
+                    parameter.data.copy_(exact[name])
             history.append(Step("unlearn", step, steps, values=values))
             with _scaled(parameters, before, scale):
                 problem.on_step(history[-1])
@@ -319,6 +325,14 @@ def trained(
                     break
         with _scaled(parameters, before, scale):
             yield Trained(before, parameters, tuple(history), stopped, settings)
+
+
+def _in_float32(parameter: Tensor) -> Tensor:
+    """What the optimiser moves: the parameter, or a float32 copy of one in bfloat16, most of whose
+    steps would round to nothing (mixed precision's master weights, Micikevicius et al. 2018)."""
+    if parameter.dtype != torch.bfloat16:
+        return parameter
+    return parameter.detach().float().requires_grad_()
 
 
 def _differentiated(

@@ -16,6 +16,7 @@ from devices import moved, needs_cuda
 from families import FAMILIES, family, known_examples
 from torch import Tensor
 
+import mansu
 from mansu import subjects, tasks
 from mansu.errors import BadInputError, MansuError
 from mansu.measure.scores import answer_log_probability, measure
@@ -608,3 +609,18 @@ def test_every_baseline_does_on_a_gpu_what_it_does_on_the_processor(
     for n, parameter in subject.parameters.items():
         assert torch.equal(parameter.view(torch.int32), start[n].view(torch.int32)), n
         assert not parameter.requires_grad and parameter.grad is None
+
+
+@pytest.mark.parametrize("name", ["ga", "null_space"])
+def test_small_steps_count_in_a_model_of_bfloat16_too(tiny_task: tasks.Task, name: str) -> None:
+    """A step of 1e-5 is less than half of what two neighbouring values of bfloat16 differ by."""
+    fell = {}
+    for dtype in ("float32", "bfloat16"):
+        subject = mansu.load("tiny", dtype=dtype)
+        before = mansu.evaluate(subject, tiny_task)
+        edit = mansu.unlearn(subject, tiny_task, method=name, learning_rate=1e-5, steps=16)
+        after = mansu.evaluate(subject, tiny_task, edit)
+        fall = [m.splits["forget"].log_probability.mean() for m in (before, after)]
+        fell[dtype] = fall[0] - fall[1]
+    assert fell["float32"] > 0.001
+    assert fell["bfloat16"] == pytest.approx(fell["float32"], rel=0.25)
