@@ -27,7 +27,7 @@ import torch
 
 from mansu import circuits, evidence, exports, methods, quant, subjects, tasks
 from mansu.circuits import Attribution, Circuit
-from mansu.errors import BadInputError, NotMeasuredError
+from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.evidence import Thresholds, Verdict, cad, controls
 from mansu.evidence.cad import PLACES, Divergences
 from mansu.evidence.relearning import Relearned, halves, relearning
@@ -201,7 +201,7 @@ def unlearn(
             "gives as the circuit."
         )
     forget, retain = (tasks.examples(task, subject, s, seed=seed) for s in tasks.NEEDED)
-    _tell(forget.notes, retain.notes)
+    _tell(forget.notes, retain.notes, _of_other_pairs(subject, task, circuit, seed))
     problem = methods.Problem(
         subject=subject,
         task=task,
@@ -397,6 +397,23 @@ def _pairs(subject: Subject, task: Task, circuit: Circuit, seed: int) -> Pairs:
     pairs = tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed)
     circuit.refuse_other(subject, pairs)
     return pairs
+
+
+def _of_other_pairs(
+    subject: Subject, task: Task, circuit: Circuit | None, seed: int
+) -> tuple[str, ...]:
+    """A sentence where a circuit was not found on this task, or with another seed."""
+    if circuit is None:
+        return ()
+    try:
+        circuit.refuse_other(subject, tasks.pairs(task, subject, n=circuit.n_pairs, seed=seed))
+    except MansuError:
+        return (
+            f"The circuit was not found on the clean–corrupt pairs of {task.name!r} with seed "
+            f"{seed}: the edit forgets this task within a circuit of another task or seed, and "
+            "judge will refuse the two together.",
+        )
+    return ()
 
 
 def _divergences(

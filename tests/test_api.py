@@ -273,3 +273,13 @@ def test_no_module_takes_the_place_of_a_name_of_the_front_door() -> None:
     assert all(getattr(mansu, name).__name__ == name for name in mansu.__all__)
     with pytest.raises(AttributeError):
         _ = mansu.no_such_name  # type: ignore[attr-defined]
+
+
+def test_a_circuit_of_another_task_or_seed_is_told(
+    tiny: mansu.Subject, tiny_task: tasks.Task, circuit: mansu.Circuit
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mansu.unlearn(tiny, tiny_task, circuit, method="ga", steps=1, seed=SEED)
+    with pytest.warns(UserWarning, match="not found on the clean–corrupt pairs of 'tiny-colours'"):
+        mansu.unlearn(tiny, tiny_task, circuit, method="ga", steps=1, seed=SEED + 1)

@@ -208,7 +208,17 @@ class Edit(Shown):
         return Edit(changes, f"{share:.0%} of {self.label}", {**self.meta, "thinned": share})
 
     def then(self, other: Edit, label: str | None = None) -> Edit:
-        """One edit with the effect of this one followed by ``other``, whose values win."""
+        """One edit with the effect of this one followed by ``other``, whose values win.
+
+        Raises:
+            MismatchError: the two are of models with other weights.
+        """
+        of = [each.meta.get("fingerprint") for each in (self, other)]
+        if None not in of and of[0] != of[1]:
+            raise MismatchError(
+                f"{self.label!r} and {other.label!r} are edits of models with other weights "
+                f"({of[0]}, {of[1]}): an edit of both would be one of neither."
+            )
         changes = dict(self.changes)
         for name, change in other.changes.items():
             changes[name] = _merge(changes[name], change) if name in changes else change

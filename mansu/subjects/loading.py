@@ -40,6 +40,7 @@ from mansu.subjects.checks import (
     check_weights,
     plain_logits,
 )
+from mansu.subjects.mapped import Mapped
 from mansu.subjects.offload import converted, fits
 from mansu.subjects.shipped import DEFAULT
 from mansu.subjects.subject import ONE_WORD, Subject
@@ -114,8 +115,11 @@ def _load_folder(
             place = source
             if offload is not None and answered(Path(source).is_dir):
                 place = stack.enter_context(converted(Path(source), dtype, offload))
+            files = ()
+            if not torch.cuda.is_available() and answered(Path(place).is_dir):
+                files = tuple(Mapped(path) for path in sorted(Path(place).glob("*.safetensors")))
             loaded = _from_pretrained(name, str(place), dtype)
-            return wrap(name, *loaded, provenance, offload=offload)
+            return wrap(name, *loaded, provenance, offload=offload, files=files)
         except MansuError:
             raise
         except Exception as error:  # a folder may hold anything, and fail in as many ways
@@ -215,11 +219,12 @@ def wrap(
     provenance: Mapping[str, Any] | None = None,
     *,
     offload: Path | None = None,
+    files: tuple[Mapped, ...] = (),
 ) -> Subject:
     """Make a subject of a Hugging Face model already in memory (the bridge takes it over).
 
     Args:
-        offload: as ``Subject`` has it.
+        offload, files: as ``Subject`` has them.
 
     Raises:
         MansuError: the architecture is not known, here or to TransformerLens; some weights are not
@@ -265,7 +270,14 @@ def wrap(
     bridge.requires_grad_(False)
     _keep_dtype_in_rotation(bridge, model.dtype)
     subject = Subject(
-        name, bridge, tokenizer, dict(provenance or {}), parameters, plain, offload=offload
+        name,
+        bridge,
+        tokenizer,
+        dict(provenance or {}),
+        parameters,
+        plain,
+        offload=offload,
+        files=files,
     )
     run_fused(subject)
     check_attention(subject)

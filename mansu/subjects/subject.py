@@ -20,8 +20,9 @@ from torch.nn.functional import linear
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from mansu.errors import BadInputError
+from mansu.errors import BadInputError, MismatchError
 from mansu.show.table import Shown, Table
+from mansu.subjects.mapped import Mapped
 from mansu.subjects.packing import Hidden, Pack, pack_size, packs, together
 
 ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
@@ -90,6 +91,7 @@ class Subject(Shown):
         lock: held by whoever changes the weights or hooks the model for a while, and by each run:
             no thread's numbers are of another's edit.
         offload: a folder of the disk for what is as large as the weights; None: it fits in memory.
+        files: what the weights are mapped from, if they are.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Subject(Shown):
     plain: Any = field(default=None, repr=False, compare=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     offload: Path | None = field(default=None, repr=False, compare=False)
+    files: tuple[Mapped, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def model(self) -> Module:
@@ -152,7 +155,21 @@ class Subject(Shown):
         fast = getattr(self.tokenizer, "backend_tokenizer", None)
         spelled = fast.to_str() if fast is not None else json.dumps(self.tokenizer.get_vocab())
         digest.update(spelled.encode())
+        if said := self._said_elsewhere():
+            digest.update(json.dumps(said, sort_keys=True).encode())
         return digest.hexdigest()[:16]
+
+    def _said_elsewhere(self) -> dict[str, Any]:
+        """Where generation_config.json and tokenizer_config.json say something else than config
+        and tokenizer: the tokens that end a text, and the one of an unknown word."""
+        model: Any = self.plain
+        fast: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        found = {} if ends == getattr(self.config, "eos_token_id", None) else {"ends": ends}
+        unknown = getattr(getattr(fast, "model", None), "unk_token", None)
+        if unknown is not None and unknown != self.tokenizer.unk_token:
+            found["unknown"] = self.tokenizer.unk_token
+        return found
 
     @property
     def is_toy(self) -> bool:
@@ -261,7 +278,16 @@ class Subject(Shown):
 
         Args:
             hooked: through the bridge, whose hooks fire.
+
+        Raises:
+            MismatchError: somebody wrote into the checkpoint, and so into the weights.
         """
+        for file in self.files:
+            if file.rewritten:
+                raise MismatchError(
+                    f"The checkpoint {str(file.path)!r} was written to since {self.name!r} was "
+                    "loaded from it, and so perhaps the weights in memory: load it again."
+                )
         model: Any = self.model if hooked else self.plain
         inputs, decoder = pack.inputs(self.config, self.device, self.dtype), model.get_decoder()
         tokens = tokens.to(self.device)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,14 @@ def test_then_is_the_same_as_nesting(subject: Subject, shares: tuple[float, floa
         assert same(bits(subject), nested)
     assert both.label == "e0 + e1"
     assert same(bits(subject), before)
+
+
+def test_edits_of_two_models_do_not_make_one(subject: Subject) -> None:
+    made = [random_edit(subject, i, 0.01, f"e{i}") for i in range(2)]
+    first, second = (replace(e, meta={"fingerprint": str(i)}) for i, e in enumerate(made))
+    assert first.then(first).meta["fingerprint"] == "0" == first.then(made[1]).meta["fingerprint"]
+    with pytest.raises(MismatchError, match="'e0' and 'e1' are edits of models with other weights"):
+        first.then(second)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.9])

@@ -62,8 +62,8 @@ from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.graph import graph_of
 from mansu.circuits.patching import Patched
-from mansu.errors import BadInputError, MansuError
-from mansu.measure.scores import EVALUATED, measure_task
+from mansu.errors import BadInputError, MansuError, MismatchError
+from mansu.measure.scores import EVALUATED, measure, measure_task
 from mansu.subjects.alone import alone
 from mansu.subjects.checks import plain_logits
 from mansu.subjects.shipped import TINY_FOLDER
@@ -585,3 +585,41 @@ def test_loading_in_several_threads_spoils_neither_transformers_nor_a_model(
         assert subject.fingerprint == right[subject.name]
         head, words = subject.plain.get_output_embeddings(), subject.plain.get_input_embeddings()
         assert head.weight is words.weight  # tied, as they were saved
+
+
+def test_a_checkpoint_that_is_written_to_is_noticed(tmp_path: Path, tiny_task: tasks.Task) -> None:
+    """Its pages are the weights: they would change under the results."""
+    folder, other = tmp_path / "checkpoint", TINY_FOLDER.parent / "tiny-retrained"
+    shutil.copytree(TINY_FOLDER, folder)
+
+    def asked(subject: Subject) -> float:
+        return measure(subject, tasks.examples(tiny_task, subject, "forget")).accuracy
+
+    subject = subjects.load(str(folder))
+    before = asked(subject)
+    weights = (other / "model.safetensors").read_bytes()
+    (tmp_path / "new").write_bytes(weights)
+    (tmp_path / "new").rename(folder / "model.safetensors")  # another file: the old one is mapped
+    assert asked(subject) == before
+    again = subjects.load(str(folder))
+    (folder / "model.safetensors").write_bytes(weights[::-1])
+    with pytest.raises(MismatchError, match=r"model\.safetensors' was written to since"):
+        asked(again)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("generation_config.json", {"eos_token_id": [3, 10]}),
+        ("tokenizer_config.json", {"unk_token": None}),
+    ],
+)
+def test_what_ends_a_text_and_what_is_unknown_are_of_the_fingerprint(
+    tmp_path: Path, tiny: Subject, file: str, change: dict[str, Any]
+) -> None:
+    shutil.copytree(TINY_FOLDER, tmp_path, dirs_exist_ok=True)
+    assert subjects.load(str(tmp_path)).fingerprint == tiny.fingerprint
+    path = tmp_path / file
+    said = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**said, **change}))
+    assert subjects.load(str(tmp_path)).fingerprint != tiny.fingerprint
