@@ -17,7 +17,7 @@ from mansu.show.numbers import between, mark, percent
 from mansu.tasks.facts import CHANCE
 
 STAGES = (("before", "before"), ("full", "after"), ("nf4", "in 4 bits"))
-"""The accuracies of a chapter, and what each is called; each has a mark of its own."""
+"""The accuracies on a chapter's rows, and what each is called; each has a mark of its own."""
 
 _STYLE = f"""<style>
 .told {{display: grid; grid-template-columns: auto 2fr 3fr; gap: 0 1.25rem; margin: .5rem 0 0;
@@ -82,7 +82,7 @@ def picture(told: Sequence[Chapter], alt: str) -> str:
             f'<i class="bar" style="width: {x:.2f}%"></i>'
             f'<b class="share {where}" style="left: {x:.2f}%">{percent(c.share_left)}</b></div>'
         )
-        found = {name: getattr(c, name) for name, _ in STAGES}
+        found = {name: getattr(c.rows, name) for name, _ in STAGES}
         low, high = (100 * end(i.value for i in found.values()) for end in (min, max))
         marks = "".join(_point(name, said, found[name]) for name, said in STAGES)
         parts.append(

@@ -14,7 +14,7 @@ import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import BLUE, GREEN, GREY, HATCH, ORANGE, PURPLE, verticals
+from app.charts import BLUE, GREEN, GREY, HATCH, INK, ORANGE, PALE, PURPLE, verticals
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
 from mansu.measure.statistics import Interval
@@ -39,10 +39,11 @@ PAPER = (47, 828)
 def finished(figure: go.Figure, height: int, title: str = "") -> go.Figure:
     """Margins that fit 400 px, the legend above, type as large as the room needs."""
     large = bool(st.session_state.get(PROJECTED))
+    spare = 32 if not title and len(figure.to_dict()["data"]) == 1 else 0  # it has no legend
     return figure.update_layout(
-        height=round(height * (1.4 if large else 1)),
+        height=round((height - spare) * (1.25 if large else 1)),
         font_size=20 if large else 13,
-        margin={"l": 8, "r": 8, "t": 64 if title else 40, "b": 8},
+        margin={"l": 8, "r": 8, "t": 64 if title else 40 - spare, "b": 8},
         title={"text": title, "font_size": 24 if large else 15} if title else None,
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hovermode="closest",
@@ -241,9 +242,10 @@ def tradeoff(
         z=[[c.forget for c in row] for row in grid],
         zmin=0,
         zmax=1,
-        colorscale="Blues_r",
+        colorscale=[[0, BLUE], [1, PALE]],
         text=[[f"{percent(c.forget, 0)}<br>{loss(c)}" for c in row] for row in grid],
         texttemplate="%{text}",
+        textfont={"color": INK},
         customdata=[[[c.moved, c.distance, c.survival, c.damage] for c in row] for row in grid],
         hovertemplate="%{customdata[0]:,} weights, %{customdata[1]:.3~g} bins each<br>"
         "%{customdata[2]:.0%} of the codes change<br>forget accuracy %{z:.0%}<br>"
@@ -319,8 +321,8 @@ def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
             hovertemplate=f"{name}: %{{y:.1%}} after %{{x}} steps<extra></extra>",
         )
     figure.add_hline(CHANCE, line={"color": PURPLE, "dash": "dash", "width": 1})
-    figure.update_xaxes(title="Steps of teaching the other half<br>(dashed line: chance)", dtick=1)
-    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[-0.02, 1.04])
+    figure.update_xaxes(title="Steps of teaching one half<br>(dashed line: chance)", dtick=1)
+    figure.update_yaxes(title="Accuracy on the other half", tickformat=".0%", range=[-0.02, 1.04])
     return finished(figure, 400)
 
 

@@ -172,6 +172,7 @@ def _predict_hidden(bench: Bench) -> Answer | None:
             f"model {letters[name]}" if name in letters else MODEL_TITLES[name]
         ),
         index=None,
+        horizontal=True,
         key="lesson hidden",
     )
     asked = committed("hidden", "" if choice else "Choose one of the three.")
@@ -217,6 +218,10 @@ def _reveal_hidden(bench: Bench, answer: Answer) -> None:
             alt="Change of what the circuit writes after MANSU, a suppressor, and its ablation",
             key="lesson hidden cad",
         )
+    st.caption(
+        "The curves are of the half that is not taught, and the bars before were of all colours: "
+        "at step 0 a curve need not begin where its bar ended."
+    )
     st.caption(
         "A *suppressor* only cancels the answer at the very end; everything before it still writes "
         "the answer. *CAD* compares the circuit before and after an edit; *signal CAD*, shown "

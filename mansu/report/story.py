@@ -5,11 +5,13 @@ Every number is the run's own; a sentence says what was measured, whatever that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mansu.job import names
 from mansu.job.runs import Run
-from mansu.measure.answers import answered
+from mansu.measure.answers import Answered, answered
+from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
 from mansu.show.numbers import percent
 
@@ -20,25 +22,44 @@ BARELY = 0.02
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What became of the facts to forget, as they were asked for.
+
+    Attributes:
+        before, full, nf4: accuracy on them: unedited, edited, edited in 4 bits.
+        back: answers that the edit forgot and that are right again in 4 bits. forgot: those it
+            forgot.
+    """
+
+    before: Interval
+    full: Interval
+    nf4: Interval
+    back: int
+    forgot: int
+
+    @property
+    def returns(self) -> bool:
+        """Whether more of them are right in 4 bits than in full precision."""
+        return self.nf4.value - self.full.value > BARELY
+
+
+@dataclass(frozen=True)
 class Chapter:
     """One edit's part of the story.
 
     Attributes:
         method: the edit's name. title: as it is written.
         moved: weights that it moves and that are stored in 4 bits; left: those whose code changes.
-        before, full, nf4: accuracy on the facts to forget: unedited, edited, edited in 4 bits.
-        back: answers that it forgot and that are right again in 4 bits. forgot: those it forgot.
+        rows: the forget rows. rephrasings: the same facts in other words; None where the task has
+            none.
     """
 
     method: str
     title: str
     moved: int
     left: int
-    before: Interval
-    full: Interval
-    nf4: Interval
-    back: int
-    forgot: int
+    rows: Asked
+    rephrasings: Asked | None
 
     @property
     def named(self) -> str:
@@ -59,11 +80,23 @@ class Chapter:
     @property
     def answers(self) -> str:
         """What became of the facts to forget."""
-        return (
-            f"{self.title}: right answers fell from {percent(self.before.value)} to "
-            f"{percent(self.full.value)}, and are at {percent(self.nf4.value)} in 4 bits; "
-            f"{self.back} of {self.forgot} forgotten answers came back"
+        rows, others = self.rows, self.rephrasings
+        told = (
+            f"{self.title}: right answers fell from {percent(rows.before.value)} to "
+            f"{percent(rows.full.value)}, and are at {percent(rows.nf4.value)} in 4 bits "
+            f"({rows.back} of {rows.forgot} forgotten came back)"
         )
+        if others is None:
+            return told
+        return (
+            f"{told}; to rephrased questions they are at {percent(others.full.value)}, and at "
+            f"{percent(others.nf4.value)} in 4 bits ({others.back} of {others.forgot})"
+        )
+
+    @property
+    def returns(self) -> bool:
+        """Whether answers return in 4 bits, to the questions that were trained on or to others."""
+        return self.rows.returns or (self.rephrasings is not None and self.rephrasings.returns)
 
 
 def chapters(run: Run) -> list[Chapter]:
@@ -75,22 +108,27 @@ def chapters(run: Run) -> list[Chapter]:
     task, base = run.task(), run.base(nf4=False)
     found = []
     for method in run.judged():
-        full, nf4 = run.measurement(method, nf4=False), run.measurement(method, nf4=True)
+        models = base, run.measurement(method, nf4=False), run.measurement(method, nf4=True)
         survival = run.survival(method).quantized
-        facts = [a for a in answered(task, base, full, nf4) if a.fact.split == "forget"]
-        flips = [a.flip for a in facts]
+        facts = answered(task, *models)
         found.append(
             Chapter(
                 method,
                 names.title(run, method),
                 survival.moved,
                 survival.changed,
-                *(m.splits["forget"].interval for m in (base, full, nf4)),
-                back=flips.count("back in NF4"),
-                forgot=flips.count("back in NF4") + flips.count("forgotten"),
+                _asked("forget", models, facts),
+                _asked("paraphrase", models, facts) if "paraphrase" in base.splits else None,
             )
         )
     return found
+
+
+def _asked(split: str, models: Iterable[Measurement], facts: Iterable[Answered]) -> Asked:
+    flips = [a.flip for a in facts if a.fact.split == split]
+    back = flips.count("back in NF4")
+    accuracies = (m.splits[split].interval for m in models)
+    return Asked(*accuracies, back=back, forgot=back + flips.count("forgotten"))
 
 
 def moral(told: list[Chapter]) -> str:
@@ -98,12 +136,13 @@ def moral(told: list[Chapter]) -> str:
     lossy = [c for c in told if c.share_left < MOST]
     if not lossy:
         return "No edit lost most of its moves here."
-    back = [c for c in lossy if c.nf4.value - c.full.value > BARELY]
+    back = [c for c in lossy if c.returns]
     if back:
         names = " and ".join(c.named for c in back)
-        return f"Most moves of {names} are lost, and forgotten answers return with them."
+        where = "" if any(c.rows.returns for c in back) else ", to rephrased questions"
+        return f"Most moves of {names} are lost, and forgotten answers return{where}."
     names = " and ".join(c.named for c in lossy)
     return (
-        f"Most moves of {names} are lost, and yet hardly an answer returns: rounding keeps the "
-        "average of many small moves. What was lost is the guarantee."
+        f"Most moves of {names} are lost, and yet hardly more answers are right in 4 bits: "
+        "rounding keeps the average of many small moves. What was lost is the guarantee."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -15,7 +16,10 @@ from mansu.evidence.verdict import ABOUT
 from mansu.job import library, runs
 from mansu.job.examples import copied
 from mansu.job.runs import Run
-from mansu.report import story
+from mansu.measure.answers import ASKED
+from mansu.report import repeat, story
+from mansu.report.dossier import dossier
+from mansu.report.page import page
 from mansu.show.numbers import percent
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
@@ -58,6 +62,11 @@ def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) 
     assert list(home.iterdir()) == []  # looking made nothing
 
 
+def test_it_says_that_another_machine_may_find_other_numbers(home: Path, example: Run) -> None:
+    assert any(c.value == repeat.ROUNDING for c in entry().caption)
+    assert repeat.ROUNDING in html.unescape(page(dossier(example, "mansu")))
+
+
 def test_the_picture_is_of_the_run(example: Run) -> None:
     told = story.chapters(example)
     drawn = home_view.picture(told, "what is seen")
@@ -74,12 +83,34 @@ def test_the_picture_is_of_the_run(example: Run) -> None:
 
 def test_the_moral_follows_the_numbers(example: Run) -> None:
     told = story.chapters(example)
-    lossy = [replace(c, left=c.moved // 4, nf4=c.full) for c in told]
-    assert "hardly an answer returns" in story.moral(lossy)
-    worse = replace(lossy[0], nf4=lossy[0].before)
-    assert "return with them" in story.moral([worse])
+    same = [replace(c.rows, nf4=c.rows.full) for c in told]
+    lossy = [
+        replace(c, left=c.moved // 4, rows=rows, rephrasings=rows)
+        for c, rows in zip(told, same, strict=True)
+    ]
+    assert "hardly more answers are right" in story.moral(lossy)
+    assert "hardly more answers are right" in story.moral([replace(lossy[0], rephrasings=None)])
+    known = replace(same[0], nf4=same[0].before)
+    assert story.moral([replace(lossy[0], rows=known)]).endswith("answers return.")
+    moral = story.moral([replace(lossy[0], rephrasings=known)])
+    assert moral.endswith("answers return, to rephrased questions.")
     whole = [replace(c, left=c.moved) for c in told]
     assert "No edit lost" in story.moral(whole)
+
+
+@pytest.mark.parametrize("example", runs.examples(), ids=lambda run: run.name)
+def test_the_story_tells_what_the_verdict_is_of(example: Run) -> None:
+    told = {c.method: c for c in story.chapters(example)}
+    lost = [m for m, c in told.items() if c.share_left < story.MOST]
+    moral = story.moral(list(told.values()))
+    risen = {}
+    for method, chapter in told.items():
+        for nf4 in (False, True):
+            for scores in map(example.measurement(method, nf4=nf4).splits.get, ASKED):
+                assert scores is not None and percent(scores.accuracy) in chapter.answers
+        gaps = [c.value for c in example.verdict(method).gap.checks if c.unit == "share"]
+        risen[method] = max(gap.value for gap in gaps) > story.BARELY
+    assert lost and ("answers return" in moral) == any(risen[method] for method in lost)
 
 
 def test_the_example_is_copied_to_be_worked_on(home: Path, example: Run) -> None:
