@@ -319,8 +319,8 @@ def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
             hovertemplate=f"{name}: %{{y:.1%}} after %{{x}} steps<extra></extra>",
         )
     figure.add_hline(CHANCE, line={"color": PURPLE, "dash": "dash", "width": 1})
-    figure.update_xaxes(title="Steps of teaching the other half<br>(dashed line: chance)", dtick=1)
-    figure.update_yaxes(title="Accuracy", tickformat=".0%", range=[-0.02, 1.04])
+    figure.update_xaxes(title="Steps of teaching one half<br>(dashed line: chance)", dtick=1)
+    figure.update_yaxes(title="Accuracy on the other half", tickformat=".0%", range=[-0.02, 1.04])
     return finished(figure, 400)
 
 

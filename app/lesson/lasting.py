@@ -218,6 +218,10 @@ def _reveal_hidden(bench: Bench, answer: Answer) -> None:
             key="lesson hidden cad",
         )
     st.caption(
+        "The curves are of the half that is not taught, and the bars before were of all colours: "
+        "a curve need not begin where its bar ended."
+    )
+    st.caption(
         "A *suppressor* only cancels the answer at the very end; everything before it still writes "
         "the answer. *CAD* compares the circuit before and after an edit; *signal CAD*, shown "
         "here, only what its parts write."

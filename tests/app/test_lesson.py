@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -257,6 +258,20 @@ def test_a_step_asks_first_and_then_shows(step: Step, made: Bench) -> None:
     assert outcome.difference.split(",")[0] in shown.replace("\\", "")
     assert [w.value for w in at.warning] == ([outcome.caught] if outcome.caught else [])
     assert any("There is no run of this model" in c.value for c in at.caption)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_curves_of_the_half_not_taught_say_so(made: Bench) -> None:
+    at = page(step=str(STEPS.index(BY_KEY["hidden"]) + 1), **said("hidden"))
+    drawn = (json.loads(c.proto.spec) for c in at.get("plotly_chart"))
+    (layout,) = [c["layout"] for c in drawn if "Steps" in c["layout"]["xaxis"]["title"]["text"]]
+    assert layout["xaxis"]["title"]["text"].startswith("Steps of teaching one half")
+    assert layout["yaxis"]["title"]["text"] == "Accuracy on the other half"
+    whole = {name: made.asked(name).full["forget"] for name in lasting.MODELS}
+    halves = {name: made.relearned(name).curve[0] for name in lasting.MODELS}
+    assert all({*halves[n].rows} < {*whole[n].rows} for n in lasting.MODELS)
+    assert any(halves[n].accuracy != whole[n].accuracy for n in lasting.MODELS)  # so it is said:
+    assert any("the half that is not taught" in c.value for c in at.caption)
 
 
 @pytest.mark.usefixtures("alone")
