@@ -220,7 +220,7 @@ def _reveal_hidden(bench: Bench, answer: Answer) -> None:
         )
     st.caption(
         "The curves are of the half that is not taught, and the bars before were of all colours: "
-        "at step 0 a curve need not begin where its bar ended."
+        "a curve need not begin where its bar ended."
     )
     st.caption(
         "A *suppressor* only cancels the answer at the very end; everything before it still writes "
