@@ -14,6 +14,7 @@ interval on the wrong side, and else undecided; the property is what the worst o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from mansu.evidence.cad import FEWEST_GROUPS, Divergences
 from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.answers import ASKED
-from mansu.measure.scores import Measurement, Scores
+from mansu.measure.scores import TITLES, Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.settings import configure, setting
 from mansu.show import numbers
@@ -484,13 +485,24 @@ def _retention(
 
 
 def kept_groups(measurement: Measurement) -> dict[str, Scores]:
-    """The retain set by group, the held-out set and the neighbours: all that must be kept."""
-    kept: dict[str, Scores] = {}
+    """The retain set, the held-out set and the neighbours, each by group: all that must be kept.
+
+    Each group of each split has a name of its own: where two would share one, as the retain and
+    held-out rows of one subject do, their splits are told with it (``biology (held out)``).
+    """
+    found: list[tuple[str, str, Scores]] = []
     for split in ("retain", "holdout", "neighbour"):
         scores = measurement.splits.get(split)
         if scores is not None:
-            of = " (neighbours)" if split == "neighbour" else ""  # a group may be in both
-            kept |= {f"{g}{of}": scores.group(g) for g in dict.fromkeys(scores.groups)}
+            title = f" ({TITLES[split].lower()})"
+            of = title if split == "neighbour" else ""
+            found += [(f"{g}{of}", title, scores.group(g)) for g in dict.fromkeys(scores.groups)]
+    shared = Counter(name for name, _, _ in found)
+    kept: dict[str, Scores] = {}
+    for name, title, scores in found:
+        while shared[name] > 1 or name in kept:
+            name += title
+        kept[name] = scores
     return kept
 
 

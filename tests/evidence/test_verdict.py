@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mansu.errors import DamagedError
 from mansu.evidence.cad import PLACES, Divergences
 from mansu.evidence.relearning import Relearned
-from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge
+from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge, kept_groups
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval
 
@@ -256,6 +256,47 @@ def test_what_is_still_right_but_less_likely_decides() -> None:
     kept = verdict(edited=measured(27, shift=-0.7)).retention
     assert kept.status == "failed" and kept.worst is not None
     assert str(kept.worst) == "fall of capitals +0.700 [+0.700, +0.700] nats, ≤ 0.100 nats"
+
+
+def grouped(retain: int, held: int, neighbour: str = "biology") -> Measurement:
+    """Retain and held-out rows of one subject, as ``mansu task`` writes them."""
+    rows = measured(27).splits | {
+        "retain": scores(retain, group="biology"),
+        "holdout": scores(held, group="biology", first=100),
+        "neighbour": scores(100, group=neighbour, first=200),
+    }
+    return Measurement(rows, 3.0, (0.01,) * 8)
+
+
+def test_two_kept_splits_of_one_group_are_both_judged() -> None:
+    base = grouped(100, 100)
+    for retain, held, what in ((60, 100, "retain"), (100, 60, "held out")):
+        edited = grouped(retain, held)
+        found = verdict(base=base, edited=edited, base_nf4=base, edited_nf4=edited).retention
+        assert found.status == "failed" and found.worst is not None
+        assert found.worst.what == f"fall of biology ({what})"
+        assert found.details[f"biology ({what})"]["after"] == 0.6
+
+
+def test_every_kept_group_has_a_name_of_its_own() -> None:
+    assert list(kept_groups(EDITED)) == ["capitals", "antonyms", "continents (neighbours)"]
+    both = ["biology (retain)", "biology (held out)", "biology (neighbours)"]
+    assert list(kept_groups(grouped(1, 2))) == both
+    splits = {
+        "retain": ("x (neighbours)", "x (neighbours) (retain)", "y"),
+        "neighbour": ("x",),
+    }
+    rows = {
+        split: replace(scores(50, len(groups)), groups=groups) for split, groups in splits.items()
+    }
+    found = kept_groups(Measurement(rows, None))
+    assert list(found) == [
+        "x (neighbours) (retain)",
+        "x (neighbours) (retain) (retain)",
+        "y",
+        "x (neighbours) (neighbours)",
+    ]
+    assert [s.groups[0] for s in found.values()] == [*splits["retain"], "x"]
 
 
 def test_the_same_measurements_give_another_verdict_at_other_thresholds() -> None:

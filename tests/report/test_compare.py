@@ -89,6 +89,20 @@ def test_rows_are_paired_by_identity_and_not_by_position(
     assert (a.value.value, a.value.low) == pytest.approx((expected.value, expected.low), abs=1e-4)
 
 
+def test_all_kept_rows_are_compared_where_splits_share_a_group(
+    tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
+) -> None:
+    held = base.splits["holdout"]
+    one = replace(held, groups=(base.splits["retain"].groups[0],) * len(held.rows))
+    alike = Measurement({**base.splits, "holdout": one}, base.text_loss)
+    edits = {m: Measurement(alike.splits, base.text_loss, (0.0,) * 8) for m in ("mansu", "ga")}
+    made = run_of(tmp_path / "alike", tiny, tiny_task, alike, edits)
+    (found,) = compare([Side(m, made, m) for m in edits]).differences
+    rows = {d.rows for d in found if d.quantity.title.startswith("Kept")}
+    kept = ("retain", "holdout", "neighbour")
+    assert rows == {sum(len(base.splits[split].rows) for split in kept)}
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     def rows(*lines: int) -> Rows:
         return Rows(np.array(lines), np.zeros(len(lines)), np.array(lines))
