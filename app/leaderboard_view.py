@@ -14,7 +14,7 @@ from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, amount, many, mark, measured
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
-from mansu.sweep.board import given, interval, stands
+from mansu.sweep.board import given, interval, stands, stored
 
 Row = Mapping[str, Any]
 
@@ -106,9 +106,7 @@ def checks(row: Row, found: Sequence[Row]) -> dict[str, Table]:
             (
                 _status(check["status"]),
                 check["what"],
-                measured(
-                    Interval(check["value"], check["low"], check["high"]), check["measured_in"]
-                ),
+                measured(stored(check["value"], check["low"], check["high"]), check["measured_in"]),
                 f"{'≥' if check['at_least'] else '≤'} "
                 f"{amount(check['threshold'], check['measured_in']).lstrip('+')}",
             )

@@ -17,7 +17,7 @@ from mansu.show.table import Table
 
 def _measured(value: Sequence[float] | None, unit: Unit) -> str:
     """A change with its interval; the head says the unit."""
-    return measured(None if value is None else Interval(*value), unit, behind=False)
+    return measured(None if value is None else Interval.from_json(value), unit, behind=False)
 
 
 def _percents(share: float | None) -> str:
@@ -116,7 +116,7 @@ def attacks_table(run: Mapping[str, Any]) -> Table:
     attacked = {name: f["attacks"] for name, f in run["methods"].items() if f["attacks"]}
     names = list(dict.fromkeys(attack for found in attacked.values() for attack in found))
     rows = [
-        (name, *(between(Interval(*found[a])) if a in found else NOTHING for a in names))
+        (name, *(between(Interval.from_json(found[a])) if a in found else NOTHING for a in names))
         for name, found in attacked.items()
     ]
     return Table(("", *names), rows)

@@ -2,7 +2,8 @@
 
 A property asks one or more things, each a ``Check``: a value with its 95 % interval beside a
 threshold. A check is passed only with the whole interval on the right side, failed with the whole
-interval on the wrong side, and else undecided; the property is what the worst of its checks is::
+interval on the wrong side, and else undecided, as is what rests on one fact alone; the property is
+what the worst of its checks is::
 
     verdict = judge(base=…, edited=…, base_nf4=…, edited_nf4=…, divergences=…, relearned=…,
                     thresholds=Thresholds(margin=0.6, tolerance=0.05))
@@ -148,7 +149,9 @@ class Check:
 
     @property
     def status(self) -> Status:
-        """Passed, failed, or undecided where the interval reaches across the threshold."""
+        """Passed, failed, or undecided: the interval reaches across, or one fact gives none."""
+        if self.value.alone:
+            return "undecided"
         low, high = self.value.low - self.threshold, self.value.high - self.threshold
         least, most = (low, high) if self.at_least else (-high, -low)
         return "passed" if least >= -1e-9 else "failed" if most < -1e-9 else "undecided"
@@ -171,7 +174,7 @@ class Check:
         found = cls(
             value["what"],
             value["unit"],
-            Interval(*map(_finite, value["value"])),
+            Interval.from_json([*map(_finite, value["value"])]),
             _finite(value["threshold"]),
             value["at_least"],
         )
@@ -375,13 +378,23 @@ def judge(
     Raises:
         MismatchError: measurements that are compared are not of the same rows in the same order.
     """
+    nf4 = gap(base, edited, edited_nf4, thresholds)
     return Verdict(
-        forgetting=_forgetting(base, edited, thresholds),
-        retention=_retention(base, edited, base_nf4, edited_nf4, thresholds),
-        gap=_with_others(
-            gap(base, edited, edited_nf4, thresholds), base, edited, others or {}, thresholds
-        ),
-        erasure=_erasure(divergences, relearned, reference, thresholds),
+        forgetting=_told(_forgetting(base, edited, thresholds)),
+        retention=_told(_retention(base, edited, base_nf4, edited_nf4, thresholds)),
+        gap=_told(_with_others(nf4, base, edited, others or {}, thresholds)),
+        erasure=_told(_erasure(divergences, relearned, reference, thresholds)),
+    )
+
+
+def _told(found: Property) -> Property:
+    """With a sentence on what cannot be decided, whatever its value."""
+    alone = ", ".join(dict.fromkeys(c.what for c in found.checks if c.value.alone))
+    if not alone:
+        return found
+    return replace(
+        found,
+        evidence=f"{found.evidence} Of one fact alone nothing can be decided ({alone}).",
     )
 
 

@@ -484,4 +484,4 @@ def _decided(found: Dossier) -> str:
 
 def interval(value: Sequence[float] | None) -> Interval | None:
     """A value with its interval, as a dossier holds it."""
-    return None if value is None else Interval(*value)
+    return None if value is None else Interval.from_json(value)

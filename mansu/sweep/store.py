@@ -228,14 +228,20 @@ def _told(verdict: Verdict) -> dict[str, Any]:
     return found
 
 
-def _parts(interval: Interval, name: str, of: str) -> dict[str, float]:
-    return {name: interval.value, f"{of}_low": interval.low, f"{of}_high": interval.high}
+def _parts(interval: Interval, name: str, of: str) -> dict[str, float | None]:
+    return dict(zip((name, f"{of}_low", f"{of}_high"), _bounded(interval), strict=True))
+
+
+def _bounded(interval: Interval) -> tuple[float | None, ...]:
+    """Value and bounds, which one fact alone has none of."""
+    value, *bounds = interval.to_json()
+    return value, *(bounds or (None, None))
 
 
 def _checks(unit: str, verdict: Verdict) -> list[tuple[Any, ...]]:
     every: list[tuple[str, Check]] = [(p.name, c) for p in verdict.properties for c in p.checks]
     return [
-        (unit, i, name, c.status, c.what, *c.value.to_json(), c.threshold, c.at_least, c.unit)
+        (unit, i, name, c.status, c.what, *_bounded(c.value), c.threshold, c.at_least, c.unit)
         for i, (name, c) in enumerate(every)
     ]
 

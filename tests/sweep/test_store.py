@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pyarrow import parquet
 from mansu.errors import DamagedError, StorageError
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import EXAMPLES, Run
+from mansu.measure.statistics import Interval
 from mansu.sweep import store as stores
+from mansu.sweep.board import board, interval
 from mansu.sweep.store import COLUMNS, Store
 
 RUN = Run.open(EXAMPLES / "tiny-colours")
@@ -57,6 +60,18 @@ def test_a_row_is_the_verdict(tmp_path: Path) -> None:
     assert found == [(c.what, c.status, c.value.value, c.value.low) for c in every]
     store.put({"unit": "a", "state": "failed", "error": "No."})
     assert store.rows()[0]["forgetting"] is None and store.checks("a") == []
+
+
+def test_of_one_fact_alone_no_bounds_are_stored(tmp_path: Path) -> None:
+    store, verdict = Store(tmp_path / "r.sqlite"), RUN.verdict("mansu")
+    first, *others = verdict.forgetting.checks
+    lone = replace(first, value=Interval(0.5, 0.5, 0.5, alone=True))
+    alone = replace(verdict.forgetting, status=lone.status, checks=(lone, *others))
+    store.put({**recorded("a"), "verdict": replace(verdict, forgetting=alone)})
+    ((row,), check) = store.rows(), store.checks("a")[0]
+    assert (check["status"], check["low"], check["high"]) == ("undecided", None, None)
+    assert row["forgotten_low"] is None and interval(row, "forgotten") == lone.value
+    assert board([row]).columns["Forgotten, points"] == ["+50.0 (one fact alone)"]
 
 
 def _write(path: Path, who: int) -> None:
