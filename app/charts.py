@@ -22,6 +22,7 @@ from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report.compare import Spot
+from mansu.show import numbers
 from mansu.show.numbers import percent, written
 from mansu.tasks.facts import CHANCE
 
@@ -44,10 +45,12 @@ CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
         "signal": "This edit",
         "signal_nf4": "This edit in NF4",
         "signal_suppressor": "Suppressor at the output",
+        "signal_middle": "Suppressor in the middle",
         "signal_ablation": "Circuit ablated",
     },
 }
-"""Fields of ``Divergences`` that are intervals, by which CAD they are, with their labels."""
+"""Values of ``Divergences``, by which CAD they are, with their labels; erasure must be above every
+suppressor."""
 
 
 UNEDITED = "Unedited"
@@ -290,7 +293,7 @@ def history(steps: Sequence[Step]) -> go.Figure:
 
 
 def divergences(series: Mapping[str, Divergences]) -> go.Figure:
-    """CAD and signal CAD of edits between their controls, each measured value with its interval.
+    """CAD and signal CAD of edits between their controls, each with the interval that was kept.
 
     An edit's controls have its colour and symbol, open: a suppressor is fitted to its edit.
     """
@@ -319,7 +322,9 @@ def divergences(series: Mapping[str, Divergences]) -> go.Figure:
                 for field, label in CAD_FIELDS[title].items()
                 if (value := getattr(d, field)) is not None
             }
-            intervals = list(found.values())
+            intervals = [
+                v if isinstance(v, Interval) else Interval(v, v, v) for v in found.values()
+            ]
             top = max([top, *(v.high for v in intervals)])
             figure.add_scatter(
                 name=name,
@@ -337,9 +342,16 @@ def divergences(series: Mapping[str, Divergences]) -> go.Figure:
                         for label in found
                     ],
                 },
-                customdata=[[label, v.low, v.high] for label, v in found.items()],
-                hovertemplate="%{fullData.name}, %{customdata[0]}: %{x:.3f} "
-                "[%{customdata[1]:.3f}, %{customdata[2]:.3f}]<extra></extra>",
+                customdata=[
+                    [
+                        label,
+                        numbers.measured(v, "CAD")
+                        if isinstance(v, Interval)
+                        else written(v, ".3f"),
+                    ]
+                    for label, v in found.items()
+                ],
+                hovertemplate="%{fullData.name}, %{customdata[0]}: %{customdata[1]}<extra></extra>",
                 row=row,
                 col=1,
             )

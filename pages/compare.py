@@ -148,7 +148,8 @@ def histograms(sides: Sequence[Side]) -> None:
 
 def circuit_divergence(sides: Sequence[Side]) -> None:
     """CAD of every edit between its controls."""
-    st.header("CAD: was the circuit erased?", help=words.help("edited"))
+    asked = f"{words.help('erasure')} {words.help('edited')}"
+    st.header("CAD: was the circuit erased?", help=asked)
     found = each(sides, lambda side: side.run.divergences(side.method))
     if found:
         alt = "CAD and signal CAD of each edit between its controls"

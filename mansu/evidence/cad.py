@@ -91,6 +91,23 @@ class Divergences:
     top_overlap: float | None = None
     scores: Scores | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def over_output(self) -> Interval | None:
+        """Signal CAD of the edit minus that of the suppressor at the output."""
+        return self.over.get(PLACES[0])
+
+    @property
+    def over_middle(self) -> Interval | None:
+        """The same of the suppressor in the middle."""
+        return self.over.get(PLACES[1])
+
+    @property
+    def signal_middle(self) -> float | None:
+        """Signal CAD of the suppressor in the middle, whose own interval was not kept."""
+        if self.signal is None or self.over_middle is None:
+            return None
+        return self.signal.value - self.over_middle.value
+
     def to_json(self) -> dict[str, Any]:
         found = {
             name: value.to_json() if isinstance(value, Interval) else value
