@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.figures import Figures
+from experiments.figures import Figures, checks_of
 from mansu import methods, subjects
-from mansu.evidence.verdict import ABOUT, Name
+from mansu.evidence.verdict import ABOUT, Check, Name, worst_of
 from mansu.files import read_json
 from mansu.measure.statistics import Interval
 from mansu.show.numbers import Unit, amount, between, measured, percent, written
@@ -263,12 +263,23 @@ def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> C
             )
         )
         for p in properties:
-            margins = (with_it["margin"][p], without["margin"][p])
-            unit = "CAD" if p == "erasure" else "share"
-            shown = ("unknown" if m is None else amount(m, unit) for m in margins)
-            told.append(f"{run['task']['name']}: {ABOUT[p]} {' → '.join(shown)}")
-    ours = "margin with → without; " + "; ".join(told) if told else "not measured"
+            decided = _margins(*(worst_of(checks_of(f, p)) for f in (with_it, without)))
+            told.append(f"{run['task']['name']}: {ABOUT[p]}: {decided}")
+    ours = (
+        "margin of the check that decides, with → without; " + "; ".join(told)
+        if told
+        else "not measured"
+    )
     return _counted(what, needed, "tasks", ours, _most(needed))
+
+
+def _margins(with_it: Check | None, without: Check | None) -> str:
+    """The margins of the checks that decide; margins of two different ones do not compare."""
+    both = with_it, without
+    if with_it and without and (with_it.what, with_it.unit) == (without.what, without.unit):
+        return f"{with_it.what} " + " → ".join(amount(c.margin, c.unit) for c in both if c)
+    shown = (f"{c.what} {amount(c.margin, c.unit)}" if c else "unknown" for c in both)
+    return "{} with, {} without".format(*shown)
 
 
 def _rephrasings(runs: Runs) -> Claim:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -196,6 +196,25 @@ def _badness(check: Check) -> tuple[int, float]:
     return STATUSES.index(check.status), check.margin / _SCALES[check.unit]
 
 
+def worst_of(checks: Iterable[Check]) -> Check | None:
+    """The check that decides: of the worst status the one with the smallest margin."""
+    return min(checks, key=_badness, default=None)
+
+
+FALL = "fall of "
+"""What a check of retention on a kept group begins with; else it is of drift on text."""
+
+
+def kept_loss(retention: Iterable[Check]) -> Interval | None:
+    """What the kept group loses that loses most, in either format, nats; None where not measured.
+
+    Args:
+        retention: the checks of that property.
+    """
+    falls = [c.value for c in retention if c.unit == "nats" and c.what.startswith(FALL)]
+    return max(falls, key=lambda fall: fall.value, default=None)
+
+
 @dataclass(frozen=True)
 class Property:
     """One property of the verdict.
@@ -222,8 +241,8 @@ class Property:
 
     @property
     def worst(self) -> Check | None:
-        """The check that decides: of the worst status the one with the smallest margin."""
-        return min(self.checks, key=_badness, default=None)
+        """The check that decides (``worst_of``)."""
+        return worst_of(self.checks)
 
     def to_json(self) -> dict[str, Any]:
         checks = [{**c.to_json(), "status": c.status} for c in self.checks]
@@ -472,8 +491,8 @@ def _retention(
                 return _unknown("retention", f"Accuracy on {name} was not measured after the edit.")
             drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")
             what = f"{name}{suffix}"
-            checks.append(Check(f"fall of {what}", "share", drop, thresholds.tolerance))
-            checks.append(Check(f"fall of {what}", "nats", nats, thresholds.nats))
+            checks.append(Check(f"{FALL}{what}", "share", drop, thresholds.tolerance))
+            checks.append(Check(f"{FALL}{what}", "nats", nats, thresholds.nats))
             details[what] = {
                 "before": old.accuracy,
                 "after": new.accuracy,
