@@ -451,7 +451,8 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
     """What edits forgot against what that cost, with intervals: the bottom right is best.
 
     Args:
-        series: method → its edits: label, fall towards chance, largest fall of what is kept.
+        series: method → its edits: label, fall towards chance, and what the kept group loses that
+            loses most, nats: accuracy can stand still while the answers become improbable.
     """
     figure, look = go.Figure(), marks(series)
     for name, edits in series.items():
@@ -467,13 +468,13 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[[text, x.low, x.high, y.low, y.high] for text, x, y in edits],
             hovertemplate="%{customdata[0]}<br>forgotten %{x:.1%} [%{customdata[1]:.1%}, "
-            "%{customdata[2]:.1%}]<br>kept fell by %{y:.1%} [%{customdata[3]:.1%}, "
-            "%{customdata[4]:.1%}]<extra></extra>",
+            "%{customdata[2]:.1%}]<br>kept lost %{y:.3f} [%{customdata[3]:.3f}, "
+            "%{customdata[4]:.3f}] nats<extra></extra>",
         )
     figure.update_xaxes(title="Forgotten: fall towards chance", tickformat=".0%")
     ends = [end for edits in series.values() for _, _, y in edits for end in (y.low, y.high)]
     shown = [1.1 * min([-0.02, *ends]), 1.1 * max([0.1, *ends])]  # also where nothing fell
-    figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%", range=shown)
+    figure.update_yaxes(title="Largest loss of what is kept, nats", range=shown)
     return _finish(figure, 430 + 8 * len(series))
 
 

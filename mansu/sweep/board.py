@@ -54,11 +54,12 @@ def board(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(mark(row[name]) if row[name] else NOTHING for name in ABOUT),
             measured(interval(row, "forgotten"), "share", behind=False),
             measured(interval(row, "kept_fall"), "share", behind=False),
+            measured(interval(row, "kept_loss"), "nats", behind=False),
             duration(row["seconds"]),
             NOTHING if row["memory_gib"] is None else f"{row['memory_gib']:.2f}",
         )
         for row in ranked(rows)
     ]
     head = ("Method", "Settings", "Task", "Verdict", *(name.capitalize() for name in ABOUT))
-    head += ("Forgotten, points", "Kept fell, points", "Time", "GiB")
-    return Table(head, lines, align="<" * 8 + ">>>>")
+    head += ("Forgotten, points", "Kept fell, points", "Kept lost, nats", "Time", "GiB")
+    return Table(head, lines, align="<" * 8 + ">>>>>")
