@@ -23,6 +23,7 @@ from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
+from mansu.report.changes import changes, sentence
 from mansu.report.dossier import (
     Dossier,
     differences,
@@ -254,6 +255,19 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert not any(row[3] for row in differences(one, one).rows)
 
 
+def test_what_is_left_in_nf4_was_in_the_circuit() -> None:
+    """New edges are counted apart, and what is gone only in NF4 is not said to be the edit's."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    found = changes(run, "mansu")
+    assert found is not None
+    before, full, nf4 = diff(run.circuit(), run.edge_scores("mansu")).member.T
+    left, new = int((before & nf4).sum()), int((~before & nf4).sum())
+    text = sentence(found)
+    assert (left, new, int((before & full & ~nf4).sum())) == (147, 24, 35)
+    assert f"In NF4 {left} of them are left, beside {new} new edges; 31 are new" in text
+    assert "533 are gone in NF4 (by the edit, or by NF4 alone)" in text and "171" not in text
+
+
 def test_it_shows_what_is_left_of_the_circuit() -> None:
     (run,) = (run for run in examples() if run.name == "tiny-colours")
     made = dossier(run, "graddiff")
@@ -267,7 +281,7 @@ def test_it_shows_what_is_left_of_the_circuit() -> None:
     text = page(made)
     lines = [a for tag, a in Elements(text).found if tag == "path" and a.get("fill") == "none"]
     assert len(lines) == len(pairs)
-    assert "8 edges 3 are kept, 5 are gone" in text
+    assert "8 edges 3 are kept, 0 are gone after the edit but back after NF4, and 5 are" in text
     strongest = max((e for e in found.edges if e.change == "gone"), key=lambda e: e.strength)
     assert f"{strongest.source} → {strongest.destination}" in text
     old = {k: v for k, v in made.to_json().items() if k != "circuit"}  # of an earlier MANSU
