@@ -175,7 +175,7 @@ class Dossier:
                 f"This is no dossier of MANSU ({where}: {first['msg']}): give the JSON file that "
                 "lies beside a dossier."
             ) from error
-        except (MansuError, TypeError) as error:
+        except (MansuError, TypeError, ValueError) as error:
             raise DamagedError(f"This dossier is damaged ({error}): make it again.") from error
         if found.version != VERSION:
             raise DamagedError(

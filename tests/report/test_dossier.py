@@ -26,6 +26,7 @@ from mansu.measure.scores import Measurement, measure_task
 from mansu.report.changes import changes, sentence
 from mansu.report.dossier import (
     Dossier,
+    accuracy_table,
     differences,
     dossier,
     failing,
@@ -35,6 +36,7 @@ from mansu.report.dossier import (
 )
 from mansu.report.flips import counts, flips
 from mansu.report.page import page
+from mansu.show.numbers import percent
 from mansu.show.sentences import capitalised
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -191,7 +193,8 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"review": {**SIGNED, "thresholds": {"nats": "much"}}},
         {"thresholds": {}},
         {"originals": {"margin": 0.5, "tolerance": 7.0}},
-        {"accuracies": {"Forget": [[1.0]]}},
+        {"accuracies": {"Forget": [[1.0, 0.5]]}},
+        {"accuracies": {"Forget": [[]]}},
     ],
 )
 def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> None:
@@ -253,6 +256,20 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert marks["Drift on text, at most"] == ""
     assert len([name for name in marks if name.lower() in ABOUT.values()]) >= 3
     assert not any(row[3] for row in differences(one, one).rows)
+
+
+def test_a_set_of_one_fact_alone_has_no_interval(
+    tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
+) -> None:
+    held = base.splits["holdout"]
+    one = replace(held, facts=("the one",) * len(held.rows))
+    alone = Measurement({**base.splits, "holdout": one}, base.text_loss, (0.01,) * 8)
+    made = dossier(run_of(tmp_path / "one", tiny, tiny_task, alone, {"mansu": alone}), "mansu")
+    read = Dossier.from_json(json.dumps(made.to_json()))
+    (row,) = [row for row in accuracy_table(read).rows if row[0].startswith("Held out")]
+    assert row[1:] == (f"{percent(held.accuracy)} (one fact alone)",) * 4
+    (other,) = [row for row in accuracy_table(read).rows if row[0].startswith("Paraphrase")]
+    assert "[" in other[1]
 
 
 def test_what_is_left_in_nf4_was_in_the_circuit() -> None:
