@@ -191,7 +191,9 @@ def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
     labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
     alt = "Accuracy of each edit and the unedited model under each recovery attack"
     st.plotly_chart(charts.attacks(found, labels), alt=alt, key="attacks")
-    tables.draw(rows.attacked(found, labels))
+    table = rows.attacked(found, labels)
+    tables.draw(table)
+    st.caption(" ".join(table.notes))
     st.markdown("**Relearning, step by step**")
     alt = "Accuracy on the asked half after each step of relearning"
     st.plotly_chart(charts.relearning(found), alt=alt, key="relearning")

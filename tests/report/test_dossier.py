@@ -258,6 +258,19 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert not any(row[3] for row in differences(one, one).rows)
 
 
+def test_which_rows_the_attacks_ask_is_said() -> None:
+    """Without an attack it is another accuracy than that of all forget rows, a section above."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    made = dossier(run, "mansu")
+    asked = len(run.attacks("mansu").scores["none"].rows)
+    assert f"half that the attacker does not know: {asked} rows; so" in page(made)
+    whole = made.to_json()
+    jsonschema.validate(whole, schema())
+    assert Dossier.from_json(json.dumps(whole)).attacked == asked
+    old = {k: v for k, v in whole.items() if k != "attacked"}  # of an earlier MANSU
+    assert "half that the attacker does not know; so" in page(Dossier.from_json(json.dumps(old)))
+
+
 def test_a_set_of_one_fact_alone_has_no_interval(
     tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
 ) -> None:
