@@ -24,6 +24,7 @@ from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report import compare
 from mansu.report.compare import Spot
+from mansu.show import numbers
 from mansu.show.numbers import percent, written
 from mansu.tasks.facts import CHANCE
 
@@ -49,10 +50,12 @@ CAD_FIELDS: Mapping[str, Mapping[str, str]] = {
         "signal": "This edit",
         "signal_nf4": "This edit in NF4",
         "signal_suppressor": "Suppressor at the output",
+        "signal_middle": "Suppressor in the middle",
         "signal_ablation": "Circuit ablated",
     },
 }
-"""Fields of ``Divergences`` that are intervals, by which CAD they are, with their labels."""
+"""Values of ``Divergences``, by which CAD they are, with their labels; erasure must be above every
+suppressor."""
 
 
 UNEDITED = "Unedited"
@@ -295,7 +298,7 @@ def history(steps: Sequence[Step]) -> go.Figure:
 
 
 def divergences(series: Mapping[str, Divergences]) -> go.Figure:
-    """CAD and signal CAD of edits between their controls, each measured value with its interval.
+    """CAD and signal CAD of edits between their controls, each with the interval that was kept.
 
     An edit's controls have its colour and symbol, open: a suppressor is fitted to its edit.
     """
@@ -324,7 +327,9 @@ def divergences(series: Mapping[str, Divergences]) -> go.Figure:
                 for field, label in CAD_FIELDS[title].items()
                 if (value := getattr(d, field)) is not None
             }
-            intervals = list(found.values())
+            intervals = [
+                v if isinstance(v, Interval) else Interval(v, v, v) for v in found.values()
+            ]
             top = max([top, *(v.high for v in intervals)])
             figure.add_scatter(
                 name=name,
@@ -342,9 +347,16 @@ def divergences(series: Mapping[str, Divergences]) -> go.Figure:
                         for label in found
                     ],
                 },
-                customdata=[[label, v.low, v.high] for label, v in found.items()],
-                hovertemplate="%{fullData.name}, %{customdata[0]}: %{x:.3f} "
-                "[%{customdata[1]:.3f}, %{customdata[2]:.3f}]<extra></extra>",
+                customdata=[
+                    [
+                        label,
+                        numbers.measured(v, "CAD")
+                        if isinstance(v, Interval)
+                        else written(v, ".3f"),
+                    ]
+                    for label, v in found.items()
+                ],
+                hovertemplate="%{fullData.name}, %{customdata[0]}: %{customdata[1]}<extra></extra>",
                 row=row,
                 col=1,
             )
@@ -445,7 +457,8 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
     """What edits forgot against what that cost, with intervals: the bottom right is best.
 
     Args:
-        series: method → its edits: label, fall towards chance, largest fall of what is kept.
+        series: method → its edits: label, fall towards chance, and what the kept group loses that
+            loses most, nats: accuracy can stand still while the answers become improbable.
     """
     figure, look = go.Figure(), marks(series)
     for name, edits in series.items():
@@ -461,13 +474,13 @@ def forgotten_kept(series: Mapping[str, Sequence[tuple[str, Interval, Interval]]
             marker={"color": colour, "symbol": symbol, "size": 10},
             customdata=[[text, x.low, x.high, y.low, y.high] for text, x, y in edits],
             hovertemplate="%{customdata[0]}<br>forgotten %{x:.1%} [%{customdata[1]:.1%}, "
-            "%{customdata[2]:.1%}]<br>kept fell by %{y:.1%} [%{customdata[3]:.1%}, "
-            "%{customdata[4]:.1%}]<extra></extra>",
+            "%{customdata[2]:.1%}]<br>kept lost %{y:.3f} [%{customdata[3]:.3f}, "
+            "%{customdata[4]:.3f}] nats<extra></extra>",
         )
     figure.update_xaxes(title="Forgotten: fall towards chance", tickformat=".0%")
     ends = [end for edits in series.values() for _, _, y in edits for end in (y.low, y.high)]
     shown = [1.1 * min([-0.02, *ends]), 1.1 * max([0.1, *ends])]  # also where nothing fell
-    figure.update_yaxes(title="Largest fall of what is kept", tickformat=".0%", range=shown)
+    figure.update_yaxes(title="Largest loss of what is kept, nats", range=shown)
     return _finish(figure, 430 + 8 * len(series))
 
 

@@ -14,7 +14,7 @@ from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, amount, many, mark, measured
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
-from mansu.sweep.board import given, interval, stands
+from mansu.sweep.board import given, interval, stands, stored
 
 Row = Mapping[str, Any]
 
@@ -43,6 +43,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
             "Settings": [given(row) for row in rows],
             "Forgotten, points": [_points(row["forgotten"]) for row in rows],
             "Kept fell by, points": [_points(row["kept_fall"]) for row in rows],
+            "Kept lost, nats": [row["kept_loss"] for row in rows],
             **{
                 capitalised(title): [_status(row[name]) for row in rows]
                 for name, title in ABOUT.items()
@@ -89,12 +90,12 @@ def best(rows: Sequence[Row]) -> str:
 
 
 def spots(rows: Sequence[Row]) -> dict[str, list[tuple[str, Interval, Interval]]]:
-    """By method, each judged edit: its label, what it forgot, what that cost."""
+    """By method, each judged edit: its label, what it forgot, what that cost in nats."""
     found: dict[str, list[tuple[str, Interval, Interval]]] = {}
     for row in rows:
-        forgotten, fall = interval(row, "forgotten"), interval(row, "kept_fall")
-        if forgotten and fall:
-            found.setdefault(words.title(row["method"]), []).append((label(row), forgotten, fall))
+        forgotten, lost = interval(row, "forgotten"), interval(row, "kept_loss")
+        if forgotten and lost:
+            found.setdefault(words.title(row["method"]), []).append((label(row), forgotten, lost))
     return found
 
 
@@ -106,9 +107,7 @@ def checks(row: Row, found: Sequence[Row]) -> dict[str, Table]:
             (
                 _status(check["status"]),
                 check["what"],
-                measured(
-                    Interval(check["value"], check["low"], check["high"]), check["measured_in"]
-                ),
+                measured(stored(check["value"], check["low"], check["high"]), check["measured_in"]),
                 f"{'≥' if check['at_least'] else '≤'} "
                 f"{amount(check['threshold'], check['measured_in']).lstrip('+')}",
             )

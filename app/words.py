@@ -36,6 +36,9 @@ CAD: Mapping[str, str] = {
     "signal": "Signal CAD: the edit",
     "signal_nf4": "Signal CAD: the edit in NF4",
     "signal_suppressor": "Signal CAD: suppressor at the output",
+    "signal_middle": "Signal CAD: suppressor in the middle",
+    "over_output": "Signal CAD: the edit minus the suppressor at the output",
+    "over_middle": "Signal CAD: the edit minus the suppressor in the middle",
     "signal_ablation": "Signal CAD: circuit ablated",
     "suppressor_accuracy": "The suppressor's forget accuracy, a share",
     "rank_correlation": "Rank correlation of edges",
@@ -198,7 +201,8 @@ HELP: Mapping[str, str] = {
     "ablation": f"{_CAD} Here: with every parameter of the circuit's mask set to zero.",
     "signal": f"{_SIGNAL} Here: of the edit, in full precision.",
     "signal_nf4": f"{_SIGNAL} Here: of the edit after NF4.",
-    "signal_suppressor": f"{_SIGNAL} Here: of the suppressor. Erasure must be above this.",
+    "signal_suppressor": f"{_SIGNAL} Here: of the suppressor in the last layer. Erasure must be "
+    "above this and above the suppressor in a middle layer.",
     "over": f"{_SIGNAL} Here: of the edit minus that of a suppressor, at the output and in a "
     "middle layer: above 0 where the edit erases more than one that only hides.",
     "signal_ablation": f"{_SIGNAL} Here: with every parameter of the mask set to zero.",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.figures import Figures
+from experiments.figures import Figures, checks_of
 from mansu import methods, subjects
-from mansu.evidence.verdict import ABOUT, Name
+from mansu.evidence.verdict import ABOUT, Check, Name, worst_of
 from mansu.files import read_json
 from mansu.measure.statistics import Interval
 from mansu.show.numbers import Unit, amount, between, measured, percent, written
@@ -118,7 +118,10 @@ def _undecided(figures: Figures) -> bool:
 
 
 def _above_zero(interval: Sequence[float] | None) -> bool:
-    return interval is not None and interval[1] > 0
+    if interval is None:
+        return False
+    found = Interval.from_json(interval)
+    return found.low > 0 and not found.alone
 
 
 def _gradient_claims(runs: Runs) -> Iterator[Claim]:
@@ -191,8 +194,8 @@ def _recovery(
     return Claim(
         claim,
         f"{amount(most[0], unit)} at most",
-        f"largest recovery {measured(Interval(*most), unit)} ({name}); above zero with its whole "
-        f"interval in {back} of {len(gaps)} edits that forgot",
+        f"largest recovery {measured(Interval.from_json(most), unit)} ({name}); above zero with "
+        f"its whole interval in {back} of {len(gaps)} edits that forgot",
         _judged(holds),
     )
 
@@ -260,12 +263,23 @@ def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> C
             )
         )
         for p in properties:
-            margins = (with_it["margin"][p], without["margin"][p])
-            unit = "CAD" if p == "erasure" else "share"
-            shown = ("unknown" if m is None else amount(m, unit) for m in margins)
-            told.append(f"{run['task']['name']}: {ABOUT[p]} {' → '.join(shown)}")
-    ours = "margin with → without; " + "; ".join(told) if told else "not measured"
+            decided = _margins(*(worst_of(checks_of(f, p)) for f in (with_it, without)))
+            told.append(f"{run['task']['name']}: {ABOUT[p]}: {decided}")
+    ours = (
+        "margin of the check that decides, with → without; " + "; ".join(told)
+        if told
+        else "not measured"
+    )
     return _counted(what, needed, "tasks", ours, _most(needed))
+
+
+def _margins(with_it: Check | None, without: Check | None) -> str:
+    """The margins of the checks that decide; margins of two different ones do not compare."""
+    both = with_it, without
+    if with_it and without and (with_it.what, with_it.unit) == (without.what, without.unit):
+        return f"{with_it.what} " + " → ".join(amount(c.margin, c.unit) for c in both if c)
+    shown = (f"{c.what} {amount(c.margin, c.unit)}" if c else "unknown" for c in both)
+    return "{} with, {} without".format(*shown)
 
 
 def _rephrasings(runs: Runs) -> Claim:
@@ -277,8 +291,8 @@ def _rephrasings(runs: Runs) -> Claim:
         found = [run["methods"][m]["full"] for m in ("mansu", "mansu_no_circuit")]
         if any("paraphrase" not in f for f in found):
             continue
-        ours, random = (Interval(*f["paraphrase"]) for f in found)
-        lower.append(ours.high < random.low)
+        ours, random = (Interval.from_json(f["paraphrase"]) for f in found)
+        lower.append(ours.high < random.low and not (ours.alone or random.alone))
         told.append(f"{run['task']['name']}: {between(ours)} with, {between(random)} without")
     return _counted(
         "Without the circuit forgetting does not reach rephrasings",
@@ -332,13 +346,14 @@ def _relearning(runs: Runs) -> Claim:
             continue
         if ours["status"]["forgetting"] == "failed":
             continue
-        theirs = [f["attacks"]["relearning"] for f in others]
-        here, _, most = ours["attacks"]["relearning"]
-        better.append(most < min(low for _, low, _ in theirs))
-        values = [value for value, _, _ in theirs]
+        here, *theirs = (Interval.from_json(f["attacks"]["relearning"]) for f in (ours, *others))
+        told_apart = not any(each.alone for each in (here, *theirs))
+        better.append(told_apart and here.high < min(their.low for their in theirs))
+        values = [their.value for their in theirs]
         told.append(
-            f"{run['task']['name']}: {percent(here, 0)} after MANSU, {percent(min(values), 0)} to "
-            f"{percent(max(values), 0)} after the {len(theirs)} baselines that forgot"
+            f"{run['task']['name']}: {percent(here.value, 0)} after MANSU, "
+            f"{percent(min(values), 0)} to {percent(max(values), 0)} after the {len(theirs)} "
+            "baselines that forgot"
         )
     return _counted(
         "What MANSU erased is harder to relearn than what a baseline hid",

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mansu.errors import BadInputError
-from mansu.evidence.verdict import Property, kept_groups
+from mansu.evidence.verdict import Check, Name, Property, kept_groups
 from mansu.job.machine import PACKAGES
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
-from mansu.measure.statistics import Interval
 from mansu.methods import ALL
 from mansu.show.numbers import Unit
 
@@ -47,14 +46,15 @@ def _attacked(run: Run, method: str | None) -> dict[str, list[float]]:
     return {name: attacks.accuracy(name).to_json() for name in attacks.scores}
 
 
-def _json(value: Interval | None) -> list[float] | None:
-    return None if value is None else value.to_json()
-
-
 def _worst(found: Property, unit: Unit) -> list[float] | None:
     """The value with the smallest margin of what a property asks in this unit."""
     checks = [check for check in found.checks if check.unit == unit]
     return min(checks, key=lambda check: check.margin).value.to_json() if checks else None
+
+
+def checks_of(figures: Figures, name: Name) -> list[Check]:
+    """What a property of a method's recorded verdict asked; none of what was not measured."""
+    return [Check.from_json(check) for check in figures.get("checks", {}).get(name, ())]
 
 
 def figures(run: Run, method: str) -> Figures:
@@ -74,13 +74,8 @@ def figures(run: Run, method: str) -> Figures:
         "certain": {p.name: p.status in ("passed", "failed") for p in verdict.properties},
         "margin": {p.name: p.worst.margin if p.worst else None for p in verdict.properties},
         "checks": {p.name: [c.to_json() for c in p.checks] for p in verdict.properties},
-        "fall": _worst(verdict.forgetting, "share"),
-        "retain fall": _worst(verdict.retention, "share"),
-        "retain fall in nats": _worst(verdict.retention, "nats"),
         "gap": _worst(verdict.gap, "share"),
         "gap in nats": _worst(verdict.gap, "nats"),
-        "erasure": _json(divergences.signal),
-        "control": divergences.signal_suppressor and divergences.signal_suppressor.value,
         "cad": divergences.to_json(),
         "moved": history["moved"],
         "fraction": history["fraction"],

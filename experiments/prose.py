@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.figures import Figures
+from experiments.figures import Figures, checks_of
+from mansu.evidence.verdict import kept_loss
 from mansu.show.numbers import written
 
 WIDTH = 104
@@ -76,9 +77,8 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     checks = figures.get("checks", {})
     for check in (each for asked in checks.values() for each in asked):
         found[f"{check['unit']} {check['what']}"] = Figure(check["value"], check["unit"])
-    lost = [check["value"] for check in checks.get("retention", ()) if check["unit"] == "nats"]
-    if lost:
-        found["worst"] = Figure(max(lost), "nats")
+    if lost := kept_loss(checks_of(figures, "retention")):
+        found["worst"] = Figure(lost.to_json(), "nats")
     return found
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from mansu import subjects
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import MansuError
-from mansu.evidence.verdict import ABOUT, STATUSES
+from mansu.evidence.verdict import ABOUT, STATUSES, kept_loss
 from mansu.job.runs import Run
 from mansu.methods import named
 from mansu.show.numbers import mark
@@ -74,9 +74,7 @@ def table(done: Mapping[str, Sequence[tuple[Run, str]]]) -> Table:
             )
             for split in ("forget", "paraphrase")
         ]
-        kept = [
-            max(c.value.value for c in v.retention.checks if c.unit == "nats") for v in verdicts
-        ]
+        kept = [lost.value for v in verdicts if (lost := kept_loss(v.retention.checks))]
         counted = [Counter(getattr(v, name).status for v in verdicts) for name in ABOUT]
         marks = [" ".join(f"{c[s]} {mark(s)}" for s in STATUSES if c[s]) for c in counted]
         title = named(method).title

@@ -158,7 +158,8 @@ def histograms(sides: Sequence[Side]) -> None:
 
 def circuit_divergence(sides: Sequence[Side]) -> None:
     """CAD of every edit between its controls."""
-    st.header("CAD: was the circuit erased?", help=words.help("edited"))
+    asked = f"{words.help('erasure')} {words.help('edited')}"
+    st.header("CAD: was the circuit erased?", help=asked)
     found = each(sides, lambda side: side.run.divergences(side.method))
     if found:
         alt = "CAD and signal CAD of each edit between its controls"
@@ -200,7 +201,9 @@ def recovery(sides: Sequence[Side], run: Run, running: bool) -> None:
     labels = {attack: title for attack, (title, _) in words.ATTACKS.items()}
     alt = "Accuracy of each edit and the unedited model under each recovery attack"
     st.plotly_chart(charts.attacks(found, labels), alt=alt, key="attacks")
-    tables.draw(rows.attacked(found, labels))
+    table = rows.attacked(found, labels)
+    tables.draw(table)
+    st.caption(" ".join(table.notes))
     st.markdown("**Relearning, step by step**")
     alt = "Accuracy on the asked half after each step of relearning"
     st.plotly_chart(charts.relearning(found), alt=alt, key="relearning")

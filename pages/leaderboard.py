@@ -95,12 +95,14 @@ with state.show_errors():
     best = ranked(rows)
     shown, points = view.table(best), st.column_config.NumberColumn(format="%.1f")
     texts = {name: st.column_config.TextColumn(width=w) for name, w in view.widths(shown).items()}
+    nats = {"Kept lost, nats": st.column_config.NumberColumn(format="%.3f")}
+    falls = dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points)
     st.dataframe(
         shown,
         hide_index=True,
         key="board",
         height=view.height(best),  # said, so that its place is kept while it loads
-        column_config=texts | dict.fromkeys(("Forgotten, points", "Kept fell by, points"), points),
+        column_config=texts | falls | nats,
     )
     if failed := view.failures(rows):
         with st.expander(f"Why {len(failed)} could not be made"):
@@ -108,8 +110,9 @@ with state.show_errors():
     st.header("Forgotten against kept")
     st.markdown(
         "Each mark is an edit with its 95 % intervals. Further right it forgets more; further down "
-        "what was to be kept suffers less. The best are at the bottom right."
+        "what was to be kept suffers less, in log-probability: accuracy may stand still while the "
+        "answers become improbable. The best are at the bottom right."
     )
-    alt = "Fall on the forgotten facts against the largest fall of what is kept, by method"
+    alt = "Fall on the forgotten facts against the largest loss of what is kept, by method"
     st.plotly_chart(charts.forgotten_kept(view.spots(rows)), alt=alt, key="scatter")
     one(store, best)

@@ -141,6 +141,7 @@ def evidence(found: Dossier) -> None:
         st.info("Not tried on this edit yet: run them on the Compare page.")
     else:
         tables.draw(tried)
+        st.caption(" ".join(tried.notes))
 
     st.header("What the verdict does not say")
     st.markdown("\n".join(f"- {limit}" for limit in found.limits))

@@ -70,7 +70,8 @@ class Divergences:
         over: signal CAD of the edit minus that of a suppressor, by where the suppressor hides
             (``PLACES``), over the same draws of pairs.
         suppressor_accuracy: the output suppressor's forget accuracy, to be near the edit's.
-        rank_correlation: Spearman's, of edge magnitudes before and after the edit.
+        rank_correlation: Spearman's, of edge magnitudes before and after the edit; None where one
+            has no order.
         top_overlap: share of the strongest ``TOP`` edges that are still among the strongest.
         scores: the edge scores that it is made of; a file of their own.
     """
@@ -89,6 +90,23 @@ class Divergences:
     rank_correlation: float | None = None
     top_overlap: float | None = None
     scores: Scores | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def over_output(self) -> Interval | None:
+        """Signal CAD of the edit minus that of the suppressor at the output."""
+        return self.over.get(PLACES[0])
+
+    @property
+    def over_middle(self) -> Interval | None:
+        """The same of the suppressor in the middle."""
+        return self.over.get(PLACES[1])
+
+    @property
+    def signal_middle(self) -> float | None:
+        """Signal CAD of the suppressor in the middle, whose own interval was not kept."""
+        if self.signal is None or self.over_middle is None:
+            return None
+        return self.signal.value - self.over_middle.value
 
     def to_json(self) -> dict[str, Any]:
         found = {
@@ -401,15 +419,25 @@ def noise_floor(scores: Tensor, *, resamples: int = 50, seed: int = 0) -> Interv
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
-def overlap(before: Tensor, after: Tensor, top: int = TOP) -> tuple[float, float]:
-    """(Spearman rank correlation of magnitudes, share of the ``top`` edges kept)."""
+def overlap(before: Tensor, after: Tensor, top: int = TOP) -> tuple[float | None, float]:
+    """(Spearman rank correlation of magnitudes, share of the ``top`` edges kept).
+
+    The correlation is None where all magnitudes of one are equal: there is no order to compare.
+    """
     p, q = before.abs().flatten(), after.abs().flatten()
     some = (p > 0) | (q > 0)
-    ranks = torch.stack([p[some].argsort().argsort(), q[some].argsort().argsort()]).double()
-    correlation = float(torch.corrcoef(ranks)[0, 1])
+    ranks = torch.stack([_ranks(p[some]), _ranks(q[some])])
+    varies = ranks.shape[1] > 0 and bool((ranks.amin(1) < ranks.amax(1)).all())
+    correlation = float(torch.corrcoef(ranks)[0, 1]) if varies else None
     top = min(top, int(some.sum()))
     first, second = set(p.topk(top).indices.tolist()), set(q.topk(top).indices.tolist())
     return correlation, len(first & second) / max(top, 1)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 of values ``[N]``, float64; equal ones share the mean of theirs."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[place]
 
 
 def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float]:
@@ -421,9 +449,9 @@ def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float
     Returns:
         ``JS`` (of plain scores: CAD) and ``JS on the circuit`` (of signal scores: signal CAD),
         square roots are not taken; total variation, Hellinger and cosine distance of magnitudes
-        normalised to sum 1; one minus Spearman's correlation and one minus the overlap of the
-        strongest ``TOP``; ``relative L1``, Σ|after − before| over Σ|before|, the only one that sees
-        signs and size.
+        normalised to sum 1; one minus Spearman's correlation (NaN where there is none) and one
+        minus the overlap of the strongest ``TOP``; ``relative L1``, Σ|after − before| over
+        Σ|before|, the only one that sees signs and size.
     """
     rank, top = overlap(before, after)
     p, q = (x.double().abs().flatten() for x in (before, after))
@@ -435,7 +463,7 @@ def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float
         "total variation": float((p - q).abs().sum() / 2),
         "Hellinger": float((1 - (p * q).sqrt().sum()).clamp(0, 1).sqrt()),
         "cosine": 1 - float(torch.cosine_similarity(p, q, dim=0)),
-        "Spearman": 1 - rank,
+        "Spearman": float("nan") if rank is None else 1 - rank,
         f"top {TOP}": 1 - top,
         "relative L1": moved,
     }

@@ -2,7 +2,8 @@
 
 A property asks one or more things, each a ``Check``: a value with its 95 % interval beside a
 threshold. A check is passed only with the whole interval on the right side, failed with the whole
-interval on the wrong side, and else undecided; the property is what the worst of its checks is::
+interval on the wrong side, and else undecided, as is what rests on one fact alone; the property is
+what the worst of its checks is::
 
     verdict = judge(base=…, edited=…, base_nf4=…, edited_nf4=…, divergences=…, relearned=…,
                     thresholds=Thresholds(margin=0.6, tolerance=0.05))
@@ -14,7 +15,8 @@ interval on the wrong side, and else undecided; the property is what the worst o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +28,7 @@ from mansu.evidence.cad import FEWEST_GROUPS, Divergences
 from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.answers import ASKED
-from mansu.measure.scores import Measurement, Scores
+from mansu.measure.scores import TITLES, Measurement, Scores
 from mansu.measure.statistics import Interval, bootstrap, mcnemar
 from mansu.settings import configure, setting
 from mansu.show import numbers
@@ -147,7 +149,9 @@ class Check:
 
     @property
     def status(self) -> Status:
-        """Passed, failed, or undecided where the interval reaches across the threshold."""
+        """Passed, failed, or undecided: the interval reaches across, or one fact gives none."""
+        if self.value.alone:
+            return "undecided"
         low, high = self.value.low - self.threshold, self.value.high - self.threshold
         least, most = (low, high) if self.at_least else (-high, -low)
         return "passed" if least >= -1e-9 else "failed" if most < -1e-9 else "undecided"
@@ -170,7 +174,7 @@ class Check:
         found = cls(
             value["what"],
             value["unit"],
-            Interval(*map(_finite, value["value"])),
+            Interval.from_json([*map(_finite, value["value"])]),
             _finite(value["threshold"]),
             value["at_least"],
         )
@@ -190,6 +194,25 @@ _SCALES: Mapping[Unit, float] = {"share": 0.05, "nats": 0.1, "CAD": 0.05}
 def _badness(check: Check) -> tuple[int, float]:
     """The worst check has the least."""
     return STATUSES.index(check.status), check.margin / _SCALES[check.unit]
+
+
+def worst_of(checks: Iterable[Check]) -> Check | None:
+    """The check that decides: of the worst status the one with the smallest margin."""
+    return min(checks, key=_badness, default=None)
+
+
+FALL = "fall of "
+"""What a check of retention on a kept group begins with; else it is of drift on text."""
+
+
+def kept_loss(retention: Iterable[Check]) -> Interval | None:
+    """What the kept group loses that loses most, in either format, nats; None where not measured.
+
+    Args:
+        retention: the checks of that property.
+    """
+    falls = [c.value for c in retention if c.unit == "nats" and c.what.startswith(FALL)]
+    return max(falls, key=lambda fall: fall.value, default=None)
 
 
 @dataclass(frozen=True)
@@ -218,8 +241,8 @@ class Property:
 
     @property
     def worst(self) -> Check | None:
-        """The check that decides: of the worst status the one with the smallest margin."""
-        return min(self.checks, key=_badness, default=None)
+        """The check that decides (``worst_of``)."""
+        return worst_of(self.checks)
 
     def to_json(self) -> dict[str, Any]:
         checks = [{**c.to_json(), "status": c.status} for c in self.checks]
@@ -374,13 +397,23 @@ def judge(
     Raises:
         MismatchError: measurements that are compared are not of the same rows in the same order.
     """
+    nf4 = gap(base, edited, edited_nf4, thresholds)
     return Verdict(
-        forgetting=_forgetting(base, edited, thresholds),
-        retention=_retention(base, edited, base_nf4, edited_nf4, thresholds),
-        gap=_with_others(
-            gap(base, edited, edited_nf4, thresholds), base, edited, others or {}, thresholds
-        ),
-        erasure=_erasure(divergences, relearned, reference, thresholds),
+        forgetting=_told(_forgetting(base, edited, thresholds)),
+        retention=_told(_retention(base, edited, base_nf4, edited_nf4, thresholds)),
+        gap=_told(_with_others(nf4, base, edited, others or {}, thresholds)),
+        erasure=_told(_erasure(divergences, relearned, reference, thresholds)),
+    )
+
+
+def _told(found: Property) -> Property:
+    """With a sentence on what cannot be decided, whatever its value."""
+    alone = ", ".join(dict.fromkeys(c.what for c in found.checks if c.value.alone))
+    if not alone:
+        return found
+    return replace(
+        found,
+        evidence=f"{found.evidence} Of one fact alone nothing can be decided ({alone}).",
     )
 
 
@@ -458,8 +491,8 @@ def _retention(
                 return _unknown("retention", f"Accuracy on {name} was not measured after the edit.")
             drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")
             what = f"{name}{suffix}"
-            checks.append(Check(f"fall of {what}", "share", drop, thresholds.tolerance))
-            checks.append(Check(f"fall of {what}", "nats", nats, thresholds.nats))
+            checks.append(Check(f"{FALL}{what}", "share", drop, thresholds.tolerance))
+            checks.append(Check(f"{FALL}{what}", "nats", nats, thresholds.nats))
             details[what] = {
                 "before": old.accuracy,
                 "after": new.accuracy,
@@ -484,13 +517,24 @@ def _retention(
 
 
 def kept_groups(measurement: Measurement) -> dict[str, Scores]:
-    """The retain set by group, the held-out set and the neighbours: all that must be kept."""
-    kept: dict[str, Scores] = {}
+    """The retain set, the held-out set and the neighbours, each by group: all that must be kept.
+
+    Each group of each split has a name of its own: where two would share one, as the retain and
+    held-out rows of one subject do, their splits are told with it (``biology (held out)``).
+    """
+    found: list[tuple[str, str, Scores]] = []
     for split in ("retain", "holdout", "neighbour"):
         scores = measurement.splits.get(split)
         if scores is not None:
-            of = " (neighbours)" if split == "neighbour" else ""  # a group may be in both
-            kept |= {f"{g}{of}": scores.group(g) for g in dict.fromkeys(scores.groups)}
+            title = f" ({TITLES[split].lower()})"
+            of = title if split == "neighbour" else ""
+            found += [(f"{g}{of}", title, scores.group(g)) for g in dict.fromkeys(scores.groups)]
+    shared = Counter(name for name, _, _ in found)
+    kept: dict[str, Scores] = {}
+    for name, title, scores in found:
+        while shared[name] > 1 or name in kept:
+            name += title
+        kept[name] = scores
     return kept
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from math import comb
 from typing import Any
 
@@ -17,14 +17,32 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A point estimate with its bootstrap interval."""
+    """A point estimate with its bootstrap interval.
+
+    Attributes:
+        alone: it is of one cluster (one fact, however often it is asked), of which nobody knows how
+            far another would be: there is no interval, ``low`` and ``high`` are the value, and
+            nothing can be decided by them.
+    """
 
     value: float
     low: float
     high: float
+    alone: bool = field(default=False, kw_only=True)
+
+    def __neg__(self) -> Interval:
+        """The same the other way round: of first − second, that of second − first."""
+        return Interval(-self.value, -self.high, -self.low, alone=self.alone)
 
     def to_json(self) -> list[float]:
-        return [self.value, self.low, self.high]
+        """Value and bounds; the value only where there is no interval."""
+        return [self.value] if self.alone else [self.value, self.low, self.high]
+
+    @classmethod
+    def from_json(cls, found: Sequence[float]) -> Interval:
+        """Read what ``to_json`` made; raises TypeError or ValueError where it is something else."""
+        value, *bounds = found
+        return cls(value, *bounds) if bounds else cls(value, value, value, alone=True)
 
 
 def bootstrap(
@@ -39,7 +57,7 @@ def bootstrap(
 
     For a paired comparison pass the differences. With ``clusters`` ``[N]`` (e.g. the fact that
     several templates ask for) whole clusters are resampled, so that rephrasings of one fact do not
-    count as independent evidence.
+    count as independent evidence. Of one cluster there is no interval (``Interval.alone``).
 
     It is a pure function, and pages ask for the same intervals again and again: what was found is
     kept.
@@ -85,12 +103,15 @@ def _bootstrap(
     _, ids = np.unique(clusters, return_inverse=True)
     totals = np.stack([np.bincount(ids, weights=column) for column in values.T], 1)
     counts = np.bincount(ids)
+    value = float(statistic(values.mean(0)))
+    if len(counts) == 1:
+        return Interval(value, value, value, alone=True)
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(totals), size=(resamples, len(totals)))
     found = statistic(totals[picks].sum(1) / counts[picks].sum(1)[:, None])
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(found, [tail, 100 - tail])
-    return Interval(float(statistic(values.mean(0))), float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 @dataclass(frozen=True)

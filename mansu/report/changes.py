@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mansu.circuits.diff import Change, diff
 from mansu.job.runs import Run
-from mansu.show.numbers import written
+from mansu.show.numbers import many, written
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
@@ -97,11 +97,14 @@ def sentence(found: Changes) -> str:
     """How much of the circuit is left, in words."""
     was, _, nf4 = found.sizes
     n = found.counts
+    left = n["kept"] + n["back"]  # in NF4, where there are new ones beside them
     return (
-        f"Of the circuit's {was:,} edges {n['kept']:,} are kept, {n['gone']:,} are gone and "
-        f"{n['back']:,} are gone after the edit but back after NF4; {n['new']:,} are new. In NF4 "
-        f"{nf4:,} are left. An edge counts while its |score| is at least {found.bar:.3g}, that of "
-        "the circuit's weakest edge, and while it is on a path from the embedding to the logits."
+        f"Of the circuit's {was:,} edges {n['kept']:,} are kept, {n['back']:,} are gone after the "
+        f"edit but back after NF4, and {n['gone']:,} are gone in NF4 (by the edit, or by NF4 "
+        f"alone). In NF4 {left:,} of them are left, beside {many(nf4 - left, 'new edge')}; "
+        f"{n['new']:,} are new in full precision or NF4. An edge counts while its |score| is at "
+        f"least {found.bar:.3g}, that of the circuit's weakest edge, and while it is on a path "
+        "from the embedding to the logits."
     )
 
 

@@ -240,7 +240,7 @@ class Difference:
     @property
     def is_told(self) -> bool:
         """Whether the whole interval lies on one side of 0."""
-        return self.value.low > 0 or self.value.high < 0
+        return not self.value.alone and (self.value.low > 0 or self.value.high < 0)
 
     @property
     def says(self) -> str:
@@ -254,7 +254,7 @@ class Difference:
     def __str__(self) -> str:
         v, unit = self.value, self.quantity.unit
         low = v.value < 0
-        turned = Interval(-v.value, -v.high, -v.low) if low else v
+        turned = -v if low else v
         phrase = self.quantity.lower if low else self.quantity.higher
         return f"{numbers.measured(turned, unit).lstrip('+')} {phrase}"
 
@@ -361,9 +361,7 @@ def spots(side: Side) -> list[Spot]:
     measured = (run.base(nf4=False), *(run.measurement(method, nf4=f) for f in (False, True)))
     found = []
     for _, title, (before, full, nf4) in asked(*measured):
-        back = above_chance(nf4, full)
-        permanence = Interval(-back.value, -back.high, -back.low)
-        found.append(Spot(title, towards_chance(before, full), permanence))
+        found.append(Spot(title, towards_chance(before, full), -above_chance(nf4, full)))
     return found
 
 

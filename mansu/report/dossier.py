@@ -35,6 +35,7 @@ from mansu.report import repeat
 from mansu.report.changes import Changes
 from mansu.report.changes import changes as changes_of
 from mansu.report.flips import FAILING, Flip, counts, flips
+from mansu.report.rows import attacked_rows
 from mansu.settings import configure
 from mansu.show import numbers
 from mansu.show.sentences import capitalised
@@ -114,6 +115,8 @@ class Dossier:
         files: sha256 of each file that was read, by its place in the run.
         review: who signed, and what was decided; None of a dossier without a signature.
         circuit: what the edit leaves of the circuit; None where its edges were not measured.
+        attacked: how many rows the attacks ask, the half that the attacker does not know; None
+            where they were not tried, or in a dossier of before.
     """
 
     version: int
@@ -135,6 +138,7 @@ class Dossier:
     files: Mapping[str, str]
     review: Mapping[str, Any] | None
     circuit: Changes | None = None
+    attacked: int | None = None
 
     @property
     def judged(self) -> Verdict:
@@ -175,7 +179,7 @@ class Dossier:
                 f"This is no dossier of MANSU ({where}: {first['msg']}): give the JSON file that "
                 "lies beside a dossier."
             ) from error
-        except (MansuError, TypeError) as error:
+        except (MansuError, TypeError, ValueError) as error:
             raise DamagedError(f"This dossier is damaged ({error}): make it again.") from error
         if found.version != VERSION:
             raise DamagedError(
@@ -255,6 +259,7 @@ def dossier(run: Run, method: str, changes: Mapping[str, float] | None = None) -
         files=dict(_files(run, method)),
         review=review,
         circuit=changes_of(run, method),
+        attacked=_attacked(run, method),
     )
 
 
@@ -311,6 +316,12 @@ def _attacks(run: Run, method: str) -> dict[str, list[list[float] | None]] | Non
     }
 
 
+def _attacked(run: Run, method: str) -> int | None:
+    if not run.has("attacks", method):
+        return None
+    return len(run.attacks(method).scores["none"].rows)
+
+
 def _files(run: Run, method: str) -> list[tuple[str, str]]:
     """Place in the run and sha256 of what the dossier rests on."""
     kinds = (k for k in ARTEFACTS if "{}" not in ARTEFACTS[k].file and k != "review")
@@ -359,7 +370,8 @@ def attacks_table(found: Dossier) -> Table | None:
         (ATTACKS.get(name, name), *(numbers.between(interval(v)) for v in both))
         for name, both in found.attacks.items()
     ]
-    return Table(("Accuracy under", "Unedited", "This edit"), rows)
+    notes = [attacked_rows(found.attacked)]
+    return Table(("Accuracy under", "Unedited", "This edit"), rows, notes=notes)
 
 
 def files_table(found: Dossier) -> Table:
@@ -484,4 +496,4 @@ def _decided(found: Dossier) -> str:
 
 def interval(value: Sequence[float] | None) -> Interval | None:
     """A value with its interval, as a dossier holds it."""
-    return None if value is None else Interval(*value)
+    return None if value is None else Interval.from_json(value)

@@ -57,7 +57,10 @@ def checks(found: Property, caption: str = "") -> Table:
 
 
 def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Table:
-    """A row an attack: accuracy of both models, and what it brings back of the edited one's."""
+    """A row an attack: accuracy of both models, and what it brings back of the edited one's.
+
+    What is asked of is noted: without an attack it is not the accuracy on all forget rows.
+    """
     rows = [
         (
             attack,
@@ -67,7 +70,21 @@ def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Ta
         )
         for attack in edited.scores
     ]
-    return Table(("Attack", "Unedited", name, "Recovered"), rows, caption)
+    notes = [attacked_rows(len(edited.scores["none"].rows))]
+    return Table(("Attack", "Unedited", name, "Recovered"), rows, caption, notes=notes)
+
+
+def attacked_rows(n: int | None) -> str:
+    """Which rows the accuracies under attacks are of, a sentence.
+
+    Args:
+        n: how many; None where that was not kept.
+    """
+    which = "" if n is None else f": {many(n, 'row')}"
+    return (
+        f"Asked of the half that the attacker does not know{which}; so without an attack, too, it "
+        "is not the accuracy on all forget rows. Paraphrases are of all facts."
+    )
 
 
 def attacked(models: Mapping[str, Attacks], titles: Mapping[str, str], caption: str = "") -> Table:
@@ -80,7 +97,9 @@ def attacked(models: Mapping[str, Attacks], titles: Mapping[str, str], caption: 
         (title, *(_under(found, attack) for found in models.values()))
         for attack, title in titles.items()
     ]
-    return Table(("Attack", *models), rows, caption)
+    asked = {len(found.scores["none"].rows) for found in models.values()}
+    notes = [attacked_rows(asked.pop() if len(asked) == 1 else None)]
+    return Table(("Attack", *models), rows, caption, notes=notes)
 
 
 def _under(found: Attacks, attack: str) -> str:

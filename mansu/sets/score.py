@@ -247,7 +247,11 @@ def table(result: Mapping[str, Any]) -> Table:
     first = next(iter(models.values()))["metrics"]
 
     def cell(value: Any) -> str:
-        return measured(Interval(*value), "CAD") if isinstance(value, list) else f"{value:.3f}"
+        return (
+            measured(Interval.from_json(value), "CAD")
+            if isinstance(value, list)
+            else f"{value:.3f}"
+        )
 
     rows = [(m, *(cell(model["metrics"][m]) for model in models.values())) for m in first]
     return Table(("Metric", *models), rows)

@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 NOTHING = "–"
 """What stands where there is no number."""
 
+ALONE = "(one fact alone)"
+"""What stands where there is no interval."""
+
 Unit = Literal["share", "nats", "CAD"]
 """Of a measured change: a share (of rows), nats (log-probability), or CAD (0 to 1)."""
 
@@ -37,6 +40,9 @@ class Estimate(Protocol):
 
     @property
     def high(self) -> float: ...
+
+    @property
+    def alone(self) -> bool: ...
 
 
 def written(value: float, form: str) -> str:
@@ -98,6 +104,8 @@ def between(share: Estimate | None) -> str:
     """A share with its interval, in percent; a dash for None."""
     if share is None:
         return NOTHING
+    if share.alone:
+        return f"{percent(share.value)} {ALONE}"
     return f"{percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
@@ -118,8 +126,11 @@ def measured(value: Estimate | None, unit: Unit, *, behind: bool = True) -> str:
     if value is None:
         return NOTHING
     factor, form, name = _SCALE[unit]
+    name = name if behind else ""
+    if value.alone:
+        return f"{written(factor * value.value, form)}{name} {ALONE}"
     middle, low, high = (written(factor * x, form) for x in (value.value, value.low, value.high))
-    return f"{middle} [{low}, {high}]{name if behind else ''}"
+    return f"{middle} [{low}, {high}]{name}"
 
 
 def mark(status: str, certain: bool = True) -> str:

@@ -14,8 +14,12 @@ from mansu.show.table import Table
 
 def interval(row: Mapping[str, Any], name: str) -> Interval | None:
     """A value of a row with its interval; None where it has none."""
-    found = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    return None if found[0] is None else Interval(*found)
+    return stored(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def stored(*found: float | None) -> Interval | None:
+    """A value and its bounds, as a store holds them: without bounds it is of one fact alone."""
+    return Interval.from_json([x for x in found if x is not None]) if found[0] is not None else None
 
 
 def given(row: Mapping[str, Any]) -> str:
@@ -50,11 +54,12 @@ def board(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(mark(row[name]) if row[name] else NOTHING for name in ABOUT),
             measured(interval(row, "forgotten"), "share", behind=False),
             measured(interval(row, "kept_fall"), "share", behind=False),
+            measured(interval(row, "kept_loss"), "nats", behind=False),
             duration(row["seconds"]),
             NOTHING if row["memory_gib"] is None else f"{row['memory_gib']:.2f}",
         )
         for row in ranked(rows)
     ]
     head = ("Method", "Settings", "Task", "Verdict", *(name.capitalize() for name in ABOUT))
-    head += ("Forgotten, points", "Kept fell, points", "Time", "GiB")
-    return Table(head, lines, align="<" * 8 + ">>>>")
+    head += ("Forgotten, points", "Kept fell, points", "Kept lost, nats", "Time", "GiB")
+    return Table(head, lines, align="<" * 8 + ">>>>>")

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu.errors import BadInputError, DamagedError, StorageError
-from mansu.evidence.verdict import ABOUT, Check, Verdict
+from mansu.evidence.verdict import ABOUT, FALL, Check, Verdict
 from mansu.files import replacing
 from mansu.measure.statistics import Interval
 
@@ -39,7 +39,7 @@ PATIENCE = 60.0
 
 _DECIDED = {"value": "REAL", "low": "REAL", "high": "REAL", "threshold": "REAL", "unit": "TEXT"}
 _SPOTS = ("forgotten", "kept_fall")
-COLUMNS: Mapping[str, str] = {
+_STORED: Mapping[str, str] = {
     "unit": "TEXT PRIMARY KEY",
     "run": "TEXT",
     "subject": "TEXT",
@@ -72,11 +72,15 @@ COLUMNS: Mapping[str, str] = {
     "versions": "TEXT",
     "recorded": "TEXT",
 }
-"""Of ``units``, with their types. ``NAME`` is a property's status, ``NAME_by`` the check that
-decides it, then that check's value, 95 % interval, threshold and unit. ``forgotten``: the fall of
-4-way accuracy on the forget rows towards chance; ``kept_fall``: the largest fall of the accuracy of
-a kept group, in either format; both in shares, with their intervals. ``seconds`` are the unit's
-own, ``shared_seconds`` those of the circuit that it shares with others."""
+_LOSS = ("kept_loss", "kept_loss_low", "kept_loss_high")
+COLUMNS: Mapping[str, str] = {**_STORED, **dict.fromkeys(_LOSS, "REAL")}
+"""Of a row, with their types: those of ``units``, and ``kept_loss``, which is made of ``checks``.
+``NAME`` is a property's status, ``NAME_by`` the check that decides it, then that check's value,
+95 % interval, threshold and unit. ``forgotten``: the fall of 4-way accuracy on the forget rows
+towards chance; ``kept_fall``: the largest fall of the accuracy of a kept group, in either format;
+both in shares, with their intervals. ``kept_loss``: what the kept group loses that loses most of
+its answers' log-probability, nats. ``seconds`` are the unit's own, ``shared_seconds`` those of the
+circuit that it shares with others."""
 
 CHECKS = ("unit", "number", "property", "status", "what", "value", "low", "high", "threshold")
 CHECKS += ("at_least", "measured_in")
@@ -102,15 +106,15 @@ class Store:
             StorageError: it cannot be written. DamagedError: the file is no store.
         """
         verdict = record.get("verdict")
-        row = {**dict.fromkeys(COLUMNS), **record, **(_told(verdict) if verdict else {})}
+        row = {**dict.fromkeys(_STORED), **record, **(_told(verdict) if verdict else {})}
         row["recorded"] = datetime.now(UTC).isoformat(timespec="seconds")
         values = [
             json.dumps(v, sort_keys=True) if isinstance(v, Mapping) else v
-            for v in map(row.get, COLUMNS)
+            for v in map(row.get, _STORED)
         ]
         with self._open(writes=True) as base:
             base.execute("BEGIN IMMEDIATE")
-            base.execute(f"INSERT OR REPLACE INTO units VALUES ({_marks(COLUMNS)})", values)
+            base.execute(f"INSERT OR REPLACE INTO units VALUES ({_marks(_STORED)})", values)
             base.execute("DELETE FROM checks WHERE unit = ?", [row["unit"]])
             base.executemany(
                 f"INSERT INTO checks VALUES ({_marks(CHECKS)})",
@@ -131,8 +135,18 @@ class Store:
             return []
         with self._open() as base:
             order = "ORDER BY task, subject, method, given, seed, unit"
-            found = base.execute(f"SELECT {', '.join(COLUMNS)} FROM units {order}").fetchall()
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in found]
+            found = base.execute(f"SELECT {', '.join(_STORED)} FROM units {order}").fetchall()
+            # Beside max(), SQLite's other columns are those of the row that has it.
+            losses = base.execute(
+                "SELECT unit, max(value), low, high FROM checks WHERE property = 'retention' AND "
+                "measured_in = 'nats' AND what LIKE ? GROUP BY unit",
+                [f"{FALL}%"],
+            ).fetchall()
+        lost = {unit: loss for unit, *loss in losses}
+        rows = [
+            dict(zip(COLUMNS, (*row, *lost.get(row[0], (None, None, None))), strict=True))
+            for row in found
+        ]
         return rows if units is None else [row for row in rows if row["unit"] in units]
 
     def checks(self, unit: str) -> list[dict[str, Any]]:
@@ -187,7 +201,7 @@ def _prepare(base: sqlite3.Connection) -> None:
     base.execute("BEGIN IMMEDIATE")
     empty = not base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if empty:
-        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        columns = ", ".join(f"{name} {kind}" for name, kind in _STORED.items())
         base.execute(f"CREATE TABLE units ({columns})")
         base.execute(f"CREATE TABLE checks ({', '.join(CHECKS)}, PRIMARY KEY (unit, number))")
         base.execute(f"PRAGMA user_version = {VERSION}")
@@ -228,14 +242,20 @@ def _told(verdict: Verdict) -> dict[str, Any]:
     return found
 
 
-def _parts(interval: Interval, name: str, of: str) -> dict[str, float]:
-    return {name: interval.value, f"{of}_low": interval.low, f"{of}_high": interval.high}
+def _parts(interval: Interval, name: str, of: str) -> dict[str, float | None]:
+    return dict(zip((name, f"{of}_low", f"{of}_high"), _bounded(interval), strict=True))
+
+
+def _bounded(interval: Interval) -> tuple[float | None, ...]:
+    """Value and bounds, which one fact alone has none of."""
+    value, *bounds = interval.to_json()
+    return value, *(bounds or (None, None))
 
 
 def _checks(unit: str, verdict: Verdict) -> list[tuple[Any, ...]]:
     every: list[tuple[str, Check]] = [(p.name, c) for p in verdict.properties for c in p.checks]
     return [
-        (unit, i, name, c.status, c.what, *c.value.to_json(), c.threshold, c.at_least, c.unit)
+        (unit, i, name, c.status, c.what, *_bounded(c.value), c.threshold, c.at_least, c.unit)
         for i, (name, c) in enumerate(every)
     ]
 

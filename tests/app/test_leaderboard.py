@@ -57,6 +57,10 @@ def test_every_edit_is_a_row_with_its_verdict(folder: Path) -> None:
     assert sorted(x for trace in figure.to_dict()["data"] for x in trace["x"]) == sorted(
         row["forgotten"] for row in rows if row["verdict"]
     )
+    lost = sorted(row["kept_loss"] for row in rows if row["verdict"])
+    assert sorted(y for trace in figure.to_dict()["data"] for y in trace["y"]) == lost
+    assert "nats" in figure.to_dict()["layout"]["yaxis"]["title"]["text"]
+    assert sorted(frame["Kept lost, nats"].dropna()) == lost and lost[-1] > 0.1
 
 
 def test_a_link_chooses_what_is_shown(folder: Path) -> None:

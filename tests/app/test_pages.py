@@ -25,7 +25,7 @@ from mansu.job import names
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
 from mansu.job.pipeline import perform, whole
-from mansu.job.runs import Run
+from mansu.job.runs import EXAMPLES, Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.progress import Step
@@ -386,8 +386,29 @@ def test_compare_shows_every_divergence_that_was_measured(runs: Path) -> None:
     figure = charts.divergences({"MANSU": d, "again": d})
     drawn = [x for trace in figure.data for x in trace.x]  # type: ignore[attr-defined]
     measured = [v.value for v in d.__dict__.values() if hasattr(v, "low")]
-    assert sorted(drawn) == sorted([*measured, *measured]) and len(drawn) == 18
+    assert d.signal_middle is not None and d.signal is not None
+    measured.append(d.signal_middle)
+    assert sorted(drawn) == sorted([*measured, *measured]) and len(drawn) == 20
     assert {f for group in charts.CAD_FIELDS.values() for f in group} <= set(words.CAD)
+
+
+def test_an_edit_stands_between_both_suppressors_that_it_is_judged_by() -> None:
+    """In the shipped example it is above the one at the output and below that in the middle."""
+    run = Run.open(EXAMPLES / "chemical-symbols")
+    d, erasure = run.divergences("mansu"), run.verdict("mansu").erasure
+    assert "0.034 (at the output), 0.140 (in the middle)" in erasure.evidence
+    figure = charts.divergences({"MANSU": d})
+    said = {label: value for trace in figure.data for label, value in trace.customdata}  # type: ignore[attr-defined]
+    assert said["Suppressor at the output"].startswith("0.034 [")
+    assert said["Suppressor in the middle"] == "0.140"
+    table = {what: value for what, value in rows.divergences({"MANSU": d}, words.CAD).rows}
+    assert table["Signal CAD: the edit"].startswith("0.113 [")
+    assert table["Signal CAD: suppressor in the middle"] == "0.14"
+    judged = {c.what: numbers.measured(c.value, c.unit) for c in erasure.checks}
+    for place in ("at the output", "in the middle"):
+        shown = table[f"Signal CAD: the edit minus the suppressor {place}"]
+        assert shown == judged[f"signal CAD above the suppressor's, {place}"]
+    assert "above the suppressor in a middle layer" in words.help("signal_suppressor")
 
 
 def test_no_two_edits_of_a_chart_look_alike() -> None:

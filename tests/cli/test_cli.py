@@ -106,8 +106,13 @@ def test_an_edit_is_attacked_beside_the_unedited_model(
     run: Run, tiny: Subject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["attack", str(run.path), "--method", "graddiff"]) == 0
-    table = capsys.readouterr().out.splitlines()[1:]
+    *table, note = capsys.readouterr().out.splitlines()[1:]
     base, edited = run.attacks(None), run.attacks("graddiff")
+    asked, every = (
+        len(of.rows)
+        for of in (edited.scores["none"], run.measurement("graddiff", nf4=False).splits["forget"])
+    )
+    assert f"the half that the attacker does not know: {asked} rows" in note and asked < every
     assert [line.split()[0] for line in (table[0], *table[2:])] == ["Attack", *ATTACKS]
     for name, line in zip(ATTACKS, table[2:], strict=True):
         for found in (base, edited):

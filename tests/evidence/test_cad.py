@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from families import FAMILIES, family, random_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import branching_pairs, differences, products, sensitivities
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from mansu import tasks
@@ -24,6 +28,7 @@ from mansu.circuits.search import minimal_circuit
 from mansu.evidence import cad, controls
 from mansu.measure.scores import measure
 from mansu.quant.swap import Dequantized, quantized
+from mansu.report.rows import divergences
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -228,6 +233,33 @@ def test_overlap(base: Tensor) -> None:
     assert cad.overlap(base.sum(0), base.sum(0)) == (pytest.approx(1), 1)
     rank, top = cad.overlap(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1]), top=2)
     assert rank == pytest.approx(-1) and top == 0
+
+
+def test_ties_share_their_rank() -> None:
+    """As SciPy has it: of magnitudes that are equal none is above another."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.arange(1.0, 201)
+    q = torch.rand(200, generator=generator)
+    zeros = torch.where(q < 0.75, 0, q)
+    for q in (zeros, torch.randint(0, 5, (200,), generator=generator).float(), p.flip(0)):
+        rank, _ = cad.overlap(p, q)
+        assert rank == pytest.approx(np.asarray(spearmanr(p.numpy(), q.numpy()))[0])
+
+
+def test_magnitudes_without_an_order_have_no_rank_correlation() -> None:
+    p = torch.arange(1.0, 5)
+    for q in (torch.zeros(4), torch.full((4,), 3.0), -torch.full((4,), 3.0)):
+        assert cad.overlap(p, q)[0] is None and cad.overlap(q, p)[0] is None
+    for empty in (p[:0], torch.zeros(3), p[:1]):
+        assert cad.overlap(empty, empty)[0] is None
+    found = cad.Divergences(cad.Interval(0.1, 0.0, 0.2), rank_correlation=None)
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert cad.Divergences.from_json(json.loads(text)) == found
+    table = divergences({"an edit": found}, {"edited": "CAD", "rank_correlation": "Ranks"})
+    assert table.columns["What"] == ["CAD"]
+    both = {"an edit": found, "another": replace(found, rank_correlation=0.5)}
+    assert divergences(both, {"rank_correlation": "Ranks"}).rows == [("Ranks", "–", "0.5")]
+    assert math.isnan(cad.distances(p[None], torch.zeros(1, 4), p[None] > 0)["Spearman"])
 
 
 def test_distances_of_known_scores() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mansu.errors import DamagedError
 from mansu.evidence.cad import PLACES, Divergences
 from mansu.evidence.relearning import Relearned
-from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge
+from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge, kept_groups
 from mansu.measure.scores import Measurement, Scores
 from mansu.measure.statistics import Interval
 
@@ -256,6 +256,75 @@ def test_what_is_still_right_but_less_likely_decides() -> None:
     kept = verdict(edited=measured(27, shift=-0.7)).retention
     assert kept.status == "failed" and kept.worst is not None
     assert str(kept.worst) == "fall of capitals +0.700 [+0.700, +0.700] nats, ≤ 0.100 nats"
+
+
+def grouped(retain: int, held: int, neighbour: str = "biology") -> Measurement:
+    """Retain and held-out rows of one subject, as ``mansu task`` writes them."""
+    rows = {
+        **measured(27).splits,
+        "retain": scores(retain, group="biology"),
+        "holdout": scores(held, group="biology", first=100),
+        "neighbour": scores(100, group=neighbour, first=200),
+    }
+    return Measurement(rows, 3.0, (0.01,) * 8)
+
+
+def test_two_kept_splits_of_one_group_are_both_judged() -> None:
+    base = grouped(100, 100)
+    for retain, held, what in ((60, 100, "retain"), (100, 60, "held out")):
+        edited = grouped(retain, held)
+        found = verdict(base=base, edited=edited, base_nf4=base, edited_nf4=edited).retention
+        assert found.status == "failed" and found.worst is not None
+        assert found.worst.what == f"fall of biology ({what})"
+        assert found.details[f"biology ({what})"]["after"] == 0.6
+
+
+def test_every_kept_group_has_a_name_of_its_own() -> None:
+    assert list(kept_groups(EDITED)) == ["capitals", "antonyms", "continents (neighbours)"]
+    both = ["biology (retain)", "biology (held out)", "biology (neighbours)"]
+    assert list(kept_groups(grouped(1, 2))) == both
+    splits = {
+        "retain": ("x (neighbours)", "x (neighbours) (retain)", "y"),
+        "neighbour": ("x",),
+    }
+    rows = {
+        split: replace(scores(50, len(groups)), groups=groups) for split, groups in splits.items()
+    }
+    found = kept_groups(Measurement(rows, None))
+    assert list(found) == [
+        "x (neighbours) (retain)",
+        "x (neighbours) (retain) (retain)",
+        "y",
+        "x (neighbours) (neighbours)",
+    ]
+    assert [s.groups[0] for s in found.values()] == [*splits["retain"], "x"]
+
+
+def alone(rows: Scores) -> Scores:
+    """The same rows, which all ask for one fact."""
+    return replace(rows, facts=("the one",) * len(rows.rows))
+
+
+def test_of_one_fact_alone_nothing_is_decided() -> None:
+    def one(measurement: Measurement, *splits: str) -> Measurement:
+        found = {k: alone(v) if k in splits else v for k, v in measurement.splits.items()}
+        return replace(measurement, splits=found)
+
+    whole = {"edited": EDITED, "base": BASE, "edited_nf4": EDITED, "base_nf4": BASE}
+    kept = verdict(**{k: one(v, "retain") for k, v in whole.items()})
+    assert status(kept) == dict.fromkeys(ABOUT, "passed") | {"retention": "undecided"}
+    said = {c.what: c.status for c in kept.retention.checks}
+    assert said["fall of capitals"] == "undecided" and said["fall of antonyms"] == "passed"
+    why = "Of one fact alone nothing can be decided (fall of capitals, fall of capitals in NF4)"
+    assert why in kept.retention.evidence
+    assert "(one fact alone)" in str(kept.retention.worst)
+    gone = verdict(**{k: one(v, "forget", "paraphrase") for k, v in whole.items()})
+    assert (gone.forgetting.status, gone.gap.status) == ("undecided", "undecided")
+    known = replace(relearned(28), curve=(alone(scores(28)),) * 3)
+    assert verdict(relearned=known).erasure.status == "undecided"
+    for found in (kept, gone):
+        text = json.dumps(found.to_json(), allow_nan=False)
+        assert Verdict.from_json(json.loads(text)) == found
 
 
 def test_the_same_measurements_give_another_verdict_at_other_thresholds() -> None:

@@ -10,7 +10,9 @@ import pytest
 from experiments.claims import NOT_REPRODUCED, REPRODUCED, UNTESTED, Claim, claims
 from experiments.figures import NO_EDIT
 from mansu import subjects
-from mansu.evidence.verdict import ABOUT
+from mansu.evidence.verdict import ABOUT, Check
+from mansu.measure.statistics import Interval
+from mansu.show.numbers import Unit
 
 
 def _figures(**changes: Any) -> dict[str, Any]:
@@ -105,6 +107,31 @@ def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None
         found = _found(mansu=both, mansu_no_floor=both)
         assert _status(found, start) == NOT_REPRODUCED
     assert _status(_found(mansu=_figures()), start) == UNTESTED
+
+
+def test_an_ablation_s_margins_are_of_the_checks_that_decide() -> None:
+    def check(what: str, unit: Unit, value: float, threshold: float) -> dict[str, Any]:
+        return Check(what, unit, Interval(value, value, value), threshold).to_json()
+
+    fine = check("fall of capitals", "share", 0.0, 0.05)
+
+    def ours(*lost: dict[str, Any]) -> str:
+        first, second = (_figures(checks={"retention": [fine, one]}) for one in lost)
+        found = _found(mansu=first, mansu_no_projection=second)
+        return _claim(found, "Without the projection").ours
+
+    def nats(value: float, what: str = "capitals") -> dict[str, Any]:
+        return check(f"fall of {what}", "nats", value, 0.1)
+
+    same = ours(nats(0.66), nats(0.06))
+    assert "fall of capitals −0.560 nats → +0.040 nats" in same and "points" not in same
+    other = ours(nats(0.66), nats(0.3, "uses"))
+    assert "fall of capitals −0.560 nats with, fall of uses −0.200 nats without" in other
+    units = ours(nats(0.66), check("fall of capitals", "share", 0.15, 0.05))
+    assert "fall of capitals −0.560 nats with, fall of capitals −10.0 points without" in units
+    assert all("→" not in text.partition(";")[2] for text in (other, units))
+    unknown = _found(mansu=_figures(), mansu_no_projection=_figures())
+    assert "unknown with, unknown without" in _claim(unknown, "Without the projection").ours
 
 
 def test_the_short_form_is_the_figure_that_decides() -> None:

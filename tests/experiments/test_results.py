@@ -9,8 +9,11 @@ import pytest
 
 from experiments import tables
 from experiments.claims import claims, separation
+from experiments.figures import NO_EDIT, checks_of
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
+from mansu.show import numbers
+from mansu.show.numbers import mark
 from scripts import readme
 
 
@@ -33,6 +36,32 @@ def test_the_recorded_figures_are_keyed_by_the_verdict_s_fields() -> None:
                     assert list(figures[key]) == list(ABOUT)
         row = tables.properties_table(run).columns["verdict"][1]
         assert len(row.split()) == 4  # MANSU's marks
+
+
+def test_a_cell_shows_the_check_that_its_mark_is_of() -> None:
+    """Not another one in the same unit: a failed property stood beside a value that passes."""
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        for method, *cells in tables.intervals_table(run).rows:
+            for name, cell in zip(ABOUT, cells, strict=True):
+                figures = run["methods"][method]
+                texts = {str(c): c.status for c in checks_of(figures, name)}
+                text, sign = cell.rsplit(" ", 1)
+                status = figures["status"][name]
+                assert sign == mark(status)
+                assert texts[text] == status or status == "vacuous"
+
+
+def test_what_is_kept_is_no_drift_on_text() -> None:
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        shown = tables.properties_table(run).columns["worst kept fall, nats"][1:]
+        made = [f for name, f in run["methods"].items() if name != NO_EDIT]
+        for cell, figures in zip(shown, made, strict=True):
+            falls = [
+                c.value.value
+                for c in checks_of(figures, "retention")
+                if c.unit == "nats" and not c.what.startswith("drift")
+            ]
+            assert cell.startswith(numbers.written(max(falls), "+.3f"))
 
 
 @pytest.mark.parametrize("path", sorted(readme.RESULTS.glob("*.json")), ids=lambda p: p.name)

@@ -31,8 +31,9 @@ from mansu.measure.scores import (
     text_loss,
     text_losses,
 )
-from mansu.measure.statistics import McNemar, _bootstrap, _itself, bootstrap, mcnemar
+from mansu.measure.statistics import Interval, McNemar, _bootstrap, _itself, bootstrap, mcnemar
 from mansu.sets.continuation import log_probabilities
+from mansu.show.numbers import between, measured
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.shipped import TINY_FOLDER
@@ -384,6 +385,18 @@ def test_bootstrap_that_is_asked_again_is_that_of_exactly_these_values() -> None
     assert len(set(found)) == len(asked) / 2  # names part the rows as the numbers do, twice
     of_a_difference = bootstrap(values[:, 0] - values[:, 1], clusters=clusters)
     assert bootstrap(values, clusters=clusters).value == pytest.approx(of_a_difference.value)
+
+
+def test_of_one_fact_there_is_no_interval() -> None:
+    values = np.array([0.9, -0.7] * 10 + [0.05] * 2)
+    found = bootstrap(values, clusters=np.full(22, 7))
+    assert found.alone and found.low == found.value == found.high == pytest.approx(values.mean())
+    assert not bootstrap(values, clusters=np.array([7] * 21 + [8])).alone
+    for one in (found, -found, bootstrap(values)):
+        assert Interval.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False))) == one
+    assert found.to_json() == [found.value]  # a pair of bounds would be taken for an interval
+    assert measured(found, "share") == "+9.5 points (one fact alone)"
+    assert between(found) == "9.5\u00a0% (one fact alone)"
 
 
 def test_bootstrap_of_nothing() -> None:

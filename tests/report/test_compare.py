@@ -89,6 +89,39 @@ def test_rows_are_paired_by_identity_and_not_by_position(
     assert (a.value.value, a.value.low) == pytest.approx((expected.value, expected.low), abs=1e-4)
 
 
+def test_all_kept_rows_are_compared_where_splits_share_a_group(
+    tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
+) -> None:
+    held = base.splits["holdout"]
+    one = replace(held, groups=(base.splits["retain"].groups[0],) * len(held.rows))
+    alike = Measurement({**base.splits, "holdout": one}, base.text_loss)
+    edits = {m: Measurement(alike.splits, base.text_loss, (0.0,) * 8) for m in ("mansu", "ga")}
+    made = run_of(tmp_path / "alike", tiny, tiny_task, alike, edits)
+    (found,) = compare([Side(m, made, m) for m in edits]).differences
+    rows = {d.rows for d in found if d.quantity.title.startswith("Kept")}
+    kept = ("retain", "holdout", "neighbour")
+    assert rows == {sum(len(base.splits[split].rows) for split in kept)}
+
+
+def test_one_fact_alone_tells_no_edits_apart(run: Run, tiny: Subject, tiny_task: Task) -> None:
+    found = []
+    for method in ("mansu", "graddiff"):
+        measured = run.measurement(method, nf4=False)
+        rows = measured.splits["forget"]
+        one = replace(rows, facts=("the one",) * len(rows.rows))
+        found.append(replace(measured, splits={**measured.splits, "forget": one}))
+    made = run_of(
+        run.path.parent / "one",
+        tiny,
+        tiny_task,
+        run.base(nf4=False),
+        dict(zip(("mansu", "graddiff"), found, strict=True)),
+    )
+    (differences,) = compare(sides(made)).differences
+    forget = [d for d in differences if d.quantity.title.startswith("Forget rows")]
+    assert len(forget) == 3 and {d.says for d in forget} == {"not told apart"}
+
+
 def test_what_cannot_be_paired_is_refused() -> None:
     def rows(*lines: int) -> Rows:
         return Rows(np.array(lines), np.zeros(len(lines)), np.array(lines))

@@ -23,8 +23,10 @@ from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
+from mansu.report.changes import changes, sentence
 from mansu.report.dossier import (
     Dossier,
+    accuracy_table,
     differences,
     dossier,
     failing,
@@ -34,6 +36,7 @@ from mansu.report.dossier import (
 )
 from mansu.report.flips import counts, flips
 from mansu.report.page import page
+from mansu.show.numbers import percent
 from mansu.show.sentences import capitalised
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -190,7 +193,8 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"review": {**SIGNED, "thresholds": {"nats": "much"}}},
         {"thresholds": {}},
         {"originals": {"margin": 0.5, "tolerance": 7.0}},
-        {"accuracies": {"Forget": [[1.0]]}},
+        {"accuracies": {"Forget": [[1.0, 0.5]]}},
+        {"accuracies": {"Forget": [[]]}},
     ],
 )
 def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> None:
@@ -254,6 +258,46 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert not any(row[3] for row in differences(one, one).rows)
 
 
+def test_which_rows_the_attacks_ask_is_said() -> None:
+    """Without an attack it is another accuracy than that of all forget rows, a section above."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    made = dossier(run, "mansu")
+    asked = len(run.attacks("mansu").scores["none"].rows)
+    assert f"half that the attacker does not know: {asked} rows; so" in page(made)
+    whole = made.to_json()
+    jsonschema.validate(whole, schema())
+    assert Dossier.from_json(json.dumps(whole)).attacked == asked
+    old = {k: v for k, v in whole.items() if k != "attacked"}  # of an earlier MANSU
+    assert "half that the attacker does not know; so" in page(Dossier.from_json(json.dumps(old)))
+
+
+def test_a_set_of_one_fact_alone_has_no_interval(
+    tmp_path: Path, tiny: Subject, tiny_task: Task, base: Measurement
+) -> None:
+    held = base.splits["holdout"]
+    one = replace(held, facts=("the one",) * len(held.rows))
+    alone = Measurement({**base.splits, "holdout": one}, base.text_loss, (0.01,) * 8)
+    made = dossier(run_of(tmp_path / "one", tiny, tiny_task, alone, {"mansu": alone}), "mansu")
+    read = Dossier.from_json(json.dumps(made.to_json()))
+    (row,) = [row for row in accuracy_table(read).rows if row[0].startswith("Held out")]
+    assert row[1:] == (f"{percent(held.accuracy)} (one fact alone)",) * 4
+    (other,) = [row for row in accuracy_table(read).rows if row[0].startswith("Paraphrase")]
+    assert "[" in other[1]
+
+
+def test_what_is_left_in_nf4_was_in_the_circuit() -> None:
+    """New edges are counted apart, and what is gone only in NF4 is not said to be the edit's."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    found = changes(run, "mansu")
+    assert found is not None
+    before, full, nf4 = diff(run.circuit(), run.edge_scores("mansu")).member.T
+    left, new = int((before & nf4).sum()), int((~before & nf4).sum())
+    text = sentence(found)
+    assert (left, new, int((before & full & ~nf4).sum())) == (147, 24, 35)
+    assert f"In NF4 {left} of them are left, beside {new} new edges; 31 are new" in text
+    assert "533 are gone in NF4 (by the edit, or by NF4 alone)" in text and "171" not in text
+
+
 def test_it_shows_what_is_left_of_the_circuit() -> None:
     (run,) = (run for run in examples() if run.name == "tiny-colours")
     made = dossier(run, "graddiff")
@@ -267,7 +311,7 @@ def test_it_shows_what_is_left_of_the_circuit() -> None:
     text = page(made)
     lines = [a for tag, a in Elements(text).found if tag == "path" and a.get("fill") == "none"]
     assert len(lines) == len(pairs)
-    assert "8 edges 3 are kept, 5 are gone" in text
+    assert "8 edges 3 are kept, 0 are gone after the edit but back after NF4, and 5 are" in text
     strongest = max((e for e in found.edges if e.change == "gone"), key=lambda e: e.strength)
     assert f"{strongest.source} → {strongest.destination}" in text
     old = {k: v for k, v in made.to_json().items() if k != "circuit"}  # of an earlier MANSU

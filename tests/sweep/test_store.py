@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 from pyarrow import parquet
 
 from mansu.errors import DamagedError, StorageError
-from mansu.evidence.verdict import ABOUT
+from mansu.evidence.verdict import ABOUT, kept_loss
 from mansu.job.runs import EXAMPLES, Run
+from mansu.measure.statistics import Interval
+from mansu.show.numbers import measured
 from mansu.sweep import store as stores
+from mansu.sweep.board import board, interval
 from mansu.sweep.store import COLUMNS, Store
 
 RUN = Run.open(EXAMPLES / "tiny-colours")
@@ -57,6 +61,44 @@ def test_a_row_is_the_verdict(tmp_path: Path) -> None:
     assert found == [(c.what, c.status, c.value.value, c.value.low) for c in every]
     store.put({"unit": "a", "state": "failed", "error": "No."})
     assert store.rows()[0]["forgetting"] is None and store.checks("a") == []
+
+
+def test_of_one_fact_alone_no_bounds_are_stored(tmp_path: Path) -> None:
+    store, verdict = Store(tmp_path / "r.sqlite"), RUN.verdict("mansu")
+    first, *others = verdict.forgetting.checks
+    lone = replace(first, value=Interval(0.5, 0.5, 0.5, alone=True))
+    alone = replace(verdict.forgetting, status=lone.status, checks=(lone, *others))
+    store.put({**recorded("a"), "verdict": replace(verdict, forgetting=alone)})
+    ((row,), check) = store.rows(), store.checks("a")[0]
+    assert (check["status"], check["low"], check["high"]) == ("undecided", None, None)
+    assert row["forgotten_low"] is None and interval(row, "forgotten") == lone.value
+    assert board([row]).columns["Forgotten, points"] == ["+50.0 (one fact alone)"]
+
+
+def test_what_is_kept_is_told_in_nats_too(tmp_path: Path) -> None:
+    """Accuracy stands still while kept answers become improbable, which the verdict sees."""
+    store, verdict = Store(tmp_path / "r.sqlite"), RUN.verdict("mansu")
+    store.put(recorded("a"))
+    store.put({"unit": "b", "method": "npo", "task": "z", "state": "failed", "error": "No."})
+    judged, failed = store.rows()
+    falls = [c for c in verdict.retention.checks if c.unit == "nats" and "drift" not in c.what]
+    worst = max(falls, key=lambda check: check.value.value)
+    assert worst.status == "failed" and judged["kept_fall"] <= 0.05
+    assert interval(judged, "kept_loss") == worst.value == kept_loss(verdict.retention.checks)
+    assert failed["kept_loss"] is None
+    shown = board([{**judged, "given": "{}"}, {**failed, "given": "{}", "subject": "tiny"}])
+    assert shown.columns["Kept lost, nats"] == [measured(worst.value, "nats", behind=False), "–"]
+
+
+def test_a_store_of_before_opens_and_has_what_is_lost(tmp_path: Path) -> None:
+    """What is read is made of the checks that it holds; it has no column of it."""
+    store = Store(tmp_path / "r.sqlite")
+    store.put(recorded("a"))
+    with sqlite3.connect(store.path) as base:
+        columns = [row[1] for row in base.execute("PRAGMA table_info(units)")]
+        assert base.execute("PRAGMA user_version").fetchone() == (1,)
+    assert columns == [name for name in COLUMNS if not name.startswith("kept_loss")]
+    assert len(columns) == 55 and store.rows()[0]["kept_loss"] > 0
 
 
 def _write(path: Path, who: int) -> None:
