@@ -321,6 +321,10 @@ def test_the_card_carries_the_verdict(
     assert "no guarantee of safety" in card and "--set steps=3" in card
     assert ("without double quantization" in card) == bool(format)
     assert run.about["digest"] in card
+    for version in ("0.1.0", ""):  # of the MANSU that made the run; older runs do not say it
+        made = Run(run.path, {**run.manifest, "mansu": version})
+        told = exports.model_card(made, tiny, "graddiff", format)
+        assert f"\n- {'MANSU 0.1.0, ' if version else ''}Python " in told
 
 
 def test_a_card_for_the_hub_names_its_base(run: Run, tiny: Subject) -> None:
