@@ -41,6 +41,17 @@ def name_of(source: str) -> str:
     return "-".join(part for part in (config, split) if part) or Path(place).stem
 
 
+def public(source: str) -> str:
+    """What a file that leaves this machine calls a source: of a path its last name alone."""
+    place, *_ = split_source(source)
+    path = Path(place)
+    is_id = (
+        place.count("/") == 1 and path.suffix not in FORMATS and not place.startswith(("/", "."))
+    )
+    kept = "/" not in place or (is_id and not answered(path.exists))
+    return source if kept else path.name + source[len(place) :]
+
+
 def named(sources: Sequence[str]) -> dict[str, str]:
     """Sources by ``name_of``, in their order; one whose name is taken has a number after it.
 
