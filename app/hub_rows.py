@@ -58,7 +58,7 @@ def rows() -> Read | None:
     columns = _columns(found)
     if columns is None:
         return None
-    return Read(lines(found, columns), hub.name_of(source), source)
+    return Read(lines(found, columns), hub.name_of(source), hub.public(source))
 
 
 @st.cache_data(max_entries=8, ttl=3600, show_spinner="Reading the data set …")

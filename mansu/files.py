@@ -141,10 +141,7 @@ def save_values(
     contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
     header = {name: _json_of(path, {**meta, **({OF: dict(of)} if of else {})})}
     with replacing(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata=header)
-        except SafetensorError as error:  # which is no OSError, also of a full disk
-            raise _no(path, str(error)) from error
+        save_file(contiguous, temporary, metadata=header)
 
 
 OF = "of"
@@ -204,6 +201,7 @@ NO = {
     errno.ENFILE,
 }
 """What a machine says where a path cannot be written, and not a program's fault."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def _no(path: Path, why: str) -> StorageError:
@@ -222,11 +220,16 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except StorageError:
+        raise
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in NO:
             raise _no(path, error.strerror or str(error)) from error
         if isinstance(error, ValueError) and "null byte" in str(error):
             raise _no(path, "a name holds a null byte") from error
+        # Of safetensors and tokenizers, which are Rust: their errors are no OSError.
+        if (said := _OS_ERROR.search(str(error))) and int(said[1]) in NO:
+            raise _no(path, str(error)) from error
         raise
 
 

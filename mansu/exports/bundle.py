@@ -23,9 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mansu.errors import BadInputError, DamagedError, MansuError
-from mansu.files import inside, new_folder, replacing
+from mansu.files import inside, new_folder, replacing, slug
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, folder
+from mansu.report.repeat import public
+from mansu.sets import hub
 
 VERSION = 1
 CONTENTS = "bundle.json"
@@ -47,6 +49,8 @@ _DAY = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
     """Write a bundle, whole or not at all.
+
+    A run that has a name which ``unpack`` does not take is called by its ``slug`` in it.
 
     Args:
         methods: whose edits go in; all by default.
@@ -74,7 +78,8 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
     except (ValueError, OSError, SafetensorError) as error:
         raise DamagedError(f"A file of the run {run.name} cannot be read ({error}).") from error
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    about = {"version": VERSION, "run": run.name, "files": sums}
+    called = run.name if re.fullmatch(_NAME, run.name) else slug(run.path.resolve().name)
+    about = {"version": VERSION, "run": called, "files": sums}
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as bundle:
         for name, data in {CONTENTS: _text(about), **contents}.items():
             entry = zipfile.ZipInfo(name, _DAY)
@@ -207,11 +212,21 @@ def _free(place: Path) -> Path:
 
 
 def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
-    """The files' bytes without the path of a subject that is a folder, which is named instead.
+    """The files' bytes without paths: of a subject that is a folder, of data that was read.
 
-    A file that changes has another sha256, which stands in others: that is put right, too.
+    Their last names stay. A file that changes has another sha256, which stands in others: that is
+    put right, too.
     """
     contents = {name: path.read_bytes() for name, path in files.items()}
+    for name, data in contents.items():
+        if PurePosixPath(name).parent.name == "scores":
+            sources = ARTEFACTS["scores"].codec.read(files[name])[0].get("sources") or ()
+            contents[name] = _called(
+                data, {s: hub.public(s) for s in sources if isinstance(s, str)}
+            )
+    source = run.about["provenance"]
+    manifest = contents["manifest.json"]
+    contents["manifest.json"] = _called(manifest, {source: public(source)})
     subject = Path(run.subject)
     if not subject.is_absolute():
         return contents
@@ -231,6 +246,14 @@ def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
             text = text.replace(old, new)
         contents[name] = text.encode("utf-8")
     return contents
+
+
+def _called(data: bytes, names: Mapping[str, str]) -> bytes:
+    """JSON of ours in which some strings are others."""
+    for old, new in names.items():
+        old, new = (json.dumps(text, ensure_ascii=False) for text in (old, new))
+        data = data.replace(old.encode(), new.encode())
+    return data
 
 
 def _in_json(text: str) -> str:

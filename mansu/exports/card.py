@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from mansu import __version__, methods, quant
+from mansu import methods, quant
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement
 from mansu.report import rows
@@ -155,10 +155,14 @@ def _limits(format: quant.Format | None, outtype: str) -> str:
 
 def _repeat_section(run: Run, method: str) -> str:
     manifest = public_manifest(run)
-    versions = ", ".join(f"{n} {v}" for n, v in run.manifest["packages"].items())
+    told = run.manifest
+    used = {"Python": told["python"], **told["packages"]}
+    if told.get("mansu"):  # an older run does not say which MANSU made it
+        used = {"MANSU": told["mansu"], **used}
+    versions = ", ".join(f"{n} {v}" for n, v in used.items())
     return (
         f"```\n{repeat_command(run, method, subject=public_subject(run))}\n```\n\n"
-        f"- MANSU {__version__}, Python {run.manifest['python']}, {versions}\n"
+        f"- {versions}\n"
         f"- task `{run.about['name']}`, digest `{run.about['digest']}`\n"
         f"- `manifest.json`, sha256 `{hashlib.sha256(manifest).hexdigest()}`\n"
         f"- the edit, sha256 `{run.digest(method)}`"

@@ -61,7 +61,7 @@ def nf4_checkpoint(
                 f"of {format.blocksize}, and bitsandbytes misreads such rows on some processors: "
                 "export it without NF4."
             )
-    with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new.parent) as plain:
+    with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new) as plain:
         checkpoint(subject, edit, plain)
         dtype = subject.dtype
         options = BitsAndBytesConfig(

@@ -75,7 +75,8 @@ def gguf_file(subject: Subject, edit: Edit, path: str | Path, outtype: str = "f1
 
     Raises:
         BadInputError: another outtype, a family or a tokenizer that GGUF has no names for, a
-            setting of the model that it cannot say, or rows that are no whole number of blocks.
+            setting of the model that it cannot say, weights that are too large for the outtype, or
+            rows that are no whole number of blocks.
         MansuError: the folder is not empty, or the edit does not fit the subject.
     """
     path = Path(path)
@@ -90,6 +91,7 @@ def gguf_file(subject: Subject, edit: Edit, path: str | Path, outtype: str = "f1
     how = _stored(subject, outtype)
     names = _names(subject, family)
     with new_folder(path.parent) as new, edit.applied(subject):
+        _refuse_overflow(subject, family, how)
         writer = gguf.GGUFWriter(new / path.name, family.name)
         _say_model(writer, subject, outtype)
         _say_tokenizer(writer, subject)
@@ -159,6 +161,26 @@ def _data(weight: Tensor, kind: Stored) -> np.ndarray:
     return quant.packed(weight, quant.Format(kind.name, GGUF_BLOCK))  # type: ignore[arg-type]
 
 
+def _refuse_overflow(subject: Subject, family: _Family, how: Mapping[str, Stored]) -> None:
+    """Refuse weights, or scales of blocks, that a file would hold as infinite.
+
+    Raises:
+        BadInputError: a parameter has some.
+    """
+    for name, kind in how.items():
+        weight = _laid_out(subject, family, name, subject.parameters[name].data)
+        largest = float(weight.abs().max())
+        if kind == Stored.F32 or largest <= torch.finfo(torch.float16).max:
+            continue
+        with np.errstate(all="ignore"):
+            held = gguf.dequantize(_data(weight, kind), kind)
+        if not np.isfinite(held).all():
+            raise BadInputError(
+                f"{name!r} of {subject.name!r} has a weight of size {largest:g}, which is infinite "
+                f"in {kind.name}: give another outtype, such as f32."
+            )
+
+
 def _say_model(writer: gguf.GGUFWriter, subject: Subject, outtype: str) -> None:
     config = subject.config
     heads = config.num_attention_heads
@@ -215,6 +237,13 @@ def _say_tokenizer(writer: gguf.GGUFWriter, subject: Subject) -> None:
     n, vocab = _rows(subject), dict(model["vocab"])
     added = {token["content"]: token for token in spec["added_tokens"]}
     vocab |= {content: token["id"] for content, token in added.items()}
+    last = max(vocab, key=lambda text: vocab[text])
+    if vocab[last] >= n:
+        raise BadInputError(
+            f"The tokenizer of {subject.name!r} gives {last!r:.40} the number {vocab[last]}, and "
+            f"the model has {n} embeddings, one a number from 0: give the tokenizer that the model "
+            "was made with."
+        )
     tokens, types = [f"[PAD{i}]" for i in range(n)], [gguf.TokenType.UNUSED] * n
     for text, i in vocab.items():
         kind = gguf.TokenType.NORMAL

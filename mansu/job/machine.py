@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mansu import __version__
 from mansu.job.limits import n_cores
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "bitsandbytes")
@@ -26,9 +27,11 @@ _MATTER = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "
 
 
 def machine() -> dict[str, Any]:
-    """``python``, ``packages`` (versions by name), ``threads`` of torch, ``cpu`` (its kind and the
-    instructions that kernels choose by) and ``device`` (``cpu``, or the name of the GPU)."""
+    """``mansu`` and ``python`` (versions), ``packages`` (versions by name), ``threads`` of torch,
+    ``cpu`` (its kind and the instructions that kernels choose by) and ``device`` (``cpu``, or the
+    name of the GPU)."""
     return {
+        "mansu": __version__,
         "python": platform.python_version(),
         "packages": dict(_versions()),
         "threads": torch.get_num_threads(),
@@ -50,7 +53,7 @@ def _other(manifest: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """What is other, its name, there and here."""
     had, here = {**manifest, **manifest["packages"]}, machine()
     here |= here["packages"]
-    names = ("python", *PACKAGES, "threads", "cpu", "device")
+    names = ("mansu", "python", *PACKAGES, "threads", "cpu", "device")
     return [(n, had[n], here[n]) for n in names if n in had and had[n] != here[n]]
 
 

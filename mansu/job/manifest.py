@@ -45,6 +45,7 @@ class _Manifest:
     python: str
     packages: dict[str, str]
     threads: int
+    mansu: str = ""
     cpu: str = ""
     device: str = ""
 

@@ -9,6 +9,7 @@ task, on which the whole main job runs.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +74,7 @@ def read(source: str, *, split: str = "test") -> list[Question]:
     Raises:
         MansuError: it cannot be read, or a row has not four choices and one of them right.
     """
-    found = []
-    name = f"{Path(source).parent.name}/{hub.name_of(source)}"
-    default = next((text for key, text in SUBJECTS.items() if key in name), "general knowledge")
+    found, default = [], _about(source)
     rows = hub.read(source, SCHEMA, optional={"subject": "a string"}, split=split)
     for number, row in enumerate(rows, start=1):
         choices, answer = tuple(row["choices"]), row["answer"]
@@ -87,6 +86,17 @@ def read(source: str, *, split: str = "test") -> list[Question]:
         about = str(row.get("subject", default)).replace("_", " ")
         found.append(Question(row["question"].strip(), choices, answer, about, number))
     return found
+
+
+def _about(source: str) -> str:
+    """What a set is about, by the words of its name, where no row says it.
+
+    A file of WMDP's repository is called by its split, and its folder by its config (``wmdp-bio``).
+    """
+    folder = Path(source).parent.name
+    name = f"{folder if folder.startswith('wmdp-') else ''} {hub.name_of(source)}"
+    words = set(re.findall("[a-z]+", name.lower()))
+    return next((t for key, t in SUBJECTS.items() if words & {key, t}), "general knowledge")
 
 
 def letter_prompt(question: Question, shots: Sequence[Question] = ()) -> str:

@@ -169,8 +169,25 @@ def _only(subject: Subject, config: GenerationConfig) -> Iterator[None]:
 
 
 def cut(subject: Subject, text: str, tokens: int) -> str:
-    """The first ``tokens`` tokens of a text, as text."""
-    return str(subject.tokenizer.decode(subject.encode(text)[:tokens]))
+    """The first ``tokens`` tokens of a text, as it has them.
+
+    Fewer where the last of them ends inside a character, which takes up to four tokens.
+
+    Raises:
+        BadInputError: the tokenizer does not say where in the text its tokens lie.
+    """
+    tokenizer, ids = subject.tokenizer, subject.encode(text)[:tokens]
+    for n in range(len(ids), max(len(ids) - 4, 0), -1):
+        head = str(tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False))
+        if text.startswith(head):
+            return head
+    if not tokenizer.is_fast:
+        raise BadInputError(
+            f"The tokenizer of {subject.name!r} writes {text[:40]!r} in another way and does not "
+            "say where it cuts it: give a model with a fast tokenizer (tokenizer.json)."
+        )
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return text[: places["offset_mapping"][len(ids) - 1][1]] if ids else ""  # type: ignore[index]
 
 
 def rouge_l(truths: Sequence[str], said: Sequence[str], what: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,32 @@ def name_of(source: str) -> str:
     """A short name: the config if one is given, else the file's stem."""
     place, config, split = split_source(source)
     return "-".join(part for part in (config, split) if part) or Path(place).stem
+
+
+def public(source: str) -> str:
+    """What a file that leaves this machine calls a source: of a path its last name alone."""
+    place, *_ = split_source(source)
+    path = Path(place)
+    is_id = (
+        place.count("/") == 1 and path.suffix not in FORMATS and not place.startswith(("/", "."))
+    )
+    kept = "/" not in place or (is_id and not answered(path.exists))
+    return source if kept else path.name + source[len(place) :]
+
+
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """Sources by ``name_of``, in their order; one whose name is taken has a number after it.
+
+    ::
+
+        named(["a/test.jsonl", "b/test.jsonl"])  # {"test": "a/test.jsonl", "test 2": …}
+    """
+    found: dict[str, str] = {}
+    for source in sources:
+        name = name_of(source)
+        others = (f"{name} {number}" for number in count(2))
+        found[next(n for n in chain([name], others) if n not in found)] = source
+    return found
 
 
 def read(

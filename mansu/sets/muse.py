@@ -35,8 +35,8 @@ MIN_K = 0.4  # the authors' choice for PrivLeak
 def read_verbatim(source: str, subject: Subject, *, split: str = "forget") -> list[tuple[str, str]]:
     """(prompt, truth) pairs of the ``verbmem`` config.
 
-    Rows are ``prompt`` and ``gt``, or ``text`` (early versions), whose first 32 tokens are then
-    the prompt.
+    Rows are ``prompt`` and ``gt``, or ``text`` (early versions), whose first 32 tokens (``cut``)
+    are then the prompt.
 
     Raises:
         MansuError: it cannot be read, or has neither.

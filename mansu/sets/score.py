@@ -49,7 +49,8 @@ def score(
     """Score the set on each model.
 
     Args:
-        name: one of ``SETS``. sources: see ``hub.read``; for ``muse`` one folder or hub id.
+        name: one of ``SETS``. sources: see ``hub.read``; for ``muse`` one folder or hub id. Each is
+            a part of the result, named as ``hub.named`` has it.
         edit: scored beside the unedited model, if given. in_nf4: also both in NF4.
         form, shots: how multiple choice is asked.
         tokens: the longest greedy answer, where it is not to be the set's own.
@@ -131,7 +132,7 @@ def _texts(value: Any) -> Iterator[str]:
 def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) -> Asked:
     if form not in choices.FORMS:
         raise MansuError(f"Unknown form {form!r}: use {' or '.join(choices.FORMS)}.")
-    sets = {hub.name_of(s): choices.read(s) for s in sources}
+    sets = {part: choices.read(s) for part, s in hub.named(sources).items()}
     for part, questions in sets.items():
         if len(questions) <= shots:
             raise MansuError(
@@ -151,7 +152,7 @@ def _choices(subject: Subject, sources: Sequence[str], form: str, shots: int) ->
 
 
 def _tofu(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) -> Asked:
-    sets = {hub.name_of(s): tofu.read(s) for s in sources}
+    sets = {part: tofu.read(s) for part, s in hub.named(sources).items()}
 
     def once() -> Rows:
         return {

@@ -48,8 +48,8 @@ class Edit(Shown):
         meta: JSON values that say how.
 
     Raises:
-        MansuError: indices and values of different lengths, an index given twice, or a value that
-            is not finite.
+        MansuError: places that are no indices and no mask, indices and values of different
+            lengths, an index given twice, or a value that is not finite.
     """
 
     changes: Mapping[str, tuple[Tensor, Tensor]]
@@ -122,7 +122,8 @@ class Edit(Shown):
         """Refuse a subject that the edit was not made for.
 
         Raises:
-            MismatchError: it was made on other weights, or changes what this subject has not.
+            MismatchError: it was made on other weights, changes what this subject has not, or has
+                values that are infinite in this subject's dtype.
         """
         made_on = self.meta.get("fingerprint", subject.fingerprint)
         if made_on != subject.fingerprint:
@@ -131,7 +132,7 @@ class Edit(Shown):
                 f"{subject.name!r} has ({subject.fingerprint}): apply it to the model it was made "
                 "for."
             )
-        for name, (where, _) in self.changes.items():
+        for name, (where, values) in self.changes.items():
             if name not in subject.parameters:
                 raise MismatchError(
                     f"The edit {self.label!r} changes {name!r}, which {subject.name!r} does not "
@@ -144,6 +145,12 @@ class Edit(Shown):
                 raise MismatchError(
                     f"The edit {self.label!r} does not fit {name!r} of {subject.name!r}, which has "
                     f"{size} entries: apply it to the model it was made for."
+                )
+            dtype = subject.parameters[name].dtype
+            if values.dtype != dtype and not bool(torch.isfinite(values.to(dtype)).all()):
+                raise MismatchError(
+                    f"The edit {self.label!r} gives {name!r} values that are infinite as {dtype}, "
+                    f"which {subject.name!r} has: make it again with smaller ones."
                 )
 
     @contextmanager
@@ -310,6 +317,11 @@ def touched(subject: Subject) -> dict[str, list[Tensor]]:
 
 
 def _sorted(name: str, where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    if where.dtype not in (torch.bool, torch.int32, torch.int64):
+        raise MansuError(
+            f"The edit of {name!r} gives its places as {where.dtype}: give int64 indices or a bool "
+            "mask."
+        )
     is_mask = where.dtype == torch.bool
     count = int(where.sum()) if is_mask else len(where)
     if values.shape != (count,) or where.ndim != 1:

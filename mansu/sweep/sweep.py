@@ -17,7 +17,16 @@ from mansu.show.numbers import NOTHING, duration
 from mansu.sweep.grid import CIRCUIT, Unit, circuits
 from mansu.sweep.pools import Pool
 from mansu.sweep.store import Store
-from mansu.sweep.work import EDIT, Outcome, cancelled, identity, is_done, record
+from mansu.sweep.work import (
+    EDIT,
+    Outcome,
+    cancelled,
+    fingerprint_of,
+    identity,
+    is_done,
+    record,
+    refuse_other,
+)
 
 RETRIES = 2
 """How often a unit is begun again whose worker was lost."""
@@ -55,6 +64,7 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
     _records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _subjects: dict[str, str | MansuError] = field(default_factory=dict)
     _took: dict[Kind, list[float]] = field(default_factory=dict)
     _at: dict[str, Unit] = field(default_factory=dict)
     _begun: dict[str, float] = field(default_factory=dict)
@@ -109,10 +119,26 @@ class Sweep:
         try:
             if not is_done(unit, self.folder):
                 return False
+            refuse_other(unit, self.folder, self._fingerprint(unit.subject))
             self._keep(unit)
         except MansuError as error:
             self._fail(unit, str(error))
         return True
+
+    def _fingerprint(self, subject: str) -> str:
+        """Of a subject as it is now: a folder may hold other weights than when a unit was done.
+
+        Loaded once, and not for each of its units; the workers check what they do themselves.
+        """
+        if subject not in self._subjects:
+            try:
+                self._subjects[subject] = fingerprint_of(subject)
+            except MansuError as error:
+                self._subjects[subject] = error
+        found = self._subjects[subject]
+        if isinstance(found, MansuError):
+            raise found
+        return found
 
     def _keep(self, unit: Unit) -> None:
         found = record(unit, self.folder)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 
-import mansu
 from mansu import methods, subjects, tasks
 from mansu.errors import MansuError, MismatchError, TakenError
 from mansu.interrupts import Cancelled
@@ -191,6 +189,36 @@ def is_done(unit: Unit, folder: Path) -> bool:
     return True
 
 
+def fingerprint_of(subject: str) -> str:
+    """Of a subject as it is now, which is loaded for that and let go.
+
+    Raises:
+        MansuError: it cannot be loaded.
+    """
+    fingerprint = subjects.load(subject).fingerprint
+    gc.collect()  # a subject's parts know each other
+    torch.cuda.empty_cache()  # a worker needs the room
+    return fingerprint
+
+
+def refuse_other(unit: Unit, folder: Path, fingerprint: str) -> None:
+    """Refuse the results of a unit that measured another subject than there is under its name now.
+
+    Args:
+        fingerprint: of the subject as it is now.
+
+    Raises:
+        MismatchError: they are of other weights, another config or another tokenizer.
+    """
+    run = Run.open(folder / unit.name)
+    if run.fingerprint != fingerprint:
+        raise MismatchError(
+            f"The run {run.name} measured another {unit.subject!r} than there is now: its weights, "
+            f"config or tokenizer differ (fingerprint {fingerprint}, not {run.fingerprint}). Put "
+            "the checkpoint back, or give the sweep another folder with --folder."
+        )
+
+
 def record(unit: Unit, folder: Path) -> dict[str, Any]:
     """What the store keeps of a unit that is done, read from its run folder.
 
@@ -200,7 +228,8 @@ def record(unit: Unit, folder: Path) -> dict[str, Any]:
     run, before = Run.open(folder / unit.name), unit.before
     name, shared = edit_of(unit, run), before and folder / before.name
     took = Run.open(shared).seconds() if shared and Run.is_at(shared) else {}
-    versions = {**run.manifest["packages"], "python": run.manifest["python"]}
+    told = run.manifest  # an older one does not say which MANSU made it, or on which processor
+    versions = {n: told[n] for n in ("mansu", "python", "cpu") if told.get(n)}
     of_edit = {}
     if name is not None and run.has("edit", name):
         of_edit = {
@@ -216,8 +245,8 @@ def record(unit: Unit, folder: Path) -> dict[str, Any]:
         "seconds": round(sum(run.seconds().values()), 2),
         "shared_seconds": round(sum(took.values()), 2) if took else None,
         "memory_gib": run.timings().get("peak memory"),
-        "threads": run.manifest["threads"],
-        "versions": {**versions, "mansu": mansu.__version__, "cpus": os.cpu_count()},
+        "threads": told["threads"],
+        "versions": {**told["packages"], **versions},
         "state": "done",
     }
 

@@ -127,6 +127,11 @@ class Reading:
     answer: int
     gap: str = ""
 
+    @property
+    def spaced(self) -> bool:
+        """Whether a space is put or written before the answer: the token begins with it."""
+        return bool(self.gap) or self.fact.answer[:1].isspace()
+
 
 def read(facts: Sequence[Fact], subject: Subject) -> tuple[list[Reading], list[str]]:
     """The facts that can be scored, and a sentence on those that cannot or that read oddly.
@@ -211,15 +216,13 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         MansuError: no row of the forget or retain set can be used.
     """
     usable, notes = read(task.split(split), subject)
-    answers: dict[tuple[str, str], set[int]] = defaultdict(set)  # of answers joined alike
-    for r in usable:
-        answers[r.fact.group, r.gap].add(r.answer)
+    answers = _alike(usable)
     rng = random.Random(seed)
     kept: list[Reading] = []
     distractors, few, replaced, surplus = [], [], [], []
     for r in usable:
         given = _distractors(r, subject)
-        pool = sorted(answers[r.fact.group, r.gap] - {r.answer} - set(given))
+        pool = sorted(answers[_join(r)] - {r.answer} - set(given))
         missing = N_DISTRACTORS - len(given)
         if len(given) < len(r.fact.distractors):
             replaced.append(r.fact.row)
@@ -252,7 +255,7 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     padded, length = pad([r.prompt for r in kept])
     vocabulary = sorted({r.answer for r in kept})
     candidates = torch.tensor(
-        [[v in answers[r.fact.group, r.gap] for v in vocabulary] for r in kept], dtype=torch.bool
+        [[v in answers[_join(r)] for v in vocabulary] for r in kept], dtype=torch.bool
     ).reshape(len(kept), len(vocabulary))
     named = any(r.fact.fact for r in kept)
     return Examples(
@@ -267,6 +270,26 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         notes=tuple(notes),
         facts=tuple(r.fact.fact or r.fact.answer for r in kept) if named else (),
     )
+
+
+def _join(reading: Reading) -> tuple[str, str, bool]:
+    """Its group, and how its answer is joined to its prompt."""
+    return reading.fact.group, reading.gap, reading.spaced
+
+
+def _alike(readings: Sequence[Reading]) -> dict[tuple[str, str, bool], set[int]]:
+    """By ``_join``, the group's answers that are joined alike: with the same gap, or with a space
+    before them, whether the task wrote it or forgot it."""
+    by_gap: dict[tuple[str, str], set[int]] = defaultdict(set)
+    spaced: dict[str, set[int]] = defaultdict(set)
+    for r in readings:
+        by_gap[r.fact.group, r.gap].add(r.answer)
+        if r.spaced:
+            spaced[r.fact.group].add(r.answer)
+    return {
+        (group, gap, has): by_gap[group, gap] | (spaced[group] if has else set())
+        for group, gap, has in map(_join, readings)
+    }
 
 
 def _distractors(reading: Reading, subject: Subject) -> list[int]:

@@ -93,6 +93,49 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     assert not (tmp_path / "damaged.zip").exists()
 
 
+def test_of_data_that_was_read_the_name_alone_travels(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "scored")
+    told = {**run.manifest["task"], "provenance": "/home/somebody/é/rows.jsonl:all:test"}
+    manifest = json.dumps({**run.manifest, "task": told}, ensure_ascii=False, indent=1)
+    (tmp_path / "scored" / "manifest.json").write_text(manifest)
+    made = Run.open(tmp_path / "scored")
+    folder = tmp_path / "somebody" / "copy"
+    folder.mkdir(parents=True)
+    sources = {
+        "/home/somebody/é/A/test.jsonl": "test.jsonl",
+        "../somebody/B/test.jsonl": "test.jsonl",
+        "somebody/test.csv": "test.csv",
+        f"{folder}:wmdp-bio:test": "copy:wmdp-bio:test",
+        "cais/wmdp:wmdp-bio": "cais/wmdp:wmdp-bio",
+        "mine.jsonl": "mine.jsonl",
+    }
+    made.save({"scores": {"sources": list(sources), "models": {}}}, part="mmlu-tiny")
+    made.save({"edit_scores": {"sources": list(sources), "models": {}}}, "mansu", "mmlu")
+    pack(made, tmp_path / "p.zip")
+    with zipfile.ZipFile(tmp_path / "p.zip") as bundle:
+        assert not any(b"somebody" in bundle.read(name) for name in bundle.namelist())
+    there = unpack(tmp_path / "p.zip", tmp_path / "there")
+    assert there.read("scores", part="mmlu-tiny")["sources"] == list(sources.values())
+    assert there.read("edit_scores", "mansu", "mmlu")["sources"] == list(sources.values())
+    assert there.about["provenance"] == "rows.jsonl:all:test"
+    assert made.read("scores", part="mmlu-tiny")["sources"] == list(sources)  # here they stay
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [("my run (1)", "my-run-1"), ("ärger", "rger"), ("日本", "x"), (".", "here")],
+)
+def test_whatever_a_run_is_called_its_bundle_opens(
+    run: Run, name: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("here" if name == "." else name)
+    shutil.copytree(run.path, place)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path / "elsewhere"))
+    pack(Run.open("." if name == "." else place), tmp_path / "b.zip")
+    assert unpack(tmp_path / "b.zip").path == tmp_path / "elsewhere" / called
+
+
 def rewritten(
     source: Path, target: Path, change: Callable[[dict[str, bytes]], None], mode: int = 0o644
 ) -> None:

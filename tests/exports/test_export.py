@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from disks import limited
 from families import FAMILIES, GROUPED, byte_pairs, family, shaken, tokenizer, wide
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
@@ -321,6 +322,10 @@ def test_the_card_carries_the_verdict(
     assert "no guarantee of safety" in card and "--set steps=3" in card
     assert ("without double quantization" in card) == bool(format)
     assert run.about["digest"] in card
+    for version in ("0.1.0", ""):  # of the MANSU that made the run; older runs do not say it
+        made = Run(run.path, {**run.manifest, "mansu": version})
+        told = exports.model_card(made, tiny, "graddiff", format)
+        assert f"\n- {'MANSU 0.1.0, ' if version else ''}Python " in told
 
 
 def test_a_card_for_the_hub_names_its_base(run: Run, tiny: Subject) -> None:
@@ -402,6 +407,20 @@ def test_an_interrupted_export_leaves_nothing(
         exports.write(run, tiny, "graddiff", tmp_path / "out", WITHOUT_BPE)
     assert not list(tmp_path.iterdir())
     assert all(torch.equal(p, before[n]) for n, p in tiny.parameters.items())
+
+
+@pytest.mark.parametrize("format", ["hf", "nf4"])
+def test_a_full_disk_is_one_sentence(
+    format: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "out"
+    with limited(300_000):
+        command = ["export", str(run.path), "--method", "ga", "--format", format]
+        assert cli.main([*command, "--to", str(place)]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
+    assert line.startswith(f"mansu: {place}") and ".part" not in line
+    assert line.count("was not written (") == 1 and "make room" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(

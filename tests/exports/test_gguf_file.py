@@ -224,3 +224,36 @@ def test_what_gguf_cannot_say_is_refused_and_leaves_nothing(tiny: Subject, tmp_p
     (path.parent / "mine.txt").write_text("mine")
     with pytest.raises(MansuError, match="not an empty folder"):
         gguf_file(subject, edit, path)
+
+
+def test_weights_that_a_type_holds_as_infinite_are_refused(tmp_path: Path) -> None:
+    subject, _ = made("llama")
+    for name, size, outtype, refused in (
+        ("model.layers.0.mlp.up_proj.weight", 65_504.0, "f16", False),
+        ("model.layers.0.mlp.up_proj.weight", 1e6, "f16", True),
+        ("model.layers.0.mlp.up_proj.weight", 1e6, "f32", False),
+        ("model.layers.1.input_layernorm.weight", 1e6, "f16", False),  # in float32 in each
+        ("model.layers.1.self_attn.k_proj.weight", -1e6, "q4_0", True),
+        ("model.layers.1.self_attn.k_proj.weight", -1e6, "q8_0", False),  # its scale is 1e6 / 127
+        ("model.embed_tokens.weight", 1e7, "q8_0", True),
+    ):
+        edit = Edit({name: (torch.tensor([5]), torch.tensor([size]))}, "large")
+        path = tmp_path / f"{name}-{size}-{outtype}" / "model.gguf"
+        if refused:
+            with pytest.raises(BadInputError, match=f"{name}.* a weight of size .* as f32") as told:
+                gguf_file(subject, edit, path, outtype)
+            assert "\n" not in str(told.value) and not path.parent.exists()
+        else:
+            gguf_file(subject, edit, path, outtype)
+            assert all(bool(p.isfinite().all()) for p in read_back(path).parameters())
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_one_sentence(tmp_path: Path) -> None:
+    subject, edit = made("llama")
+    tokenizer: Any = byte_pairs()
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(4)])
+    n = len(subject.parameters["model.embed_tokens.weight"])
+    path = tmp_path / "out" / "model.gguf"
+    with pytest.raises(BadInputError, match=f"'<extra 3>' the number {n}, and the model has {n} "):
+        gguf_file(replace(subject, tokenizer=tokenizer), edit, path)
+    assert not path.parent.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mansu import cli, tasks
+from mansu import __version__, cli, tasks
 from mansu.job import doctor, pipeline
 from mansu.job.limits import n_cores
 from mansu.job.machine import differences, machine, sentence, threads_of
@@ -26,18 +26,19 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_other_there(
     run = Run.create(tiny, tasks.load("tiny-colours"), settings, tmp_path / "run")
     assert machine().items() <= run.manifest.items() and sentence(run.manifest) == ""
     told = json.loads(run.manifest_file.read_text())
-    told["threads"], told["packages"]["torch"] = 77, "1.0"
+    told["threads"], told["packages"]["torch"], told["mansu"] = 77, "1.0", "0.1.0"
     del told["cpu"], told["device"]  # as older runs are
     run.manifest_file.write_text(json.dumps(told))
     again = Run.open(run.path)
     has, threads = machine()["packages"]["torch"], machine()["threads"]
     assert differences(again.manifest) == [
+        f"mansu 0.1.0 there, {__version__} here",
         f"torch 1.0 there, {has} here",
         f"threads 77 there, {threads} here",
     ]
     assert again.digest_of_run == run.digest_of_run  # it goes on all the same
     assert cli.main(["attribute", "--folder", str(run.path)]) == 0
-    assert "note: This run was begun on another machine or with other versions (torch 1.0" in (
+    assert "note: This run was begun on another machine or with other versions (mansu 0.1.0" in (
         capsys.readouterr().err
     )
 

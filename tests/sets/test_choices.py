@@ -210,3 +210,22 @@ def test_the_command_writes_an_ordinary_task_file(
     assert "about biology.\n\n" in made.split("forget")[0].prompt
     assert cli.main(["task", *sources, "-o", str(tmp_path / "x.txt")]) == 2
     assert "is no .jsonl file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "about"),
+    [
+        ("wmdp-bio.jsonl", "biology"),
+        ("my_Cyber_set.jsonl", "cybersecurity"),
+        ("chemistry.jsonl", "chemistry"),
+        ("wmdp-bio/test-00000-of-00001.jsonl", "biology"),  # as the hub lays it out
+        ("fabio/rows.jsonl", "general knowledge"),
+        ("bio/rows.jsonl", "general knowledge"),
+        ("symbiosis.jsonl", "general knowledge"),
+    ],
+)
+def test_a_set_is_about_what_its_name_says(place: str, about: str, tmp_path: Path) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"question": "Q?", "choices": list("abcd"), "answer": 0}))
+    assert [q.about for q in choices.read(str(path))] == [about]

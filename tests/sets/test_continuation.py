@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from alone import logits_alone
-from families import FAMILIES, family
+from families import FAMILIES, byte_pairs, family
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from mansu import quant
 from mansu.errors import MansuError
 from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
 from mansu.subjects import packing
+from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 
 PROMPTS = ["t1 t2 t3", "t4", "t5 t6 t7 t8 t9 t10", "t11 t12"]
@@ -145,3 +146,21 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
 
 def test_cut_keeps_the_first_tokens() -> None:
     assert cut(family("llama"), "t1 t2 t3", 2) == "t1 t2"
+
+
+def test_cut_ends_with_a_character_and_keeps_the_text_as_it_is(tiny: Subject) -> None:
+    """Most characters here are several tokens, of a byte each; tiny's words lose their spaces."""
+    tokenizer = byte_pairs()
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
+    bytewise = wrap("bytewise", LlamaForCausalLM(config), tokenizer)
+    for subject, text in (
+        (bytewise, "gold 日本 é😀 , silver .\n\n  iron 😀😀"),
+        (tiny, "The  colour of\n\nboben is\tblue ."),
+    ):
+        ids = subject.encode(text)
+        for n in range(len(ids) + 1):
+            head = cut(subject, text, n)
+            assert text.startswith(head)
+            assert n - 4 < len(subject.encode(head)) <= n
+        assert cut(subject, text, len(ids)) == text

@@ -112,6 +112,19 @@ def test_words_that_the_subject_cannot_read_are_said(tiny: Subject, tmp_path: Pa
         assert all("of the words of wmdp-1 are not in the vocabulary of tiny" in n for n in found)
 
 
+def test_files_of_one_name_are_both_scored(tiny: Subject, tmp_path: Path) -> None:
+    row = {"question": "The colour of boben is", "choices": ["blue", "red", "white", "green"]}
+    counts = {"A/test.jsonl": 4, "B/test.jsonl": 7, "C/test 2.jsonl": 1, "D/test.jsonl": 2}
+    sources = [lines(tmp_path / f, [{**row, "answer": 0}] * n) for f, n in counts.items()]
+    found = score.score(tiny, "mmlu", sources, form="cloze")["models"]["unedited"]
+    rows = {part: len(measured["accuracy"]) for part, measured in found["rows"].items()}
+    assert rows == {"test": 4, "test 2": 7, "test 2 2": 1, "test 3": 2}
+    assert {f"{part} accuracy" for part in rows} <= found["metrics"].keys()
+    pairs = [lines(tmp_path / f"{f}/forget.json", COLOURS[:n]) for f, n in (("A", 1), ("B", 2))]
+    rows = score.score(tiny, "tofu", pairs, tokens=2)["models"]["unedited"]["rows"]
+    assert {p: len(m["rouge"]) for p, m in rows.items()} == {"forget": 1, "forget 2": 2}
+
+
 def test_the_command_scores_a_run_s_edit_and_saves_what_it_prints(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,6 +275,26 @@ def test_values_that_are_not_finite_are_refused() -> None:
         Edit({"w": (torch.tensor([1]), torch.tensor([float("nan")]))})
 
 
+def test_values_that_the_weights_would_hold_as_infinite_are_refused(subject: Subject) -> None:
+    values = torch.tensor([1e300], dtype=torch.float64)
+    before = bits(subject)
+    edit = Edit({Q: (torch.tensor([1]), values)}, "wide")
+    with pytest.raises(MismatchError, match=r"infinite as torch\.float32"), edit.applied(subject):
+        pass
+    assert same(bits(subject), before)
+    with Edit({Q: (torch.tensor([1]), values / 1e300)}).applied(subject):
+        assert float(subject.parameters[Q].flatten()[1]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int16])
+def test_a_file_whose_places_are_no_indices_is_damaged(dtype: torch.dtype, tmp_path) -> None:
+    header = {"mansu.edit": '{"version": 3, "label": "a", "meta": {}, "sizes": {}}'}
+    tensors = {f"{Q}/where": torch.tensor([1, 2]).to(dtype), f"{Q}/values": torch.ones(2)}
+    save_file(tensors, tmp_path / "edit.safetensors", header)
+    with pytest.raises(DamagedError, match=f"gives its places as {dtype}"):
+        Edit.load(tmp_path / "edit.safetensors")
+
+
 @needs_cuda
 @pytest.mark.parametrize("share", [0.01, 0.9])
 def test_an_edit_made_on_a_gpu_is_that_of_a_file_and_joins_it(tmp_path, share: float) -> None:

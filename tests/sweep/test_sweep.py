@@ -12,17 +12,19 @@ from pathlib import Path
 
 import pytest
 
+import mansu
 from experiments.benchmarks.sweeps import COST, kill_once
 from experiments.benchmarks.sweeps import cluster as two_nodes
 from mansu.cli import main
 from mansu.job import names
 from mansu.job.lock import FLAG, hold
 from mansu.job.runs import Run
+from mansu.subjects import shipped
 from mansu.sweep.grid import Unit, circuits, read, units
 from mansu.sweep.pools import LOST, OnRay, Processes
 from mansu.sweep.store import Store
 from mansu.sweep.sweep import Sweep, left
-from mansu.sweep.work import Outcome, attempt, is_done, makes
+from mansu.sweep.work import Outcome, attempt, is_done, makes, record
 
 GRID = """
 subjects = ["tiny"]
@@ -162,6 +164,45 @@ def test_what_is_done_is_recorded_and_not_repeated(grid: list[Unit], swept: Path
     again.run()
     assert not pool.given and len(store.rows()) == len(grid)
     assert {u.id for u in grid} <= again.done
+
+
+def test_results_of_other_weights_are_not_those_of_the_subject_as_it_is_now(
+    grid: list[Unit], swept: Path, tmp_path: Path
+) -> None:
+    """A checkpoint is trained on, in its folder, after the sweep."""
+    place = tmp_path / "sub"
+    shutil.copytree(shipped.TINY_FOLDER, place)
+    every = [replace(unit, subject=str(place)) for unit in grid]
+    for had, has in zip([*grid, circuit_of(grid[0])], [*every, circuit_of(every[0])], strict=True):
+        shutil.copytree(swept / had.name, tmp_path / has.name)
+    weights = place / "model.safetensors"
+    other = shipped.TABLE[shipped.RETRAINED].folder / weights.name
+    for source, n_done in ((shipped.TINY_FOLDER / weights.name, 2), (other, 0)):
+        shutil.copyfile(source, weights)
+        pool, store = Here(tmp_path), Store(tmp_path / "results.sqlite")
+        found = Sweep(every, tmp_path, store, pool, lambda _: None)
+        found.run()
+        assert not pool.given and len(found.done) == n_done
+        assert [row["state"] == "done" for row in store.rows()] == [bool(n_done)] * 2
+    for unit in every:
+        assert f"measured another {str(place)!r} than there is now" in found.failed[unit.id]
+    shutil.rmtree(place)
+    gone = Sweep(every, tmp_path, store, pool, lambda _: None)
+    gone.run()
+    assert len(gone.failed) == 2 and not pool.given
+
+
+def test_the_row_says_which_mansu_made_it(grid: list[Unit], swept: Path, tmp_path: Path) -> None:
+    unit = copied("graddiff", grid, swept, tmp_path)
+    manifest = tmp_path / unit.name / "manifest.json"
+    told = json.loads(manifest.read_text())
+    assert told["mansu"] == mansu.__version__
+    for version in ("0.1.0", None):  # None: of a run that was made before it was recorded
+        told["mansu"] = version
+        manifest.write_text(json.dumps({n: v for n, v in told.items() if v is not None}))
+        versions = record(unit, tmp_path)["versions"]
+        assert versions.get("mansu") == version
+        assert versions["torch"] == told["packages"]["torch"] and "cpus" not in versions
 
 
 def test_another_edit_of_a_unit_s_name_is_not_its_result(

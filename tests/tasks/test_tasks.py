@@ -410,6 +410,28 @@ def test_a_space_that_is_elsewhere_is_noted(answer: str, end: str, note: str) ->
     assert tasks.pairs(animals(answer, end), subject).notes == other.notes
 
 
+def test_a_row_that_alone_forgot_its_space_is_scored_as_the_others(tiny: Subject) -> None:
+    pieces = animals(" {}")
+    lines = [json.loads(line) for line in pieces.to_jsonl().splitlines()]
+    forgetful = [
+        {**line, "answer": line["answer"].strip()} if i == 3 else line
+        for i, line in enumerate(lines)
+    ]
+    some = colours()
+    some[3] = {**some[3], "answer": some[3]["answer"].strip()}
+    other = tasks.parse("\n".join(map(json.dumps, forgetful)), "mine")
+    for subject, whole, one in (
+        (sentencepiece(), pieces, other),
+        (tiny, build(colours()), build(some)),
+    ):
+        right, found = (tasks.examples(task, subject, "forget") for task in (whole, one))
+        for name in ("tokens", "answer", "distractors", "candidates", "vocabulary"):
+            assert torch.equal(getattr(right, name), getattr(found, name)), name
+        assert right.notes == () and right.rows == found.rows
+        (note,) = found.notes
+        assert note.startswith("Line 4 read with a space between prompt and answer")
+
+
 def test_two_spaces_are_noted(default_subject: Subject) -> None:
     rows = [
         fact(f"The capital of {x} is{end}", y, split)
