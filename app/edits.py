@@ -38,7 +38,8 @@ def several(run: Run) -> list[Side]:
 
 
 def _wanted(run: Run, key: str, options: Collection[str]) -> list[str]:
-    """What a link asks for; without a new one what was chosen before, else the first two edits.
+    """What a link asks for; without a new one what was chosen before, else the first two edits
+    that are judged, or are there.
 
     It is set each time, as ``state.choose`` does.
     """
@@ -52,7 +53,9 @@ def _wanted(run: Run, key: str, options: Collection[str]) -> list[str]:
             address.warn(f"There is no edit {said}{more} here.")
         wanted = linked
     if wanted is None:
-        wanted = [f"{run.name}/{name}" for name in run.edits()[:2]]
+        judged = run.judged()
+        first = sorted(run.edits(), key=lambda name: name not in judged)[:2]
+        wanted = [f"{run.name}/{name}" for name in first]
     return [name for name in dict.fromkeys(wanted) if name in options]
 
 

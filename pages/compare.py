@@ -31,10 +31,23 @@ def each(sides: Sequence[Side], read: Callable[[Side], T]) -> dict[str, T]:
     return found
 
 
+def ready(sides: Sequence[Side]) -> list[Side]:
+    """Those that were measured; of each other one it is said once by what it is."""
+
+    def read(side: Side) -> Side:
+        side.run.require("nf4", side.method)
+        return side
+
+    return list(each(sides, read).values())
+
+
 def differences(sides: Sequence[Side]) -> None:
     """What separates the edits: sentences, then every quantity with its paired difference."""
     if len(sides) == 1:
-        st.info("Choose a second edit to see what separates the two.", icon=":material/info:")
+        st.info(
+            "Choose a second edit that is measured to see what separates the two.",
+            icon=":material/info:",
+        )
     found = compare(sides)
     for sentence in found.headline:
         st.markdown(f"- {words.plain(sentence)}")
@@ -271,20 +284,20 @@ if not run.edits():
         icon=":material/info:",
     )
     st.stop()
-sides = edits.several(run)
-if not sides:
+chosen = edits.several(run)
+if not chosen:
     st.info("Choose at least one edit.", icon=":material/info:")
     st.stop()
-
-st.header("What separates them")
-for section in (differences, permanence):
-    with state.show_errors():
-        section(sides)
-verdicts(run, sides)
-for section in (accuracy, histograms, circuit_divergence):
-    with state.show_errors():
-        section(sides)
+if sides := ready(chosen):
+    st.header("What separates them")
+    for section in (differences, permanence):
+        with state.show_errors():
+            section(sides)
+    verdicts(run, sides)
+    for section in (accuracy, histograms, circuit_divergence):
+        with state.show_errors():
+            section(sides)
 for section in (recovery, strengths):
     with state.show_errors():
-        section(sides, run, running)
-exporting(sides)
+        section(chosen, run, running)
+exporting(chosen)

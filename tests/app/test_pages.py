@@ -408,6 +408,30 @@ def test_compare_survives_an_edit_that_is_half_measured(runs: Path) -> None:
         (folder / "away").rename(folder / "cad.json")
 
 
+def test_compare_opens_on_what_is_judged_and_says_once_what_is_not_measured(runs: Path) -> None:
+    run = Run.open(runs / "finished")
+    shutil.copytree(run.path, runs / "more")
+    more = Run.open(runs / "more")
+    new = more.path / "edits" / "mansu-new"
+    shutil.copytree(more.path / "edits" / "mansu", new)
+    for path in new.iterdir():
+        if path.name not in ("edit.safetensors", "history.json"):  # what mansu unlearn makes
+            path.unlink()
+    try:
+        assert more.edits()[:2] == ("mansu", "mansu-new")
+        app = opened("compare", run="more")
+        assert app.multiselect[0].value == ["more/mansu", "more/graddiff"] and not app.info
+        app.multiselect[0].set_value(["more/mansu", "more/mansu-new"]).run()
+        assert not app.exception and not app.error
+        assert len([i for i in app.info if "mansu-new" in i.value]) == 1
+        assert "mansu quantize" in app.info[0].value
+        assert list(verdict_cells(app))[1:] == ["MANSU"]
+        app.multiselect[0].set_value(["more/mansu-new"]).run()
+        assert not app.exception and len(app.info) == 1
+    finally:
+        shutil.rmtree(more.path)
+
+
 def test_compare_runs_the_recovery_attacks_and_shows_them(runs: Path) -> None:
     run = Run.open(runs / "finished")
     app = opened("compare", run="finished")
