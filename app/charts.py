@@ -28,6 +28,9 @@ from mansu.tasks.facts import CHANCE
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross", "x", "star")
 SYMBOLS += ("pentagon", "hexagram", "hourglass", "bowtie")
+PALE, INK = "#e4e4e4", "#000"
+"""The faintest colour of a heat map that has numbers, opaque, and theirs: they can be read (AA) on
+it and on all up to BLUE and ORANGE, in both themes. Plotly by itself writes white on pale ones."""
 ACCURACY = "4-way accuracy (dotted: chance, 25 %)"
 HATCH = {"shape": "/", "fillmode": "overlay", "fgcolor": "rgba(255,255,255,0.8)", "size": 5}
 NOT_QUANTISED = ("embedding", "head", "norm", "bias")

@@ -13,6 +13,7 @@ import torch
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
+from app.charts import INK, PALE
 from mansu.circuits.attribution import Attribution
 from mansu.circuits.circuit import Circuit
 from mansu.show.numbers import many, written
@@ -25,6 +26,8 @@ FOR, AGAINST, NEUTRAL = (
     "#8c8c8c",
 )  # told apart in the three colour blindnesses
 DIVERGING = [[0.0, FOR], [0.5, "rgba(140,140,140,0.12)"], [1.0, AGAINST]]
+NUMBERED = [[0.0, FOR], [0.5, PALE], [1.0, AGAINST]]
+"""Of a map with numbers: no colour that they are read on may depend on the theme."""
 
 
 def node_scores(attribution: Attribution) -> Tensor:
@@ -59,10 +62,11 @@ def heat_map(attribution: Attribution) -> go.Figure:
         customdata=scores,
         hovertemplate="layer %{y}, %{x}<br>score %{customdata:+.4f}<extra></extra>",
     )
-    if scores.size <= 80:  # room for numbers; on the faintest shades they could not be read
+    if scores.size <= 80:  # room for numbers; of the faintest shades they would say nothing
         strong = np.abs(scores) > 0.05 * np.abs(scores).max()
         numbers = np.where(strong, np.vectorize(written)(scores, "+.2f"), "")
-        heat.update(text=numbers, texttemplate="%{text}")
+        heat.update(text=numbers, texttemplate="%{text}", textfont={"color": INK})
+        heat.update(colorscale=NUMBERED)
     figure = go.Figure(heat)
     figure.update_layout(height=130 + max(17 * len(rows), 120), margin=_margin(), dragmode=False)
     figure.update_xaxes(title="head, or the MLP", showgrid=False, type="category")

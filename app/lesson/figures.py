@@ -14,7 +14,7 @@ import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import BLUE, GREEN, GREY, HATCH, ORANGE, PURPLE, verticals
+from app.charts import BLUE, GREEN, GREY, HATCH, INK, ORANGE, PALE, PURPLE, verticals
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
 from mansu.measure.statistics import Interval
@@ -241,9 +241,10 @@ def tradeoff(
         z=[[c.forget for c in row] for row in grid],
         zmin=0,
         zmax=1,
-        colorscale="Blues_r",
+        colorscale=[[0, BLUE], [1, PALE]],
         text=[[f"{percent(c.forget, 0)}<br>{loss(c)}" for c in row] for row in grid],
         texttemplate="%{text}",
+        textfont={"color": INK},
         customdata=[[[c.moved, c.distance, c.survival, c.damage] for c in row] for row in grid],
         hovertemplate="%{customdata[0]:,} weights, %{customdata[1]:.3~g} bins each<br>"
         "%{customdata[2]:.0%} of the codes change<br>forget accuracy %{z:.0%}<br>"

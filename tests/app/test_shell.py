@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import charts, jobs, links, state, words
+from app import charts, graph_view, jobs, links, state, words
+from app.lesson import figures
 from mansu import methods, tasks
+from mansu.evidence.tradeoff import Cell
 from mansu.job import library
 from mansu.job.library import Label
 from mansu.job.lock import hold
-from mansu.job.runs import Run, listed
+from mansu.job.runs import Run, examples, listed
 from mansu.job.settings import Settings
 from mansu.progress import Step
 from mansu.subjects import Subject
@@ -322,3 +325,26 @@ def test_rows_of_a_data_set_become_a_task(two: tuple[Run, Run], tmp_path: Path) 
     linked = button(linked, "Read the rows")
     assert linked.multiselect(key="hub_forget").value == ["forget"]
     assert not next(b for b in linked.button if b.label == "Run the whole job").disabled
+
+
+def luminance(colour: str) -> float:
+    """By WCAG, of ``#rrggbb``, which is opaque."""
+    assert re.fullmatch("#([0-9a-f]{3}){1,2}", colour)
+    wide = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    parts = (int(wide[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    linear = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_numbers_in_a_heat_map_are_read_on_each_of_its_colours() -> None:
+    (tiny,) = [run for run in examples() if run.subject == TINY]
+    cells = [Cell(n, d, 0.5, 0.1, 0.5) for n in (1, 2) for d in (0.5, 1.0)]
+    for figure in (
+        graph_view.heat_map(tiny.attribution()),
+        figures.tradeoff(cells, [], cells[0], None),
+    ):
+        heat = figure.to_dict()["data"][0]
+        ink = luminance(heat["textfont"]["color"])
+        for _, colour in heat["colorscale"]:  # between two, it is between them
+            dark, pale = sorted((ink, luminance(colour)))
+            assert (pale + 0.05) / (dark + 0.05) >= 4.5, colour
