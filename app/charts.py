@@ -14,6 +14,7 @@ import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mansu.evidence import strengths
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Point
@@ -21,6 +22,7 @@ from mansu.measure.scores import Measurement
 from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
+from mansu.report import compare
 from mansu.report.compare import Spot
 from mansu.show.numbers import percent, written
 from mansu.tasks.facts import CHANCE
@@ -381,8 +383,8 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
                     "line": {"width": 2, "color": colour},
                 },
                 hovertemplate=f"%{{fullData.name}}<br>fall towards chance %{{x:.1%}} "
-                f"[{x.low:.1%}, {x.high:.1%}]<br>permanence %{{y:+.3f}} "
-                f"[{written(y.low, '+.3f')}, {written(y.high, '+.3f')}] nats<extra></extra>",
+                f"[{x.low:.1%}, {x.high:.1%}]<br>{compare.PERMANENCE}: %{{y:+.3f}} "
+                f"[{written(y.low, '+.3f')}, {written(y.high, '+.3f')}]<extra></extra>",
             )
     figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
     reached = [
@@ -397,7 +399,7 @@ def forgetting_permanence(series: Mapping[str, Sequence[Spot]]) -> go.Figure:
         v for spots in series.values() for s in spots for v in (s.permanence.low, s.permanence.high)
     ]
     _at_least(figure, ends)
-    figure.update_yaxes(title="Permanence among the choices, nats (below 0: comes back)")
+    figure.update_yaxes(title=f"{compare.PERMANENCE} (below 0: comes back)")
     return _finish(figure, 430 + 8 * len(series))
 
 
@@ -427,14 +429,15 @@ def tradeoff(edits: Mapping[str, Sequence[Point]], kept: float) -> go.Figure:
             },
             customdata=[[p.strength, p.retain_fall] for p in points],
             hovertemplate=f"{title}, %{{customdata[0]:.0%}} of it<br>forgetting %{{x:.1%}}<br>"
-            "permanence %{y:+.2f} nats<br>retain accuracy fell %{customdata[1]:.1%}<extra></extra>",
+            f"{strengths.PERMANENCE}: %{{y:+.2f}}<br>"
+            "retain accuracy fell %{customdata[1]:.1%}<extra></extra>",
         )
     figure.add_hline(0, line={"color": PURPLE, "dash": "dot", "width": 2})
     figure.update_xaxes(
         title="Forgetting: fall of forget accuracy", tickformat=".0%", rangemode="tozero"
     )
     _at_least(figure, [p.permanence for points in edits.values() for p in points])
-    figure.update_yaxes(title="Permanence among all words, nats (below 0: comes back)")
+    figure.update_yaxes(title=f"{strengths.PERMANENCE} (below 0: comes back)")
     return _finish(figure, 480)
 
 

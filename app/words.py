@@ -112,6 +112,12 @@ _SIGNAL = (
     "model's, so that only what the circuit's nodes *write* may differ. A suppressor leaves it low."
 )
 
+STRENGTHS = (
+    "Each line is one edit at a third, two thirds and the whole of its strength (the largest "
+    "mark). Hollow: the retain set fell by more than the tolerance."
+)
+"""What the marks of ``charts.tradeoff`` are."""
+
 HELP: Mapping[str, str] = {
     # the task and attribution
     "pairs": "How many clean–corrupt pairs are attributed. The two prompts of a pair have the "
@@ -227,9 +233,8 @@ HELP: Mapping[str, str] = {
     f"came back. Filled: the forget rows; open: rephrasings that no method saw. {_INTERVAL}",
     "tradeoff": "Right: forget accuracy fell further. Up: after NF4 the answer is less probable "
     "among all words than in full precision; below 0 it came back. It can fall there and not among "
-    "its four choices, which the chart at the top and the verdict go by. Each line is one edit at "
-    "a third, two thirds and the whole of its strength: a dense edit is scaled, a sparse one loses "
-    "moves at random. Hollow: the retain set fell by more than the tolerance.",
+    "its four choices, which the chart at the top and the verdict go by. "
+    f"{STRENGTHS} A dense edit is scaled, a sparse one loses moves at random.",
     "flips": "Right: the answer outscores its three distractors. "
     + " ".join(f"{capitalised(name)}: {said}." for name, said in FLIPS.items()),
     # the verdict

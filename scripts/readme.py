@@ -54,7 +54,10 @@ def picture(run: Mapping[str, Any]) -> None:
     """Draw forgetting against permanence of one run's methods."""
     edits = {words.title(name): points for name, points in tables.tradeoff(run).items()}
     figure = charts.tradeoff(edits, run["task"]["tolerance"])
-    figure.update_layout(template="plotly_white", width=900)
+    figure.update_layout(template="plotly_white", width=900, height=520, margin_b=90)
+    figure.add_annotation(  # nobody can ask a picture what its marks are
+        text=words.STRENGTHS, xref="paper", yref="paper", x=0.5, y=0, yshift=-75, showarrow=False
+    )
     drawn = figure.to_image(format="svg").decode()
     # Plotly names its parts at random: the same figures are to be the same bytes.
     names = dict.fromkeys(re.findall(r"\b(?:defs-|trace)([0-9a-f]{6})\b", drawn))

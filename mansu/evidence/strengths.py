@@ -22,6 +22,10 @@ SPARSE = 0.01
 """Edits of a smaller share of the parameters are thinned, not scaled, to lower their strength."""
 
 
+PERMANENCE = "Permanence among all words, nats"
+"""What ``Point.permanence`` is called; that among an answer's choices is ``compare.PERMANENCE``."""
+
+
 @dataclass(frozen=True)
 class Point:
     """What a part of an edit does.
@@ -66,7 +70,7 @@ class Strengths(Shown):
             )
             for p in self.points
         ]
-        head = ("Strength", "Forget", "Forget in NF4", "Permanence, nats", "Retain fell")
+        head = ("Strength", "Forget", "Forget in NF4", PERMANENCE, "Retain fell")
         caption = f"at {len(rows)} strengths, {'thinned' if self.thinned else 'scaled'}"
         return Table(head, rows, caption)
 

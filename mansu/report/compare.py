@@ -331,6 +331,10 @@ def _said(d: Difference | None) -> str:
     return f"{numbers.measured(d.value, d.quantity.unit)}: {d.says}"
 
 
+PERMANENCE = "Permanence among the choices, nats"
+"""What ``Spot.permanence`` is called; that among all words is ``strengths.PERMANENCE``."""
+
+
 @dataclass(frozen=True)
 class Spot:
     """Where an edit lies between forgetting and permanence.

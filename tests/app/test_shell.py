@@ -14,13 +14,16 @@ from streamlit.testing.v1 import AppTest
 from app import charts, graph_view, jobs, links, state, words
 from app.lesson import figures
 from mansu import methods, tasks
+from mansu.evidence import strengths
 from mansu.evidence.tradeoff import Cell
 from mansu.job import library
 from mansu.job.library import Label
 from mansu.job.lock import hold
 from mansu.job.runs import Run, examples, listed
 from mansu.job.settings import Settings
+from mansu.measure.statistics import Interval
 from mansu.progress import Step
+from mansu.report import compare
 from mansu.subjects import Subject
 from mansu.subjects.shipped import TINY
 from mansu.tasks import Task
@@ -348,3 +351,17 @@ def test_numbers_in_a_heat_map_are_read_on_each_of_its_colours() -> None:
         for _, colour in heat["colorscale"]:  # between two, it is between them
             dark, pale = sorted((ink, luminance(colour)))
             assert (pale + 0.05) / (dark + 0.05) >= 4.5, colour
+
+
+def test_each_permanence_says_which_of_the_two_it_is() -> None:
+    point, certain = strengths.Point(1.0, 0.6, 0.87, 0.0, 0.3, 0.3), Interval(0.1, 0.0, 0.2)
+    spot = compare.Spot("forget rows", certain, certain)
+    assert strengths.PERMANENCE in strengths.Strengths(True, (point,)).table().head
+    for name, figure in (
+        (strengths.PERMANENCE, charts.tradeoff({"MANSU": [point]}, 0.05)),
+        (compare.PERMANENCE, charts.forgetting_permanence({"MANSU": [spot]})),
+    ):
+        drawn = figure.to_dict()
+        assert drawn["layout"]["yaxis"]["title"]["text"].startswith(name)
+        assert f"{name}: " in drawn["data"][0]["hovertemplate"]
+    assert "words" in strengths.PERMANENCE and "choices" in compare.PERMANENCE
