@@ -11,7 +11,7 @@ from app.words import plain
 from mansu.job import library, names
 from mansu.job.examples import copied
 from mansu.job.runs import Run, examples, listed
-from mansu.report import story
+from mansu.report import repeat, story
 
 PAGES = Path(__file__).parent
 DOORS = (  # title, what is behind it, and its pages: file and label
@@ -95,6 +95,7 @@ def own_work(example: Run, runs: list[Run]) -> None:
     st.header("Your own work")
     command = example.manifest["example"]
     st.markdown(f"The example comes with MANSU and stays as it is. This made it: `{command}`")
+    st.caption(repeat.ROUNDING)
     st.page_link(
         PAGES / "attribution.py",
         label="Start with your own facts",

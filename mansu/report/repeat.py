@@ -21,9 +21,15 @@ LIMITS: Sequence[str] = (
 )
 """Of every verdict, as Markdown sentences."""
 
+ROUNDING = (
+    "Another processor or number of threads rounds otherwise, and training carries that on: on a "
+    "toy model it can change an accuracy by some points."
+)
+"""Said wherever it is said how a result was made."""
+
 WHERE = (
     "Run them in the folder that the run's folder lies in. The first makes everything anew, beside "
-    "the run; the others are of the run itself."
+    f"the run; the others are of the run itself. {ROUNDING}"
 )
 """Said of ``commands``."""
 

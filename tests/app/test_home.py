@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -16,7 +17,9 @@ from mansu.job import library, runs
 from mansu.job.examples import copied
 from mansu.job.runs import Run
 from mansu.measure.answers import ASKED
-from mansu.report import story
+from mansu.report import repeat, story
+from mansu.report.dossier import dossier
+from mansu.report.page import page
 from mansu.show.numbers import percent
 
 PAGES = Path(__file__).resolve().parents[2] / "pages"
@@ -57,6 +60,11 @@ def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) 
     drawn = re.findall(r'<span class="name">([^<]+)', picture)
     assert drawn == list(app.table[0].value)[1:]  # one order on the page
     assert list(home.iterdir()) == []  # looking made nothing
+
+
+def test_it_says_that_another_machine_may_find_other_numbers(home: Path, example: Run) -> None:
+    assert any(c.value == repeat.ROUNDING for c in entry().caption)
+    assert repeat.ROUNDING in html.unescape(page(dossier(example, "mansu")))
 
 
 def test_the_picture_is_of_the_run(example: Run) -> None:
