@@ -39,10 +39,11 @@ PAPER = (47, 828)
 def finished(figure: go.Figure, height: int, title: str = "") -> go.Figure:
     """Margins that fit 400 px, the legend above, type as large as the room needs."""
     large = bool(st.session_state.get(PROJECTED))
+    spare = 32 if not title and len(figure.to_dict()["data"]) == 1 else 0  # it has no legend
     return figure.update_layout(
-        height=round(height * (1.4 if large else 1)),
+        height=round((height - spare) * (1.25 if large else 1)),
         font_size=20 if large else 13,
-        margin={"l": 8, "r": 8, "t": 64 if title else 40, "b": 8},
+        margin={"l": 8, "r": 8, "t": 64 if title else 40 - spare, "b": 8},
         title={"text": title, "font_size": 24 if large else 15} if title else None,
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hovermode="closest",

@@ -172,6 +172,7 @@ def _predict_hidden(bench: Bench) -> Answer | None:
             f"model {letters[name]}" if name in letters else MODEL_TITLES[name]
         ),
         index=None,
+        horizontal=True,
         key="lesson hidden",
     )
     asked = committed("hidden", "" if choice else "Choose one of the three.")

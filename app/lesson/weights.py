@@ -48,11 +48,13 @@ def committed(step: str, lacking: str = "") -> bool:
     Args:
         lacking: what has to be done first; then it cannot be pressed.
     """
-    if lacking:
-        st.caption(lacking)
-    return st.container(key="lesson-keep").button(
+    row = st.container(key="lesson-keep", horizontal=True, vertical_alignment="center")
+    pressed = row.button(
         SHOW, key=f"keep {step}", type="primary", icon=":material/lock:", disabled=bool(lacking)
     )
+    if lacking:
+        row.caption(lacking, width="content")
+    return pressed
 
 
 # One weight on the line.

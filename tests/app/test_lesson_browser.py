@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from chromium import settled
+from chromium import PATIENCE, settled
 from playwright.sync_api import Browser, Page, expect
 
 from app.lesson import STEPS
+from app.lesson.step import Step
 
 pytestmark = pytest.mark.browser
 
@@ -163,3 +164,22 @@ def test_a_student_is_one_after_a_reload_and_is_led_to_the_answer_by_the_keyboar
     assert one.get_by_text("What the class said (").inner_text() == counted
     for page in (one, other):
         page.context.close()
+
+
+@pytest.mark.parametrize("step", STEPS[:-1], ids=lambda step: step.key)
+def test_on_a_projector_question_and_button_are_on_one_screen(
+    address: str, browser: Browser, step: Step
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    try:
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{address}/learn?projector=on&step={STEPS.index(step) + 1}")
+        for part in (
+            page.get_by_role("heading", name=step.question),
+            page.get_by_role("button", name="Keep my prediction"),
+        ):
+            expect(part).to_be_visible()
+            settled(page)
+            expect(part).to_be_in_viewport(ratio=1)
+    finally:
+        page.close()
