@@ -44,7 +44,10 @@ def ready(sides: Sequence[Side]) -> list[Side]:
 def differences(sides: Sequence[Side]) -> None:
     """What separates the edits: sentences, then every quantity with its paired difference."""
     if len(sides) == 1:
-        st.info("Choose a second edit to see what separates the two.", icon=":material/info:")
+        st.info(
+            "Choose a second edit that is measured to see what separates the two.",
+            icon=":material/info:",
+        )
     found = compare(sides)
     for sentence in found.headline:
         st.markdown(f"- {words.plain(sentence)}")
