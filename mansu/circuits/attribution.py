@@ -55,7 +55,7 @@ from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
 from mansu.subjects.blocks import Block
 from mansu.subjects.packing import pack_size
-from mansu.subjects.subject import Subject
+from mansu.subjects.subject import Subject, alone
 from mansu.subjects.weights import Heads
 from mansu.tasks.tokens import Pairs
 
@@ -146,6 +146,7 @@ class Attribution(Shown, Sourced):
             return found
 
 
+@alone
 def attribute(
     subject: Subject,
     pairs: Pairs,

@@ -423,6 +423,7 @@ class Factors:
     gradients: Gradients
 
 
+@alone
 def integrated(
     subject: Subject,
     packed: PackedPairs,

@@ -38,7 +38,7 @@ from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import Subject
+from mansu.subjects.subject import Subject, alone
 from mansu.tasks.tokens import Pairs
 
 GROUPS = 8
@@ -201,14 +201,21 @@ class Signals:
         """
         self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
         self.n_pairs, self.graph = len(pairs), graph_of(subject)
-        self.factors = list(factors)
-        if not self.factors:
-            parts = packed(subject, pairs)
-            for part in parts:
-                self.factors.append(integrated(subject, part, steps=steps))
-                on_step(Step("cad", len(self.factors), len(parts)))
-        self.base = self._scores(Written(subject, f.delta) for f in self.factors)
+        self.factors = list(factors) or self._integrated(pairs, on_step)
+        self.base = self._unedited()
 
+    def _integrated(self, pairs: Pairs, on_step: OnStep) -> list[Factors]:
+        parts, found = packed(self.subject, pairs), []
+        for part in parts:
+            found.append(integrated(self.subject, part, steps=self.steps))
+            on_step(Step("cad", len(found), len(parts)))
+        return found
+
+    @alone
+    def _unedited(self) -> Tensor:
+        return self._scores(Written(self.subject, f.delta) for f in self.factors)
+
+    @alone
     def seen(self, on_step: OnStep = silent) -> Seen:
         """What the subject as it now is shows: ``scored`` needs it once the edit is off."""
         found, written = [], []
@@ -220,6 +227,7 @@ class Signals:
             on_step(Step("cad", i + 1, len(self.factors)))
         return Seen(self._scores(written, found), written)
 
+    @alone
     def scored(self, seen: Seen, about: Mapping[str, Any] | None = None) -> Scored:
         """Plain and signal scores of what was seen. On the unedited subject."""
         return Scored(self._scores(seen.written), seen.plain, dict(about or {}))
@@ -230,6 +238,7 @@ class Signals:
             seen = self.seen(on_step)
         return self.scored(seen, edit.meta)
 
+    @alone
     def signal_of(self, edit: Edit) -> Scored:
         """The signal scores of an edit alone: two forward passes, no gradient."""
         written = []

@@ -20,6 +20,7 @@ from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples
 
 
+@alone
 def ablation(subject: Subject, mask: Mapping[str, Tensor]) -> Edit:
     """The control that erases by force: every parameter of the circuit's mask set to zero."""
     changes = {}

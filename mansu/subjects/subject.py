@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -29,24 +29,22 @@ ONE_WORD = Tokenizer(WordLevel({"x": 0}, unk_token="x"))
 """One token whatever the text, and no special ones."""
 
 
-class _OfSubject(Protocol):
-    @property
-    def subject(self) -> Subject: ...
-
-
-S = TypeVar("S", bound=_OfSubject)
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def alone(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """A method of what has a ``subject``, which nobody changes or hooks meanwhile: its backward
-    pass reads the weights as its forward pass did."""
+def alone(work: Callable[P, T]) -> Callable[P, T]:
+    """Work whose first argument is a subject, or has one, which nobody changes or hooks meanwhile.
 
-    @wraps(method)
-    def held(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self.subject.lock:
-            return method(self, *args, **kwargs)
+    A run takes the lock by itself; this is for what reads weights between runs, too: a backward
+    pass, and what multiplies by them.
+    """
+
+    @wraps(work)
+    def held(*args: P.args, **kwargs: P.kwargs) -> T:
+        first: Any = args[0] if args else kwargs["subject"]
+        with (first if isinstance(first, Subject) else first.subject).lock:
+            return work(*args, **kwargs)
 
     return held
 
@@ -162,7 +160,7 @@ class Subject(Shown):
     def _said_elsewhere(self) -> dict[str, Any]:
         """Where generation_config.json and tokenizer_config.json say something else than config
         and tokenizer: the tokens that end a text, and the one of an unknown word."""
-        model: Any = self.plain
+        model: Any = self.model
         fast: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         ends = getattr(model.generation_config, "eos_token_id", None)
         found = {} if ends == getattr(self.config, "eos_token_id", None) else {"ends": ends}
