@@ -22,8 +22,8 @@ LIMITS: Sequence[str] = (
 """Of every verdict, as Markdown sentences."""
 
 ROUNDING = (
-    "Another processor or number of threads rounds otherwise, and training carries that on: on a "
-    "toy model it can change an accuracy by some points."
+    "Another processor or number of threads rounds otherwise, and training carries that on: it can "
+    "change an accuracy by some points."
 )
 """Said wherever it is said how a result was made."""
 
