@@ -166,7 +166,8 @@ def test_a_student_is_one_after_a_reload_and_is_led_to_the_answer_by_the_keyboar
         page.context.close()
 
 
-@pytest.mark.parametrize("step", STEPS[:-1], ids=lambda step: step.key)
+# The highest: the others of the first nine are lower by what these have more.
+@pytest.mark.parametrize("step", [STEPS[1], STEPS[5], STEPS[8]], ids=lambda step: step.key)
 def test_on_a_projector_question_and_button_are_on_one_screen(
     address: str, browser: Browser, step: Step
 ) -> None:
