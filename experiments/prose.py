@@ -71,9 +71,9 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
             found[f"{before} {name}"] = Figure(value, "share")
     for name, status in figures.get("status", {}).items():
         found[f"status {name}"] = status
-    for name in ("restricted", "measured"):
-        if bound := figures.get("bound"):
-            found[f"bound {name}"] = Figure([bound[name]] * 3, "nats")
+    for name, nats in (figures.get("bound") or {}).items():
+        if name in ("restricted", "measured"):
+            found[f"bound {name}"] = Figure([nats] * 3, "nats")
     checks = figures.get("checks", {})
     for check in (each for asked in checks.values() for each in asked):
         found[f"{check['unit']} {check['what']}"] = Figure(check["value"], check["unit"])

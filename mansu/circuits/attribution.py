@@ -55,7 +55,7 @@ from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
 from mansu.subjects.blocks import Block
 from mansu.subjects.packing import pack_size
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.subjects.weights import Heads
 from mansu.tasks.tokens import Pairs
 
@@ -146,7 +146,7 @@ class Attribution(Shown, Sourced):
             return found
 
 
-@alone
+@locked
 def attribute(
     subject: Subject,
     pairs: Pairs,

@@ -22,7 +22,7 @@ from mansu.circuits.record import (
 )
 from mansu.subjects.blocks import Block
 from mansu.subjects.packing import pack_size
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.subjects.weights import lines
 from mansu.tasks.tokens import Pairs
 
@@ -107,7 +107,6 @@ class Gradients:
         self.normalised: list[list[Tensor]] = [[] for _ in range(layers)]
         self.final: Tensor | None = None
 
-    @alone
     def add(self, packed: PackedPairs, points: Points, loss: Loss) -> None:
         """One forward and one backward pass from some points on, side by side."""
         taps: dict[str, Tensor] = {}
@@ -125,7 +124,6 @@ class Gradients:
                 self._add_layer(layer, x, taps, gradient)
             self.final = _plus(self.final, self._live(gradient["ln_final.hook_in"]).sum(0))
 
-    @alone
     def add_by_layer(self, packed: PackedPairs, points: Points, loss: Loss) -> None:
         """As ``add`` with points at the embedding, with one layer's graph at a time."""
         bridge = self.subject.bridge
@@ -423,7 +421,7 @@ class Factors:
     gradients: Gradients
 
 
-@alone
+@locked
 def integrated(
     subject: Subject,
     packed: PackedPairs,

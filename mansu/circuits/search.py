@@ -16,14 +16,14 @@ from mansu.circuits.parameters import mask_of
 from mansu.circuits.patching import BATCH, Patched
 from mansu.errors import BadInputError
 from mansu.progress import OnStep, Step, silent
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs
 
 CURVE_POINTS = 12
 PRUNE_BLOCKS = 12
 
 
-@alone
+@locked
 def find_circuit(
     subject: Subject,
     pairs: Pairs,

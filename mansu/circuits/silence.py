@@ -10,11 +10,11 @@ from torch import Tensor
 from mansu.circuits.graph import graph_of
 from mansu.errors import BadInputError
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.subjects.weights import lines, weight_name
 
 
-@alone
+@locked
 def silenced(subject: Subject, nodes: Iterable[int]) -> Edit:
     """The edit that has some heads and MLPs write nothing.
 

@@ -21,7 +21,7 @@ from mansu.progress import OnStep, Step, silent
 from mansu.show.numbers import percent
 from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs
 
 LOGITS: Metric = "logit_difference"
@@ -275,7 +275,7 @@ class Trust(Shown):
         return cls(**values)
 
 
-@alone
+@locked
 def trust(
     subject: Subject,
     pairs: Pairs,

@@ -14,7 +14,7 @@ from mansu.measure.geometry import (
 )
 from mansu.measure.scores import answer_log_probability, text_losses
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.subjects.weights import transposed_names
 from mansu.tasks.tokens import Examples
 
@@ -47,7 +47,7 @@ class Bounds:
     texts: int
 
 
-@alone
+@locked
 def bounds(
     subject: Subject,
     edit: Edit,

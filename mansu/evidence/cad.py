@@ -38,7 +38,7 @@ from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.edit import Edit
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs
 
 GROUPS = 8
@@ -211,11 +211,11 @@ class Signals:
             on_step(Step("cad", len(found), len(parts)))
         return found
 
-    @alone
+    @locked
     def _unedited(self) -> Tensor:
         return self._scores(Written(self.subject, f.delta) for f in self.factors)
 
-    @alone
+    @locked
     def seen(self, on_step: OnStep = silent) -> Seen:
         """What the subject as it now is shows: ``scored`` needs it once the edit is off."""
         found, written = [], []
@@ -227,7 +227,7 @@ class Signals:
             on_step(Step("cad", i + 1, len(self.factors)))
         return Seen(self._scores(written, found), written)
 
-    @alone
+    @locked
     def scored(self, seen: Seen, about: Mapping[str, Any] | None = None) -> Scored:
         """Plain and signal scores of what was seen. On the unedited subject."""
         return Scored(self._scores(seen.written), seen.plain, dict(about or {}))
@@ -238,7 +238,7 @@ class Signals:
             seen = self.seen(on_step)
         return self.scored(seen, edit.meta)
 
-    @alone
+    @locked
     def signal_of(self, edit: Edit) -> Scored:
         """The signal scores of an edit alone: two forward passes, no gradient."""
         written = []

@@ -14,13 +14,13 @@ from mansu.measure.scores import share_right
 from mansu.subjects.blocks import Block, readout
 from mansu.subjects.edit import Edit
 from mansu.subjects.packing import Pack
-from mansu.subjects.subject import Subject, alone
+from mansu.subjects.subject import Subject, locked
 from mansu.subjects.weights import transposed_names, weight_name
 from mansu.tasks.facts import CHANCE
 from mansu.tasks.tokens import Examples
 
 
-@alone
+@locked
 def ablation(subject: Subject, mask: Mapping[str, Tensor]) -> Edit:
     """The control that erases by force: every parameter of the circuit's mask set to zero."""
     changes = {}
@@ -68,7 +68,7 @@ class Suppression:
         transposed = self.name in transposed_names(subject)
         self.update = (update.T if transposed else update).to(self.weight)
 
-    @alone
+    @locked
     @torch.no_grad()
     def at(self, strength: float) -> Edit:
         """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""

@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def alone(work: Callable[P, T]) -> Callable[P, T]:
+def locked(work: Callable[P, T]) -> Callable[P, T]:
     """Work whose first argument is a subject, or has one, which nobody changes or hooks meanwhile.
 
     A run takes the lock by itself; this is for what reads weights between runs, too: a backward
