@@ -49,7 +49,7 @@ from mansu.circuits.gradients import (
 from mansu.circuits.graph import Graph, Sourced, graph_of
 from mansu.circuits.metric import MEMORY, Metric, refuse_equal
 from mansu.circuits.record import PackedPairs, Record, accumulator, difference, packed
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
 from mansu.files import load_values, reading, save_values, typed
 from mansu.progress import OnStep, Step, silent
 from mansu.show.table import Shown, Table
@@ -76,6 +76,8 @@ class Attribution(Shown, Sourced):
         clean, corrupt: the metric, mean over the pairs, on clean and corrupt prompts.
         method, steps, metric, subject: how the scores were made.
         fingerprint: of the subject's weights. n_pairs, pairs: how many, and their digest.
+        raw_outputs: ``outputs`` are of z as it is. Those saved before this was noted are not where
+            a norm follows the attention: z was scaled by it, its gradient was not.
     """
 
     layout: Graph
@@ -94,6 +96,7 @@ class Attribution(Shown, Sourced):
     subject: str
     fingerprint: str
     pairs: str
+    raw_outputs: bool = True
 
     TENSORS = SCORES
 
@@ -101,6 +104,19 @@ class Attribution(Shown, Sourced):
         """Share of Σ |score| that the ``n`` strongest edges hold, 0 to 1."""
         magnitudes = self.scores.abs().flatten()
         return float(magnitudes.topk(min(n, len(magnitudes))).values.sum() / magnitudes.sum())
+
+    def refuse_scaled(self, subject: Subject) -> None:
+        """Refuse ``outputs`` that are no estimates: not ``raw_outputs``, and a norm follows them.
+
+        Raises:
+            MismatchError: so it is; a mask or an edit by these scores would be another.
+        """
+        if not self.raw_outputs and Block(subject, 0).has_post_norms:
+            raise MismatchError(
+                f"An earlier MANSU scored what the heads of {subject.name!r} put out wrongly, "
+                "since a norm follows its attention, and the masks made of these scores are others "
+                "than they should be: attribute again, a run in a new folder."
+            )
 
     def table(self) -> Table:
         """The ten edges of largest |score|."""
@@ -118,6 +134,7 @@ class Attribution(Shown, Sourced):
         meta |= {"method": self.method, "steps": self.steps, "metric": self.metric}
         meta |= {"n_pairs": self.n_pairs, "subject": self.subject}
         meta |= {"fingerprint": self.fingerprint, "pairs": self.pairs}
+        meta |= {"raw_outputs": self.raw_outputs}
         tensors = {name: getattr(self, name) for name in self.TENSORS}
         save_values(Path(folder) / "attribution.safetensors", tensors, meta, of)
 
@@ -131,6 +148,7 @@ class Attribution(Shown, Sourced):
         path = Path(folder) / "attribution.safetensors"
         with reading(path):
             tensors, meta = load_values(path)
+            meta.setdefault("raw_outputs", False)
             found = typed(cls(layout=typed(Graph(**meta.pop("layout"))), **tensors, **meta))
             layout, heads = found.layout, (found.layout.n_layers, found.layout.n_heads)
             groups = (layout.n_layers, layout.n_kv_heads)
@@ -311,7 +329,8 @@ def needs(
     layer_graph = size * (norms * d + 4 * z + qkv + 5 * m)
     square = size * 4 * graph.n_heads
     one_layer = wide * (4 * qkv + 4 * d + 2 * m)  # temporaries while its gradients are added
-    kept = layers * size * (qkv + z + m + d) + 3 * size * d
+    post_norms = any("post_feedforward" in name for name in subject.parameters)
+    kept = layers * size * (qkv + (1 + post_norms) * z + m + d) + 3 * size * d  # z with r, without
     if method == "eap-ig-activations":
         kept += layers * size * d
     sums = layers * wide * (qkv + d + min(steps, STEP_BLOCK) * (d + graph.per_layer))
@@ -365,7 +384,7 @@ class _Plan:
     @property
     def kept(self) -> tuple[str, ...]:
         """Activations that are needed, by their name in ``Record``."""
-        kept = ("qkv", "z", "mlp", "neurons")
+        kept = ("qkv", "z", "raw_z", "mlp", "neurons")
         return (*kept, "attention") if self.nodewise else kept
 
     def passes(self, graph: Graph) -> int:
@@ -407,7 +426,7 @@ def _attribute_pack(
             contract(graph, written, gradients, total.scores, sources=sources, size=plan.block)
             if keep:
                 found.append(Factors(packed, delta, gradients))
-    delta.qkv, delta.neurons, delta.attention = [], [], []  # no longer needed
+    delta.qkv, delta.raw_z, delta.neurons, delta.attention = [], [], [], []  # no longer needed
     return found
 
 

@@ -212,7 +212,7 @@ class Gradients:
                     total[layer] += part.to(total.device)
         if self.slices is not None:
             for total, name, delta in (
-                (self.slices.outputs, block.hook_z, self.delta.z),
+                (self.slices.outputs, block.hook_z, self.delta.raw_z),
                 (self.slices.neurons, block.hook_neurons, self.delta.neurons),
             ):
                 if name in gradient:

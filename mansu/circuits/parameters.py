@@ -53,7 +53,9 @@ def parameter_mask(
 
     Raises:
         MansuError: a share is out of range, or nothing fits.
+        MismatchError: the scores are an earlier version's (``Attribution.refuse_scaled``).
     """
+    attribution.refuse_scaled(subject)
     for name, value in (("share", share), ("max_fraction", max_fraction)):
         if not 0 < value <= 1:
             raise BadInputError(f"The mask's {name} must lie in (0, 1], not {value}.")

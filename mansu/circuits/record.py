@@ -99,7 +99,7 @@ class Record:
         inputs, mlp_inputs: residual stream that enters the attention and the MLP, ``[T, d]``.
         final: residual stream that enters the final norm.
         qkv: ``[T, V, k]``, all queries, keys and values.
-        z: ``[T, H, k]``, times the post-norm's r where there is one.
+        z: ``[T, H, k]``, times the post-norm's r where there is one; raw_z: without it.
         attention, mlp: what attention and MLP write to the residual stream, ``[T, d]``.
         neurons: ``[T, m]``.
         logits: ``[n, vocabulary]``.
@@ -112,6 +112,7 @@ class Record:
     mlp_inputs: list[Tensor] = field(default_factory=list)
     qkv: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
+    raw_z: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     mlp: list[Tensor] = field(default_factory=list)
     neurons: list[Tensor] = field(default_factory=list)
@@ -213,6 +214,11 @@ def _recorder(
         if "z" in kept:
             z = at(block.hook_z)
             put(run.z, z * post_scale(block, at(block.hook_attention)).to(z.dtype))
+        if "raw_z" in kept:
+            if block.has_post_norms:
+                put(run.raw_z, at(block.hook_z))
+            else:
+                run.raw_z.append(run.z[layer])
         if layer == 0:
             first: list[Tensor] = []
             put(first, at(block.hook_in))

@@ -86,6 +86,7 @@ from mansu.methods import ALL
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
 from mansu.settings import configure
+from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -320,7 +321,8 @@ class Run:
         """Refuse a subject that is not the one that this run measured.
 
         Raises:
-            MismatchError: other weights, another config or another tokenizer.
+            MismatchError: other weights, another config or another tokenizer; or its mask was
+                chosen by scores that an earlier version got wrong for this subject.
         """
         if subject.fingerprint != self.fingerprint:
             raise MismatchError(
@@ -328,6 +330,8 @@ class Run:
                 f"its weights, config or tokenizer differ (fingerprint {subject.fingerprint}, not "
                 f"{self.fingerprint}). Put the checkpoint back, or start a new run."
             )
+        if Block(subject, 0).has_post_norms and self.has("attribution"):
+            self.attribution().refuse_scaled(subject)
 
     @cached_property
     def digest_of_run(self) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -37,7 +39,8 @@ from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import metric_values
 from mansu.circuits.patching import activation_patching
 from mansu.circuits.record import Record, difference, packed, record
-from mansu.errors import MansuError
+from mansu.errors import MansuError, MismatchError
+from mansu.files import load_values, save_values
 from mansu.progress import Step
 from mansu.subjects import packing
 from mansu.subjects.blocks import Block
@@ -498,13 +501,15 @@ def test_slices_and_neurons_are_first_order_effects(name: str) -> None:
     layout = graph_of(subject)
     found = attribute(subject, pairs, method="eap")
     block, step = Block(subject, 1), 1e-3
-    q, _, v = block.hook_qkv
-    names = (q, v, block.hook_neurons)
+    q, k, v = block.hook_qkv
+    names = (q, k, v, block.hook_z, block.hook_neurons)
     rows = [[seen(subject, row, *names) for row in both] for both in prompts(pairs)]
     assert rows[0][0][q].shape[1] == layout.n_heads
     for total, name in (
         (found.queries[1].sum(), q),
+        (found.keys[1].sum(), k),
         (found.values[1].sum(), v),
+        (found.outputs[1].sum(), block.hook_z),  # as it is, before a norm behind the attention
         (found.neurons[1].sum(), block.hook_neurons),
     ):
         change = [corrupt[name] - clean[name] for clean, corrupt in rows]
@@ -554,6 +559,21 @@ def test_saves_and_loads(tmp_path: Any) -> None:
         Attribution.load(tmp_path)
     with pytest.raises(MansuError, match=r"no attribution\.safetensors"):
         Attribution.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_file_of_before_scored_outputs_wrongly_where_a_norm_follows(
+    name: str, tmp_path: Path
+) -> None:
+    subject = family(name)
+    attribute(subject, random_pairs(), steps=1).save(tmp_path)
+    path = tmp_path / "attribution.safetensors"
+    tensors, meta = load_values(path)
+    del meta["raw_outputs"]
+    save_values(path, tensors, meta)
+    told = pytest.raises(MismatchError, match=r"earlier MANSU.*a norm follows.*attribute again")
+    with told if name == "gemma3" else nullcontext():
+        Attribution.load(tmp_path).refuse_scaled(subject)
 
 
 def test_refuses_bad_input() -> None:
