@@ -29,7 +29,8 @@ CIRCUIT = 0.01
 TOY = "the tiny subject is a toy, one of whose heads is a percent of it, and is left out"
 """Why a claim about a real model's numbers is not judged where only the tiny one was run."""
 
-REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+UNDECIDED, UNTESTED = "undecided", "cannot be tested here"
 
 BASELINES = tuple(name for name in methods.NAMES if name != "mansu")
 
@@ -44,7 +45,8 @@ class Claim:
     Attributes:
         claim: what the paper says. number: the one figure that decides it, short.
         ours: our figures, a sentence, with intervals where there are.
-        status: ``reproduced``, ``not reproduced`` or ``cannot be tested here``.
+        status: ``reproduced``, ``not reproduced``, ``undecided`` (what was measured says neither)
+            or ``cannot be tested here``.
     """
 
     claim: str
@@ -101,8 +103,10 @@ def _judged(holds: bool | None) -> str:
 
 def _counted(claim: str, yes: Sequence[bool], of: str, ours: str, holds: bool | None) -> Claim:
     """A claim that is decided by how many of some things hold; untested where there are none."""
-    number = f"{sum(yes)} of {len(yes)} {of}" if yes else "–"
-    return Claim(claim, number, ours, _judged(holds if yes else None))
+    if not yes:
+        return Claim(claim, "–", ours, UNTESTED)
+    status = UNDECIDED if holds is None else _judged(holds)
+    return Claim(claim, f"{sum(yes)} of {len(yes)} {of}", ours, status)
 
 
 def _most(yes: Sequence[bool]) -> bool:
@@ -113,15 +117,22 @@ def _forgot(figures: Figures) -> bool:
     return figures["status"]["forgetting"] == "passed"
 
 
-def _undecided(figures: Figures) -> bool:
-    return figures["status"]["forgetting"] == "undecided"
-
-
 def _above_zero(interval: Sequence[float] | None) -> bool:
     if interval is None:
         return False
     found = Interval.from_json(interval)
     return found.low > 0 and not found.alone
+
+
+def _recovers(figures: Figures) -> bool:
+    """Whether NF4 brings some back with its whole interval, in accuracy or in log-probability."""
+    return _above_zero(figures["gap"]) or _above_zero(figures["gap in nats"])
+
+
+def _stays(figures: Figures, *states: str) -> bool:
+    """Whether it forgets and stays forgotten, as far as the verdict's states go."""
+    asked = (figures["status"][name] for name in ("forgetting", "gap"))
+    return all(status in states for status in asked) and not _recovers(figures)
 
 
 def _gradient_claims(runs: Runs) -> Iterator[Claim]:
@@ -167,18 +178,17 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         "nats",
         _most(nats),
     )
-    recovers = {k for (k, _), above in zip(forgot, nats, strict=True) if above}
-    both = [_forgot(f) and f["status"]["gap"] == "passed" and k not in recovers for k, f in rows]
+    both = [_stays(f, "passed") for _, f in rows]
     named = [k for (k, _), yes in zip(rows, both, strict=True) if yes]
-    # One whose forgetting is undecided, and which nothing comes back of, may be one of them.
-    maybe = [k for k, f in rows if _undecided(f) and f["status"]["gap"] == "passed"]
+    # One of which it is undecided, and which no recovery is seen of, may be one of them.
+    maybe = [k for k, f in rows if k not in named and _stays(f, "passed", "undecided")]
     yield _counted(
         "The sparsity–permanence tradeoff: no baseline both forgets and stays forgotten",
         both,
         "edits",
         f"{len(named)} of {len(rows)} edits forget with no recovery in accuracy or log-probability"
         + (f" ({', '.join(named)})" if named else "")
-        + (f"; in {len(maybe)} more forgetting is undecided ({', '.join(maybe)})" if maybe else ""),
+        + (f"; of {len(maybe)} more it is undecided ({', '.join(maybe)})" if maybe else ""),
         False if named else None if maybe else True,
     )
 

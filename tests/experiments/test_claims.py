@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, UNTESTED, Claim, claims
+from experiments.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, UNTESTED, Claim, claims
 from experiments.figures import NO_EDIT
 from mansu import subjects
 from mansu.evidence.verdict import ABOUT, Check
@@ -145,14 +145,17 @@ def test_the_short_form_is_the_figure_that_decides() -> None:
 def test_where_forgetting_is_undecided_the_tradeoff_is_not_reproduced_by_it() -> None:
     """An edit near chance that nothing comes back of may be what the claim says there is not."""
 
-    def tradeoff(forgetting: str, gap: str = "passed") -> Claim:
+    def tradeoff(forgetting: str, gap: str = "passed", **figures: Any) -> Claim:
         status = {**dict.fromkeys(ABOUT, "passed"), "forgetting": forgetting, "gap": gap}
-        return _claim(_found(npo=_figures(status=status)), "The sparsity")
+        return _claim(_found(npo=_figures(status=status, **figures)), "The sparsity")
 
     assert tradeoff("passed").status == NOT_REPRODUCED
     assert tradeoff("failed").status == tradeoff("undecided", "failed").status == REPRODUCED
-    found = tradeoff("undecided")
-    assert found.status == UNTESTED and "1 more forgetting is undecided (npo" in found.ours
+    for found in (tradeoff("undecided"), tradeoff("passed", "undecided")):
+        assert found.status == UNDECIDED and "of 1 more it is undecided (npo" in found.ours
+    for gap in ("gap", "gap in nats"):  # one that recovers is none, though within the limits
+        back = {gap: [0.04, 0.003, 0.07]}
+        assert {tradeoff(f, **back).status for f in ("passed", "undecided")} == {REPRODUCED}
 
 
 def test_relearning_is_compared_where_both_forgot_and_the_intervals_are_apart() -> None:
