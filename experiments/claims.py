@@ -26,6 +26,15 @@ FEW = 0.01
 CIRCUIT = 0.01
 """The paper's circuit is a fraction of a percent of the parameters; at 1 % it would not be."""
 
+AUROC = 0.9
+"""What an AUROC must be above on every task, with its whole interval, to tell two apart."""
+
+PLAIN, SIGNAL = "plain JS", "signal JS on the circuit"
+"""Plain CAD, the paper's, and signal CAD (``mansu.evidence.cad``), as the record has them."""
+
+SEPARATION = "`python -m experiments.benchmarks.cad RUN…`"
+NO_TASK = "not measured on the tasks of these figures"
+
 TOY = "the tiny subject is a toy, one of whose heads is a percent of it, and is left out"
 """Why a claim about a real model's numbers is not judged where only the tiny one was run."""
 
@@ -62,7 +71,8 @@ def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     every subject.
 
     Args:
-        auroc: the record of ``experiments/benchmarks/cad.py``, if there is one.
+        auroc: the record of ``experiments/benchmarks/cad.py``, if there is one; what it says of
+            other facts than ``found`` is of is refused, in the claim.
     """
     runs = found["runs"]
     real = [run for run in runs if run["subject"] != subjects.TINY]
@@ -71,7 +81,7 @@ def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
         *_mansu_claims(runs, real),
         _formats(runs),
         _bound(real),
-        _separation(auroc),
+        _separation(real, auroc),
         _relearning(real),
         Claim(
             "It holds on 8 B models, on WMDP and MUSE as published",
@@ -374,16 +384,44 @@ def _relearning(runs: Runs) -> Claim:
     )
 
 
-def _separation(auroc: Mapping[str, Any] | None) -> Claim:
+def _separation(runs: Runs, auroc: Mapping[str, Any] | None) -> Claim:
+    """Plain CAD, which is the paper's, decides; signal CAD, which is ours, is told beside it."""
     what = "CAD tells an erased circuit from a suppressed behaviour"
     if auroc is None:
-        how = "run `python experiments/benchmarks/cad.py RUN…` first"
-        return Claim(what, "–", how, UNTESTED)
-    erased, judged = auroc["separation"]["erased"], "signal JS on the circuit"
-    names = list(auroc["tasks"])
+        return Claim(what, "–", f"not measured: run {SEPARATION} first", UNTESTED)
+    today = {f"{r['task']['name']} ({r['subject']})": r["task"]["digest"] for r in runs}
+    names = [name for name in auroc["tasks"] if name in today]
+    stale = [name for name in names if auroc["tasks"][name]["digest"] != today[name]]
+    if stale or not names:
+        why = f"measured on other facts than today's ({', '.join(stale)})" if stale else NO_TASK
+        return Claim(what, "–", f"{why}: run {SEPARATION} again", UNTESTED)
+
+    def least(measure: str) -> str:
+        found = min((erased[measure][n] for n in names), key=lambda one: one["auroc"])
+        return _auroc(found)
+
+    erased, with_mansu = (auroc["separation"][k] for k in ("erased", "erased or mansu"))
     told = [
-        f"{label}: AUROC " + ", ".join(f"{erased[name][t]['auroc']:.2f} ({t})" for t in names)
-        for label, name in (("plain CAD", "plain JS"), ("signal CAD", judged))
+        f"{label}: AUROC "
+        + ", ".join(f"{_auroc(of[measure][n])} ({n.partition(' (')[0]})" for n in names)
+        for label, measure, of in (
+            ("plain CAD, the paper's", PLAIN, erased),
+            ("signal CAD", SIGNAL, erased),
+            ("signal CAD with MANSU's edits among the erased", SIGNAL, with_mansu),
+        )
     ]
-    least = min(erased[judged][t]["auroc"] for t in names)
-    return Claim(what, f"AUROC {least:.2f} at least", "; ".join(told), _judged(least > 0.9))
+    bounds = [erased[PLAIN][n]["interval"] for n in names]
+    below = any(high < AUROC for _, high in bounds)
+    above = all(low > AUROC for low, _ in bounds)
+    return Claim(
+        what,
+        f"plain CAD: AUROC {least(PLAIN)} at least, above {AUROC} asked; signal CAD: "
+        f"{least(SIGNAL)}",
+        "; ".join(told),
+        NOT_REPRODUCED if below else REPRODUCED if above else UNDECIDED,
+    )
+
+
+def _auroc(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['auroc']:.2f} [{low:.2f}, {high:.2f}]"

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from experiments import tables
+from experiments.benchmarks import cad
 from experiments.claims import claims, separation
 from experiments.figures import NO_EDIT, checks_of
+from mansu import tasks
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
 from mansu.show import numbers
@@ -67,6 +69,21 @@ def test_what_is_kept_is_no_drift_on_text() -> None:
 @pytest.mark.parametrize("path", sorted(readme.RESULTS.glob("*.json")), ids=lambda p: p.name)
 def test_every_recorded_result_is_readable(path: Path) -> None:
     assert read_json(path)
+
+
+def test_the_recorded_figures_are_of_today_s_tasks() -> None:
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        assert run["task"]["digest"] == tasks.load(run["task"]["name"]).digest
+
+
+def test_what_is_of_other_facts_than_today_s_is_not_kept() -> None:
+    task, digest = "tiny-colours", tasks.load("tiny-colours").digest
+    found = {
+        "today's": {"task": task, "digest": digest},
+        "earlier": {"task": task, "digest": "1"},
+        "one's own": {"task": "mine", "digest": "1"},
+    }
+    assert list(cad.kept(found)) == ["today's"]
 
 
 def test_links_in_the_readme_lead_somewhere() -> None:
