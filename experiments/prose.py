@@ -62,8 +62,9 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
 
     ``full forget``, ``nf4 paraphrase`` … (accuracies, also of ``keep`` groups), ``attack
     relearning`` …, ``status gap`` …, a check of the verdict after its unit (``share gap,
-    rephrasings``), ``worst`` (nats that the kept group loses that loses most, in the worse of full
-    precision and NF4), ``bound restricted`` and ``bound measured`` (Theorem 1's, nats).
+    rephrasings``), what it is held against (``limit share gap, rephrasings``), ``worst`` (nats that
+    the kept group loses that loses most, in the worse of full precision and NF4), ``bound
+    restricted`` and ``bound measured`` (Theorem 1's, nats).
     """
     found: dict[str, Figure | str] = {}
     for part, before in (("full", "full"), ("nf4", "nf4"), ("attacks", "attack")):
@@ -76,7 +77,9 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
             found[f"bound {name}"] = Figure([nats] * 3, "nats")
     checks = figures.get("checks", {})
     for check in (each for asked in checks.values() for each in asked):
-        found[f"{check['unit']} {check['what']}"] = Figure(check["value"], check["unit"])
+        name, unit = f"{check['unit']} {check['what']}", check["unit"]
+        found[name] = Figure(check["value"], unit)
+        found[f"limit {name}"] = Figure([check["threshold"]] * 3, unit)
     if lost := kept_loss(checks_of(figures, "retention")):
         found["worst"] = Figure(lost.to_json(), "nats")
     return found

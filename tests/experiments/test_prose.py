@@ -11,6 +11,7 @@ from experiments.prose import Figure, filled
 from scripts import readme
 
 GAP = {"what": "gap, rephrasings", "unit": "share", "value": [-0.028, -0.089, 0.039]}
+GAP |= {"threshold": 0.1, "at_least": False}
 LOST = [
     {"what": what, "unit": "nats", "value": [v, 0, 1], "threshold": 0.1, "at_least": False}
     for what, v in (("fall of a", 0.1), ("fall of b", 0.6), ("drift on text", 0.9))
@@ -39,6 +40,7 @@ FOUND = {
         ("{some-facts[mansu][attack relearning]:1i}", "75.0 [70.0, 80.0]"),
         ("{some-facts[mansu][share gap, rephrasings]:+1i}", "−2.8 [−8.9, +3.9]"),
         ("{some-facts[mansu][share gap, rephrasings]:-1i} fewer", "2.8 [−3.9, 8.9] fewer"),
+        ("{some-facts[mansu][limit share gap, rephrasings]:0} points", "10 points"),
         ("{some-facts[mansu][worst]:2} nats", "0.60 nats"),
         ("The gap is {some-facts[mansu][status gap]}.", "The gap is passed."),
         (
