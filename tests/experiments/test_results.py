@@ -11,7 +11,7 @@ from experiments import tables
 from experiments.benchmarks import cad
 from experiments.claims import claims, separation
 from experiments.figures import NO_EDIT, checks_of
-from mansu import tasks
+from mansu import subjects, tasks
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
 from mansu.show import numbers
@@ -74,6 +74,14 @@ def test_every_recorded_result_is_readable(path: Path) -> None:
 def test_the_recorded_figures_are_of_today_s_tasks() -> None:
     for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
         assert run["task"]["digest"] == tasks.load(run["task"]["name"]).digest
+
+
+@pytest.mark.parametrize("path", sorted(readme.TEXTS.glob("*.md")), ids=lambda p: p.name)
+def test_what_relearning_brings_back_is_told_of_every_task(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        if run["subject"] == subjects.DEFAULT:
+            assert f"{{{run['task']['name']}[mansu][attack relearning]" in text
 
 
 def test_what_is_of_other_facts_than_today_s_is_not_kept() -> None:
