@@ -63,8 +63,8 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     ``full forget``, ``nf4 paraphrase`` … (accuracies, also of ``keep`` groups), ``attack
     relearning`` …, ``status gap`` …, a check of the verdict after its unit (``share gap,
     rephrasings``), what it is held against (``limit share gap, rephrasings``), ``worst`` (nats that
-    the kept group loses that loses most, in the worse of full precision and NF4), ``bound
-    restricted`` and ``bound measured`` (Theorem 1's, nats).
+    the kept group loses that loses most, in the worse of full precision and NF4), ``CAD signal``
+    (in full precision), ``bound restricted`` and ``bound measured`` (Theorem 1's, nats).
     """
     found: dict[str, Figure | str] = {}
     for part, before in (("full", "full"), ("nf4", "nf4"), ("attacks", "attack")):
@@ -75,6 +75,8 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     for name, nats in (figures.get("bound") or {}).items():
         if name in ("restricted", "measured"):
             found[f"bound {name}"] = Figure([nats] * 3, "nats")
+    if "cad" in figures:
+        found["CAD signal"] = Figure(figures["cad"]["signal"], "CAD")
     checks = figures.get("checks", {})
     for check in (each for asked in checks.values() for each in asked):
         name, unit = f"{check['unit']} {check['what']}", check["unit"]

@@ -24,6 +24,7 @@ FOUND = {
                 "mansu": {
                     "full": {"forget": [0.5, 0.4, 0.6]},
                     "attacks": {"relearning": [0.75, 0.7, 0.8]},
+                    "cad": {"signal": [0.113, 0.102, 0.118]},
                     "status": {"gap": "passed"},
                     "checks": {"gap": [GAP], "retention": LOST},
                 }
@@ -41,6 +42,7 @@ FOUND = {
         ("{some-facts[mansu][share gap, rephrasings]:+1i}", "−2.8 [−8.9, +3.9]"),
         ("{some-facts[mansu][share gap, rephrasings]:-1i} fewer", "2.8 [−3.9, 8.9] fewer"),
         ("{some-facts[mansu][limit share gap, rephrasings]:0} points", "10 points"),
+        ("{some-facts[mansu][CAD signal]:3i}", "0.113 [0.102, 0.118]"),
         ("{some-facts[mansu][worst]:2} nats", "0.60 nats"),
         ("The gap is {some-facts[mansu][status gap]}.", "The gap is passed."),
         (
