@@ -4,6 +4,7 @@ A template of ``experiments/texts`` names task, method and figure, and how to wr
 
     {capitals[mansu][nf4 paraphrase]:0} %      # 53 %
     {gemma-symbols[ga][share gap, rephrasings]:1i} points      # 11.1 [5.3, 17.0] points
+    {languages[back]}      # GA +0.048 [+0.002, +0.105] nats (forget rows): see ``back``
 
 so that a text cannot say what is no longer measured. What a record of its own does not hold (a
 control, something tried and left) is written out in the template, with where it is from.
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.claims import BASELINES
 from experiments.figures import Figures, checks_of
-from mansu.evidence.verdict import kept_loss
-from mansu.show.numbers import written
+from mansu.evidence.verdict import Check, kept_loss
+from mansu.methods import named
+from mansu.show.numbers import measured, written
 
 WIDTH = 104
 UNBROKEN = re.compile(r" (?=%|\d+\. )")
@@ -87,6 +90,27 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     return found
 
 
+def back(run: Mapping[str, Any]) -> str:
+    """What NF4 brings back of the baselines' edits of a task, as a list in words; "nothing".
+
+    Of each edit that forgot anything the largest recovery whose whole interval is above zero, in
+    points where there is one, else in nats.
+    """
+    found: list[tuple[str, Check]] = []
+    for name, figures in run["methods"].items():
+        if name in BASELINES and figures["status"]["gap"] != "vacuous":
+            above = [c for c in checks_of(figures, "gap") if c.value.low > 0 and not c.value.alone]
+            most = max(above, key=_size, default=None)
+            found += [(named(name).title, most)] if most else []
+    found.sort(key=lambda each: _size(each[1]), reverse=True)
+    told = (f"{name} {measured(c.value, c.unit)} ({c.what.split(', ')[-1]})" for name, c in found)
+    return ", ".join(told) or "nothing"
+
+
+def _size(check: Check) -> tuple[bool, float]:
+    return check.unit == "share", check.value.value
+
+
 def filled(template: str, found: Mapping[str, Any]) -> str:
     """A template with its numbers, its sentences in lines of like length.
 
@@ -97,7 +121,10 @@ def filled(template: str, found: Mapping[str, Any]) -> str:
         KeyError: it names a task, a method or a figure that the record does not hold.
     """
     tasks = {
-        run["task"]["name"]: {name: by_name(m) for name, m in run["methods"].items()}
+        run["task"]["name"]: {
+            **{name: by_name(m) for name, m in run["methods"].items()},
+            "back": back(run),
+        }
         for run in found["runs"]
     }
     return "\n\n".join(_wrapped(b.format_map(tasks)) for b in template.strip().split("\n\n"))

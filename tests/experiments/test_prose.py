@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,26 @@ def test_a_template_is_filled(template: str, text: str) -> None:
 def test_what_the_record_does_not_hold_is_refused(name: str) -> None:
     with pytest.raises(KeyError):
         filled(f"{{{name}}}", FOUND)
+
+
+def test_what_comes_back_is_listed_where_something_was_forgotten() -> None:
+    def edit(status: str, **values: list[float]) -> dict[str, Any]:
+        names = {"share": "gap, rephrasings", "nats": "gap among the choices, forget rows"}
+        gaps = [GAP | {"what": names[u], "unit": u, "value": v} for u, v in values.items()]
+        return {"status": {"gap": status}, "checks": {"gap": gaps}}
+
+    methods = {
+        "ga": edit("undecided", share=[0.05, -0.01, 0.1], nats=[0.103, 0.041, 0.165]),
+        "rmu": edit("vacuous", share=[0.019, 0.004, 0.039]),
+        "npo": edit("passed", share=[0.03, 0.01, 0.05], nats=[0.2, 0.1, 0.3]),
+        "kl": edit("passed", share=[0.03, -0.01, 0.05]),
+        "mansu": edit("failed", share=[0.3, 0.2, 0.4]),  # no baseline
+    }
+    run = {"task": {"name": "some-facts"}, "methods": methods}
+    assert filled("{some-facts[back]}", {"runs": [run]}) == (
+        "NPO +3.0 [+1.0, +5.0] points (rephrasings), GA +0.103 [+0.041, +0.165] nats (forget rows)"
+    )
+    assert filled("{some-facts[back]}", FOUND) == "nothing"
 
 
 def test_a_figure_s_form_is_checked() -> None:
