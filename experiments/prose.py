@@ -64,10 +64,11 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     """What a method did on a task, by the names that templates use.
 
     ``full forget``, ``nf4 paraphrase`` … (accuracies, also of ``keep`` groups), ``attack
-    relearning`` …, ``status gap`` …, a check of the verdict after its unit (``share gap,
-    rephrasings``), what it is held against (``limit share gap, rephrasings``), ``worst`` (nats that
-    the kept group loses that loses most, in the worse of full precision and NF4), ``CAD signal``
-    (in full precision), ``bound restricted`` and ``bound measured`` (Theorem 1's, nats).
+    relearning`` …, ``status gap`` …, ``passed`` (the properties that are, in words), a check of the
+    verdict after its unit (``share gap, rephrasings``), what it is held against (``limit share gap,
+    rephrasings``), ``worst`` (nats that the kept group loses that loses most, in the worse of full
+    precision and NF4), ``CAD signal`` (in full precision), ``bound restricted`` and ``bound
+    measured`` (Theorem 1's, nats).
     """
     found: dict[str, Figure | str] = {}
     for part, before in (("full", "full"), ("nf4", "nf4"), ("attacks", "attack")):
@@ -75,6 +76,8 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
             found[f"{before} {name}"] = Figure(value, "share")
     for name, status in figures.get("status", {}).items():
         found[f"status {name}"] = status
+    fine = [name for name, status in figures.get("status", {}).items() if status == "passed"]
+    found["passed"] = " and ".join(filter(None, (", ".join(fine[:-1]), *fine[-1:]))) or "none"
     for name, nats in (figures.get("bound") or {}).items():
         if name in ("restricted", "measured"):
             found[f"bound {name}"] = Figure([nats] * 3, "nats")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiments.prose import Figure, filled
+from experiments.prose import Figure, by_name, filled
+from mansu.evidence.verdict import ABOUT
 from scripts import readme
 
 GAP = {"what": "gap, rephrasings", "unit": "share", "value": [-0.028, -0.089, 0.039]}
@@ -63,6 +64,20 @@ def test_a_template_is_filled(template: str, text: str) -> None:
 def test_what_the_record_does_not_hold_is_refused(name: str) -> None:
     with pytest.raises(KeyError):
         filled(f"{{{name}}}", FOUND)
+
+
+@pytest.mark.parametrize(
+    ("passed", "text"),
+    [
+        ([], "none"),
+        (["gap"], "gap"),
+        (["forgetting", "gap"], "forgetting and gap"),
+        (["forgetting", "retention", "gap"], "forgetting, retention and gap"),
+    ],
+)
+def test_what_is_passed_is_listed(passed: list[str], text: str) -> None:
+    status = dict.fromkeys(ABOUT, "failed") | dict.fromkeys(passed, "passed")
+    assert by_name({"status": status})["passed"] == text
 
 
 def test_what_comes_back_is_listed_where_something_was_forgotten() -> None:

@@ -92,6 +92,15 @@ def test_the_verdict_s_suppressor_is_told_from_those_by_layer() -> None:
     assert any(rows in " ".join(text.split()) for text in texts)
 
 
+def test_the_only_edit_that_passes_all_four_is_named() -> None:
+    runs = read_json(readme.RESULTS / "reproduce.json")["runs"]
+    edits = [(r["name"], name, f.get("status")) for r in runs for name, f in r["methods"].items()]
+    fine = [(run, name) for run, name, of in edits if of and {*of.values()} == {"passed"}]
+    assert fine == [("tiny-colours-tiny", "retrained")]
+    said = "The only edit that passes all four is the tiny subject's retrained reference"
+    assert said in (readme.TEXTS / "readme.md").read_text(encoding="utf-8")
+
+
 def test_what_is_of_other_facts_than_today_s_is_not_kept() -> None:
     task, digest = "tiny-colours", tasks.load("tiny-colours").digest
     found = {
