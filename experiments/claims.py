@@ -26,10 +26,20 @@ FEW = 0.01
 CIRCUIT = 0.01
 """The paper's circuit is a fraction of a percent of the parameters; at 1 % it would not be."""
 
+AUROC = 0.9
+"""What an AUROC must be above on every task, with its whole interval, to tell two apart."""
+
+PLAIN, SIGNAL = "plain JS", "signal JS on the circuit"
+"""Plain CAD, the paper's, and signal CAD (``mansu.evidence.cad``), as the record has them."""
+
+SEPARATION = "`python -m experiments.benchmarks.cad RUN…`"
+NO_TASK = "not measured on the tasks of these figures"
+
 TOY = "the tiny subject is a toy, one of whose heads is a percent of it, and is left out"
 """Why a claim about a real model's numbers is not judged where only the tiny one was run."""
 
-REPRODUCED, NOT_REPRODUCED, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+UNDECIDED, UNTESTED = "undecided", "cannot be tested here"
 
 BASELINES = tuple(name for name in methods.NAMES if name != "mansu")
 
@@ -44,7 +54,8 @@ class Claim:
     Attributes:
         claim: what the paper says. number: the one figure that decides it, short.
         ours: our figures, a sentence, with intervals where there are.
-        status: ``reproduced``, ``not reproduced`` or ``cannot be tested here``.
+        status: ``reproduced``, ``not reproduced``, ``undecided`` (what was measured says neither)
+            or ``cannot be tested here``.
     """
 
     claim: str
@@ -60,7 +71,8 @@ def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     every subject.
 
     Args:
-        auroc: the record of ``experiments/benchmarks/cad.py``, if there is one.
+        auroc: the record of ``experiments/benchmarks/cad.py``, if there is one; what it says of
+            other facts than ``found`` is of is refused, in the claim.
     """
     runs = found["runs"]
     real = [run for run in runs if run["subject"] != subjects.TINY]
@@ -69,7 +81,7 @@ def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
         *_mansu_claims(runs, real),
         _formats(runs),
         _bound(real),
-        _separation(auroc),
+        _separation(real, auroc),
         _relearning(real),
         Claim(
             "It holds on 8 B models, on WMDP and MUSE as published",
@@ -101,8 +113,10 @@ def _judged(holds: bool | None) -> str:
 
 def _counted(claim: str, yes: Sequence[bool], of: str, ours: str, holds: bool | None) -> Claim:
     """A claim that is decided by how many of some things hold; untested where there are none."""
-    number = f"{sum(yes)} of {len(yes)} {of}" if yes else "–"
-    return Claim(claim, number, ours, _judged(holds if yes else None))
+    if not yes:
+        return Claim(claim, "–", ours, UNTESTED)
+    status = UNDECIDED if holds is None else _judged(holds)
+    return Claim(claim, f"{sum(yes)} of {len(yes)} {of}", ours, status)
 
 
 def _most(yes: Sequence[bool]) -> bool:
@@ -113,15 +127,22 @@ def _forgot(figures: Figures) -> bool:
     return figures["status"]["forgetting"] == "passed"
 
 
-def _undecided(figures: Figures) -> bool:
-    return figures["status"]["forgetting"] == "undecided"
-
-
 def _above_zero(interval: Sequence[float] | None) -> bool:
     if interval is None:
         return False
     found = Interval.from_json(interval)
     return found.low > 0 and not found.alone
+
+
+def _recovers(figures: Figures) -> bool:
+    """Whether NF4 brings some back with its whole interval, in accuracy or in log-probability."""
+    return _above_zero(figures["gap"]) or _above_zero(figures["gap in nats"])
+
+
+def _stays(figures: Figures, *states: str) -> bool:
+    """Whether it forgets and stays forgotten, as far as the verdict's states go."""
+    asked = (figures["status"][name] for name in ("forgetting", "gap"))
+    return all(status in states for status in asked) and not _recovers(figures)
 
 
 def _gradient_claims(runs: Runs) -> Iterator[Claim]:
@@ -167,18 +188,17 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         "nats",
         _most(nats),
     )
-    recovers = {k for (k, _), above in zip(forgot, nats, strict=True) if above}
-    both = [_forgot(f) and f["status"]["gap"] == "passed" and k not in recovers for k, f in rows]
+    both = [_stays(f, "passed") for _, f in rows]
     named = [k for (k, _), yes in zip(rows, both, strict=True) if yes]
-    # One whose forgetting is undecided, and which nothing comes back of, may be one of them.
-    maybe = [k for k, f in rows if _undecided(f) and f["status"]["gap"] == "passed"]
+    # One of which it is undecided, and which no recovery is seen of, may be one of them.
+    maybe = [k for k, f in rows if k not in named and _stays(f, "passed", "undecided")]
     yield _counted(
         "The sparsity–permanence tradeoff: no baseline both forgets and stays forgotten",
         both,
         "edits",
         f"{len(named)} of {len(rows)} edits forget with no recovery in accuracy or log-probability"
         + (f" ({', '.join(named)})" if named else "")
-        + (f"; in {len(maybe)} more forgetting is undecided ({', '.join(maybe)})" if maybe else ""),
+        + (f"; of {len(maybe)} more it is undecided ({', '.join(maybe)})" if maybe else ""),
         False if named else None if maybe else True,
     )
 
@@ -364,16 +384,44 @@ def _relearning(runs: Runs) -> Claim:
     )
 
 
-def _separation(auroc: Mapping[str, Any] | None) -> Claim:
+def _separation(runs: Runs, auroc: Mapping[str, Any] | None) -> Claim:
+    """Plain CAD, which is the paper's, decides; signal CAD, which is ours, is told beside it."""
     what = "CAD tells an erased circuit from a suppressed behaviour"
     if auroc is None:
-        how = "run `python experiments/benchmarks/cad.py RUN…` first"
-        return Claim(what, "–", how, UNTESTED)
-    erased, judged = auroc["separation"]["erased"], "signal JS on the circuit"
-    names = list(auroc["tasks"])
+        return Claim(what, "–", f"not measured: run {SEPARATION} first", UNTESTED)
+    today = {f"{r['task']['name']} ({r['subject']})": r["task"]["digest"] for r in runs}
+    names = [name for name in auroc["tasks"] if name in today]
+    stale = [name for name in names if auroc["tasks"][name]["digest"] != today[name]]
+    if stale or not names:
+        why = f"measured on other facts than today's ({', '.join(stale)})" if stale else NO_TASK
+        return Claim(what, "–", f"{why}: run {SEPARATION} again", UNTESTED)
+
+    def least(measure: str) -> str:
+        found = min((erased[measure][n] for n in names), key=lambda one: one["auroc"])
+        return _auroc(found)
+
+    erased, with_mansu = (auroc["separation"][k] for k in ("erased", "erased or mansu"))
     told = [
-        f"{label}: AUROC " + ", ".join(f"{erased[name][t]['auroc']:.2f} ({t})" for t in names)
-        for label, name in (("plain CAD", "plain JS"), ("signal CAD", judged))
+        f"{label}: AUROC "
+        + ", ".join(f"{_auroc(of[measure][n])} ({n.partition(' (')[0]})" for n in names)
+        for label, measure, of in (
+            ("plain CAD, the paper's", PLAIN, erased),
+            ("signal CAD", SIGNAL, erased),
+            ("signal CAD with MANSU's edits among the erased", SIGNAL, with_mansu),
+        )
     ]
-    least = min(erased[judged][t]["auroc"] for t in names)
-    return Claim(what, f"AUROC {least:.2f} at least", "; ".join(told), _judged(least > 0.9))
+    bounds = [erased[PLAIN][n]["interval"] for n in names]
+    below = any(high < AUROC for _, high in bounds)
+    above = all(low > AUROC for low, _ in bounds)
+    return Claim(
+        what,
+        f"plain CAD: AUROC {least(PLAIN)} at least, above {AUROC} asked; signal CAD: "
+        f"{least(SIGNAL)}",
+        "; ".join(told),
+        NOT_REPRODUCED if below else REPRODUCED if above else UNDECIDED,
+    )
+
+
+def _auroc(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['auroc']:.2f} [{low:.2f}, {high:.2f}]"

@@ -116,7 +116,7 @@ def results(measured: Sequence[Measured], command: str) -> dict[str, Any]:
         "manifest": {
             "command": command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": commit(),
             "python": platform.python_version(),
             "machine": platform.machine(),
             "packages": {name: version(name) for name in PACKAGES},
@@ -181,7 +181,7 @@ def _circuit(run: Run) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the code that runs, with ``+`` where files differ from it."""
     here = Path(__file__).parent
     try:

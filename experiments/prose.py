@@ -4,6 +4,7 @@ A template of ``experiments/texts`` names task, method and figure, and how to wr
 
     {capitals[mansu][nf4 paraphrase]:0} %      # 53 %
     {gemma-symbols[ga][share gap, rephrasings]:1i} points      # 11.1 [5.3, 17.0] points
+    {languages[back]}      # GA +0.048 [+0.002, +0.105] nats (forget rows): see ``back``
 
 so that a text cannot say what is no longer measured. What a record of its own does not hold (a
 control, something tried and left) is written out in the template, with where it is from.
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.claims import BASELINES
 from experiments.figures import Figures, checks_of
-from mansu.evidence.verdict import kept_loss
-from mansu.show.numbers import written
+from mansu.evidence.verdict import Check, kept_loss
+from mansu.methods import named
+from mansu.show.numbers import measured, written
 
 WIDTH = 104
 UNBROKEN = re.compile(r" (?=%|\d+\. )")
@@ -61,9 +64,11 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     """What a method did on a task, by the names that templates use.
 
     ``full forget``, ``nf4 paraphrase`` … (accuracies, also of ``keep`` groups), ``attack
-    relearning`` …, ``status gap`` …, a check of the verdict after its unit (``share gap,
+    relearning`` …, ``status gap`` …, ``passed`` (the properties that are, in words), a check of the
+    verdict after its unit (``share gap, rephrasings``), what it is held against (``limit share gap,
     rephrasings``), ``worst`` (nats that the kept group loses that loses most, in the worse of full
-    precision and NF4), ``bound restricted`` and ``bound measured`` (Theorem 1's, nats).
+    precision and NF4), ``CAD signal`` (in full precision), ``bound restricted`` and ``bound
+    measured`` (Theorem 1's, nats).
     """
     found: dict[str, Figure | str] = {}
     for part, before in (("full", "full"), ("nf4", "nf4"), ("attacks", "attack")):
@@ -71,15 +76,42 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
             found[f"{before} {name}"] = Figure(value, "share")
     for name, status in figures.get("status", {}).items():
         found[f"status {name}"] = status
+    fine = [name for name, status in figures.get("status", {}).items() if status == "passed"]
+    found["passed"] = " and ".join(filter(None, (", ".join(fine[:-1]), *fine[-1:]))) or "none"
     for name, nats in (figures.get("bound") or {}).items():
         if name in ("restricted", "measured"):
             found[f"bound {name}"] = Figure([nats] * 3, "nats")
+    if "cad" in figures:
+        found["CAD signal"] = Figure(figures["cad"]["signal"], "CAD")
     checks = figures.get("checks", {})
     for check in (each for asked in checks.values() for each in asked):
-        found[f"{check['unit']} {check['what']}"] = Figure(check["value"], check["unit"])
+        name, unit = f"{check['unit']} {check['what']}", check["unit"]
+        found[name] = Figure(check["value"], unit)
+        found[f"limit {name}"] = Figure([check["threshold"]] * 3, unit)
     if lost := kept_loss(checks_of(figures, "retention")):
         found["worst"] = Figure(lost.to_json(), "nats")
     return found
+
+
+def back(run: Mapping[str, Any]) -> str:
+    """What NF4 brings back of the baselines' edits of a task, as a list in words; "nothing".
+
+    Of each edit that forgot anything the largest recovery whose whole interval is above zero, in
+    points where there is one, else in nats.
+    """
+    found: list[tuple[str, Check]] = []
+    for name, figures in run["methods"].items():
+        if name in BASELINES and figures["status"]["gap"] != "vacuous":
+            above = [c for c in checks_of(figures, "gap") if c.value.low > 0 and not c.value.alone]
+            most = max(above, key=_size, default=None)
+            found += [(named(name).title, most)] if most else []
+    found.sort(key=lambda each: _size(each[1]), reverse=True)
+    told = (f"{name} {measured(c.value, c.unit)} ({c.what.split(', ')[-1]})" for name, c in found)
+    return ", ".join(told) or "nothing"
+
+
+def _size(check: Check) -> tuple[bool, float]:
+    return check.unit == "share", check.value.value
 
 
 def filled(template: str, found: Mapping[str, Any]) -> str:
@@ -92,7 +124,10 @@ def filled(template: str, found: Mapping[str, Any]) -> str:
         KeyError: it names a task, a method or a figure that the record does not hold.
     """
     tasks = {
-        run["task"]["name"]: {name: by_name(m) for name, m in run["methods"].items()}
+        run["task"]["name"]: {
+            **{name: by_name(m) for name, m in run["methods"].items()},
+            "back": back(run),
+        }
         for run in found["runs"]
     }
     return "\n\n".join(_wrapped(b.format_map(tasks)) for b in template.strip().split("\n\n"))

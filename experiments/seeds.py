@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.figures import commit
 from mansu import subjects
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import MansuError
@@ -41,6 +42,14 @@ PLANS = (
     (GEMMA, "gemma-symbols", ("mansu",)),
 )
 """Subject, task, methods: all four on the task that a subject starts with, MANSU on the others."""
+
+HEAD = """# Three seeds
+
+Made by `python -m experiments.seeds`: the mean over the seeds, and in brackets the least and the
+most. Accuracies are in percent, full precision / NF4; the worst kept group in the worse of the two.
+A property's marks are counted. An edit that was done is not done again, so that it may be of an
+earlier commit than its table."""
+"""What stands above the tables."""
 
 
 def planned(subject: str, task: str, methods: Sequence[str]) -> list[Unit]:
@@ -102,20 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not plans:
         parser.error(f"{options.task} is not measured on {options.subject}")
     try:
-        print(
-            "# Three seeds\n\nMade by `python -m experiments.seeds`: the mean over the seeds, and"
-        )
-        print(
-            "in brackets the least and the most. Accuracies are in percent, full precision / NF4;"
-        )
-        print("the worst kept group in the worse of the two. A property's marks are counted.")
+        print(HEAD)
         for subject, task, methods in plans:
             todo = planned(subject, task, methods)
             swept(todo, options.folder, options).refuse_failed()
             done: dict[str, list[tuple[Run, str]]] = {name: [] for name in methods}
             for unit in todo:
                 done[unit.method or ""].append(edit_at(unit, options.folder))
-            print(f"\n## {task} on {subject}\n\n{table(done).markdown()}", flush=True)
+            print(f"\n## {task} on {subject}\n\nAt commit {commit()}.", flush=True)
+            print(f"\n{table(done).markdown()}", flush=True)
     except MansuError as error:
         print(f"seeds: {error}", file=sys.stderr)
         return 2

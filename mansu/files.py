@@ -438,6 +438,18 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:LONGEST_NAME].rstrip("._-") or "x"
 
 
+def with_end(path: Path, end: str) -> Path:
+    """The path with this end, unless it has it: a dot in a name may begin no suffix.
+
+    ::
+
+        with_end(Path("rate-0.06"), ".zip") == Path("rate-0.06.zip")
+    """
+    if path.name in ("", "..") or path.suffix.lower() == end:  # a folder cannot be renamed here
+        return path
+    return path.with_name(path.name + end)
+
+
 def answered(ask: Callable[[], bool]) -> bool:
     """What a path says of itself; no, where its name is longer than any that there can be.
 

@@ -1,12 +1,12 @@
 """Attribution and circuits against the floor and against peers, side by side in one process.
 
-    python experiments/benchmarks/attribution.py speed [--pairs 32] [--steps 5] [--repeat 3]
-    python experiments/benchmarks/attribution.py scaling
-    python experiments/benchmarks/attribution.py memory --memory 512 [--recompute]
-    python experiments/benchmarks/attribution.py families
-    python experiments/benchmarks/attribution.py circuit RUN…
-    python experiments/benchmarks/attribution.py lens [--layers 12]
-    python experiments/benchmarks/attribution.py peer --peer-python /tmp/peer-venv/bin/python
+    python -m experiments.benchmarks.attribution speed [--pairs 32] [--steps 5] [--repeat 3]
+    python -m experiments.benchmarks.attribution scaling
+    python -m experiments.benchmarks.attribution memory --memory 512 [--recompute]
+    python -m experiments.benchmarks.attribution families
+    python -m experiments.benchmarks.attribution circuit RUN…
+    python -m experiments.benchmarks.attribution lens [--layers 12]
+    python -m experiments.benchmarks.attribution peer --peer-python /tmp/peer-venv/bin/python
 
 ``peer`` needs a second environment with auto-circuit 1.0.1, which wants transformer-lens < 3 (its
 HookedTransformer is gone from 4), so it cannot share our process: both take the same random model
@@ -37,6 +37,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from experiments.figures import commit
 from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute, needs
 from mansu.circuits.graph import graph_of
@@ -217,6 +218,8 @@ def circuit(args: argparse.Namespace) -> None:
         rows.append(
             {
                 "task": run.task().name,
+                "digest": run.task().digest,
+                "commit": commit(),
                 "subject": run.subject,
                 "pairs": found.n_pairs,
                 "tau": found.tau,

@@ -2,7 +2,7 @@
 
 ::
 
-    python experiments/benchmarks/cad.py runs/chemical-symbols runs/capitals …
+    python -m experiments.benchmarks.cad runs/chemical-symbols runs/capitals …
 
 Models are labelled by how they were made, not by what is measured on them. *Erased*: the circuit's
 mask at several sizes set to zero, or its entries shuffled within each matrix. *Suppressed*:
@@ -11,7 +11,8 @@ answers' logits (``mansu.evidence.controls.Suppression``), one for each erased m
 accuracy.
 MANSU's edits, where the run has one, are said to erase, which is what CAD is to judge: a second
 table counts them among the erased.
-Each run needs its circuit (``mansu circuit``). Tasks already in the results file are kept.
+Each run needs its circuit (``mansu circuit``). Tasks already in the results file are kept, but for
+what was measured on other facts than a task has today.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.figures import commit
 from mansu import subjects, tasks
 from mansu.circuits.parameters import parameter_mask
 from mansu.evidence import cad, controls
@@ -113,6 +115,7 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
     return {
         "task": task.name,
         "digest": task.digest,
+        "commit": commit(),
         "subject": run.subject,
         "pairs": len(pairs),
         "steps": steps,
@@ -169,6 +172,12 @@ def report(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return Table(["AUROC [95 %] (gap)", *next(iter(found.values()))], rows).markdown()
 
 
+def kept(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was measured earlier what is of the facts that a shipped task has today."""
+    today = {name: tasks.load(name).digest for name in tasks.shipped()}
+    return {key: one for key, one in found.items() if today.get(one["task"]) == one["digest"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -178,7 +187,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    found = read_json(arguments.out)["tasks"] if arguments.out.is_file() else {}
+    found = kept(read_json(arguments.out)["tasks"]) if arguments.out.is_file() else {}
     runs: list[Run | None] = [Run.open(path) for path in arguments.runs]
     for run in runs or [None]:
         if run is not None:

@@ -89,7 +89,13 @@ class Circuit(Shown, Sourced):
         return as_mask(self.layout, self.kept)
 
     def top(self, n: int) -> Circuit:
-        """The best ``n`` edges by |score|, orphans dropped; faithfulness where the curve has it."""
+        """The best ``n`` edges by |score|, orphans dropped; faithfulness where the curve has it.
+
+        Raises:
+            BadInputError: ``n`` is negative.
+        """
+        if n < 0:
+            raise BadInputError(f"A circuit has no {n} edges: ask for 0 or more.")
         kept = pruned(self.layout, self.order[:n])
         for size, value, low, high in self.curve.tolist():
             if int(size) == n:
@@ -129,8 +135,17 @@ class Circuit(Shown, Sourced):
         return self if reached and len(self) <= len(found) else found
 
     def node(self, index: int) -> dict[str, Any]:
-        """Attributes of a source node (``n_sources`` is the logits), for graphs and tables."""
+        """Attributes of a source node (``n_sources`` is the logits), for graphs and tables.
+
+        Raises:
+            BadInputError: there is no node of that index.
+        """
         graph = self.layout
+        if not 0 <= index <= graph.n_sources:
+            raise BadInputError(
+                f"There is no node {index}: the sources are 0 to {graph.n_sources - 1:,}, and "
+                f"{graph.n_sources:,} is the logits."
+            )
         if index == graph.n_sources:
             return {"name": "logits", "kind": "logits", "layer": graph.n_layers, "head": None}
         name = graph.source_name(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mansu.errors import BadInputError
+from mansu.errors import BadInputError, TakenError
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def bundle(options: argparse.Namespace) -> None:
     from mansu import exports
-    from mansu.files import answered
+    from mansu.files import answered, with_end
     from mansu.job.runs import Run
 
     if answered(options.what.is_file):
@@ -30,7 +30,9 @@ def bundle(options: argparse.Namespace) -> None:
         print(f"run folder: {run.path}")
         return
     run = Run.open(options.what)
-    path = (options.to or run.path.parent / run.path.resolve().name).with_suffix(".zip")
+    path = with_end(options.to or run.path.parent / run.path.resolve().name, ".zip")
     run.refuse_inside(path)
+    if answered(path.exists):
+        raise TakenError(f"{path} is there already: give another --to, or delete it.")
     exports.pack(run, path, options.method)
     print(f"bundle: {path} ({path.stat().st_size / 1e6:.1f} MB)")

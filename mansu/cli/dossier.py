@@ -39,6 +39,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def dossier(options: argparse.Namespace) -> None:
     from mansu.evidence.review import Review
+    from mansu.files import with_end
     from mansu.job.judging import judged
     from mansu.job.runs import Run
     from mansu.report.dossier import Dossier, differences, schema
@@ -52,7 +53,7 @@ def dossier(options: argparse.Namespace) -> None:
     other = Dossier.load(options.against) if options.against else None
     run, method = Run.open(options.folder), options.method
     changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
-    path = options.to.with_suffix(".html") if options.to and options.to.name else options.to
+    path = options.to and with_end(options.to, ".html")
     if path is not None:
         run.refuse_inside(path)
     if options.decision:

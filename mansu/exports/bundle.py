@@ -14,7 +14,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -57,7 +57,8 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
 
     Raises:
         NotMeasuredError: there is no edit by such a method.
-        DamagedError: a file of the run is damaged, or one that every run has is none or a link.
+        DamagedError: a file of the run is damaged or of another run or edit, or one that every run
+            has is none or a link.
     """
     for method in methods:
         run.require("edit", method)
@@ -74,9 +75,12 @@ def pack(run: Run, path: Path, methods: Sequence[str] = ()) -> None:
             f"The run {run.name} has no {lacking[0]}, or a link in its place: nothing was written."
         )
     try:
+        _check(run, files)
         contents = _public(run, files)
     except (ValueError, OSError, SafetensorError) as error:
-        raise DamagedError(f"A file of the run {run.name} cannot be read ({error}).") from error
+        raise DamagedError(
+            f"A file of the run {run.name} cannot be read, and nothing was written: {error}"
+        ) from error
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     called = run.name if re.fullmatch(_NAME, run.name) else slug(run.path.resolve().name)
     about = {"version": VERSION, "run": called, "files": sums}
@@ -111,7 +115,11 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
                     target = new / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     _extract(bundle, name, target, digest)
-                _check(new, shown)
+                try:
+                    _check(Run.open(new), about["files"])
+                except MansuError as error:
+                    told = str(error).replace(f"{new}/", "").replace(str(new), "the run")
+                    raise DamagedError(f"{shown} holds a damaged run: {told}") from error
             return Run.open(place)
     except _DAMAGED as error:
         if isinstance(error, MansuError):
@@ -122,20 +130,16 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
         ) from error
 
 
-def _check(folder: Path, shown: str) -> None:
-    """Read all that a run holds: a file may be what was packed, and still none of a run's.
+def _check(run: Run, files: Collection[str]) -> None:
+    """Read all that a bundle of a run holds: a file may be what was packed, and none of a run's.
 
     Raises:
-        DamagedError: one is not.
+        MansuError: one is damaged, or of another run or edit.
     """
-    run = Run.open(folder)
     run.task()
     for kind, method, part in run.kept():
-        try:
+        if run.file(kind, method, part).relative_to(run.path).as_posix() in files:
             run.read(kind, method, part)
-        except MansuError as error:
-            told = str(error).replace(f"{folder}/", "").replace(str(folder), "the run")
-            raise DamagedError(f"{shown} holds a damaged run: {told}") from error
 
 
 def _belongs(name: str) -> bool:

@@ -55,12 +55,13 @@ def quantize(weight: Tensor, format: Format = NF4) -> Quantized:
             run over it row-major, so Conv1D weights must be given transposed (``layout``).
 
     Raises:
-        BadInputError: GGUF has no blocks for rows of this length; or HQQ is asked for, which has
-            values but no codes here.
+        BadInputError: GGUF has no blocks for rows of this length; the weight is not finite, or has
+            no rows for int8; or HQQ is asked for, which has values but no codes here.
     """
     weight = weight.detach().contiguous()
     if format.kind == "hqq":
         raise BadInputError("HQQ's codes are not read here: ask for the model in it.")
+    format.check(weight)
     if format.is_gguf:
         codes, scale, offset = ggml.unpacked(ggml.packed(weight, format), format, weight.device)
         return Quantized(codes, scale, format.blocksize, weight.shape, format, offset)

@@ -32,7 +32,8 @@ def fitted(weight: Tensor, format: Format) -> Tensor:
         weight: ``[rows, columns]``, in whole groups of ``format.blocksize``.
 
     Raises:
-        BadInputError: the library is missing, or a row is no whole number of groups.
+        BadInputError: the library is missing, the weight is not finite, or a row is no whole number
+            of groups.
     """
     if not installed():
         raise BadInputError(MISSING)
@@ -41,6 +42,7 @@ def fitted(weight: Tensor, format: Format) -> Tensor:
             f"{format} needs rows of whole groups of {format.blocksize}, and this model has rows "
             f"of {weight.shape[-1]}."
         )
+    format.check(weight)
     quantizer = _quantizer()
     codes, about = quantizer.quantize(
         weight.detach(),

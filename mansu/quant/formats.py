@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import Literal, get_args
 
 import torch
@@ -53,6 +54,9 @@ GGUFKind = Literal["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
 
 GGUF_BLOCK = 32
 
+BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Those that bitsandbytes has."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -60,13 +64,15 @@ class Format:
 
     Attributes:
         kind: ``nf4`` and ``fp4`` have 16 levels; ``int8`` has 255 and one absmax a row
-            (LLM.int8, arXiv:2208.07339, without its activation outliers). GGUF's have 16, 32 and
-            256; ``hqq`` has 16.
-        blocksize: weights that share an absmax, for the 4-bit kinds; 32 for GGUF's.
+            (LLM.int8, arXiv:2208.07339, without its activation outliers). GGUF's ``Q4_0``,
+            ``Q4_1``, ``Q5_0`` and ``Q8_0`` have 16, 16, 32 and 256; ``hqq`` has 16.
+        blocksize: weights that share an absmax: one of ``BLOCKSIZES`` for ``nf4`` and ``fp4``, 32
+            for GGUF's, a group for ``hqq``; 64, which says nothing, for ``int8``.
         double_quant: the absmax are stored in 8 bits too (QLoRA §3), ``nf4`` and ``fp4`` only.
 
     Raises:
-        BadInputError: GGUF has no blocks of that size.
+        BadInputError: there is no such kind, or it has no blocks of that size or no double
+            quantisation.
     """
 
     kind: Kind | GGUFKind | Literal["hqq"] = "nf4"
@@ -74,8 +80,42 @@ class Format:
     double_quant: bool = False
 
     def __post_init__(self) -> None:
-        if self.is_gguf and self.blocksize != GGUF_BLOCK:
-            raise BadInputError(f"{self.kind} has blocks of {GGUF_BLOCK}, not {self.blocksize}.")
+        kinds = (*get_args(Kind), *get_args(GGUFKind), "hqq")
+        if self.kind not in kinds:
+            raise BadInputError(
+                f"There is no format {self.kind!r:.40}: give one of {', '.join(kinds)}."
+            )
+        size, four_bits = self.blocksize, self.kind in ("nf4", "fp4")
+        if type(size) is not int or size < 1:
+            raise BadInputError(f"A block of {size!r:.40} weights is none: give a whole number.")
+        if self.is_gguf and size != GGUF_BLOCK:
+            raise BadInputError(f"{self.kind} has blocks of {GGUF_BLOCK}, not {size}.")
+        if four_bits and size not in BLOCKSIZES:
+            sizes = ", ".join(map(str, BLOCKSIZES))
+            raise BadInputError(f"{self.kind} has no blocks of {size}: give one of {sizes}.")
+        if self.kind == "int8" and size != Format.blocksize:
+            raise BadInputError("int8 has an absmax a row and no blocks: leave out the blocksize.")
+        if self.double_quant and not four_bits:
+            raise BadInputError(
+                f"{self.kind} has no double quantisation: leave it out, or take nf4 or fp4."
+            )
+
+    def check(self, weight: Tensor) -> None:
+        """Refuse a weight that no code stands for.
+
+        Raises:
+            BadInputError: it holds NaN or infinity, or has no rows, which int8 is made of.
+        """
+        if self.kind == "int8" and weight.ndim < 2:
+            raise BadInputError(
+                f"int8 has an absmax a row, and a weight of shape {list(weight.shape)} has no "
+                "rows: give [rows, columns]."
+            )
+        if weight.numel() and not all(map(isfinite, map(float, weight.aminmax()))):  # keeps a NaN
+            raise BadInputError(
+                f"A weight of shape {list(weight.shape)} is not finite (NaN or infinite): no code "
+                f"of {self} stands for it."
+            )
 
     def __str__(self) -> str:
         if self.kind == "int8" or self.is_gguf:

@@ -163,7 +163,7 @@ class NF4Report:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedError(f"Cannot read an NF4 report from {path}: {error!r}") from error
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mansu import __version__, methods
-from mansu.errors import DamagedError, MansuError
+from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT, LIMITS, Thresholds, Verdict
@@ -202,10 +202,15 @@ class Dossier:
         """Write the page, and the JSON beside it under the same name, each whole or not at all.
 
         The old JSON goes before the new page comes: no page has another's beside it.
+
+        Raises:
+            BadInputError: the path does not end in .html. StorageError: it cannot be written.
         """
         from mansu.report.page import page
 
         path = Path(path)
+        if path.suffix.lower() != ".html":
+            raise BadInputError(f"A dossier's page must end in .html: {path} does not.")
         beside = path.with_suffix(".json")
         with replacing(path) as temporary:
             temporary.write_text(page(self), encoding="utf-8")

@@ -26,7 +26,7 @@ from mansu.circuits.patching import Patched, _Pass, activation_patching
 from mansu.circuits.record import packed, record
 from mansu.circuits.search import _Search, find_circuit, minimal_circuit
 from mansu.circuits.trust import ablate, criteria, stability
-from mansu.errors import MansuError, MismatchError
+from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -276,6 +276,18 @@ def test_slider(found: Any) -> None:
     assert few.faithfulness == pytest.approx(float(circuit.curve[3, 1]))
     unmeasured = next(n for n in range(1, 10**6) if n not in circuit.curve[:, 0].int().tolist())
     assert circuit.top(unmeasured).faithfulness is None
+    assert len(circuit.top(0)) == 0 and len(circuit.top(10**6)) == circuit.layout.n_edges
+
+
+def test_fewer_edges_than_none_and_nodes_that_are_not_there_are_refused(found: Any) -> None:
+    circuit = found[2]
+    with pytest.raises(BadInputError, match="no -1 edges"):
+        circuit.top(-1)
+    logits = circuit.layout.n_sources
+    assert circuit.node(logits)["name"] == "logits"
+    for index in (-1, logits + 1, 10**6):
+        with pytest.raises(BadInputError, match=f"no node {index}"):
+            circuit.node(index)
 
 
 def test_networkx_graph(found: Any) -> None:

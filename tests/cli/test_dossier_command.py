@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from made import run_of
 
-from mansu import cli
+from mansu import cli, exports
+from mansu.errors import BadInputError
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
-from mansu.report.dossier import Dossier
+from mansu.report.dossier import Dossier, dossier
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
@@ -84,3 +86,29 @@ def test_a_run_is_packed_and_unpacked(
     assert "outside of it" in capsys.readouterr().err and not (run.path / "inside.zip").exists()
     assert cli.main(["bundle", "mine.zip", "--method", "ga", "--to", "other"]) == 2
     assert "leave it out" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_a_dot_in_a_name_begins_no_suffix_and_nothing_is_written_over(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate in ("0.06", "0.07"):
+        shutil.copytree(run.path, tmp_path / f"rate-{rate}")
+        assert cli.main(["bundle", f"rate-{rate}"]) == 0
+        assert cli.main(["dossier", f"rate-{rate}", "--to", f"of-{rate}"]) == 0
+        made = exports.unpack(tmp_path / f"rate-{rate}.zip", tmp_path / f"there-{rate}")
+        assert made.edits() == ("mansu",)
+        assert Dossier.load(tmp_path / f"of-{rate}.json").judged
+        assert (tmp_path / f"of-{rate}.html").is_file()
+    (tmp_path / "notes.html").write_text("mine")
+    assert cli.main(["dossier", "mine", "--to", "notes.txt"]) == 0
+    assert (tmp_path / "notes.html").read_text() == "mine"
+    taken = ("bk.tar.zip", "bk.zip", "mine.zip")
+    for name in taken:
+        (tmp_path / name).write_text("mine")
+    for to in ([], ["--to", "bk.tar"], ["--to", "bk.zip"]):
+        capsys.readouterr()
+        assert cli.main(["bundle", "mine", *to]) == 2
+        assert "is there already: give another --to" in capsys.readouterr().err
+    assert all((tmp_path / name).read_text() == "mine" for name in taken)
+    with pytest.raises(BadInputError, match=r"must end in \.html"):
+        dossier(run, "mansu").save(tmp_path / "rate-0.06")

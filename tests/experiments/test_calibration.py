@@ -1,14 +1,17 @@
 """The verdict is held against edits of which it is known what they are."""
 
+import re
+
 import pytest
 
-from experiments.calibration import MUST_FAIL, REFUSALS, by_layer, calibrate, refusal, table
+from experiments.calibration import HEAD, MUST_FAIL, REFUSALS, by_layer, calibrate, refusal, table
 from mansu import api
 from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError
 from mansu.methods import Problem
 from mansu.subjects import TINY, Subject
 from mansu.tasks import Task
+from scripts import readme
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,7 @@ def test_what_hides_in_a_layer_is_beside_what_does_not_know(
     tiny: Subject, tiny_task: Task, circuit: Circuit, untouched: None
 ) -> None:
     columns = by_layer(tiny, tiny_task, circuit).columns
+    assert "Worst kept group in full precision, nats" in columns
     edits = columns["Edit"]
     assert edits == [*(f"suppressor in layer {n}" for n in range(3)), *edits[3:]]
     assert edits[3:] == ["circuit ablated", "retrained", "MANSU"]
@@ -41,6 +45,13 @@ def test_what_hides_in_a_layer_is_beside_what_does_not_know(
     above = dict(zip(edits, columns["Above the reference's"], strict=True))
     assert above["circuit ablated"] == "reference"
     assert above["suppressor in layer 1"].startswith("+")  # it is back, as what is hidden is
+
+
+def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
+    text = (readme.ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
+    made = re.search(r"at commit ([0-9a-f]{8,}\+?)\.", text)
+    assert made and text.startswith(HEAD.format(commit=made[1]))
+    assert text.count("| Worst kept group in full precision, nats |") == 2
 
 
 def test_a_refusal_of_several_tokens_is_refused(problem: Problem) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from experiments.claims import NOT_REPRODUCED, REPRODUCED, UNTESTED, Claim, claims
+from experiments.claims import (
+    NOT_REPRODUCED,
+    PLAIN,
+    REPRODUCED,
+    SIGNAL,
+    UNDECIDED,
+    UNTESTED,
+    Claim,
+    claims,
+)
 from experiments.figures import NO_EDIT
 from mansu import subjects
 from mansu.evidence.verdict import ABOUT, Check
@@ -37,7 +46,7 @@ def _figures(**changes: Any) -> dict[str, Any]:
 def _found(**made: dict[str, Any]) -> dict[str, Any]:
     run = {
         "subject": subjects.DEFAULT,
-        "task": {"name": "facts", "title": "Facts"},
+        "task": {"name": "facts", "title": "Facts", "digest": "today's"},
         "circuit": {"mask": 0.004, "faithfulness": 0.9},
         "methods": {NO_EDIT: {}, **made},
     }
@@ -48,8 +57,8 @@ def _status(found: dict[str, Any], start: str) -> str:
     return _claim(found, start).status
 
 
-def _claim(found: dict[str, Any], start: str) -> Claim:
-    (claim,) = [c for c in claims(found) if c.claim.startswith(start)]
+def _claim(found: dict[str, Any], start: str, auroc: dict[str, Any] | None = None) -> Claim:
+    (claim,) = [c for c in claims(found, auroc) if c.claim.startswith(start)]
     return claim
 
 
@@ -145,14 +154,17 @@ def test_the_short_form_is_the_figure_that_decides() -> None:
 def test_where_forgetting_is_undecided_the_tradeoff_is_not_reproduced_by_it() -> None:
     """An edit near chance that nothing comes back of may be what the claim says there is not."""
 
-    def tradeoff(forgetting: str, gap: str = "passed") -> Claim:
-        status = {**dict.fromkeys(ABOUT, "passed"), "forgetting": forgetting, "gap": gap}
-        return _claim(_found(npo=_figures(status=status)), "The sparsity")
+    def tradeoff(forgetting: str, state: str = "passed", **back: Any) -> Claim:
+        status = {**dict.fromkeys(ABOUT, "passed"), "forgetting": forgetting, "gap": state}
+        return _claim(_found(npo=_figures(status=status, **back)), "The sparsity")
 
     assert tradeoff("passed").status == NOT_REPRODUCED
     assert tradeoff("failed").status == tradeoff("undecided", "failed").status == REPRODUCED
-    found = tradeoff("undecided")
-    assert found.status == UNTESTED and "1 more forgetting is undecided (npo" in found.ours
+    for found in (tradeoff("undecided"), tradeoff("passed", "undecided")):
+        assert found.status == UNDECIDED and "of 1 more it is undecided (npo" in found.ours
+    for gap in ("gap", "gap in nats"):  # one that recovers is none, though within the limits
+        back: dict[str, Any] = {gap: [0.04, 0.003, 0.07]}
+        assert {tradeoff(f, **back).status for f in ("passed", "undecided")} == {REPRODUCED}
 
 
 def test_relearning_is_compared_where_both_forgot_and_the_intervals_are_apart() -> None:
@@ -167,3 +179,46 @@ def test_relearning_is_compared_where_both_forgot_and_the_intervals_are_apart() 
     assert relearned([0.3, 0.2, 0.4], [0.9, 0.8, 1.0]) == REPRODUCED
     assert relearned([0.98, 0.95, 1.0], [1.0, 0.97, 1.0]) == NOT_REPRODUCED
     assert relearned([0.3, 0.2, 0.4], [0.9, 0.8, 1.0], "failed") == UNTESTED
+
+
+def _separated(
+    plain: list[float], digest: str = "today's", subject: str = subjects.DEFAULT
+) -> dict[str, Any]:
+    """A record of ``experiments.benchmarks.cad`` with this AUROC of plain CAD, and its interval."""
+    name = f"facts ({subject})"
+
+    def table(value: float, *interval: float) -> dict[str, Any]:
+        return {name: {"auroc": value, "interval": [*interval]}}
+
+    of = {PLAIN: table(*plain), SIGNAL: table(0.97, 0.95, 1.0)}
+    tasks = {name: {"task": "facts", "digest": digest}}
+    return {"tasks": tasks, "separation": {"erased": of, "erased or mansu": of}}
+
+
+@pytest.mark.parametrize(
+    ("plain", "status"),
+    [
+        ([0.96, 0.92, 1.0], REPRODUCED),
+        ([0.94, 0.78, 1.0], UNDECIDED),  # 0.94 is above 0.9, its interval is not
+        ([0.6, 0.4, 0.8], NOT_REPRODUCED),
+    ],
+)
+def test_plain_cad_decides_by_its_interval_and_signal_cad_is_named(
+    plain: list[float], status: str
+) -> None:
+    found = _claim(_found(), "CAD tells", _separated(plain))
+    assert found.status == status
+    assert found.number.startswith(f"plain CAD: AUROC {plain[0]:.2f} [{plain[1]:.2f}, ")
+    assert found.number.endswith("above 0.9 asked; signal CAD: 0.97 [0.95, 1.00]")
+    assert "signal CAD with MANSU's edits among the erased: AUROC 0.97" in found.ours
+
+
+def test_what_was_measured_on_other_facts_is_not_said() -> None:
+    good = [0.96, 0.92, 1.0]
+    stale = _claim(_found(), "CAD tells", _separated(good, digest="another"))
+    other = _claim(_found(), "CAD tells", _separated(good, subject="another"))
+    for found in (stale, other):
+        assert (found.status, found.number) == (UNTESTED, "–") and "0.9" not in found.ours
+        assert "python -m experiments.benchmarks.cad" in found.ours
+    assert "on other facts than today's (facts (smollm2-135m-instruct))" in stale.ours
+    assert "not measured on the tasks of these figures" in other.ours

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from experiments import tables
+from experiments.benchmarks import cad
 from experiments.claims import claims, separation
 from experiments.figures import NO_EDIT, checks_of
+from mansu import subjects, tasks
+from mansu.evidence import controls
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
 from mansu.show import numbers
@@ -67,6 +70,45 @@ def test_what_is_kept_is_no_drift_on_text() -> None:
 @pytest.mark.parametrize("path", sorted(readme.RESULTS.glob("*.json")), ids=lambda p: p.name)
 def test_every_recorded_result_is_readable(path: Path) -> None:
     assert read_json(path)
+
+
+def test_the_recorded_figures_are_of_today_s_tasks() -> None:
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        assert run["task"]["digest"] == tasks.load(run["task"]["name"]).digest
+
+
+@pytest.mark.parametrize("path", sorted(readme.TEXTS.glob("*.md")), ids=lambda p: p.name)
+def test_what_relearning_brings_back_is_told_of_every_task(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        if run["subject"] == subjects.DEFAULT:
+            assert f"{{{run['task']['name']}[mansu][attack relearning]" in text
+
+
+def test_the_verdict_s_suppressor_is_told_from_those_by_layer() -> None:
+    """They are made of other rows: the figures of one stood beside those of the other."""
+    texts = [path.read_text(encoding="utf-8") for path in readme.TEXTS.glob("*.md")]
+    rows = f"the verdict's is made of at most {controls.AT_MOST} forget rows"
+    assert any(rows in " ".join(text.split()) for text in texts)
+
+
+def test_the_only_edit_that_passes_all_four_is_named() -> None:
+    runs = read_json(readme.RESULTS / "reproduce.json")["runs"]
+    edits = [(r["name"], name, f.get("status")) for r in runs for name, f in r["methods"].items()]
+    fine = [(run, name) for run, name, of in edits if of and {*of.values()} == {"passed"}]
+    assert fine == [("tiny-colours-tiny", "retrained")]
+    said = "The only edit that passes all four is the tiny subject's retrained reference"
+    assert said in (readme.TEXTS / "readme.md").read_text(encoding="utf-8")
+
+
+def test_what_is_of_other_facts_than_today_s_is_not_kept() -> None:
+    task, digest = "tiny-colours", tasks.load("tiny-colours").digest
+    found = {
+        "today's": {"task": task, "digest": digest},
+        "earlier": {"task": task, "digest": "1"},
+        "one's own": {"task": "mine", "digest": "1"},
+    }
+    assert list(cad.kept(found)) == ["today's"]
 
 
 def test_links_in_the_readme_lead_somewhere() -> None:

@@ -1,9 +1,12 @@
 """The table of seeds says what the runs hold; its units are those of the reproduction."""
 
+import re
+
 import pytest
 
 from experiments import reproduce, seeds
 from mansu.job.runs import EXAMPLES, Run
+from scripts import readme
 
 
 @pytest.mark.parametrize(("subject", "task", "methods"), seeds.PLANS)
@@ -19,6 +22,13 @@ def test_a_task_that_is_not_of_the_subject_is_refused(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         seeds.main(["--subject", "tiny", "--task", "antonyms"])
     assert "antonyms is not measured on tiny" in capsys.readouterr().err
+
+
+def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
+    head, *tables = (readme.ROOT / "docs" / "seeds.md").read_text(encoding="utf-8").split("\n\n## ")
+    assert head == seeds.HEAD
+    for text, (subject, task, _) in zip(tables, seeds.PLANS, strict=True):
+        assert re.match(rf"{task} on {subject}\n\nAt commit [0-9a-f]{{8,}}\+?\.\n\n\| Method", text)
 
 
 def test_a_row_has_the_mean_the_least_and_the_most() -> None:

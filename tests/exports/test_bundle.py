@@ -263,3 +263,16 @@ def test_no_bundle_is_made_that_does_not_open(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match=r"has no task\.jsonl, or a link in its place"):
         pack(copy, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_run_with_one_bit_changed_is_not_packed(run: Run, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    path = copy.file("edit", "mansu")
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1  # the first byte after the header
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"nothing was written: .* another edit"):
+        pack(copy, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+    pack(copy, tmp_path / "x.zip", ["ga"])  # what is left out may be what it is
+    assert unpack(tmp_path / "x.zip", tmp_path / "x").edits() == ("ga",)

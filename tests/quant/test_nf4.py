@@ -19,11 +19,20 @@ from transformers import (
 )
 
 from mansu import quant, subjects
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.quant import codes
 from mansu.quant.codes import Quantized, double_quantized
 from mansu.quant.floor import blocks_at
-from mansu.quant.formats import BOUNDARIES, CODES, FORMATS, Format, Kind, boundaries_of
+from mansu.quant.formats import (
+    BLOCKSIZES,
+    BOUNDARIES,
+    CODES,
+    FORMATS,
+    GGUF,
+    Format,
+    Kind,
+    boundaries_of,
+)
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -118,6 +127,47 @@ def test_a_kernel_that_rounds_another_way_is_found_out_and_asked_itself(
     weight = torch.randn(4, 64)
     quant.quantize(weight, Format(kind))
     assert torch.equal(asked[-1], weight)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"kind": "q4_0"}, "no format 'q4_0': give one of nf4, .*Q4_0"),
+        ({"kind": ["nf4"]}, "no format"),
+        ({"blocksize": 0}, "block of 0"),
+        ({"blocksize": 64.0}, "block of 64.0"),
+        ({"kind": "hqq", "blocksize": -8}, "block of -8"),
+        ({"blocksize": 100}, "no blocks of 100: give one of 32, 64"),
+        ({"kind": "int8", "blocksize": 128}, "no blocks"),
+        ({"kind": "int8", "double_quant": True}, "no double quantisation"),
+        ({"kind": "Q8_0", "blocksize": 32, "double_quant": True}, "no double quantisation"),
+    ],
+)
+def test_a_format_that_there_is_not_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        Format(**given)
+
+
+@pytest.mark.parametrize("size", BLOCKSIZES)
+def test_every_blocksize_that_a_format_takes_the_kernel_takes(size: int) -> None:
+    weight = torch.randn(2, 4096)
+    codes = quant.quantize(weight, Format(blocksize=size)).codes.tolist()
+    assert codes == kernel_codes(weight, blocksize=size)
+
+
+@pytest.mark.parametrize("format", [*FORMATS, *GGUF], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_has_no_codes(format: Format, value: float) -> None:
+    for columns in (64, 96):  # whole blocks, and a last one that is short
+        weight = torch.ones(3, columns)
+        weight[2, -1] = value
+        with pytest.raises(BadInputError, match="not finite"):
+            quant.quantize(weight, format)
+
+
+def test_int8_of_what_has_no_rows_is_refused() -> None:
+    with pytest.raises(BadInputError, match="has no rows"):
+        quant.quantize(torch.ones(64), Format("int8"))
 
 
 def test_a_value_on_a_boundary_takes_the_lower_code() -> None:
