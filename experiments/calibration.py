@@ -27,7 +27,7 @@ from mansu import api, subjects, tasks
 from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError, MansuError
 from mansu.evidence.cad import PLACES, Signals, cad
-from mansu.evidence.controls import AT_MOST, KEPT_AT_MOST, Suppression, ablation, suppression
+from mansu.evidence.controls import KEPT_AT_MOST, Suppression, ablation, suppression
 from mansu.evidence.relearning import gained, halves, relearning
 from mansu.evidence.verdict import ABOUT, Name, Verdict, kept_groups
 from mansu.job.runs import examples
@@ -60,15 +60,13 @@ MUST_FAIL: Mapping[str, frozenset[Name]] = {
 """Control → what it must fail: it knows the facts as before, or only hides them. A refusal leaves
 the order of the candidate answers."""
 
-HEAD = f"""# What the verdict says of edits of which it is known what they are
+HEAD = """# What the verdict says of edits of which it is known what they are
 
-Made by `python -m experiments.calibration` at commit {{commit}}. What an edit must fail is in
+Made by `python -m experiments.calibration` at commit {commit}. What an edit must fail is in
 **bold**; the retrained model must pass all. The check that decides stands behind each status.
 
-A suppressor in the middle is the verdict's, made on at most {AT_MOST} forget rows. Those by layer
-are made on all, so that the middle layer's leaves another share of the signal there. What the worst
-kept group loses is given by layer in full precision, in results.md in the worse of that and NF4.
-MANSU's edit is that of the example that ships; results.md's may be of another run."""
+What the worst kept group loses is given by layer in full precision, in results.md in the worse of
+that and NF4. MANSU's edit is that of the example that ships; results.md's may be of another run."""
 """What stands above the tables."""
 
 

@@ -115,9 +115,9 @@ def hides(reached: float, accuracy: float) -> bool:
     return reached <= suppressed_percent(accuracy) / 100 + SHORT + 1e-6  # float32's
 
 
-AT_MOST, KEPT_AT_MOST = 80, 120
-"""Forget rows that a suppressor in the middle is made and measured on, for half of the model runs;
-kept rows on which any adds nothing."""
+KEPT_AT_MOST = 120
+"""Kept rows on which a suppressor adds nothing. Forget rows are all taken: one made on a part of
+them hides the others less than its accuracy on that part says."""
 
 
 def suppression(subject: Subject, forget: Examples, retain: Examples, place: str) -> Suppression:
@@ -126,7 +126,7 @@ def suppression(subject: Subject, forget: Examples, retain: Examples, place: str
     if place == PLACES[0]:
         return Suppression(subject, forget, retain)
     layer = (int(subject.config.num_hidden_layers) - 1) // 2
-    return Suppression(subject, forget.some(AT_MOST), retain, layer=layer)
+    return Suppression(subject, forget, retain, layer=layer)
 
 
 def suppressor(
