@@ -210,22 +210,29 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     """Tokenise one split. Rows that cannot be scored (see ``read``) are left out and noted.
 
     Distractors, where a row gives none, are drawn (seeded) from the other answers of its group.
+    What another row answers to the same prompt, or to the same named fact, is no wrong answer and
+    is not drawn; what another row answers to the same prompt is not taken where it is given either.
     Noted, too, are rows that are there twice, in this split or in one before it in ``SPLITS``.
 
     Raises:
         MansuError: no row of the forget or retain set can be used.
     """
     usable, notes = read(task.split(split), subject)
-    answers = _alike(usable)
+    answers, right = _alike(usable), _right(usable)
     rng = random.Random(seed)
     kept: list[Reading] = []
-    distractors, few, replaced, surplus = [], [], [], []
+    distractors, few, replaced, several, surplus = [], [], [], [], []
     for r in usable:
-        given = _distractors(r, subject)
-        pool = sorted(answers[_join(r)] - {r.answer} - set(given))
+        own = _distractors(r, subject)
+        # Of a named fact they stay: a letter is right in one order of the choices alone.
+        given = [d for d in own if d not in right[r.prompt]]
+        others = answers[_join(r)] - {r.answer} - set(given)
+        pool = sorted(others - right[r.prompt] - right[r.fact.fact])
         missing = N_DISTRACTORS - len(given)
-        if len(given) < len(r.fact.distractors):
+        if len(own) < len(r.fact.distractors):
             replaced.append(r.fact.row)
+        if len(given) < len(own) or (missing > 0 and len(pool) < len(others)):
+            several.append(r.fact.row)
         if missing > len(pool):
             few.append(r.fact.row)
             continue
@@ -238,6 +245,11 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
             f"{_rows(replaced)} of {split} with distractors that were dropped: not one token that "
             "the tokenizer knows, there twice, or the answer itself; where fewer than "
             f"{N_DISTRACTORS} are left, others of the group's answers are taken."
+        )
+    if several:
+        notes.append(
+            f"{_rows(several)} of {split} with a prompt or a fact that other lines answer "
+            "otherwise: those answers are right, too, and are not taken as distractors."
         )
     if surplus:
         notes.append(
@@ -292,6 +304,16 @@ def _alike(readings: Sequence[Reading]) -> dict[tuple[str, str, bool], set[int]]
     }
 
 
+def _right(readings: Sequence[Reading]) -> dict[tuple[int, ...] | str | None, set[int]]:
+    """By prompt, and by named fact, every answer that some row gives; none to no name (None)."""
+    found: dict[tuple[int, ...] | str | None, set[int]] = defaultdict(set)
+    for r in readings:
+        found[r.prompt].add(r.answer)
+        if r.fact.fact is not None:
+            found[r.fact.fact].add(r.answer)
+    return found
+
+
 def _distractors(reading: Reading, subject: Subject) -> list[int]:
     """The row's own wrong answers: different tokens, joined to the prompt as its answer is."""
     fact = reading.fact
@@ -330,8 +352,9 @@ def pairs(
     """Clean–corrupt pairs of equal token length.
 
     A row's own ``corrupt_prompt`` is used where it has the same length; else (and noted) the
-    subject is swapped: the corrupt prompt is another row of the group with the same length, another
-    answer, and the most tokens in common. Rows that cannot be aligned are noted by line number.
+    subject is swapped: the corrupt prompt is another row of the group with the same length, the
+    most tokens in common, and an answer that no row gives to the clean prompt or to its named fact.
+    Rows that cannot be aligned are noted by line number.
 
     Args:
         n: keep this many, drawn with ``seed``, in file order.
@@ -340,6 +363,7 @@ def pairs(
         MansuError: no row can be paired.
     """
     usable, notes = read(task.split(split), subject)
+    right = _right(usable)
     buckets: dict[tuple[str, int], list[Reading]] = defaultdict(list)
     for r in usable:
         buckets[r.fact.group, len(r.prompt)].append(r)
@@ -350,7 +374,8 @@ def pairs(
         partner = own = _own_corrupt(r, subject)
         if own is None:
             bucket = buckets[r.fact.group, len(r.prompt)]
-            others = [o for o in bucket if o.answer != r.answer and o.prompt != r.prompt]
+            known = right[r.prompt] | right[r.fact.fact]
+            others = [o for o in bucket if o.answer not in known]
             rng.shuffle(others)
             partner = max(
                 others,
