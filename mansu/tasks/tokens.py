@@ -76,6 +76,7 @@ class Pairs:
         clean, corrupt: int64 ``[N, T]`` right-padded; length: int64 ``[N]``, the same for both.
         answer: int64 ``[N]``, the clean prompt's answer; foil: int64 ``[N]``, the corrupt one's.
         rows: line numbers in the task file. notes: what was left out and why.
+        facts: the fact that each clean prompt asks for; empty where the answers say it.
     """
 
     clean: Tensor
@@ -85,6 +86,7 @@ class Pairs:
     foil: Tensor
     rows: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -110,6 +112,7 @@ class Pairs:
             self.foil[i],
             tuple(self.rows[int(k)] for k in i),
             self.notes,
+            tuple(self.facts[int(k)] for k in i) if self.facts else (),
         )
 
 
@@ -269,7 +272,6 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     candidates = torch.tensor(
         [[v in answers[_join(r)] for v in vocabulary] for r in kept], dtype=torch.bool
     ).reshape(len(kept), len(vocabulary))
-    named = any(r.fact.fact for r in kept)
     return Examples(
         tokens=padded,
         length=length,
@@ -280,8 +282,14 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         rows=tuple(r.fact.row for r in kept),
         groups=tuple(r.fact.group for r in kept),
         notes=tuple(notes),
-        facts=tuple(r.fact.fact or r.fact.answer for r in kept) if named else (),
+        facts=_facts(kept),
     )
+
+
+def _facts(readings: Sequence[Reading]) -> tuple[str, ...]:
+    """The fact that each asks for; empty where none is named, and the answers say it."""
+    named = any(r.fact.fact for r in readings)
+    return tuple(r.fact.fact or r.fact.answer for r in readings) if named else ()
 
 
 def _join(reading: Reading) -> tuple[str, str, bool]:
@@ -416,6 +424,7 @@ def pairs(
         foil=torch.tensor([partner.answer for _, partner in found]),
         rows=tuple(r.fact.row for r, _ in found),
         notes=tuple(notes),
+        facts=_facts([r for r, _ in found]),
     )
 
 
