@@ -116,7 +116,7 @@ def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
         y=value,
         mode="lines+markers",
         line={"color": FOR},
-        name="best edges by |score|",
+        name="best edges by |score|, without orphans",
         hovertemplate="%{x:,} edges<br>faithfulness %{y:.1%}<extra></extra>",
     )
     if circuit.faithfulness is not None:

@@ -32,8 +32,8 @@ class Circuit(Shown, Sourced):
         kept: int64 ``[n]``, the circuit's edges in the same coding, by falling |score|.
         faithfulness: of ``kept``, measured; None where it was not (``top`` between curve points).
         interval: its bootstrap 95 % interval over pairs.
-        curve: float32 ``[points, 4]``: edges asked for, faithfulness of the best so many edges, and
-            its interval.
+        curve: float32 ``[points, 4]``: edges asked for, faithfulness of the best so many edges
+            without their orphans (``Graph.prune``), and its interval.
         tau: the faithfulness asked for. clean, corrupt: mean metric of the runs it lies between.
         metric, subject: how it was measured. fingerprint: of the subject's weights.
         n_pairs, pairs: how many it was measured on, and their digest.

@@ -123,8 +123,11 @@ class Graph:
     def prune(self, kept: Tensor) -> Tensor:
         """Drop the edges on no path from the embedding to the logits.
 
-        Dropping them changes no output: what is not reached from the embedding carries its
-        corrupt value, and what does not reach the logits is not read.
+        What is not reached from the embedding carries its corrupt value, and what does not reach
+        the logits is not read, so dropping them changes no output, but for post norms (Gemma 2 and
+        3, OLMo 2): there a head that reaches nothing still enters the size by which its layer's
+        norm divides what the other heads write, and with the edges into it dropped it enters with
+        its corrupt value. What is measured is of the edges that are left.
 
         Args:
             kept: bool ``[n_sources, n_destinations]``.

@@ -4,8 +4,10 @@ The input of a destination v is (Wang et al. 2022; Hanna et al. 2024)
 
     x_v = x_v^corrupt + Σ_{u → v in the circuit} (z_u − z_u^corrupt),
 
-with z_u what u writes in this very run. Faithfulness is the metric so obtained, normalised so that
-the corrupt run is 0 and the clean run is 1.
+with z_u what u writes in this very run. Edges on no path from the embedding to the logits are
+dropped first, which changes a result only where there are post norms (``Graph.prune``).
+Faithfulness is the metric so obtained, normalised so that the corrupt run is 0 and the clean run
+is 1.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Patched:
         """The metric of every pair under every candidate circuit.
 
         Args:
-            masks: bool ``[candidates, n_sources, n_destinations]``.
+            masks: bool ``[candidates, n_sources, n_destinations]``; each is measured without its
+                orphans (``Graph.prune``).
 
         Returns:
             ``[candidates, N]``, float32 (float64 for a float64 model).
@@ -134,7 +137,7 @@ def faithfulness_of(patched: Patched, edges: Tensor) -> tuple[float, float, floa
     """Faithfulness of some edges alone, measured, with its bootstrap 95 % interval over pairs.
 
     Args:
-        edges: bool ``[n_sources, n_destinations]``.
+        edges: bool ``[n_sources, n_destinations]``; measured without their orphans.
     """
     with patched.subject.lock:
         values = patched.values(edges[None])

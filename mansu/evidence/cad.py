@@ -34,6 +34,7 @@ from mansu.circuits.diff import Scores
 from mansu.circuits.gradients import Factors, Gradients, Held, Written, contract, integrated
 from mansu.circuits.graph import graph_of
 from mansu.circuits.record import difference, packed
+from mansu.errors import MismatchError
 from mansu.files import load_values, reading, save_values
 from mansu.measure.statistics import Interval
 from mansu.progress import OnStep, Step, part_of, silent
@@ -129,9 +130,9 @@ class Divergences:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Divergences:
         values: dict[str, Any] = {
-            name: Interval(*v) if isinstance(v, list) else v for name, v in value.items()
+            name: Interval.from_json(v) if isinstance(v, list) else v for name, v in value.items()
         }
-        values["over"] = {place: Interval(*v) for place, v in value["over"].items()}
+        values["over"] = {place: Interval.from_json(v) for place, v in value["over"].items()}
         return cls(**values)
 
 
@@ -187,12 +188,14 @@ class Signals:
     """Edge scores by group of pairs, so that CAD's interval can be bootstrapped over groups.
 
     Made on the unedited model, whose sensitivities it keeps. *Signal* scores of another model are
-    what that model writes times these. Pairs are dealt to groups in turn; scores of a group are
-    summed over its pairs.
+    what that model writes times these. Scores of a group are summed over its pairs. Where there are
+    no more facts than groups, a group is the pairs of one fact, whose templates are no independent
+    evidence; else pairs are dealt to groups in turn.
 
     Attributes:
         base: the unedited model's own scores, float32 ``[groups, n_sources, n_destinations]``.
-        n_pairs: how many pairs.
+        n_pairs: how many pairs. group: int64 ``[n_pairs]``, each one's.
+        facts: how many there are, where groups are facts of several pairs; else None.
     """
 
     def __init__(
@@ -209,8 +212,15 @@ class Signals:
         Args:
             factors: what ``attribute`` kept of the same pairs and steps, where it is at hand.
         """
-        self.subject, self.steps, self.groups = subject, steps, min(groups, len(pairs))
+        self.subject, self.steps = subject, steps
         self.n_pairs, self.graph = len(pairs), graph_of(subject)
+        facts = pairs.facts or pairs.answer.tolist()
+        place = {fact: i for i, fact in enumerate(dict.fromkeys(facts))}
+        whole = len(place) <= groups
+        self.groups = len(place) if whole else groups
+        dealt = [place[fact] for fact in facts] if whole else range(self.n_pairs)
+        self.group = torch.tensor(dealt) % self.groups
+        self.facts = len(place) if whole and len(place) < self.n_pairs else None
         self.factors = list(factors) or self._integrated(pairs, on_step)
         self.base = self._unedited()
 
@@ -240,7 +250,7 @@ class Signals:
     @locked
     def scored(self, seen: Seen, about: Mapping[str, Any] | None = None) -> Scored:
         """Plain and signal scores of what was seen. On the unedited subject."""
-        return Scored(self._scores(seen.written), seen.plain, dict(about or {}))
+        return Scored(self._scores(seen.written), seen.plain, self._told(about))
 
     def of(self, edit: Edit, on_step: OnStep = silent) -> Scored:
         """The scores of an edit, or of a control."""
@@ -257,7 +267,25 @@ class Signals:
                 delta, _ = difference(self.subject, self.graph, base.packed, ("z", "mlp"))
                 written.append(Held(Written(self.subject, delta).all(), self.graph.n_heads + 1))
         signal = self._scores(written)
-        return Scored(signal, signal[:0], edit.meta)
+        return Scored(signal, signal[:0], self._told(edit.meta))
+
+    def _told(self, about: Mapping[str, Any] | None) -> dict[str, Any]:
+        """``about``, with what the groups are, where they are facts."""
+        return {**(about or {}), **({} if self.facts is None else {"facts": self.facts})}
+
+    def refuse_other(self, scored: Scored) -> None:
+        """Refuse scores by other groups, whose draws would be of other pairs.
+
+        Raises:
+            MismatchError: they are, as those of a MANSU that dealt every pair in turn.
+        """
+        groups = (len(self.base), self.facts)
+        if groups != (len(scored.signal), scored.about.get("facts")):
+            raise MismatchError(
+                "CAD's controls in this run were scored with its pairs in other groups than now, "
+                "where a fact's pairs are one group: start a new run, or read it with the MANSU "
+                "that made it."
+            )
 
     def _scores(
         self, written: Iterable[Written], gradients: Sequence[Gradients] | None = None
@@ -266,7 +294,7 @@ class Signals:
         total = torch.zeros(self.groups, *self.graph.edges.shape, device=self.subject.device)
         found = gradients or [f.gradients for f in self.factors]
         for each, base, now in zip(written, self.factors, found, strict=True):
-            group = (base.packed.pack.rows % self.groups)[base.packed.pair]
+            group = self.group[base.packed.pack.rows][base.packed.pair]
             contract(self.graph, each, now, total, groups=group)
         return total.float().cpu() / self.steps * self.graph.edges
 
@@ -301,7 +329,12 @@ def diverge(
             suppressors' by place, the first of ``PLACES`` with plain ones, and their ``about`` with
             the forget ``accuracy`` that they reach.
         nf4: the unedited weights in NF4, where they are at hand (as ``quantized`` takes them).
+
+    Raises:
+        MismatchError: a control was scored with the pairs in other groups.
     """
+    for control in (*suppressors.values(), ablation):
+        signals.refuse_other(control)
     base = signals.base
     with edit.applied(signals.subject):
         seen = signals.seen(part_of(on_step, "cad", 0, 2, "the edited model"))
@@ -366,8 +399,11 @@ def _divergences(before: Tensor, after: Tensor) -> Tensor:
 
 
 def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
-    """CAD between grouped scores ``[groups, …]``, with its bootstrap interval over groups."""
-    return _interval(*_drawn(before, after, seed))
+    """CAD between grouped scores ``[groups, …]``, with its bootstrap interval over groups.
+
+    Of one group there is no interval (``Interval.alone``).
+    """
+    return _interval(*_drawn(before, after, seed), alone=len(before) == 1)
 
 
 def cad_above(before: Tensor, after: Tensor, other: Tensor, *, seed: int = 0) -> Interval:
@@ -377,7 +413,7 @@ def cad_above(before: Tensor, after: Tensor, other: Tensor, *, seed: int = 0) ->
         before, after, other: grouped scores ``[groups, …]``.
     """
     (value, draws), (less, fewer) = (_drawn(before, x, seed) for x in (after, other))
-    return _interval(value - less, draws - fewer)
+    return _interval(value - less, draws - fewer, alone=len(before) == 1)
 
 
 def _drawn(before: Tensor, after: Tensor, seed: int) -> tuple[float, np.ndarray]:
@@ -416,7 +452,9 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _interval(value: float, draws: np.ndarray) -> Interval:
+def _interval(value: float, draws: np.ndarray, *, alone: bool) -> Interval:
+    if alone:
+        return Interval(value, value, value, alone=True)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(value, min(float(low), value), max(float(high), value))
 

@@ -2,9 +2,10 @@
 
 Fine-tune on half of the forget set and ask for the other half (retraining on T, scored on V; Deeb &
 Roger 2024, arXiv:2410.08827; Łucki et al. 2024, arXiv:2409.18025; Lynch et al. 2024,
-arXiv:2402.16835). The halves share no answer, so that nothing asked for can be read off what is
-known: what comes back was still in the weights. A model that does not know the facts, relearned
-alike, says how much of it is guessing better.
+arXiv:2402.16835). The halves share no fact, no prompt and (but for the letters of multiple choice)
+no answer, so that nothing asked for can be read off what is known: what comes back was still in the
+weights. A model that does not know the facts, relearned alike, says how much of it is guessing
+better.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from mansu import tasks
-from mansu.errors import MansuError
+from mansu.errors import BadInputError
 from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem
@@ -25,7 +26,7 @@ from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, trained
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
-from mansu.tasks.facts import Task
+from mansu.tasks.facts import N_DISTRACTORS, Task
 from mansu.tasks.tokens import Examples
 
 QUESTIONS = 60
@@ -109,35 +110,57 @@ def gained(edited: Relearned, reference: Relearned) -> Interval:
 
 
 def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Examples]:
-    """The forget set split by answer into what is known and what is asked.
+    """The forget set split into what is known and what is asked, with no answer or fact in both.
 
     With fewer than ``FEW_ANSWERS`` answers (the letters of multiple choice) an answer is not a
-    fact, and rows are split instead. Else the distractors of what is asked are no answers of what
-    is known, unless the task gives them.
+    fact: the facts are split, or, where the forget set names none, its prompts, and the halves
+    share answers. Else the distractors of what is asked are no answers of what is known, unless the
+    task gives them or the half has too few.
 
     Raises:
-        MansuError: the forget set is too small to split.
+        BadInputError: the forget set cannot be split so: it asks for one fact.
     """
     forget = tasks.examples(task, subject, "forget", seed=seed)
     few = len(forget.vocabulary) < FEW_ANSWERS
-    units = torch.arange(len(forget)) if few else forget.answer
+    units = _inseparable(forget, few)
     order = units.unique()[torch.randperm(len(units.unique()), generator=_generator(seed))]
     is_known = torch.isin(units, order[: len(order) // 2])
     if not is_known.any():
-        raise MansuError(f"The forget set of {task.name!r} has one fact: attacks need two or more.")
+        raise BadInputError(
+            f"The forget set of {task.name!r} has one fact, or facts that share their answers or "
+            "prompts: relearning and attacks need two that share none, so add facts to forget."
+        )
     known = forget.select(is_known.nonzero().flatten().tolist())
     lines = {row for row, mine in zip(forget.rows, is_known.tolist(), strict=True) if not mine}
     rest = replace(task, facts=tuple(f for f in task.facts if f.row in lines))
-    # The halves of few answers share them, and one alone may not have enough wrong ones.
-    asked = (
-        forget.select((~is_known).nonzero().flatten().tolist())
-        if few
-        else tasks.examples(rest, subject, "forget", seed=seed)
-    )
+    # One half alone may not have enough wrong ones.
+    asked = forget.select((~is_known).nonzero().flatten().tolist())
+    if not few and len(asked.answer.unique()) > N_DISTRACTORS:
+        asked = tasks.examples(rest, subject, "forget", seed=seed)
     if len(asked) > QUESTIONS:
         drawn = torch.randperm(len(asked), generator=_generator(seed))[:QUESTIONS]
         asked = asked.select(sorted(drawn.tolist()))
     return known, asked
+
+
+def _inseparable(rows: Examples, few: bool) -> torch.Tensor:
+    """Rows of one number, int64 ``[N]``, are of one half: they share a fact, a prompt or, unless
+    answers are ``few``, an answer, or each does with a third row."""
+    tokens, length = rows.tokens.tolist(), rows.length.tolist()
+    shared: list[Sequence[Any]] = [
+        [tuple(row[:n]) for row, n in zip(tokens, length, strict=True)],
+        rows.facts or range(len(rows)),
+        range(len(rows)) if few else rows.answer.tolist(),
+    ]
+    units, before = list[int](shared[-1]), list[int]()
+    while units != before:
+        before = units
+        for keys in shared:
+            lowest: dict[Any, int] = {}
+            for key, unit in zip(keys, units, strict=True):
+                lowest[key] = min(unit, lowest.get(key, unit))
+            units = [lowest[key] for key in keys]
+    return torch.tensor(units)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -83,7 +83,8 @@ def projectors(
     Args:
         energy: the leading eigenvectors of the inputs' second moment are taken until they hold
             this share of its trace. All of it (1.0) would leave nothing: in a few hundred
-            positions retain inputs span every direction a little.
+            positions retain inputs span every direction a little. Of 0 none is taken, and an update
+            stays as it is.
     """
     columns = {name: _columns(chosen, name, subject) for name, chosen in mask.items()}
     first = _alike(subject, columns)
@@ -109,7 +110,7 @@ def projectors(
         values, vectors = torch.linalg.eigh(moments.pop(name))
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
         held = values.cumsum(0) / values.sum().clamp_min(1e-30)
-        k = int((held < energy).sum()) + 1 if values.sum() > 0 else 0
+        k = int((held < energy).sum()) + 1 if energy > 0 and values.sum() > 0 else 0
         spans[name] = (columns[name], vectors[:, :k].to(subject.dtype))
     return Projectors({name: spans[first[name]] for name in columns}, energy)
 

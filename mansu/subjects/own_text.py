@@ -44,7 +44,10 @@ def own_text(
 
     Args:
         starts: token ids that the texts begin with, one or more each.
-        tokens: of each text, at most: one may end before.
+        tokens: of each text, at most: one may end before. No text is longer than the context.
+
+    Returns:
+        tokens ``[N, T]``, with T ``tokens`` or the context where that is shorter; length ``[N]``.
 
     Use: ``tokens, length = own_text(subject, [subject.encode("The", start=True)], 32)``.
     """
@@ -54,6 +57,7 @@ def own_text(
     config = GenerationConfig(
         do_sample=True, top_k=0, num_beams=1, pad_token_id=0, eos_token_id=end, use_cache=True
     )
+    tokens = min(tokens, subject.context or tokens)
     starts = [list(start)[:tokens] for start in starts]
     sizes = [len(start) for start in starts]
     n, longest = len(starts), max(sizes, default=0)
@@ -61,6 +65,13 @@ def own_text(
     if not n:
         return found, length
     config.max_new_tokens = max(tokens - min(sizes), 1)
+    if longest > min(sizes) and not subject.fits(longest + config.max_new_tokens):
+        # All write as much as the shortest start leaves to write, and the longest would go too far.
+        for size in dict.fromkeys(sizes):
+            at = [i for i, other in enumerate(sizes) if other == size]
+            some = own_text(subject, [starts[i] for i in at], tokens, seed=seed)
+            found[at], length[at] = some
+        return found, length
     # Left-padded, so that all begin to write at the same place and go on together.
     begun = torch.tensor([[0] * (longest - len(start)) + start for start in starts])
     real = torch.arange(longest) >= longest - torch.tensor(sizes)[:, None]

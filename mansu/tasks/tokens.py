@@ -76,6 +76,7 @@ class Pairs:
         clean, corrupt: int64 ``[N, T]`` right-padded; length: int64 ``[N]``, the same for both.
         answer: int64 ``[N]``, the clean prompt's answer; foil: int64 ``[N]``, the corrupt one's.
         rows: line numbers in the task file. notes: what was left out and why.
+        facts: the fact that each clean prompt asks for; empty where the answers say it.
     """
 
     clean: Tensor
@@ -85,6 +86,7 @@ class Pairs:
     foil: Tensor
     rows: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -110,6 +112,7 @@ class Pairs:
             self.foil[i],
             tuple(self.rows[int(k)] for k in i),
             self.notes,
+            tuple(self.facts[int(k)] for k in i) if self.facts else (),
         )
 
 
@@ -210,22 +213,29 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     """Tokenise one split. Rows that cannot be scored (see ``read``) are left out and noted.
 
     Distractors, where a row gives none, are drawn (seeded) from the other answers of its group.
+    What another row answers to the same prompt, or to the same named fact, is no wrong answer and
+    is not drawn; what another row answers to the same prompt is not taken where it is given either.
     Noted, too, are rows that are there twice, in this split or in one before it in ``SPLITS``.
 
     Raises:
         MansuError: no row of the forget or retain set can be used.
     """
     usable, notes = read(task.split(split), subject)
-    answers = _alike(usable)
+    answers, right = _alike(usable), _right(usable)
     rng = random.Random(seed)
     kept: list[Reading] = []
-    distractors, few, replaced, surplus = [], [], [], []
+    distractors, few, replaced, several, surplus = [], [], [], [], []
     for r in usable:
-        given = _distractors(r, subject)
-        pool = sorted(answers[_join(r)] - {r.answer} - set(given))
+        own = _distractors(r, subject)
+        # Of a named fact they stay: a letter is right in one order of the choices alone.
+        given = [d for d in own if d not in right[r.prompt]]
+        others = answers[_join(r)] - {r.answer} - set(given)
+        pool = sorted(others - right[r.prompt] - right[r.fact.fact])
         missing = N_DISTRACTORS - len(given)
-        if len(given) < len(r.fact.distractors):
+        if len(own) < len(r.fact.distractors):
             replaced.append(r.fact.row)
+        if len(given) < len(own) or (missing > 0 and len(pool) < len(others)):
+            several.append(r.fact.row)
         if missing > len(pool):
             few.append(r.fact.row)
             continue
@@ -238,6 +248,11 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
             f"{_rows(replaced)} of {split} with distractors that were dropped: not one token that "
             "the tokenizer knows, there twice, or the answer itself; where fewer than "
             f"{N_DISTRACTORS} are left, others of the group's answers are taken."
+        )
+    if several:
+        notes.append(
+            f"{_rows(several)} of {split} with a prompt or a fact that other lines answer "
+            "otherwise: those answers are right, too, and are not taken as distractors."
         )
     if surplus:
         notes.append(
@@ -257,7 +272,6 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
     candidates = torch.tensor(
         [[v in answers[_join(r)] for v in vocabulary] for r in kept], dtype=torch.bool
     ).reshape(len(kept), len(vocabulary))
-    named = any(r.fact.fact for r in kept)
     return Examples(
         tokens=padded,
         length=length,
@@ -268,8 +282,14 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         rows=tuple(r.fact.row for r in kept),
         groups=tuple(r.fact.group for r in kept),
         notes=tuple(notes),
-        facts=tuple(r.fact.fact or r.fact.answer for r in kept) if named else (),
+        facts=_facts(kept),
     )
+
+
+def _facts(readings: Sequence[Reading]) -> tuple[str, ...]:
+    """The fact that each asks for; empty where none is named, and the answers say it."""
+    named = any(r.fact.fact for r in readings)
+    return tuple(r.fact.fact or r.fact.answer for r in readings) if named else ()
 
 
 def _join(reading: Reading) -> tuple[str, str, bool]:
@@ -290,6 +310,16 @@ def _alike(readings: Sequence[Reading]) -> dict[tuple[str, str, bool], set[int]]
         (group, gap, has): by_gap[group, gap] | (spaced[group] if has else set())
         for group, gap, has in map(_join, readings)
     }
+
+
+def _right(readings: Sequence[Reading]) -> dict[tuple[int, ...] | str | None, set[int]]:
+    """By prompt, and by named fact, every answer that some row gives; none to no name (None)."""
+    found: dict[tuple[int, ...] | str | None, set[int]] = defaultdict(set)
+    for r in readings:
+        found[r.prompt].add(r.answer)
+        if r.fact.fact is not None:
+            found[r.fact.fact].add(r.answer)
+    return found
 
 
 def _distractors(reading: Reading, subject: Subject) -> list[int]:
@@ -330,8 +360,9 @@ def pairs(
     """Clean–corrupt pairs of equal token length.
 
     A row's own ``corrupt_prompt`` is used where it has the same length; else (and noted) the
-    subject is swapped: the corrupt prompt is another row of the group with the same length, another
-    answer, and the most tokens in common. Rows that cannot be aligned are noted by line number.
+    subject is swapped: the corrupt prompt is another row of the group with the same length, the
+    most tokens in common, and an answer that no row gives to the clean prompt or to its named fact.
+    Rows that cannot be aligned are noted by line number.
 
     Args:
         n: keep this many, drawn with ``seed``, in file order.
@@ -340,6 +371,7 @@ def pairs(
         MansuError: no row can be paired.
     """
     usable, notes = read(task.split(split), subject)
+    right = _right(usable)
     buckets: dict[tuple[str, int], list[Reading]] = defaultdict(list)
     for r in usable:
         buckets[r.fact.group, len(r.prompt)].append(r)
@@ -350,7 +382,8 @@ def pairs(
         partner = own = _own_corrupt(r, subject)
         if own is None:
             bucket = buckets[r.fact.group, len(r.prompt)]
-            others = [o for o in bucket if o.answer != r.answer and o.prompt != r.prompt]
+            known = right[r.prompt] | right[r.fact.fact]
+            others = [o for o in bucket if o.answer not in known]
             rng.shuffle(others)
             partner = max(
                 others,
@@ -391,6 +424,7 @@ def pairs(
         foil=torch.tensor([partner.answer for _, partner in found]),
         rows=tuple(r.fact.row for r, _ in found),
         notes=tuple(notes),
+        facts=_facts([r for r, _ in found]),
     )
 
 

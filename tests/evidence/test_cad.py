@@ -25,6 +25,7 @@ from mansu.circuits.gradients import Factors
 from mansu.circuits.graph import graph_of
 from mansu.circuits.parameters import parameter_mask
 from mansu.circuits.search import minimal_circuit
+from mansu.errors import MismatchError
 from mansu.evidence import cad, controls
 from mansu.measure.scores import measure
 from mansu.quant.swap import Dequantized, quantized
@@ -107,6 +108,62 @@ def test_grouped_scores_of_prompts_of_many_lengths(name: str, pairs: Any) -> Non
 def in_groups(scores: Tensor, groups: int) -> Tensor:
     """Scores of every pair ``[N, …]`` summed by group, which pairs are dealt to in turn."""
     return torch.stack([scores[group::groups].sum(0) for group in range(groups)])
+
+
+def some_facts(task: Task, n: int) -> Task:
+    """Of the forget set three templates each of ``n`` facts, no two of one colour."""
+    first = {f.answer: f.fact for f in reversed(task.split("forget"))}
+    kept = set(sorted(str(fact) for fact in first.values())[:n])
+    facts = (f for f in task.facts if f.split != "forget" or f.fact in kept)
+    return replace(task, facts=tuple(facts))
+
+
+def test_a_fact_is_one_group_however_often_it_is_asked(tiny: Subject, tiny_task: Task) -> None:
+    """Its templates are no independent evidence: the interval is over facts, as of accuracy."""
+    pairs = tasks.pairs(some_facts(tiny_task, 4), tiny)
+    facts = list(dict.fromkeys(pairs.facts))
+    assert len(pairs) == 12 and len(facts) == 4
+    assert pairs.select([11, 3]).facts == (pairs.facts[11], pairs.facts[3])
+    signals = cad.Signals(tiny, pairs, steps=2)
+    alone = cad.grouped_scores(
+        tiny, replace(pairs, facts=tuple("abcdefghijkl")), steps=2, groups=12
+    )
+    of = torch.tensor([facts.index(fact) for fact in pairs.facts])
+    wanted = torch.stack([alone[of == i].sum(0) for i in range(4)])
+    assert signals.groups == 4 and close(signals.base, wanted)
+    found = signals.of(half_gone(tiny))
+    by_answer = cad.Signals(tiny, replace(pairs, facts=()), steps=2)  # where the answers say it
+    assert torch.equal(by_answer.base, signals.base)
+    assert found.about["facts"] == signals.facts == 4
+    fewer = cad.Signals(tiny, pairs, steps=2, groups=3)  # more facts than groups: dealt in turn
+    assert fewer.facts is None and close(fewer.base, in_groups(alone, 3))
+
+
+def test_of_one_fact_cad_has_no_interval(tiny: Subject, tiny_task: Task) -> None:
+    pairs = tasks.pairs(some_facts(tiny_task, 2), tiny)
+    pairs = pairs.select([i for i, fact in enumerate(pairs.facts) if fact == pairs.facts[0]])
+    assert len(pairs) == 3
+    signals = cad.Signals(tiny, pairs, steps=2)
+    found = signals.of(half_gone(tiny))
+    value = cad.cad(signals.base, found.plain)
+    above = cad.cad_above(signals.base, found.plain, signals.base)
+    assert value.alone and above.alone and value.low == value.value == value.high > 0
+    kept = cad.Divergences(value, over={cad.PLACES[0]: above})
+    assert cad.Divergences.from_json(json.loads(json.dumps(kept.to_json()))) == kept
+
+
+def test_controls_of_other_groups_are_refused(tiny: Subject, tiny_task: Task) -> None:
+    """As a run kept them before a fact was a group: as many, or more, each of other pairs."""
+    pairs = tasks.pairs(some_facts(tiny_task, 8), tiny)
+    signals = cad.Signals(tiny, pairs, steps=2)
+    assert signals.facts == 8
+    edit = half_gone(tiny)
+    control = signals.signal_of(edit)
+    signals.refuse_other(control)
+    old = cad.Scored(control.signal, control.plain, edit.meta)
+    for other in (old, replace(control, signal=control.signal[:4])):
+        with pytest.raises(MismatchError, match="with its pairs in other groups"):
+            cad.diverge(signals, edit, signals.base[0] > 0, suppressors={}, ablation=other)
 
 
 def half_gone(subject: Subject) -> Edit:

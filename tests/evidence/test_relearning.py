@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from mansu import tasks
-from mansu.errors import MismatchError
+from mansu.errors import BadInputError, MismatchError
 from mansu.evidence.controls import Suppression
 from mansu.evidence.relearning import Relearned, gained, halves, relearning
 from mansu.methods import Problem, named
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,60 @@ def test_it_is_saved_whole(found: dict[str, Relearned]) -> None:
         assert again.to_json() == value.to_json()
     with pytest.raises(ValueError, match="empty"):
         Relearned.from_json({"of": "x", "before": 1.0, "curve": [], "settings": {}})
+
+
+def shared(known: Examples, asked: Examples) -> tuple[set[str], set[int], set[tuple[int, ...]]]:
+    """Facts, answers and prompts that both halves hold."""
+
+    def prompts(rows: Examples) -> set[tuple[int, ...]]:
+        tokens, length = rows.tokens.tolist(), rows.length.tolist()
+        return {tuple(row[:n]) for row, n in zip(tokens, length, strict=True)}
+
+    answers = [set(half.answer.tolist()) for half in (known, asked)]
+    facts = set(known.facts) & set(asked.facts)
+    return facts, answers[0] & answers[1], prompts(known) & prompts(asked)
+
+
+def test_where_answers_are_few_no_fact_is_in_both_halves(tiny: Subject, tiny_task: Task) -> None:
+    """Seven colours: three templates of each fact, which rows dealt one by one would part."""
+    gone = tiny_task.split("forget")[0].answer
+    facts = tuple(f for f in tiny_task.facts if f.split != "forget" or f.answer != gone)
+    for seed in range(3):
+        known, asked = halves(replace(tiny_task, facts=facts), tiny, seed=seed)
+        found, answers, prompts = shared(known, asked)
+        assert not found and not prompts and answers
+        assert len(known) == 42 and len(asked) == 42
+        unnamed = tuple(replace(f, fact=None) for f in facts)
+        known, asked = halves(replace(tiny_task, facts=(*unnamed, *unnamed[:84])), tiny, seed=seed)
+        assert not shared(known, asked)[2]  # a prompt that is there twice is in one half
+
+
+def test_where_answers_are_many_no_fact_and_no_prompt_is_either(
+    tiny: Subject, tiny_task: Task
+) -> None:
+    """A fact of two answers, and a prompt of two, hold together what answers alone would part."""
+    forget = list(tiny_task.split("forget"))
+    colours = sorted({f.answer for f in forget})
+    by_answer = {c: [i for i, f in enumerate(forget) if f.answer == c] for c in colours}
+    first, second, third, fourth = (by_answer[c][0] for c in colours[:4])
+    forget[second] = replace(forget[second], fact=forget[first].fact)
+    forget[fourth] = replace(forget[fourth], prompt=forget[third].prompt)
+    others = tuple(f for f in tiny_task.facts if f.split != "forget")
+    for seed in range(8):
+        halved = halves(replace(tiny_task, facts=(*forget, *others)), tiny, seed=seed)
+        assert all(len(half) for half in halved) and not any(shared(*halved))
+
+
+def test_one_fact_cannot_be_halved_however_often_it_is_asked(
+    tiny: Subject, tiny_task: Task
+) -> None:
+    one = tiny_task.split("forget")[0].fact
+    wrong = (" red", " green", " forest")
+    facts = tuple(
+        replace(f, distractors=wrong)
+        for f in tiny_task.facts
+        if f.split != "forget" or f.fact == one
+    )
+    assert sum(f.split == "forget" for f in facts) == 3
+    with pytest.raises(BadInputError, match=r"'tiny-colours' has one fact.*add facts to forget"):
+        halves(replace(tiny_task, facts=facts), tiny)

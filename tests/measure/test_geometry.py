@@ -130,6 +130,16 @@ def test_all_the_energy_leaves_nothing_of_the_retain_inputs(
     assert float((x @ update[:, columns].T).abs().max()) < 1e-3
 
 
+def test_none_of_the_energy_leaves_an_update_as_it_is(
+    tiny: Subject, tiny_task: Task, mask: dict[str, Tensor]
+) -> None:
+    retain, text = tasks.examples(tiny_task, tiny, "retain"), tasks.text(tiny_task, tiny)
+    spans = projectors(tiny, retain, text, mask, energy=0)
+    for name, chosen in mask.items():
+        update = torch.randn(chosen.shape) * chosen
+        assert spans.spans[name][1].shape[1] == 0 and torch.equal(spans(name, update), update)
+
+
 @pytest.mark.parametrize("size", [384, 12])  # one pack of each set, and several
 def test_fisher_is_the_mean_squared_gradient_of_each_example(
     tiny: Subject,

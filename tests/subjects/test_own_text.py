@@ -71,6 +71,21 @@ def test_of_every_family(name: str) -> None:
     assert tokens.shape == (2, 6) and bool((length >= 1).all())
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # learned positions, and rotary ones
+def test_no_text_is_longer_than_the_context(name: str) -> None:
+    subject = family(name)
+    assert subject.context == 32
+    starts = [[3], [4, 5], [*range(1, 31)], [*range(1, 41)]]
+    for some, asked in ((starts, 40), (starts, 32), (starts[:1], 33)):
+        tokens, length = own_text(subject, some, asked)
+        assert tokens.shape == (len(some), 32) and int(length.max()) == 32
+        for row, start in zip(tokens.tolist(), some, strict=True):
+            assert row[: len(start)] == start[:32]
+    longer, _ = own_text(subject, starts[:3], 40)
+    alone = [own_text(subject, [start], 40)[0][0] for start in starts[:3]]
+    assert torch.equal(longer, torch.stack(alone))
+
+
 def test_the_models_own_settings_come_back() -> None:
     subject = subjects.load(subjects.TINY)
     before = subject.plain.generation_config

@@ -303,6 +303,37 @@ def test_own_distractors_are_used_and_repeats_filled(tiny: Subject) -> None:
     assert len(set(got.distractors[1].tolist()) | {int(got.answer[1])}) == 4
 
 
+def test_what_is_right_to_a_prompt_is_no_distractor_of_it(tiny: Subject) -> None:
+    white, red, blue = (tiny.encode(c)[0] for c in ("white", "red", "blue"))
+    rows = [*colours(), fact("The colour of boben is", " white")]
+    for seed in range(8):
+        got = tasks.examples(build(rows), tiny, "forget", seed=seed)
+        assert white not in got.distractors[0] and red not in got.distractors[5]
+        assert len(got) == 6 and got.notes == (
+            "Lines 1, 6 of forget with a prompt or a fact that other lines answer otherwise: those "
+            "answers are right, too, and are not taken as distractors.",
+        )
+    rows[0]["distractors"] = [" white", " forest", " blue"]
+    got = tasks.examples(build(rows), tiny, "forget")
+    (forest,) = tiny.encode("forest")
+    assert got.distractors[0, :2].tolist() == [forest, blue] and white not in got.distractors[0]
+    assert len(got.notes) == 1 and got.notes[0].startswith("Lines 1, 6 of forget with a prompt")
+
+
+def test_what_is_right_to_a_named_fact_is_not_drawn_but_may_be_given(tiny: Subject) -> None:
+    (white,) = tiny.encode("white")
+    rows = [*colours(), fact("Look at boben and you see", " white", fact="boben")]
+    rows[0]["fact"] = "boben"
+    for seed in range(8):
+        got = tasks.examples(build(rows), tiny, "forget", seed=seed)
+        assert white not in got.distractors[0]
+        assert got.notes[0].startswith("Lines 1, 6 of forget with a prompt or a fact")
+    rows[0]["distractors"] = [" white", " forest", " blue"]  # as of letters in another order
+    rows[5]["distractors"] = [" red", " forest", " blue"]
+    got = tasks.examples(build(rows), tiny, "forget")
+    assert got.notes == () and white in got.distractors[0]
+
+
 def test_several_token_answers_are_left_out_with_their_lines(tiny: Subject) -> None:
     rows = [
         *colours(),
@@ -601,6 +632,14 @@ def test_a_prompt_with_two_answers_is_not_its_own_corruption(tiny: Subject) -> N
     rows.append(fact("The colour of boben is", " white"))
     pairs = tasks.pairs(build(rows), tiny)
     assert (pairs.clean != pairs.corrupt).any(1).all()
+
+
+def test_what_is_right_to_a_prompt_is_not_its_foil(tiny: Subject) -> None:
+    rows = [fact("The colour of boben is", c) for c in (" red", " white")]
+    others = [fact(f"The colour of {n} is", " white") for n in NAMES[1:4]]
+    rows += [*others, fact("Look at bolam and see", " blue")]
+    pairs = tasks.pairs(build(rows), tiny)
+    assert pairs.rows[:2] == (1, 2) and pairs.foil[:2].tolist() == tiny.encode("blue") * 2
 
 
 def test_pairs_select(tiny: Subject, tiny_task: Task) -> None:
