@@ -103,6 +103,18 @@ def test_the_page_asks_for_nothing_and_runs_nothing(run: Run) -> None:
     assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
 
 
+def test_settings_of_the_run_and_of_the_method_that_share_a_name_are_both_told() -> None:
+    """Both have "steps": integrated gradients' in the run, the edit's in the method."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    made = dossier(run, "mansu")
+    of_run, of_method = made.about.run_settings["steps"], made.about.settings["steps"]
+    assert of_run != of_method
+    settings = page(made).partition("<summary>Settings</summary>")[2].partition("</details>")[0]
+    parts = {part.partition("</h3>")[0]: part for part in settings.split("<h3>")[1:]}
+    for title, steps in (("Run", of_run), ("Method", of_method)):
+        assert re.findall(r">steps</th><td [^>]*>(\d+)</td>", parts[title]) == [str(steps)]
+
+
 def test_thresholds_that_were_moved_are_marked(run: Run) -> None:
     plain, moved = dossier(run, "mansu"), dossier(run, "mansu", {"nats": 0.5})
     assert plain.original is None and "moved thresholds" not in page(plain)
