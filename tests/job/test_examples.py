@@ -12,6 +12,7 @@ from mansu import cli, methods, tasks
 from mansu.errors import MansuError
 from mansu.job import examples, library, runs
 from mansu.job.artefacts import ARTEFACTS
+from mansu.job.judging import judged
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
 from scripts import examples as script
@@ -43,6 +44,13 @@ def test_an_example_is_finished_small_and_of_a_shipped_task(run: Run) -> None:
     assert run.task().digest == tasks.load(run.about["name"]).digest
     assert sum(f.stat().st_size for f in run.path.rglob("*")) < 12 << 20
     assert not list(run.path.glob("*suppressor*")) and not (run.path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
+def test_its_saved_verdict_is_what_the_pages_judge(run: Run) -> None:
+    """In every word, too: the command line tells the saved one, the pages judge anew."""
+    for method in run.edits():
+        assert run.verdict(method).to_json() == judged(run, method).to_json()
 
 
 @pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
