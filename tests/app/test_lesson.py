@@ -275,6 +275,18 @@ def test_the_curves_of_the_half_not_taught_say_so(made: Bench) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_model_has_one_colour_in_both_charts() -> None:
+    """MANSU's, a suppressor's, and one that does not know, for its circuit is set to zero."""
+    at = page(step=str(STEPS.index(BY_KEY["hidden"]) + 1), **said("hidden"))
+    curves, bars = (json.loads(c.proto.spec) for c in at.get("plotly_chart"))
+    names = [trace["name"].removeprefix("A: ").removeprefix("B: ") for trace in curves["data"]]
+    assert names[:2] == bars["data"][0]["y"][:2] == ["MANSU", "a suppressor"]
+    colours = [trace["line"]["color"] for trace in curves["data"]]
+    assert len({*colours}) == 3 and bars["data"][0]["marker"]["color"] == colours
+    assert "bits" in bars["layout"]["xaxis"]["title"]["text"]
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_prediction_is_kept_and_counted() -> None:
     at = page(step="5")
     at.slider(key="lesson deploy").set_value(55).run()
