@@ -146,6 +146,33 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     assert found.difference == "right" and not found.caught
 
 
+def test_whether_a_model_hides_follows_from_what_it_relearns(made: Bench) -> None:
+    """On the toy both bring the colours back, and nobody is told that only one of them hides."""
+    known = {name: made.relearned(name).before / 2 for name in lasting.MODELS}
+    for name in lasting.MODELS:
+        assert max(s.accuracy for s in made.relearned(name).curve) >= known[name]
+    assert max(s.accuracy for s in made.relearned("ablation").curve) < min(known.values())
+    outcome = BY_KEY["hidden"].outcome(made, ("mansu", "A"))
+    for text in (outcome.lesson, outcome.caught):
+        assert "come back in both, in one (a suppressor) sooner: on this toy they are gone" in text
+        assert "only one of them hides" not in text and "qual answers" not in text
+    for name in lasting.MODELS:
+        share = made.asked(name).full["forget"].accuracy
+        assert f"{100 * share:.1f}\u00a0%" in outcome.lesson
+
+
+@pytest.mark.parametrize(
+    ("hiding", "sooner", "says"),
+    [
+        (["mansu", "suppressor"], "same", "the colours come back in both: on this toy"),
+        (["suppressor"], "suppressor", "only one of them hides the colours: a suppressor"),
+        ([], "same", "neither relearns the colours sooner"),
+    ],
+)
+def test_what_relearning_tells_is_said(hiding: list[str], sooner: str, says: str) -> None:
+    assert lasting.hidden(hiding, sooner).startswith(says)
+
+
 def test_the_tally_puts_answers_to_different_choices_on_one_scale(made: Bench) -> None:
     """Four growths and two edits are asked about: what is counted is how far off an answer was."""
     for growth in (0.05, 0.4):
