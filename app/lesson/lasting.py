@@ -341,7 +341,9 @@ def _predict_sign(bench: Bench) -> Answer | None:
     for p in verdict.properties:
         with st.container(border=True):
             st.markdown(f"**{ASKS[p.name]}** ({p.title})", help=words.help(p.name))
-            st.caption(p.evidence)
+            st.caption(words.plain(p.evidence))
+            if p.worst is not None:
+                st.caption(f"**It is decided by:** {words.plain(str(p.worst))}.")
             choice = st.segmented_control(
                 f"Your verdict on {p.title}",
                 MARKS,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from app import words
 from app.lesson import STEPS, bench, edits, lasting, real, sheet, view, where
 from app.lesson.answers import PREFIX
 from app.lesson.bench import Bench
@@ -285,6 +286,17 @@ def test_a_step_asks_first_and_then_shows(step: Step, made: Bench) -> None:
     assert outcome.difference.split(",")[0] in shown.replace("\\", "")
     assert [w.value for w in at.warning] == ([outcome.caught] if outcome.caught else [])
     assert any("There is no run of this model" in c.value for c in at.caption)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_property_is_shown_with_what_decides_it_before_it_is_judged(made: Bench) -> None:
+    """Its value with the interval and the threshold: else nobody can tell what is undecided."""
+    at = page(step=str(STEPS.index(BY_KEY["sign"]) + 1))
+    shown = " ".join(c.value for c in at.caption)
+    for p in made.verdict("mansu").properties:
+        assert p.worst is not None and words.plain(p.evidence) in shown
+        assert f"decided by:** {words.plain(str(p.worst))}" in shown
+    assert not any(c.value for c in at.success)
 
 
 @pytest.mark.usefixtures("alone")
