@@ -357,12 +357,16 @@ def test_a_slider_may_be_moved_back_and_is_untouched_on_the_next_visit() -> None
     assert at.button(key="keep deploy").disabled
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["no run", "a run of one's own"])
 @pytest.mark.parametrize("place", ["nf4", "compare"])
 def test_what_a_step_links_to_is_chosen_there(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, own: bool, made: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
     shown = next(run for run in runs.examples() if run.subject == "tiny")
+    if own:  # that has nothing to show yet: the example is opened beside it
+        Run.create(made.subject, made.task, Settings(), tmp_path / "mine")
+    assert all(view.run_for(s, made) == shown for s in STEPS if s.link.page == place)
     for link in {step.link for step in STEPS if step.link.page == place}:
         at = AppTest.from_file(str(ROOT / "pages" / f"{place}.py"), default_timeout=60)
         for name, values in parse_qs(urlsplit(link.address(shown)).query).items():
