@@ -126,7 +126,8 @@ LAYER, TALLEST = 44.0, 780.0
 def circuit(found: Changes) -> str:
     """The edges of a circuit diff between their nodes: layers go up, heads right, the MLP last.
 
-    A line is all edges between two nodes, in the colour and dashes of what became of them.
+    A line is all edges between two nodes, in the colour and dashes of what became of them, and as
+    thick as the strongest, of those that are left: as it is in NF4.
     """
     layers, heads = found.layers, found.heads
     row = min(LAYER, TALLEST / (layers + 3))
@@ -150,16 +151,16 @@ def circuit(found: Changes) -> str:
     for edge in found.edges:
         for target in edge.nodes[1:]:
             lines.setdefault((edge.nodes[0], target), []).append(edge)
-    top = max((edge.strength for edge in found.edges), default=1.0)
+    top = max((edge.drawn for edge in found.edges), default=1.0)
     drawn: list[tuple[int, str]] = []
     for (source, target), edges in lines.items():
         change = order[max(order.index(edge.change) for edge in edges)]
         colour, dashes = STROKES[change]
         (ax, ay), (bx, by) = place(source), place(target)
         aside = min(0.14 * abs(by - ay), 1.6 * column) if abs(bx - ax) < column / 2 else 0
-        share = (max(edge.strength for edge in edges) / top) ** 0.5
+        share = (max(edge.drawn for edge in edges) / top) ** 0.5
         told = "; ".join(
-            f"{edge.source} → {edge.destination}: {edge.change}, "
+            f"{edge.source} → {edge.destination}: {edge.fate}, "
             + " → ".join(written(score, "+.3f") for score in edge.scores)
             for edge in edges
         )
@@ -205,7 +206,9 @@ def circuit(found: Changes) -> str:
         )
         text = f"{TITLES[change]} ({found.counts[change]:,})"
         parts.append(_text(x + 40, height - 10, text, "start"))
-    return _svg(height, parts, "The circuit's edges and what became of them, by layer and head")
+    says = "the thicker, the larger |score| (in NF4, where the edge is left there)"
+    title = "The circuit's edges and what became of them, by layer and head"
+    return _svg(height, parts, f"{title}; {says}")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
