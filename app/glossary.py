@@ -57,8 +57,8 @@ TERMS: Mapping[str, str] = {
     "it, right again in NF4.",
     "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "
     "NF4, less that in full precision. PTQ is quantisation after training.",
-    "McNemar's test": "Of the facts that NF4 changes, do more come back than are lost? A small p "
-    "says that chance alone would seldom split them so.",
+    "McNemar's test": "Of the facts that are right in one format only, are more right in NF4 or in "
+    "full precision? A small p says that chance alone would seldom split them so.",
     "Recovery": "What brings forgotten answers back: 4 bits, other words, a hint, relearning.",
     "Relearning": "Training an edited model for a few steps on half of the forgotten facts. If the "
     "other half returns, it was hidden and not erased.",

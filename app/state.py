@@ -23,7 +23,7 @@ from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.files import answered
 from mansu.job import library, names
-from mansu.job.runs import Run, listed, unreadable
+from mansu.job.runs import Run, examples, listed, unreadable
 from mansu.job.session import Session
 from mansu.settings import Setting, typed_in
 from mansu.subjects.edit import Edit
@@ -331,6 +331,7 @@ def sidebar() -> Run | None:
     """
     with st.sidebar:
         runs = {run.name: run for run in listed()}
+        runs |= _example(runs)
         gone = _gone(runs)
         name = None
         if runs:
@@ -362,10 +363,26 @@ def sidebar() -> Run | None:
     return None
 
 
+def _asked() -> str | None:
+    """The run that is asked for by the link, or was chosen last."""
+    return st.query_params.get("run", st.session_state.get("kept run"))
+
+
+def _example(runs: Collection[str]) -> dict[str, Run]:
+    """The example that is asked for beside one's own runs; never in the place of one in the trash.
+
+    Args:
+        runs: the names of those that are offered.
+    """
+    asked = _asked()
+    if asked is None or asked in {*runs, *library.trashed().values()}:
+        return {}
+    return {run.name: run for run in examples() if run.name == asked}
+
+
 def _gone(runs: Collection[str]) -> str | None:
     """The run that is asked for by the link, or was chosen last, if it is not there."""
-    state = st.session_state
-    asked = st.query_params.get("run", state.get("kept run"))
+    state, asked = st.session_state, _asked()
     if asked is None or asked in runs:
         return None
     if asked not in (state.get("kept run"), state.get("gone run")):

@@ -116,6 +116,8 @@ def result(run: Run, method: str) -> None:
             column.metric(label, value, help=words.help(key))
         columns[1].caption(f"{number(bounds.spread)} if spread evenly")
         columns[2].caption(f"mean of {many(bounds.facts, 'fact')} and {many(bounds.texts, 'text')}")
+        if more := rows.exceeded(bounds):
+            st.caption(more)
     if steps := [Step.from_json(step) for step in history["steps"]]:
         alt = "Losses, accuracies and moved weights of each step"
         st.plotly_chart(charts.history(steps), alt=alt, key="history")

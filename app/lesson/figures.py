@@ -14,7 +14,7 @@ import pandas  # noqa: F401  # whole before Plotly looks at it: see app/serve.py
 import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import BLUE, GREEN, GREY, HATCH, INK, ORANGE, PALE, PURPLE, verticals
+from app.charts import BLUE, GREY, HATCH, INK, ORANGE, PALE, PURPLE, verticals
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
 from mansu.measure.statistics import Interval
@@ -31,6 +31,9 @@ ASIDE = 0.38
 
 SOURCE = "arXiv 2605.15138"
 """Of the paper that the lesson follows."""
+
+MODELS = ((BLUE, "circle"), (ORANGE, "square"), (GREY, "diamond"))
+"""Of MANSU's model, of a suppressor's, and of one that does not know: alike in every chart."""
 
 PAPER = (47, 828)
 """Median bin width ÷ update of gradient methods, least and most, as the paper reports it."""
@@ -307,10 +310,13 @@ def bins(distance: float) -> str:
 
 
 def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
-    """Accuracy on the facts that were not taught again, after each step of teaching the others."""
+    """Accuracy on the facts that were not taught again, after each step of teaching the others.
+
+    Args:
+        curves: by name, in the order of ``MODELS``.
+    """
     figure = go.Figure()
-    styles = ((BLUE, "circle"), (ORANGE, "square"), (GREY, "diamond"))
-    for (name, scores), (colour, symbol) in zip(curves.items(), styles, strict=False):
+    for (name, scores), (colour, symbol) in zip(curves.items(), MODELS, strict=True):
         figure.add_scatter(
             name=name,
             x=list(range(len(scores))),
@@ -327,7 +333,11 @@ def relearning(curves: Mapping[str, Sequence[Scores]]) -> go.Figure:
 
 
 def controls(rows: Mapping[str, float]) -> go.Figure:
-    """How far each model's circuit is from the unedited one's."""
+    """How far each model's circuit is from the unedited one's.
+
+    Args:
+        rows: bits by name, in the order of ``MODELS``.
+    """
     values = list(rows.values())
     figure = go.Figure()
     figure.add_bar(
@@ -336,10 +346,10 @@ def controls(rows: Mapping[str, float]) -> go.Figure:
         x=values,
         text=[f"{v:.3f}" for v in values],
         textangle=0,  # beside a bar that is too short for it
-        marker={"color": [GREEN if "MANSU" in name else GREY for name in rows]},
+        marker={"color": [colour for colour, _ in MODELS]},
         hovertemplate="%{y}: %{x:.3f}<extra></extra>",
     )
-    figure.update_xaxes(title="Change of what the circuit writes<br>(signal CAD; 0: none)")
+    figure.update_xaxes(title="Change of what the circuit writes<br>(signal CAD, bits; 0: none)")
     figure.update_yaxes(autorange="reversed")
     return finished(figure, 110 + 44 * len(rows))
 

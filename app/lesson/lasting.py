@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import streamlit as st
@@ -179,18 +181,37 @@ def _predict_hidden(bench: Bench) -> Answer | None:
     return (choice, letters[MODELS[0]]) if asked and choice else None
 
 
-def _half(bench: Bench, name: str) -> int | None:
-    """After how many steps half of what the unedited model knew is back."""
+def _half(bench: Bench, name: str) -> float:
+    """After how many steps half of what the unedited model knew is back; infinity: never."""
     found = bench.relearned(name)
-    return found.steps_to(found.before / 2)
+    steps = found.steps_to(found.before / 2)
+    return math.inf if steps is None else steps
 
 
 def _sooner(bench: Bench) -> str:
-    never = 10**9
-    steps = {name: never if (n := _half(bench, name)) is None else n for name in MODELS}
+    steps = {name: _half(bench, name) for name in MODELS}
     if steps["mansu"] == steps["suppressor"]:
         return "same"
     return min(steps, key=lambda name: steps[name])
+
+
+def _hiding(bench: Bench) -> list[str]:
+    """The models that relearn sooner than one that does not know the colours."""
+    return [name for name in MODELS if _half(bench, name) < _half(bench, "ablation")]
+
+
+def hidden(hiding: Sequence[str], sooner: str) -> str:
+    """Which of the two models only hides the colours, as relearning tells it, a clause.
+
+    Args:
+        hiding: those that relearn sooner than one that does not know. sooner: of ``CHOICES``.
+    """
+    if not hiding:
+        return "neither relearns the colours sooner than a model without them"
+    if len(hiding) == 1:
+        return f"only one of them hides the colours: {MODEL_TITLES[hiding[0]]}"
+    first = "" if sooner == "same" else f", in one ({MODEL_TITLES[sooner]}) sooner"
+    return f"the colours come back in both{first}: on this toy they are gone from neither"
 
 
 def _reveal_hidden(bench: Bench, answer: Answer) -> None:
@@ -233,18 +254,22 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
     said, truth = str(answer[0]), _sooner(bench)
     one = {name: bench.relearned(name).curve[1].accuracy for name in MODELS}
     last = {name: bench.relearned(name).curve[-1].accuracy for name in (*MODELS, "ablation")}
-    steps = bench.relearned("mansu").steps
+    right = {name: bench.asked(name).full["forget"].accuracy for name in MODELS}
+    steps, hiding = bench.relearned("mansu").steps, _hiding(bench)
+    found = hidden(hiding, truth)
     return Outcome(
         said=_named(said, answer),
         truth=_named(truth, answer),
         difference="right" if said == truth else "the other way",
-        lesson="Equal answers, different models. After one step the suppressor is back at "
-        f"{percent(one['suppressor'], 0)}, MANSU at {percent(one['mansu'], 0)}; after {steps}, the "
-        f"suppressor is at {percent(last['suppressor'], 0)}, MANSU at {percent(last['mansu'], 0)}, "
-        f"a model without the colours at {percent(last['ablation'], 0)}. What a "
-        "model says does not tell hidden from gone: look inside, and teach it again.",
-        caught="“Lower accuracy means erased”: both models have it, and only one of them hides."
-        if said != truth
+        lesson=f"Of all colours MANSU has {percent(right['mansu'])} right, the suppressor "
+        f"{percent(right['suppressor'])}, and yet they are different models. After one step the "
+        f"suppressor is at {percent(one['suppressor'], 0)}, MANSU at "
+        f"{percent(one['mansu'], 0)}; after {steps}, the suppressor is at "
+        f"{percent(last['suppressor'], 0)}, MANSU at {percent(last['mansu'], 0)}, a model without "
+        f"the colours at {percent(last['ablation'], 0)}. {capitalised(found)}. What a model says "
+        "does not tell hidden from gone: look inside, and teach it again.",
+        caught=f"“Lower accuracy means erased”: both models have it, and {found}."
+        if said != truth and hiding
         else "",
     )
 
@@ -252,7 +277,7 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
 HIDDEN = Step(
     key="hidden",
     title="Gone, or only hidden?",
-    question="Two models get as many colours right: which one still knows them?",
+    question="Two models get about as many colours right: are the others gone, or only hidden?",
     story="One of these two models was edited by MANSU, the other only taught to keep quiet about "
     "the answer at the last moment (a **suppressor**). They are not labelled.",
     minutes=2,
@@ -316,7 +341,9 @@ def _predict_sign(bench: Bench) -> Answer | None:
     for p in verdict.properties:
         with st.container(border=True):
             st.markdown(f"**{ASKS[p.name]}** ({p.title})", help=words.help(p.name))
-            st.caption(p.evidence)
+            st.caption(words.plain(p.evidence))
+            if p.worst is not None:
+                st.caption(f"**It is decided by:** {words.plain(str(p.worst))}.")
             choice = st.segmented_control(
                 f"Your verdict on {p.title}",
                 MARKS,

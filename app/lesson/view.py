@@ -13,7 +13,7 @@ from app.lesson.bench import Bench
 from app.lesson.step import Answer, Outcome, Step
 from app.lesson.tally import board
 from mansu.errors import MansuError
-from mansu.job.runs import Run, listed
+from mansu.job.runs import Run, examples, listed
 from mansu.progress import Step as Done
 from mansu.show.numbers import number
 
@@ -72,7 +72,7 @@ def _step(step: Step, made: Bench) -> None:
     with st.container(key="lesson-said"):  # page.js leads the keyboard here
         _said(outcome)
     step.reveal(made, answer)
-    larger = real.larger(listed(), made.subject.fingerprint)
+    larger = real.larger(_runs(), made.subject.fingerprint)
     if step.real is not None and larger is not None:
         st.info(words.plain(step.real(larger)), icon=":material/public:")
     st.success(outcome.lesson, icon=":material/lightbulb:")
@@ -149,9 +149,16 @@ def _elsewhere(step: Step, made: Bench) -> None:
     )
 
 
+def _runs() -> list[Run]:
+    """What a link can open: this server's runs, the newest first, and examples of other names."""
+    own = listed()
+    names = {run.name for run in own}
+    return [*own, *(run for run in examples() if run.name not in names)]
+
+
 def run_for(step: Step, made: Bench) -> Run | None:
-    """The newest run of the lesson's model that has what the step's link shows."""
-    for run in listed():
+    """The newest run of the lesson's model that has what the step's link shows, or an example."""
+    for run in _runs():
         if run.fingerprint == made.subject.fingerprint and {*step.link.edits} <= {*run.edits()}:
             return run
     return None

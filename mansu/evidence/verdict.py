@@ -573,9 +573,8 @@ def gap(
         }
         told.append(
             f"{title} {percent(full.accuracy)} in full precision, {percent(quantised.accuracy)} "
-            f"in {format} ({many(test.first, 'row comes back', 'rows come back')}, "
-            f"{many(test.second, 'is lost', 'are lost')}; McNemar's exact "
-            f"p = {test.p:.2g})"
+            f"in {format} ({many(test.first, 'row is right', 'rows are right')} only in {format}, "
+            f"{test.second:,} only in full precision; McNemar's exact p = {test.p:.2g})"
         )
     text = f"4-way accuracy: {'; '.join(told)}."
     status = _together(checks)

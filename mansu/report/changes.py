@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mansu.circuits.diff import Change, diff
 from mansu.job.runs import Run
-from mansu.show.numbers import many, written
+from mansu.show.numbers import many, percent, written
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
 
@@ -18,8 +18,12 @@ TITLES: Mapping[Change, str] = {
     "back": "back after NF4",
     "new": "new",
 }
+LEFT: Sequence[Change] = ("kept", "back")
+"""Edges of the circuit that are there in NF4."""
 MOST, TOLD = 2000, 8
 """Edges that a dossier holds, and those of each kind that it names."""
+WEAK = 0.1
+"""An edge that has less than this share of its score left is there, but weakened."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,25 @@ class Edge:
         """The largest |score| that it has in a model."""
         return max(map(abs, self.scores))
 
+    @property
+    def drawn(self) -> float:
+        """The |score| that it is drawn by: in NF4, where some of it is left there."""
+        return abs(self.scores[2]) if self.change in LEFT else self.strength
+
+    @property
+    def fate(self) -> str:
+        """What became of it, for people: ``kept, but reversed``.
+
+        By the least that is left, in NF4 and, of one that was never gone, in full precision.
+        """
+        title, (before, *after) = TITLES[self.change], self.scores
+        if self.change not in LEFT:
+            return title
+        least = min(score * before for score in (after if self.change == "kept" else after[1:]))
+        if least < 0:
+            return f"{title}, but reversed"
+        return f"{title}, but weakened" if least < WEAK * before**2 else title
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -52,6 +75,7 @@ class Changes:
         layers, heads: of the model. bar: |score| from which an edge counts.
         sizes: edges in the circuit of each of ``MODELS``. counts: edges of each kind.
         edges: the strongest first, at most ``MOST``.
+        weak: of those kept or back, how many are weakened or reversed; None in a dossier of before.
     """
 
     layers: int
@@ -60,6 +84,7 @@ class Changes:
     sizes: Sequence[int]
     counts: Mapping[Change, int]
     edges: Sequence[Edge]
+    weak: int | None = None
 
 
 def changes(run: Run, method: str) -> Changes | None:
@@ -90,6 +115,7 @@ def changes(run: Run, method: str) -> Changes | None:
         found.member.sum(0).tolist(),
         found.counts(),
         edges[:MOST],
+        sum(edge.fate != TITLES[edge.change] for edge in edges),
     )
 
 
@@ -98,12 +124,19 @@ def sentence(found: Changes) -> str:
     was, _, nf4 = found.sizes
     n = found.counts
     left = n["kept"] + n["back"]  # in NF4, where there are new ones beside them
+    weak = (
+        f" Of the {left:,} that are left, {many(found.weak, 'is', 'are')} weakened or reversed, by "
+        f"the edit or by NF4: less than {percent(WEAK, 0)} of the score is left, or it has the "
+        "other sign."
+        if found.weak
+        else ""
+    )
     return (
         f"Of the circuit's {was:,} edges {n['kept']:,} are kept, {n['back']:,} are gone after the "
         f"edit but back after NF4, and {n['gone']:,} are gone in NF4 (by the edit, or by NF4 "
         f"alone). In NF4 {left:,} of them are left, beside {many(nf4 - left, 'new edge')}; "
-        f"{n['new']:,} are new in full precision or NF4. An edge counts while its |score| is at "
-        f"least {found.bar:.3g}, that of the circuit's weakest edge, and while it is on a path "
+        f"{n['new']:,} are new in full precision or NF4.{weak} An edge counts while its |score| is "
+        f"at least {found.bar:.3g}, that of the circuit's weakest edge, and while it is on a path "
         "from the embedding to the logits."
     )
 
@@ -122,7 +155,7 @@ def edges_table(found: Changes) -> Table:
         some = [edge for edge in found.edges if edge.change == change][:TOLD]
         rows += [
             (
-                capitalised(TITLES[change]),
+                capitalised(edge.fate),
                 f"{edge.source} → {edge.destination}",
                 *(written(score, "+.3f") for score in edge.scores),
             )

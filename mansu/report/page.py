@@ -149,11 +149,13 @@ def _review(found: Dossier) -> str:
 
 
 def _asked(found: Dossier) -> str:
-    settings = tables.settings({**found.about.run_settings, **found.about.settings})
-    return (
-        _wide(about_table(found))
-        + f"<details><summary>Settings</summary>{_wide(settings, 'columns')}</details>"
+    of = {"Run": found.about.run_settings, "Method": found.about.settings}  # both may have "steps"
+    settings = "".join(
+        f"<h3>{title}</h3>{_wide(tables.settings(values), 'columns')}"
+        for title, values in of.items()
+        if values
     )
+    return _wide(about_table(found)) + f"<details><summary>Settings</summary>{settings}</details>"
 
 
 def accuracies(found: Dossier) -> str:

@@ -23,7 +23,7 @@ LIMITS: Sequence[str] = (
 
 ROUNDING = (
     "Another processor or number of threads rounds otherwise, and training carries that on: it can "
-    "change an accuracy by some points."
+    "change an accuracy by many points, and a verdict with it (of the tiny subject most)."
 )
 """Said wherever it is said how a result was made."""
 

@@ -193,7 +193,21 @@ def bounds(found: Bounds, caption: str = "") -> Table:
             numbers.written(found.measured, "+.3g"),
         ),
     ]
-    return Table(("Retain loss", "Nats"), rows, caption)
+    more = exceeded(found)
+    return Table(("Retain loss", "Nats"), rows, caption, notes=[more] if more else [])
+
+
+def exceeded(found: Bounds) -> str:
+    """What is to be known where more is lost than the bound of the edit says; else ""."""
+    if found.measured <= found.everywhere:
+        return ""
+    bound = found.everywhere
+    times = f" ({number(found.measured / bound)} times as much)" if bound else ""
+    return (
+        f"The bound does not hold here: more than it was lost{times}. It is a second-order "
+        "estimate from the Fisher information's diagonal alone; the rest comes of what that leaves "
+        "out."
+    )
 
 
 def settings(values: Mapping[str, Any], caption: str = "") -> Table:

@@ -14,6 +14,8 @@ from mansu.report.changes import TITLES, Changes, Edge
 from mansu.show.numbers import written
 
 WIDTH, LEFT, ROW = 680, 190, 15
+RIGHT = 24
+"""Half of a "100%" stands right of its tick, also in the larger letters of a narrow page."""
 CSS = """
 figure { container-type: inline-size; }
 /* A narrow page shows the whole picture small, with letters that can be read; those of the circuit
@@ -43,7 +45,7 @@ def intervals(
     height = len(rows) * band + 40
 
     def x(share: float) -> float:
-        return LEFT + share * (WIDTH - LEFT - 12)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
@@ -88,12 +90,12 @@ def histogram(
     top, height, left = max(*before, *after), 220, 60
 
     def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - 12)
+        return left + (value - low) / (high - low) * (WIDTH - left - RIGHT)
 
     def y(count: float) -> float:
         return 8 + (1 - count / top) * (height - 58)
 
-    parts = [_line(left, y(0), WIDTH - 12, y(0), "grid")]
+    parts = [_line(left, y(0), WIDTH - RIGHT, y(0), "grid")]
     parts.append(_text(left - 6, y(top) + 4, f"{top:,}", "end"))
     parts.append(_text(left - 6, y(0) + 4, "0", "end"))
     for counts, style in ((before, "before"), (after, "after")):
@@ -126,21 +128,24 @@ LAYER, TALLEST = 44.0, 780.0
 def circuit(found: Changes) -> str:
     """The edges of a circuit diff between their nodes: layers go up, heads right, the MLP last.
 
-    A line is all edges between two nodes, in the colour and dashes of what became of them.
+    A line is all edges between two nodes, in the colour and dashes of what became of them, and as
+    thick as the strongest, of those that are left: as it is in NF4.
     """
     layers, heads = found.layers, found.heads
     row = min(LAYER, TALLEST / (layers + 3))
     left, column = 56.0, (WIDTH - 56 - 40) / (heads + 0.4)
     logits, middle = 1 + layers * (heads + 1), left + (heads - 1) / 2 * column
-    height = row * (layers + 2.6) + 46
+    top = 24 - row * 0.4  # of the picture, so that the logits' label stands above their node
+    low = row * (layers + 1.7) + top  # of the nodes: nothing is drawn below the embedding
+    height = low + 80
 
     def place(node: int) -> tuple[float, float]:
         if node == 0:
-            return middle, row * (layers + 1.7) + 10
+            return middle, low
         if node == logits:
-            return middle, row * 0.4 + 10
+            return middle, row * 0.4 + top
         layer, head = divmod(node - 1, heads + 1)
-        y = row * (layers - layer + 0.5) + 10
+        y = row * (layers - layer + 0.5) + top
         if head == heads:
             return left + (heads + 0.1) * column, y - 0.3 * row
         return left + head * column, y
@@ -150,16 +155,16 @@ def circuit(found: Changes) -> str:
     for edge in found.edges:
         for target in edge.nodes[1:]:
             lines.setdefault((edge.nodes[0], target), []).append(edge)
-    top = max((edge.strength for edge in found.edges), default=1.0)
+    most = max((edge.drawn for edge in found.edges), default=1.0)
     drawn: list[tuple[int, str]] = []
     for (source, target), edges in lines.items():
         change = order[max(order.index(edge.change) for edge in edges)]
         colour, dashes = STROKES[change]
         (ax, ay), (bx, by) = place(source), place(target)
         aside = min(0.14 * abs(by - ay), 1.6 * column) if abs(bx - ax) < column / 2 else 0
-        share = (max(edge.strength for edge in edges) / top) ** 0.5
+        share = (max(edge.drawn for edge in edges) / most) ** 0.5
         told = "; ".join(
-            f"{edge.source} → {edge.destination}: {edge.change}, "
+            f"{edge.source} → {edge.destination}: {edge.fate}, "
             + " → ".join(written(score, "+.3f") for score in edge.scores)
             for edge in edges
         )
@@ -182,7 +187,7 @@ def circuit(found: Changes) -> str:
                 f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" '
                 f'transform="rotate(45 {x:.1f} {y:.1f})" fill="#6b6b6b"/>'
             )
-            parts.append(_text(x + 12, y + 4, name, "start"))
+            parts.append(_text(x, y + (20 if node == 0 else -10), name, "middle"))
         elif (node - 1) % (heads + 1) == heads:
             parts.append(
                 f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="#6b6b6b"/>'
@@ -191,10 +196,10 @@ def circuit(found: Changes) -> str:
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#6b6b6b"/>')
     for layer in range(0, layers, 1 + layers // 16):
         parts.append(_text(26, place(1 + layer * (heads + 1))[1] + 4, str(layer), "end"))
-    parts.append(_text(4, row * 0.4 + 14, "layer", "start"))
+    parts.append(_text(4, row * 0.4 + top + 4, "layer", "start"))
     for head in range(0, heads, 1 + heads // 16):
-        parts.append(_text(left + head * column, row * (layers + 1) + 12, f"h{head}", "middle"))
-    parts.append(_text(left + (heads + 0.1) * column, row * (layers + 1) + 12, "MLP", "middle"))
+        parts.append(_text(left + head * column, low + 38, f"h{head}", "middle"))
+    parts.append(_text(left + (heads + 0.1) * column, low + 38, "MLP", "middle"))
     for i, change in enumerate(("kept", "gone", "back", "new")):
         colour, dashes = STROKES[change]
         x = 20 + i * 165
@@ -205,7 +210,9 @@ def circuit(found: Changes) -> str:
         )
         text = f"{TITLES[change]} ({found.counts[change]:,})"
         parts.append(_text(x + 40, height - 10, text, "start"))
-    return _svg(height, parts, "The circuit's edges and what became of them, by layer and head")
+    says = "the thicker, the larger |score| (in NF4, where the edge is left there)"
+    title = "The circuit's edges and what became of them, by layer and head"
+    return _svg(height, parts, f"{title}; {says}")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:

@@ -63,7 +63,8 @@ def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) 
 
 
 def test_it_says_that_another_machine_may_find_other_numbers(home: Path, example: Run) -> None:
-    assert any(c.value == repeat.ROUNDING for c in entry().caption)
+    (said,) = [c.value for c in entry().caption if c.value == repeat.ROUNDING]
+    assert "by many points, and a verdict with it" in said
     assert repeat.ROUNDING in html.unescape(page(dossier(example, "mansu")))
 
 

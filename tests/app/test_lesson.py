@@ -14,6 +14,7 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from app import words
 from app.lesson import STEPS, bench, edits, lasting, real, sheet, view, where
 from app.lesson.answers import PREFIX
 from app.lesson.bench import Bench
@@ -146,6 +147,33 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     assert found.difference == "right" and not found.caught
 
 
+def test_whether_a_model_hides_follows_from_what_it_relearns(made: Bench) -> None:
+    """On the toy both bring the colours back, and nobody is told that only one of them hides."""
+    known = {name: made.relearned(name).before / 2 for name in lasting.MODELS}
+    for name in lasting.MODELS:
+        assert max(s.accuracy for s in made.relearned(name).curve) >= known[name]
+    assert max(s.accuracy for s in made.relearned("ablation").curve) < min(known.values())
+    outcome = BY_KEY["hidden"].outcome(made, ("mansu", "A"))
+    for text in (outcome.lesson, outcome.caught):
+        assert "come back in both, in one (a suppressor) sooner: on this toy they are gone" in text
+        assert "only one of them hides" not in text and "qual answers" not in text
+    for name in lasting.MODELS:
+        share = made.asked(name).full["forget"].accuracy
+        assert f"{100 * share:.1f}\u00a0%" in outcome.lesson
+
+
+@pytest.mark.parametrize(
+    ("hiding", "sooner", "says"),
+    [
+        (["mansu", "suppressor"], "same", "the colours come back in both: on this toy"),
+        (["suppressor"], "suppressor", "only one of them hides the colours: a suppressor"),
+        ([], "same", "neither relearns the colours sooner"),
+    ],
+)
+def test_what_relearning_tells_is_said(hiding: list[str], sooner: str, says: str) -> None:
+    assert lasting.hidden(hiding, sooner).startswith(says)
+
+
 def test_the_tally_puts_answers_to_different_choices_on_one_scale(made: Bench) -> None:
     """Four growths and two edits are asked about: what is counted is how far off an answer was."""
     for growth in (0.05, 0.4):
@@ -261,6 +289,17 @@ def test_a_step_asks_first_and_then_shows(step: Step, made: Bench) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_property_is_shown_with_what_decides_it_before_it_is_judged(made: Bench) -> None:
+    """Its value with the interval and the threshold: else nobody can tell what is undecided."""
+    at = page(step=str(STEPS.index(BY_KEY["sign"]) + 1))
+    shown = " ".join(c.value for c in at.caption)
+    for p in made.verdict("mansu").properties:
+        assert p.worst is not None and words.plain(p.evidence) in shown
+        assert f"decided by:** {words.plain(str(p.worst))}" in shown
+    assert not any(c.value for c in at.success)
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_curves_of_the_half_not_taught_say_so(made: Bench) -> None:
     at = page(step=str(STEPS.index(BY_KEY["hidden"]) + 1), **said("hidden"))
     drawn = (json.loads(c.proto.spec) for c in at.get("plotly_chart"))
@@ -272,6 +311,18 @@ def test_the_curves_of_the_half_not_taught_say_so(made: Bench) -> None:
     assert all({*halves[n].rows} < {*whole[n].rows} for n in lasting.MODELS)
     assert any(halves[n].accuracy != whole[n].accuracy for n in lasting.MODELS)  # so it is said:
     assert any("the half that is not taught" in c.value for c in at.caption)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_model_has_one_colour_in_both_charts() -> None:
+    """MANSU's, a suppressor's, and one that does not know, for its circuit is set to zero."""
+    at = page(step=str(STEPS.index(BY_KEY["hidden"]) + 1), **said("hidden"))
+    curves, bars = (json.loads(c.proto.spec) for c in at.get("plotly_chart"))
+    names = [trace["name"].removeprefix("A: ").removeprefix("B: ") for trace in curves["data"]]
+    assert names[:2] == bars["data"][0]["y"][:2] == ["MANSU", "a suppressor"]
+    colours = [trace["line"]["color"] for trace in curves["data"]]
+    assert len({*colours}) == 3 and bars["data"][0]["marker"]["color"] == colours
+    assert "bits" in bars["layout"]["xaxis"]["title"]["text"]
 
 
 @pytest.mark.usefixtures("alone")
@@ -306,12 +357,16 @@ def test_a_slider_may_be_moved_back_and_is_untouched_on_the_next_visit() -> None
     assert at.button(key="keep deploy").disabled
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["no run", "a run of one's own"])
 @pytest.mark.parametrize("place", ["nf4", "compare"])
 def test_what_a_step_links_to_is_chosen_there(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, own: bool, made: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
     shown = next(run for run in runs.examples() if run.subject == "tiny")
+    if own:  # that has nothing to show yet: the example is opened beside it
+        Run.create(made.subject, made.task, Settings(), tmp_path / "mine")
+    assert all(view.run_for(s, made) == shown for s in STEPS if s.link.page == place)
     for link in {step.link for step in STEPS if step.link.page == place}:
         at = AppTest.from_file(str(ROOT / "pages" / f"{place}.py"), default_timeout=60)
         for name, values in parse_qs(urlsplit(link.address(shown)).query).items():

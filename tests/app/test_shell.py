@@ -127,6 +127,22 @@ def test_a_run_is_deleted_and_restored(two: tuple[Run, Run]) -> None:
     assert len(listed()) == 2 and at.sidebar.selectbox[0].value == "old" and not at.warning
 
 
+def test_an_example_is_opened_by_its_link_beside_one_s_own_runs(two: tuple[Run, Run]) -> None:
+    example = examples()[0]
+    at = page("unlearn", run=example.name)
+    assert at.sidebar.selectbox[0].value == example.name and not at.warning
+    assert "An example that comes with MANSU" in said(at)
+    at.sidebar.selectbox[0].set_value("new").run()
+    assert at.sidebar.selectbox[0].value == "new" and at.query_params["run"] == "new"
+
+
+def test_an_example_does_not_stand_for_a_run_in_the_trash(two: tuple[Run, Run]) -> None:
+    name = examples()[0].name
+    library.trash(Run.open(two[1].path.rename(two[1].path.with_name(name))))
+    at = page("unlearn", run=name)
+    assert f"no run “{name}”" in at.warning[0].value and state.DELETED in said(at)
+
+
 def test_a_run_at_work_is_not_deleted(two: tuple[Run, Run]) -> None:
     with hold(two[1].path):
         two[1].set_status("running", 0.4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -23,7 +23,8 @@ from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
-from mansu.report.changes import changes, sentence
+from mansu.report import svg
+from mansu.report.changes import Changes, Edge, changes, edges_table, sentence
 from mansu.report.dossier import (
     Dossier,
     accuracy_table,
@@ -101,6 +102,18 @@ def test_the_page_asks_for_nothing_and_runs_nothing(run: Run) -> None:
     assert "&lt;script" in text  # what was hostile is shown
     levels = [int(tag[1]) for tag in (t for t, _ in elements) if tag in ("h1", "h2", "h3")]
     assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+
+
+def test_settings_of_the_run_and_of_the_method_that_share_a_name_are_both_told() -> None:
+    """Both have "steps": integrated gradients' in the run, the edit's in the method."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    made = dossier(run, "mansu")
+    of_run, of_method = made.about.run_settings["steps"], made.about.settings["steps"]
+    assert of_run != of_method
+    settings = page(made).partition("<summary>Settings</summary>")[2].partition("</details>")[0]
+    parts = {part.partition("</h3>")[0]: part for part in settings.split("<h3>")[1:]}
+    for title, steps in (("Run", of_run), ("Method", of_method)):
+        assert re.findall(r">steps</th><td [^>]*>(\d+)</td>", parts[title]) == [str(steps)]
 
 
 def test_thresholds_that_were_moved_are_marked(run: Run) -> None:
@@ -296,6 +309,35 @@ def test_what_is_left_in_nf4_was_in_the_circuit() -> None:
     assert (left, new, int((before & full & ~nf4).sum())) == (147, 24, 35)
     assert f"In NF4 {left} of them are left, beside {new} new edges; 31 are new" in text
     assert "533 are gone in NF4 (by the edit, or by NF4 alone)" in text and "171" not in text
+
+
+def test_an_edge_that_is_all_but_gone_or_reversed_is_not_only_kept() -> None:
+    """By the definition again, of the scores: the strongest edge of all keeps none of its own."""
+    (run,) = (run for run in examples() if run.name == "chemical-symbols")
+    found, of = changes(run, "mansu"), diff(run.circuit(), run.edge_scores("mansu"))
+    assert found is not None
+    shares = of.scores[:, 1:] / of.scores[:, :1]
+    there = of.member[:, :1] & of.member[:, 2:] & of.member[:, 1:]
+    weak = (there & (shares < 0.1)).any(1)
+    assert found.weak == int(weak.sum()) == 61
+    assert "Of the 147 that are left, 61 are weakened or reversed" in sentence(found)
+    assert all((" but " in e.fate) == (_left(e) < 0.1) for e in found.edges)
+    strongest = max(found.edges, key=lambda edge: edge.strength)
+    assert strongest.change == "kept" and strongest.fate == "kept, but reversed"
+    assert ("Kept, but reversed", "embed → m0") in [row[:2] for row in edges_table(found).rows]
+    assert strongest.drawn < 0.01 * strongest.strength  # nor is it the thickest line
+    lines = re.findall(r'stroke-width="([\d.]+)"[^>]*><title>([^<]*)', svg.circuit(found))
+    (width,) = (float(width) for width, told in lines if told.startswith("embed → m0:"))
+    assert width < max(float(width) for width, _ in lines) / 2
+    old = {k: v for k, v in asdict(found).items() if k != "weak"}
+    assert "weakened" not in sentence(Changes(**old))  # a dossier of before does not know
+
+
+def _left(edge: Edge) -> float:
+    before, *after = edge.scores
+    if edge.change in ("gone", "new"):
+        return 1.0
+    return min(score / before for score in (after if edge.change == "kept" else after[1:]))
 
 
 def test_it_shows_what_is_left_of_the_circuit() -> None:

@@ -86,6 +86,15 @@ def test_bounds_and_settings_are_said() -> None:
     assert list(shown.rows) == [("learning rate", "1e-05"), ("target", "automatic")]
 
 
+def test_a_bound_that_does_not_hold_is_said_to() -> None:
+    found = Bounds(0.1, 0.5, 0.25, 1.5, 48, 16)
+    assert (
+        "does not hold here: more than it was lost (3 times as much)" in rows.bounds(found).text()
+    )
+    assert not rows.bounds(dataclasses.replace(found, measured=0.5)).notes
+    assert "times" not in rows.exceeded(dataclasses.replace(found, everywhere=0.0))
+
+
 def test_a_measurement_survives_no_text(base: Measurement) -> None:
     assert "loss on text" in repr(base)
     assert "loss on text" not in repr(Measurement(base.splits, None))
