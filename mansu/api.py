@@ -30,7 +30,7 @@ from mansu.circuits import Attribution, Circuit
 from mansu.errors import BadInputError, MansuError, NotMeasuredError
 from mansu.evidence import Thresholds, Verdict, cad, controls
 from mansu.evidence.cad import PLACES, Divergences
-from mansu.evidence.relearning import Relearned, halves, relearning
+from mansu.evidence.relearning import Relearned, halves, relearning, separable
 from mansu.job.pipeline import refuse_unknown
 from mansu.job.session import SPARSE
 from mansu.job.settings import Settings
@@ -296,13 +296,15 @@ def judge(
         divergences = _divergences(
             subject, task, edit, circuit, pairs, accuracy, steps, seed, cache, on_step
         )
-        zeroed = controls.ablation(subject, circuit.mask.tensors())
-        halved = halves(task, subject, seed=seed)
-        found = [
-            relearning(subject, task, e, halved, seed=seed, on_step=on_step) for e in (edit, zeroed)
-        ]
-        # With as many digits as a run keeps.
-        relearned, ablated = (Relearned.from_json(each.to_json()) for each in found)
+        if separable(tasks.examples(task, subject, "forget", seed=seed)):
+            zeroed = controls.ablation(subject, circuit.mask.tensors())
+            halved = halves(task, subject, seed=seed)
+            found = [
+                relearning(subject, task, e, halved, seed=seed, on_step=on_step)
+                for e in (edit, zeroed)
+            ]
+            # With as many digits as a run keeps.
+            relearned, ablated = (Relearned.from_json(each.to_json()) for each in found)
     return evidence.judge(
         base=base,
         edited=edited,

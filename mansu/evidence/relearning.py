@@ -121,11 +121,10 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
         BadInputError: the forget set cannot be split so: it asks for one fact.
     """
     forget = tasks.examples(task, subject, "forget", seed=seed)
-    few = len(forget.vocabulary) < FEW_ANSWERS
-    units = _inseparable(forget, few)
+    few, units = _is_few(forget), _inseparable(forget)
     order = units.unique()[torch.randperm(len(units.unique()), generator=_generator(seed))]
     is_known = torch.isin(units, order[: len(order) // 2])
-    if not is_known.any():
+    if not separable(forget):
         raise BadInputError(
             f"The forget set of {task.name!r} has one fact, or facts that share their answers or "
             "prompts: relearning and attacks need two that share none, so add facts to forget."
@@ -143,14 +142,23 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     return known, asked
 
 
-def _inseparable(rows: Examples, few: bool) -> torch.Tensor:
+def separable(forget: Examples) -> bool:
+    """Whether ``halves`` can split a forget set: of one fact it cannot."""
+    return len(_inseparable(forget).unique()) > 1
+
+
+def _is_few(forget: Examples) -> bool:
+    return len(forget.vocabulary) < FEW_ANSWERS
+
+
+def _inseparable(rows: Examples) -> torch.Tensor:
     """Rows of one number, int64 ``[N]``, are of one half: they share a fact, a prompt or, unless
-    answers are ``few``, an answer, or each does with a third row."""
+    answers are few, an answer, or each does with a third row."""
     tokens, length = rows.tokens.tolist(), rows.length.tolist()
     shared: list[Sequence[Any]] = [
         [tuple(row[:n]) for row, n in zip(tokens, length, strict=True)],
         rows.facts or range(len(rows)),
-        range(len(rows)) if few else rows.answer.tolist(),
+        range(len(rows)) if _is_few(rows) else rows.answer.tolist(),
     ]
     units, before = list[int](shared[-1]), list[int]()
     while units != before:

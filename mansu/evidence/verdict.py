@@ -655,8 +655,8 @@ def _erasure(
     if d.noise_floor is None:
         return _unknown(
             "erasure",
-            f"CAD has no noise floor: the forget set has fewer than {FEWEST_GROUPS} clean–corrupt "
-            "pairs, too few to halve.",
+            f"CAD has no noise floor: the forget set has clean–corrupt pairs of fewer than "
+            f"{FEWEST_GROUPS} facts, too few to halve.",
         )
     if d.signal is None or not d.over:
         return _unknown("erasure", "CAD's controls, the suppressors, were not measured.")

@@ -27,7 +27,7 @@ from mansu.errors import BadInputError
 from mansu.evidence import attacks, by_format, cad, controls
 from mansu.evidence.bounds import bounds
 from mansu.evidence.cad import PLACES, Scored
-from mansu.evidence.relearning import Relearned, relearning
+from mansu.evidence.relearning import Relearned, relearning, separable
 from mansu.evidence.strengths import strengths
 from mansu.job import pace
 from mansu.job.artefacts import ARTEFACTS
@@ -61,6 +61,7 @@ class Stage:
         weight: how long it takes, against the others.
         make: the work.
         always: done again even where its result is there.
+        fits: whether there is anything to do; what it makes is lacking where there is not.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     weight: float
     make: Make
     always: bool = False
+    fits: Callable[[Session], bool] = lambda session: True
 
     @property
     def of_edit(self) -> bool:
@@ -106,7 +108,7 @@ def perform(
     """
     run = session.run
     for stage in stages:
-        if stage.is_done(run, method):
+        if stage.is_done(run, method) or not stage.fits(session):
             continue
         for kind in stage.needs:
             run.require(kind, method)
@@ -359,6 +361,10 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     return found, found.scores
 
 
+def _can_relearn(session: Session) -> bool:
+    return separable(session.rows("forget"))
+
+
 def _reference(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     """Relearning of a model that does not know the facts: its circuit is ablated."""
     zeroed = controls.ablation(session.subject, session.run.mask().tensors())
@@ -429,11 +435,11 @@ FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
 BY_FORMAT = Stage("by_format", ("edit", "base", "full"), ("by_format",), 15, _by_format)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
 CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad", "edges"), 25, _cad)
-REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference)
-RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning)
+REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference, fits=_can_relearn)
+RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning, fits=_can_relearn)
 VERDICT = Stage(
     "verdict",
-    ("base", "base_nf4", "full", "nf4", "cad", "reference", "relearned"),
+    ("base", "base_nf4", "full", "nf4", "cad"),  # of one fact nothing is relearned
     ("verdict",),
     0.1,
     _verdict,

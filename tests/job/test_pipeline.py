@@ -170,3 +170,20 @@ def test_every_stage_runs_on_a_gpu(tiny: Subject, tmp_path: Path, method: str) -
     print(run.timings(), run.verdict(method), sep="\n")
     for name, parameter in subject.parameters.items():
         assert torch.equal(parameter.view(torch.int32), start[name].view(torch.int32)), name
+
+
+def test_of_one_fact_nothing_is_relearned_and_erasure_is_unknown(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    task = tasks.load("tiny-colours")
+    one = task.split("forget")[0].fact
+    wrong = (" red", " green", " forest")
+    facts = tuple(
+        replace(f, distractors=wrong) if f.fact == one else f
+        for f in task.facts
+        if f.split not in ("forget", "paraphrase") or f.fact == one
+    )
+    run = Run.create(tiny, replace(task, facts=facts), Settings(pairs=2, steps=1), tmp_path / "run")
+    session = Session(run, tiny)
+    perform(session, whole("ga", GIVEN), "ga")
+    assert run.verdict("ga").erasure.status == "unknown" and not run.has("relearned", "ga")
