@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -116,20 +117,69 @@ def _check(validate: Callable[[TypeAdapter[Any]], Any], cls: Any) -> Any:
         raise ValueError(f"{place} is {first['input']!r:.60}: {first['msg']}") from error
 
 
+NAME = "mansu"  # of the header's text
+OF = "of"
+SUM = "digest of the rest"
+"""Stands in a JSON object, or in its ``OF``: what was changed since is no measurement. A file of an
+older MANSU has none."""
+
+
+def _sum(value: Any, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of JSON values, as they are read, and of tensors."""
+    found = hashlib.sha256(json.dumps(value).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _sums(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Take the digest out of what was read, if it has one, and make that of the rest."""
+    places = [place for place in (value, value.get(OF)) if isinstance(place, dict)]
+    found = next((place.pop(SUM) for place in places if SUM in place), None)
+    return None if found is None else (found, _sum(value, tensors))
+
+
+def summed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of the rest, to be written."""
+    rest = json.loads(json.dumps(value))  # as it is read: a tuple is a list, every key a text
+    return {**rest, SUM: _sum(rest, {})}
+
+
+def refuse_changed(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a JSON object, and tensors beside it, that are not what was written.
+
+    The digest is taken out.
+
+    Raises:
+        ValueError: the digest is of something else.
+    """
+    sums = _sums(value, tensors)
+    if sums is not None and sums[0] != sums[1]:
+        raise ValueError("something in it was changed since: its digest is of something else")
+
+
+def resummed(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """JSON of ours in which something was changed on purpose, with the digest of that."""
+    sums = _sums(parsed_json(text), tensors)
+    return text if sums is None else text.replace(*sums)
+
+
 def save_values(
     path: Path,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
     of: Mapping[str, str] | None = None,
     *,
-    name: str = "mansu",
+    name: str = NAME,
 ) -> None:
     """Write tensors and JSON values as one safetensors file, whole or not at all.
 
     Args:
         of: what was measured, for ``measured_on`` to find.
         name: of the header's only text: safetensors writes several in an order of chance, and the
-            same values have to give the same bytes.
+            same values have to give the same bytes. What ``load_values`` reads, it holds to their
+            digest.
 
     Raises:
         BadInputError: a number, in a tensor or a value, is NaN or infinite; it is named.
@@ -139,12 +189,14 @@ def save_values(
         if not _is_finite(tensor):
             raise _refused(path, f"the tensor {each}")
     contiguous = {each: tensor.contiguous() for each, tensor in tensors.items()}
-    header = {name: _json_of(path, {**meta, **({OF: dict(of)} if of else {})})}
+    text = _json_of(path, {**meta, **({OF: dict(of or {})} if of or name == NAME else {})})
+    if name == NAME:
+        about = parsed_json(text)
+        about[OF][SUM] = _sum(about, contiguous)
+        text = _json_of(path, about)
+    header = {name: text}
     with replacing(path) as temporary:
         save_file(contiguous, temporary, metadata=header)
-
-
-OF = "of"
 
 
 def measured_on(path: Path) -> dict[str, str]:
@@ -155,7 +207,8 @@ def measured_on(path: Path) -> dict[str, str]:
     """
     with reading(path), safe_open(str(path), "pt") as file:
         (text,) = (file.metadata() or {}).values()
-        return made_of(dict[str, str], parsed_json(text).get(OF, {}))
+        found = made_of(dict[str, str], parsed_json(text).get(OF, {}))
+    return {what: digest for what, digest in found.items() if what != SUM}
 
 
 def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -163,14 +216,16 @@ def load_values(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         NotMeasuredError: there is no such file.
-        DamagedError: it is not one of ours, or holds a number that is NaN or infinite.
+        DamagedError: it is not one of ours, was changed since, or holds a number that is NaN or
+            infinite.
     """
     with reading(path), safe_open(str(path), "pt") as file:
         meta = parsed_json(file.metadata()["mansu"])
         if not isinstance(meta, dict):
             raise TypeError("its header is no object")
-        meta.pop(OF, None)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        refuse_changed(meta, tensors)
+        meta.pop(OF, None)
         for name, tensor in tensors.items():
             if not _is_finite(tensor):
                 raise ValueError(f"the tensor {name} is not finite")

@@ -19,7 +19,12 @@ CHANCE = 0.25
 
 
 def changed(base: Measurement, **splits: Mapping[str, float]) -> Measurement:
-    """A measurement whose splits have these values in every row."""
+    """A measurement whose splits have these values in every row, and a margin to ``correct``."""
+    margins = {0.0: -1.0, 1.0: 1.0}  # a share is of a tie
+    splits = {
+        name: {"margin": margins.get(v["correct"], 0.0), **v} if "correct" in v else v
+        for name, v in splits.items()
+    }
     found = {
         name: replace(
             base.splits[name],

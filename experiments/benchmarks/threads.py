@@ -24,11 +24,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from mansu.files import inside, parsed_json
+from mansu.files import SUM, inside, parsed_json
 
 COUNTS = (1, 2)
 PASSED_OVER = {"manifest.json", "status.json", "timings.json"}
-TIMES = ("seconds", "peak_memory", "time", "digest of the edit", "digest of the run")
+TIMES = ("seconds", "peak_memory", "time", "digest of the edit", "digest of the run", SUM)
 """Of a JSON object: what no two jobs share, and what only says which edit was measured."""
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mansu.errors import BadInputError, DamagedError, MansuError
-from mansu.files import inside, new_folder, replacing, slug
+from mansu.files import inside, new_folder, replacing, resummed, slug
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, folder
 from mansu.report.repeat import public
@@ -218,8 +218,8 @@ def _free(place: Path) -> Path:
 def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
     """The files' bytes without paths: of a subject that is a folder, of data that was read.
 
-    Their last names stay. A file that changes has another sha256, which stands in others: that is
-    put right, too.
+    Their last names stay. A file that changes has another sha256, which stands in others, and
+    another digest of its rest, which stands in itself: both are put right, too.
     """
     contents = {name: path.read_bytes() for name, path in files.items()}
     for name, data in contents.items():
@@ -248,6 +248,7 @@ def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
         text = contents[name].decode("utf-8")
         for old, new in changed.items():
             text = text.replace(old, new)
+        text = resummed(text, {}) if name.endswith(".json") else text
         contents[name] = text.encode("utf-8")
     return contents
 
@@ -257,7 +258,7 @@ def _called(data: bytes, names: Mapping[str, str]) -> bytes:
     for old, new in names.items():
         old, new = (json.dumps(text, ensure_ascii=False) for text in (old, new))
         data = data.replace(old.encode(), new.encode())
-    return data
+    return resummed(data.decode("utf-8"), {}).encode("utf-8")
 
 
 def _in_json(text: str) -> str:
@@ -273,7 +274,7 @@ def _renamed(path: Path, changed: Mapping[str, str], data: bytes) -> bytes:
         if told == about:
             return data
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return save(tensors, told)
+    return save(tensors, {name: resummed(value, tensors) for name, value in told.items()})
 
 
 def _text(value: Any) -> bytes:

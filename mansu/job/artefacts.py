@@ -22,7 +22,15 @@ from mansu.evidence.relearning import Relearned
 from mansu.evidence.review import Review
 from mansu.evidence.strengths import Strengths
 from mansu.evidence.verdict import Verdict
-from mansu.files import made_of, measured_on, read_json, typed, write_json
+from mansu.files import (
+    made_of,
+    measured_on,
+    read_json,
+    refuse_changed,
+    summed,
+    typed,
+    write_json,
+)
 from mansu.measure.scores import Measurement
 from mansu.progress import Step
 from mansu.quant.survival import Kept, NF4Report
@@ -52,14 +60,19 @@ def _json(
     from_json: Callable[[Any], Any] = _same,
     shared: bool = False,
 ) -> Codec:
-    """A JSON object; what was measured stands among its keys, as "digest of …"."""
+    """A JSON object; what was measured stands among its keys, as "digest of …", and so does the
+    digest that its values are held to."""
 
     def read(path: Path) -> tuple[Any, Mapping[str, str]]:
         found = _object(read_json(path))
+        refuse_changed(found, {})
         of = {name: found.pop(name) for name in list(found) if name.startswith("digest of ")}
         return from_json(found), of
 
-    return Codec(lambda path, value, of: write_json(path, {**to_json(value), **of}), read, shared)
+    def write(path: Path, value: Any, of: Mapping[str, str]) -> None:
+        write_json(path, summed({**to_json(value), **of}))
+
+    return Codec(write, read, shared)
 
 
 def _value(cls: Any) -> Codec:

@@ -137,7 +137,8 @@ class Scores:
 
         Raises:
             KeyError, TypeError, ValueError: something is missing, of another type or length, not
-                finite, or not what it may be; for ``reading`` to say of which file.
+                finite, not what it may be, or at odds with the rest of its row; for ``reading`` to
+                say of which file.
         """
 
         def numbers(name: str, kind: type) -> np.ndarray:
@@ -181,6 +182,13 @@ class Scores:
         arrays += [len(value[name]) for name in optional if name in value]
         if set(arrays) != {arrays[0]}:
             raise ValueError("its lists are of different lengths")
+        margin = scores.margin  # 0 is a tie, or was rounded to it
+        if (correct[margin > 0] < 1).any() or (correct[margin < 0] > 0).any():
+            raise ValueError("a row is right by correct and wrong by margin, or the reverse")
+        if (scores.log_probability > scores.choice + 1e-3).any():
+            raise ValueError("an answer is likelier among all tokens than among its four choices")
+        if (scores.spread < -1e-3).any():
+            raise ValueError("a value of spread is a divergence below 0")
         return scores
 
 

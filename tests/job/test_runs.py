@@ -25,6 +25,7 @@ from mansu.errors import (
     NotMeasuredError,
 )
 from mansu.evidence.review import Review
+from mansu.files import SUM
 from mansu.job import runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.pipeline import (
@@ -65,7 +66,10 @@ def run(original: Run, tmp_path: Path) -> Run:
 
 
 def rewritten(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Another program's: without the digest by which a changed file is known."""
+    found = {**json.loads(path.read_text()), **changes}
+    found.pop(SUM, None)
+    path.write_text(json.dumps(found))
 
 
 def test_the_manifest_repeats_the_run(run: Run, tiny: Subject) -> None:
@@ -298,7 +302,8 @@ def test_a_run_of_version_2_is_read_and_its_results_still_belong_to_their_edit(r
     rewritten(run.manifest_file, version=2)
     for path in run.path.rglob("*.json"):
         value = json.loads(path.read_text())
-        value.pop("digest of the run", None)
+        for name in ("digest of the run", SUM):
+            value.pop(name, None)
         path.write_text(json.dumps(value))
     old = Run.open(run.path)
     assert old.measurement("ga", nf4=True).splits["forget"].rows
@@ -357,6 +362,38 @@ def test_the_logarithm_of_a_probability_above_one_is_damaged(run: Run) -> None:
     rewritten(run.file("base"), splits=saved["splits"])
     with pytest.raises(DamagedError, match="choice is the logarithm of more than 1"):
         run.base(nf4=False)
+
+
+def test_a_result_in_which_anything_was_changed_is_damaged(finished: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(finished.path, tmp_path / "run"))
+    kept = [found for found in run.kept() if found[0] != "edit"]  # results have its digest
+    assert {"base", "attribution", "circuit", "full", "cad", "relearned"} <= {k for k, *_ in kept}
+    for kind, method, part in kept:
+        path = run.file(kind, method, part)
+        whole = path.read_bytes()
+        if path.suffix == ".json":
+            at = [found.start() for found in re.finditer(rb"\d(?=[,\]}\n])", whole)]
+        else:
+            at = [len(whole) - 1]
+        for place in {at[0], at[len(at) // 2], at[-1]} if at else ():
+            spoilt = bytearray(whole)
+            spoilt[place] ^= 1  # one digit, or one bit
+            path.write_bytes(spoilt)
+            with pytest.raises(DamagedError, match=r"\(something in it was changed since"):
+                run.read(kind, method, part)
+        path.write_bytes(whole)
+        run.read(kind, method, part)
+
+
+def test_a_measurement_that_was_exchanged_for_another_s_numbers_is_damaged(run: Run) -> None:
+    """Each row agrees with itself, and only the digest says that they were others."""
+    path = run.file("full", "ga")
+    before, base = (json.loads(p.read_text()) for p in (path, run.file("base")))
+    before["splits"]["holdout"] = base["splits"]["holdout"]
+    before["splits"]["holdout"]["log_probability"][0] -= 1
+    path.write_text(json.dumps(before))
+    with pytest.raises(DamagedError, match="changed since"):
+        run.measurement("ga", nf4=False)
 
 
 def test_nothing_but_a_sentence_comes_out_of_damaged_files(

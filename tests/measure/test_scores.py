@@ -448,6 +448,10 @@ def test_mcnemar_without_discordant_rows_sees_no_difference() -> None:
         ("rows", lambda found: "rows"),
         ("groups", lambda found: [1, *found[1:]]),
         ("facts", lambda found: ["a fact too few"]),
+        ("correct", lambda found: [1 - found[0], *found[1:]]),  # its margin says the reverse
+        ("margin", lambda found: [-found[0], *found[1:]]),
+        ("choice", lambda found: [-80.0, *found[1:]]),  # less than among all tokens
+        ("spread", lambda found: [-0.1, *found[1:]]),
     ],
 )
 def test_a_measurement_that_holds_what_it_cannot_is_damaged(

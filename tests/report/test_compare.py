@@ -72,7 +72,7 @@ def test_rows_are_paired_by_identity_and_not_by_position(
 ) -> None:
     forget = base.splits["forget"]
     values = -np.arange(len(forget.rows)) / len(forget.rows)
-    one = replace(forget, log_probability=values)
+    one = replace(forget, log_probability=values, choice=0 * values)
     other = replace(one, log_probability=-(values**2))
     paired = [
         Measurement({**base.splits, "forget": scores}, base.text_loss, (0.0,) * 8)

@@ -160,8 +160,9 @@ def test_every_fact_is_followed_through_the_models(
     full = changed(base, forget={"correct": 0.0})
     back = forget.correct * (np.arange(len(forget.rows)) == 3)
     lost = np.where(np.arange(len(retain.rows)) == 5, 0.5, 1.0)  # a tie is not right
-    full = replace(full, splits={**full.splits, "retain": replace(retain, correct=lost)})
-    nf4 = {**full.splits, "forget": replace(forget, correct=back)}
+    retained = replace(retain, correct=lost, margin=2.0 * lost - 1)
+    full = replace(full, splits={**full.splits, "retain": retained})
+    nf4 = {**full.splits, "forget": replace(forget, correct=back, margin=2.0 * back - 1)}
     run = run_of(tmp_path / "flips", tiny, tiny_task, base, {"mansu": full})
     run.save({"nf4": replace(full, splits=nf4)}, "mansu")
     found = {flip.row: flip for flip in flips(run, "mansu")}
