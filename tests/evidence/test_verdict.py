@@ -34,7 +34,7 @@ def scores(
     return Scores(
         correct,
         correct == 1,
-        np.full(of, -1.0 + shift),
+        np.full(of, -3.0 + shift),
         np.where(correct == 1, 1.0, -1.0),
         among,
         np.full(of, 0.4),

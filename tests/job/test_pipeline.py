@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,13 +178,17 @@ def test_of_one_fact_nothing_is_relearned_and_erasure_is_unknown(
     tiny: Subject, tmp_path: Path
 ) -> None:
     task = tasks.load("tiny-colours")
-    one = task.split("forget")[0].fact
-    wrong = (" red", " green", " forest")
-    facts = tuple(
-        replace(f, distractors=wrong) if f.fact == one else f
-        for f in task.facts
-        if f.split not in ("forget", "paraphrase") or f.fact == one
+    forget = task.split("forget")
+    one, other = forget[0], next(f for f in forget if f.answer != forget[0].answer)
+    assert one.fact and other.fact
+    wrong = tuple({f.answer for f in forget if f.answer != one.answer})[:3]
+    pair: dict[str, Any] = {"foil": other.answer, "distractors": wrong}
+    mine = tuple(
+        replace(f, corrupt_prompt=f.prompt.replace(one.fact, other.fact), **pair)
+        for f in forget
+        if f.fact == one.fact
     )
+    facts = (*mine, *(f for f in task.facts if f.split not in ("forget", "paraphrase")))
     run = Run.create(tiny, replace(task, facts=facts), Settings(pairs=2, steps=1), tmp_path / "run")
     session = Session(run, tiny)
     perform(session, whole("ga", GIVEN), "ga")
