@@ -40,7 +40,8 @@ CAD: Mapping[str, str] = {
     "over_output": "Signal CAD: the edit minus the suppressor at the output",
     "over_middle": "Signal CAD: the edit minus the suppressor in the middle",
     "signal_ablation": "Signal CAD: circuit ablated",
-    "suppressor_accuracy": "The suppressor's forget accuracy, a share",
+    "suppressor_accuracy": "Forget accuracy of the suppressor at the output, a share",
+    "middle_accuracy": "Forget accuracy of the suppressor in the middle, a share",
     "rank_correlation": "Rank correlation of edges",
     "top_overlap": "Strongest edges kept, a share",
 }
@@ -120,6 +121,11 @@ STRENGTHS = (
     "mark). Hollow: the retain set fell by more than the tolerance."
 )
 """What the marks of ``charts.tradeoff`` are."""
+
+_HIDES = (
+    "The suppressor's forget accuracy: near the edit's, so that the two hide the answer equally "
+    "well. One that is more than ten points above what was asked for is no control."
+)
 
 HELP: Mapping[str, str] = {
     # the task and attribution
@@ -206,8 +212,8 @@ HELP: Mapping[str, str] = {
     "over": f"{_SIGNAL} Here: of the edit minus that of a suppressor, at the output and in a "
     "middle layer: above 0 where the edit erases more than one that only hides.",
     "signal_ablation": f"{_SIGNAL} Here: with every parameter of the mask set to zero.",
-    "suppressor_accuracy": "The suppressor's forget accuracy: near the edit's, so that the two "
-    "hide the answer equally well.",
+    "suppressor_accuracy": _HIDES,
+    "middle_accuracy": _HIDES,
     "rank_correlation": "Spearman's ρ of the edge magnitudes before and after the edit: 1 if no "
     "edge changed its rank.",
     "top_overlap": "Share of the 100 strongest edges that are still among the 100 strongest "

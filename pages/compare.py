@@ -12,7 +12,7 @@ import streamlit as st
 from app import address, charts, edits, jobs, state, tables, thresholds, words
 from app.charts import UNEDITED
 from app.folded import folded
-from mansu.evidence.verdict import ABOUT, Property, Verdict
+from mansu.evidence.verdict import ABOUT, Property, Verdict, no_controls
 from mansu.job.judging import judged
 from mansu.job.runs import Run
 from mansu.report import rows
@@ -167,6 +167,10 @@ def circuit_divergence(sides: Sequence[Side]) -> None:
     if found:
         alt = "CAD and signal CAD of each edit between its controls"
         st.plotly_chart(charts.divergences(found), alt=alt, key="cad")
+        for side in (side for side in sides if side.label in found):
+            edited = side.run.measurement(side.method, nf4=False)
+            for why in no_controls(found[side.label], edited).values():
+                st.caption(f"{words.plain(side.label)}: {why}")
         folded(
             "As a table",
             lambda: tables.draw(rows.divergences(found, words.CAD)),

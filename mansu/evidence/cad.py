@@ -69,7 +69,9 @@ class Divergences:
             sensitivities, on the circuit's edges (signal CAD).
         over: signal CAD of the edit minus that of a suppressor, by where the suppressor hides
             (``PLACES``), over the same draws of pairs.
-        suppressor_accuracy: the output suppressor's forget accuracy, to be near the edit's.
+        suppressor_accuracy, middle_accuracy: the forget accuracy of the suppressors at the output
+            and in the middle, to be near the edit's; None of the latter in a file of a MANSU that
+            did not keep it.
         rank_correlation: Spearman's, of edge magnitudes before and after the edit; None where one
             has no order.
         top_overlap: share of the strongest ``TOP`` edges that are still among the strongest.
@@ -87,6 +89,7 @@ class Divergences:
     signal_ablation: Interval | None = None
     over: Mapping[str, Interval] = field(default_factory=dict)
     suppressor_accuracy: float | None = None
+    middle_accuracy: float | None = None
     rank_correlation: float | None = None
     top_overlap: float | None = None
     scores: Scores | None = field(default=None, compare=False, repr=False)
@@ -108,11 +111,18 @@ class Divergences:
             return None
         return self.signal.value - self.over_middle.value
 
+    @property
+    def reached(self) -> dict[str, float]:
+        """The suppressors' forget accuracy by place, of those whose is known."""
+        found = zip(PLACES, (self.suppressor_accuracy, self.middle_accuracy), strict=True)
+        return {place: accuracy for place, accuracy in found if accuracy is not None}
+
     def to_json(self) -> dict[str, Any]:
+        absent = {"scores", *(["middle_accuracy"] if self.middle_accuracy is None else [])}
         found = {
             name: value.to_json() if isinstance(value, Interval) else value
             for name, value in self.__dict__.items()
-            if name != "scores"
+            if name not in absent
         }
         return {**found, "over": {place: v.to_json() for place, v in self.over.items()}}
 
@@ -319,6 +329,7 @@ def diverge(
             for place, s in suppressors.items()
         },
         suppressor_accuracy=suppressor.about["accuracy"],
+        middle_accuracy=suppressors[PLACES[1]].about["accuracy"],
         rank_correlation=rank,
         top_overlap=top,
         scores=Scores.of(

@@ -105,6 +105,16 @@ def suppressed_percent(accuracy: float) -> int:
     return max(round(100 * near), 0)
 
 
+SHORT = 0.1
+"""A suppressor whose forget accuracy is further above the one asked for hides too little: it is no
+control, since nearly every edit changes more than it does."""
+
+
+def hides(reached: float, accuracy: float) -> bool:
+    """Whether a suppressor that reached a forget accuracy is a control for an edit with its own."""
+    return reached <= suppressed_percent(accuracy) / 100 + SHORT + 1e-6  # float32's
+
+
 AT_MOST, KEPT_AT_MOST = 80, 120
 """Forget rows that a suppressor in the middle is made and measured on, for half of the model runs;
 kept rows on which any adds nothing."""

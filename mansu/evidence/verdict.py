@@ -25,6 +25,7 @@ import numpy as np
 
 from mansu.errors import DamagedError
 from mansu.evidence.cad import FEWEST_GROUPS, Divergences
+from mansu.evidence.controls import hides, suppressed_percent
 from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.answers import ASKED
@@ -402,7 +403,7 @@ def judge(
         forgetting=_told(_forgetting(base, edited, thresholds)),
         retention=_told(_retention(base, edited, base_nf4, edited_nf4, thresholds)),
         gap=_told(_with_others(nf4, base, edited, others or {}, thresholds)),
-        erasure=_told(_erasure(divergences, relearned, reference, thresholds)),
+        erasure=_told(_erasure(divergences, edited, relearned, reference, thresholds)),
     )
 
 
@@ -619,8 +620,27 @@ def above_chance(first: Scores, second: Scores) -> Interval:
     return bootstrap(a - b, clusters=first.clusters)
 
 
+def no_controls(divergences: Divergences, edited: Measurement) -> dict[str, str]:
+    """Why a suppressor is no control for an edit, a sentence by place, of those that are none.
+
+    Args:
+        edited: the edit's, in full precision. What it does not know is not held against it.
+    """
+    if "forget" not in edited.splits:
+        return {}
+    accuracy = edited.splits["forget"].accuracy
+    asked = f"where {percent(suppressed_percent(accuracy) / 100, 0)} was asked for"
+    return {
+        place: f"The suppressor {place} is no control: it still answers {percent(reached)} of the "
+        f"forget rows, {asked}, so signal CAD is not held against it."
+        for place, reached in divergences.reached.items()
+        if not hides(reached, accuracy)
+    }
+
+
 def _erasure(
     divergences: Divergences | None,
+    edited: Measurement,
     relearned: Relearned | None,
     reference: Relearned | None,
     thresholds: Thresholds,
@@ -628,7 +648,7 @@ def _erasure(
     """CAD above the noise floor, signal CAD above the suppressors', and nothing relearned.
 
     Plain CAD does not tell a suppressor from an erasure (see ``mansu.evidence.cad``), so the
-    comparison with the suppressors is made in signal CAD.
+    comparison with the suppressors is made in signal CAD, and only with those that suppress.
     """
     if divergences is None:
         return _unknown("erasure", "CAD was not measured.")
@@ -642,17 +662,19 @@ def _erasure(
     if d.signal is None or not d.over:
         return _unknown("erasure", "CAD's controls, the suppressors, were not measured.")
     checks = [Check("CAD", "CAD", d.edited, d.noise_floor.value, True)]
+    lacking = no_controls(d, edited)
     for place, over in d.over.items():
-        checks.append(Check(f"signal CAD above the suppressor's, {place}", "CAD", over, 0.0, True))
+        if place not in lacking:
+            what = f"signal CAD above the suppressor's, {place}"
+            checks.append(Check(what, "CAD", over, 0.0, True))
+    beside = (f"{d.signal.value - over.value:.3f} ({place})" for place, over in d.over.items())
+    reached = (f"{percent(accuracy)} ({place})" for place, accuracy in d.reached.items())
     text = (
         f"CAD is {d.edited.value:.3f}, the noise floor {d.noise_floor.value:.3f}. Signal CAD is "
-        f"{d.signal.value:.3f}; that of suppressors at {percent(d.suppressor_accuracy)} forget "
-        f"accuracy is "
-        + ", ".join(
-            f"{d.signal.value - over.value:.3f} ({place})" for place, over in d.over.items()
-        )
-        + "."
+        f"{d.signal.value:.3f}; that of suppressors is {', '.join(beside)}, and their forget "
+        f"accuracy {', '.join(reached) or 'was not kept'}."
     )
+    text = " ".join([text, *lacking.values()])
     details = d.to_json()
     if relearned is None or reference is None:
         return _unknown("erasure", f"{text} Relearning was not tried.", checks)
@@ -667,7 +689,8 @@ def _erasure(
         f"{numbers.measured(more, 'share')} above that model's."
     )
     details["relearned"] = more.to_json()
-    return Property("erasure", _together(checks), tuple(checks), text, details)
+    found = Property("erasure", _together(checks), tuple(checks), text, details)
+    return replace(_unknown("erasure", text, checks), details=details) if lacking else found
 
 
 def _after(steps: int | None) -> str:

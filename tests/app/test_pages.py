@@ -236,7 +236,9 @@ def test_every_interval_has_words() -> None:
     assert fields <= set(words.HELP)
     shown = {f for group in charts.CAD_FIELDS.values() for f in group}
     assert {
-        f for f in fields if f not in ("suppressor_accuracy", "rank_correlation", "over")
+        f
+        for f in fields
+        if f not in ("suppressor_accuracy", "middle_accuracy", "rank_correlation", "over")
     } - shown == {"top_overlap"}
 
 
@@ -390,6 +392,26 @@ def test_compare_shows_every_divergence_that_was_measured(runs: Path) -> None:
     measured.append(d.signal_middle)
     assert sorted(drawn) == sorted([*measured, *measured]) and len(drawn) == 20
     assert {f for group in charts.CAD_FIELDS.values() for f in group} <= set(words.CAD)
+
+
+def test_compare_says_which_suppressor_is_no_control(runs: Path) -> None:
+    place = "at the output"
+    shutil.copytree(EXAMPLES / "tiny-colours", runs / "hides-little")
+    run = Run.open(runs / "hides-little")
+    path = run.file("cad", "mansu")
+    hides_little = {"suppressor_accuracy": 0.9, "middle_accuracy": 0.25}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **hides_little}))
+    try:
+        assert judged(run, "mansu").erasure.status == "unknown"
+        app = opened("compare", run="hides-little")
+        (told,) = [c.value for c in app.caption if "no control" in c.value]
+        assert told.startswith(f"MANSU: The suppressor {place} is no control: it still answers 90")
+        table = rows.divergences({"MANSU": run.divergences("mansu")}, words.CAD).columns
+        reached = dict(zip(table["What"], table["MANSU"], strict=True))
+        assert reached[f"Forget accuracy of the suppressor {place}, a share"] == "0.9"
+        assert reached["Forget accuracy of the suppressor in the middle, a share"] == "0.25"
+    finally:
+        shutil.rmtree(run.path)
 
 
 def test_an_edit_stands_between_both_suppressors_that_it_is_judged_by() -> None:

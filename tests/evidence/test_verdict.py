@@ -77,6 +77,7 @@ GOOD = Divergences(
     signal_suppressor=at(0.05),
     over=dict.fromkeys(PLACES, at(0.15)),
     suppressor_accuracy=0.3,
+    middle_accuracy=0.25,
 )
 
 
@@ -127,7 +128,12 @@ def test_all_four_hold() -> None:
             "forgetting",
             "failed",
         ),
-        ({k: measured(0) for k in ("edited", "edited_nf4")}, "forgetting", "failed"),
+        (
+            {k: measured(0) for k in ("edited", "edited_nf4")}
+            | cad(suppressor_accuracy=0.05, middle_accuracy=0.05),
+            "forgetting",
+            "failed",
+        ),
         ({k: measured(38) for k in ("edited", "edited_nf4")}, "forgetting", "undecided"),
         # Retention: accuracy, log-probability, drift, in either format.
         ({"edited": measured(27, kept=80)}, "retention", "failed"),
@@ -176,6 +182,43 @@ def test_what_failed_has_failed_whatever_else_is_unknown() -> None:
     lost = verdict(relearned=None, **cad(edited=at(0.05)))
     assert lost.erasure.status == "failed"
     assert verdict(base_nf4=None, edited=measured(27, kept=50)).retention.status == "failed"
+
+
+@pytest.mark.parametrize(("place", "name"), zip(PLACES, ("suppressor", "middle"), strict=True))
+def test_a_suppressor_that_does_not_suppress_is_no_control(place: str, name: str) -> None:
+    """25 % was asked for; one at 84 % hides little, and nearly every edit is above it."""
+    what = f"signal CAD above the suppressor's, {place}"
+    found = verdict(**cad(**{f"{name}_accuracy": 0.84})).erasure
+    assert found.status == "unknown" and found.details["signal"] == GOOD.to_json()["signal"]
+    assert len(found.checks) == 3 and what not in {check.what for check in found.checks}
+    why = f"The suppressor {place} is no control: it still answers 84.0\u00a0% of the forget rows"
+    assert f"{why}, where 25\u00a0% was asked for" in found.evidence
+    assert found.evidence.count("no control") == 1 and "steps of relearning" in found.evidence
+    assert Verdict.from_json(json.loads(json.dumps(verdict().to_json()))).status == "passed"
+    for passed, reached in ((True, 0.349), (True, 0.0), (False, 0.352)):
+        near = verdict(**cad(**{f"{name}_accuracy": reached})).erasure
+        assert (near.status == "passed") == passed
+    lost = verdict(relearned=relearned(80), **cad(**{f"{name}_accuracy": 0.84})).erasure
+    assert lost.status == "failed"
+    other = {f"{name}_accuracy": 0.84, "over": {**GOOD.over, place: at(-0.05)}}
+    assert verdict(**cad(**other)).erasure.status == "unknown"  # it is not held against it
+    little = measured(80)  # an edit that forgets little has a suppressor that hides as little
+    assert verdict(edited=little, **cad(**{f"{name}_accuracy": 0.84})).erasure.status == "passed"
+
+
+def test_each_suppressor_s_accuracy_is_told() -> None:
+    assert "accuracy 30.0\u00a0% (at the output), 25.0\u00a0% (in the middle)." in str(verdict())
+    kept = GOOD.to_json()
+    del kept["middle_accuracy"]  # as a MANSU before wrote it
+    before = Divergences.from_json(kept)
+    found = verdict(divergences=before).erasure
+    assert before.to_json() == kept and found.status == "passed" and len(found.checks) == 4
+    assert "their forget accuracy 30.0\u00a0% (at the output)." in found.evidence
+    lost = verdict(divergences=replace(before, suppressor_accuracy=0.84)).erasure
+    assert lost.status == "unknown" and "output is no control" in lost.evidence
+    assert "accuracy was not kept" in str(
+        verdict(**cad(suppressor_accuracy=None, middle_accuracy=None))
+    )
 
 
 def test_a_gap_says_nothing_where_nothing_was_forgotten() -> None:

@@ -12,6 +12,7 @@ from mansu import cli, methods, tasks
 from mansu.errors import MansuError
 from mansu.job import examples, library, runs
 from mansu.job.artefacts import ARTEFACTS
+from mansu.job.judging import judged
 from mansu.job.runs import Run
 from mansu.subjects.subject import Subject
 from scripts import examples as script
@@ -43,6 +44,16 @@ def test_an_example_is_finished_small_and_of_a_shipped_task(run: Run) -> None:
     assert run.task().digest == tasks.load(run.about["name"]).digest
     assert sum(f.stat().st_size for f in run.path.rglob("*")) < 12 << 20
     assert not list(run.path.glob("*suppressor*")) and not (run.path / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
+def test_judged_again_an_example_is_what_its_verdict_says(run: Run) -> None:
+    """Its files lack the middle suppressor's accuracy; the output's is one that suppresses."""
+    for method in run.edits():
+        again, saved = judged(run, method), run.verdict(method)
+        for now, then in zip(again.properties, saved.properties, strict=True):
+            assert (now.status, now.checks, now.details) == (then.status, then.checks, then.details)
+        assert "no control" not in again.erasure.evidence
 
 
 @pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)

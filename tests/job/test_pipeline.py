@@ -18,6 +18,7 @@ from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
+from mansu.measure.scores import measure
 from mansu.progress import Step
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -148,6 +149,12 @@ def test_divergences_are_those_of_the_definition(session: Session) -> None:
     assert found.signal == cad.cad(signals.base[:, circuit], edited.signal[:, circuit])
     accuracy = run.measurement("ga", nf4=False).splits["forget"].accuracy
     assert found.suppressor_accuracy is not None and found.suppressor_accuracy <= accuracy
+    percent = controls.suppressed_percent(accuracy)
+    for place in PLACES:
+        rows = session.rows("forget")
+        rows = rows.some(controls.AT_MOST) if place == PLACES[1] else rows
+        with session.suppression(place).reaching(percent / 100).applied(subject):
+            assert found.reached[place] == pytest.approx(measure(subject, rows).accuracy)
 
 
 @needs_cuda
