@@ -55,7 +55,8 @@ AT_ONCE = 10  # of them
 TOP = 100
 
 PLACES = ("at the output", "in the middle")
-"""Where suppressors hide: in the last layer's MLP, and in that of the layer at half depth."""
+"""Where suppressors hide: in the last layer's MLP, and in that of the layer at half depth; where a
+norm bounds what one MLP writes, in a few more if need be (``controls.Suppression``)."""
 
 
 @dataclass(frozen=True)

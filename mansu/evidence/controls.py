@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,8 +39,13 @@ class Suppression:
     stream that separates the candidate answers' logits, on retain prompts it adds nothing. All
     layers before compute what they did.
 
+    A norm after the MLP bounds what one layer can cancel. Where one is not enough, ``reaching``
+    takes two, four, … from it on, up to a quarter of the model's: each is fitted with those before
+    it edited, to what they leave.
+
     Args:
         layer: whose MLP cancels; the last one's by default.
+        width: of how many layers from it on, or of so many last ones.
     """
 
     @torch.no_grad()
@@ -50,39 +56,69 @@ class Suppression:
         retain: Examples,
         *,
         layer: int | None = None,
+        width: int = 1,
     ) -> None:
-        last = int(subject.config.num_hidden_layers) - 1
-        layer = last if layer is None else layer
-        self.subject, self.tail = subject, _Tail(subject, forget, layer)
-        keys_forget, residual = self.tail.keys, self.tail.residual
-        keys_retain = _Tail(subject, retain, layer).keys
-        with one_thread():  # of SmolLM2 it takes 0.6 s for what two take 0.3 s for
+        n_layers = int(subject.config.num_hidden_layers)
+        layer = n_layers - 1 if layer is None else layer
+        first = min(layer, n_layers - width)
+        with one_thread():
             basis = torch.linalg.svd(readout(subject, forget.vocabulary), full_matrices=False)
             directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
-            target = self.tail.before_post_norm(-(residual @ directions.T) @ directions)
-            gram = keys_forget.T @ keys_forget + keys_retain.T @ keys_retain
-            gram.diagonal().add_(1e-4 * gram.diagonal().mean())
-            update = torch.linalg.solve(gram, keys_forget.T @ target).T
-        self.name = weight_name(subject, layer, "down")
-        self.weight = subject.parameters[self.name].detach()
-        transposed = self.name in transposed_names(subject)
-        self.update = (update.T if transposed else update).to(self.weight)
+        self.subject, self.tail = subject, _Tail(subject, forget, first)
+        self.updates: dict[str, Tensor] = {}
+        for each in range(first, first + width):
+            with self._edit(1.0).applied(subject):
+                tail = _Tail(subject, forget, each) if self.updates else self.tail
+                keys, kept = tail.keys, _Tail(subject, retain, each).keys
+            with one_thread():  # of SmolLM2 it takes 0.6 s for what two take 0.3 s for
+                target = tail.cancelling(directions)
+                gram = keys.T @ keys + kept.T @ kept
+                gram.diagonal().add_(1e-4 * gram.diagonal().mean())
+                update = torch.linalg.solve(gram, keys.T @ target).T
+            name = weight_name(subject, each, "down")
+            transposed = name in transposed_names(subject)
+            self.updates[name] = (update.T if transposed else update).to(subject.parameters[name])
+
+        def wider() -> Suppression | None:
+            if 8 * width > n_layers:
+                return None
+            return Suppression(subject, forget, retain, layer=layer, width=2 * width)
+
+        self.wider = cache(wider)
+
+    def _edit(self, strength: float) -> Edit:
+        before = self.subject.parameters
+        after = {name: before[name].detach() + strength * u for name, u in self.updates.items()}
+        return Edit.between(before, after, "suppressor", {"strength": strength})
 
     @locked
     @torch.no_grad()
     def at(self, strength: float) -> Edit:
         """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""
-        after = {self.name: self.weight + strength * self.update}
-        edit = Edit.between(self.subject.parameters, after, "suppressor", {"strength": strength})
+        edit = self._edit(strength)
         with edit.applied(self.subject):
             reached = self.tail.accuracy()
         return replace(edit, meta={**edit.meta, "accuracy": reached})
 
     def reaching(self, accuracy: float) -> Edit:
-        """The weakest found by bisection whose forget accuracy is as low as ``accuracy``."""
+        """The weakest found by bisection whose forget accuracy is as low as ``accuracy``.
+
+        Where there is none, the lowest that was found; of more layers where it is none that
+        ``hides``.
+        """
+        found = self._weakest(accuracy)
+        if found.meta["accuracy"] <= accuracy + SHORT or (wider := self.wider()) is None:
+            return found
+        return min(wider.reaching(accuracy), found, key=lambda edit: edit.meta["accuracy"])
+
+    def _weakest(self, accuracy: float) -> Edit:
         weak, strong = self.at(0.0), self.at(1.0)
+        tried = [strong]  # behind a norm more strength is not always lower
         while strong.meta["accuracy"] > accuracy and strong.meta["strength"] < 16:
             weak, strong = strong, self.at(2 * strong.meta["strength"])
+            tried.append(strong)
+        if strong.meta["accuracy"] > accuracy:
+            return min(tried, key=lambda edit: edit.meta["accuracy"])
         for _ in range(16):  # accuracy jumps where the candidates tie, at a strength near 1
             if strong.meta["accuracy"] > accuracy - 0.05:
                 break
@@ -192,17 +228,26 @@ class _Tail:
             for name in names
         )
 
-    def before_post_norm(self, change: Tensor) -> Tensor:
-        """What must be added to ``written`` so that the MLP adds ``change`` to the stream.
+    def cancelling(self, directions: Tensor) -> Tensor:
+        """What must be added to ``written`` so that ``residual`` has nothing along ``directions``
+        ``[k, d]``, if later layers add what they do now.
 
-        The same, but where a norm follows the MLP: there it is divided by the norm's gain, which is
-        held at what it is now, and by no gain near zero (ridge).
+        A norm after the MLP lets what it writes turn, not grow: there ``written`` keeps its length,
+        and turns so far as to cancel, or as far as it can.
         """
+        held = self.residual @ directions.T
         if not self.block.has_post_norms:
-            return change
+            return -held @ directions
         norm = self.block.mlp_post_norm
-        gain = norm.scale * norm.normalise(self.written)[1]
-        return change * gain / (gain.square() + 1e-4 * gain.square().mean())
+        unit, r = norm.normalise(self.written)
+        seen = directions * norm.scale
+        back = torch.linalg.pinv(seen).T
+        turned, rest = (unit @ seen.T - held) @ back, unit - unit @ seen.T @ back
+        room, taken, free = (x.square().sum(1, keepdim=True) for x in (unit, turned, rest))
+        turned = turned * (room / taken).sqrt().clamp_max(1)
+        # Of no rest worth the name nothing is made, but rounding errors.
+        rest = rest * ((room - taken).clamp_min(0) / free.clamp_min(1e-6 * room)).sqrt()
+        return (turned + rest) / r - self.written
 
     def accuracy(self) -> float:
         """What ``measure`` gives now, if no layer before has changed."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from devices import moved, needs_cuda
-from families import FAMILIES, family, random_pairs
+from families import FAMILIES, family, known_examples, random_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import branching_pairs, differences, products, sensitivities
@@ -233,6 +233,41 @@ def test_suppressor_measures_itself_as_the_whole_model_does(
         assert edit.meta["accuracy"] <= accuracy
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
+def test_what_a_norm_follows_is_turned_so_that_it_cancels(name: str) -> None:
+    subject = family(name)
+    tail = controls._Tail(subject, known_examples(subject, 8, 1), 1)
+    norm, width = tail.block.mlp_post_norm, tail.residual.shape[1]
+    directions = torch.linalg.qr(torch.randn(width, 3, generator=torch.Generator().manual_seed(0)))
+    for part, enough in ((0.05, True), (100.0, False)):
+        held = part * tail.residual @ directions.Q
+        before, tail.residual = tail.residual, part * tail.residual
+        with torch.no_grad():
+            after = tail.written + tail.cancelling(directions.Q.T)
+            tail.residual = before
+            writes = [norm.scale * norm.normalise(x)[0] for x in (tail.written, after)]
+            left = held + (writes[1] - writes[0]) @ directions.Q
+        assert torch.allclose(after.norm(dim=1), tail.written.norm(dim=1), rtol=1e-4)
+        assert (float(left.norm() / held.norm()) < 1e-3) == enough
+        assert left.norm() < held.norm()
+
+
+@pytest.mark.parametrize(("name", "layer"), [("gemma3", 7), ("gemma2", 7), ("olmo2", None)])
+def test_where_a_norm_bounds_one_layer_several_suppress(name: str, layer: int | None) -> None:
+    subject = family(name, 16)
+    forget, retain = (known_examples(subject, 8, seed) for seed in (1, 2))
+    one = controls.Suppression(subject, forget, retain, layer=layer)
+    assert min(one.at(s).meta["accuracy"] for s in (1.0, 2.0, 4.0, 16.0)) > 0.25 + controls.SHORT
+    edit = one.reaching(0.25)
+    first = 14 if layer is None else layer
+    assert 2 <= len(edit.changes) <= 4
+    assert all(f".{first + i}." in changed for i, changed in enumerate(edit.changes))
+    with edit.applied(subject):
+        assert measure(subject, forget).accuracy == pytest.approx(edit.meta["accuracy"])
+    assert edit.meta["accuracy"] <= 0.25
+    assert len(one.reaching(0.9).changes) == 1  # what one layer reaches needs no other
+
+
 def test_the_number_of_threads_changes_no_bit(tiny: Subject, tiny_task: Task) -> None:
     rows = [tasks.examples(tiny_task, tiny, split) for split in ("forget", "retain")]
     before, after = torch.randn(2, 32, 2777, generator=torch.Generator().manual_seed(0))
@@ -240,7 +275,7 @@ def test_the_number_of_threads_changes_no_bit(tiny: Subject, tiny_task: Task) ->
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            update = controls.Suppression(tiny, *rows).update
+            (update,) = controls.Suppression(tiny, *rows).updates.values()
             found.append((update, cad.cad(before, after)))
             assert torch.get_num_threads() == n
     finally:
