@@ -47,20 +47,11 @@ def test_an_example_is_finished_small_and_of_a_shipped_task(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
-<<<<<<< HEAD
 def test_its_saved_verdict_is_what_the_pages_judge(run: Run) -> None:
     """In every word, too: the command line tells the saved one, the pages judge anew."""
     for method in run.edits():
         again = judged(run, method)
         assert run.verdict(method).to_json() == again.to_json()
-=======
-def test_judged_again_an_example_is_what_its_verdict_says(run: Run) -> None:
-    """Its files lack the middle suppressor's accuracy; the output's is one that suppresses."""
-    for method in run.edits():
-        again, saved = judged(run, method), run.verdict(method)
-        for now, then in zip(again.properties, saved.properties, strict=True):
-            assert (now.status, now.checks, now.details) == (then.status, then.checks, then.details)
->>>>>>> fix-s
         assert "no control" not in again.erasure.evidence
 
 
