@@ -6,10 +6,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The many processes that tests start read what the first of them compiled. One test more at once than
-# there are cores: those in a browser wait for it a third of their time.
-AT_ONCE = $(shell $(BIN)/python -c "import os; print(os.cpu_count() + 1)")
-PYTEST = HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile
+# The many processes that tests start read what the first of them compiled.
+PYTEST := HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
