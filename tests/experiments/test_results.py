@@ -74,6 +74,8 @@ def test_every_recorded_result_is_readable(path: Path) -> None:
 def test_the_recorded_figures_are_of_today_s_tasks() -> None:
     for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
         assert run["task"]["digest"] == tasks.load(run["task"]["name"]).digest
+    for each in read_json(readme.RESULTS / "cad-auroc.json")["tasks"].values():
+        assert each["digest"] == tasks.load(each["task"]).digest
 
 
 @pytest.mark.parametrize("path", sorted(readme.TEXTS.glob("*.md")), ids=lambda p: p.name)
