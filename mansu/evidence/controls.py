@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -78,23 +78,25 @@ class Suppression:
             name = weight_name(subject, each, "down")
             transposed = name in transposed_names(subject)
             self.updates[name] = (update.T if transposed else update).to(subject.parameters[name])
+        self.made_of, self.layer, self.width = (forget, retain), layer, width
 
-        def wider() -> Suppression | None:
-            if 8 * width > n_layers:
-                return None
-            return Suppression(subject, forget, retain, layer=layer, width=2 * width)
-
-        self.wider = cache(wider)
+    @cached_property
+    def wider(self) -> Suppression | None:
+        """Of twice as many layers; None where they would be more than a quarter of the model's."""
+        if 8 * self.width > int(self.subject.config.num_hidden_layers):
+            return None
+        return Suppression(self.subject, *self.made_of, layer=self.layer, width=2 * self.width)
 
     def _edit(self, strength: float) -> Edit:
         before = self.subject.parameters
         after = {name: before[name].detach() + strength * u for name, u in self.updates.items()}
-        return Edit.between(before, after, "suppressor", {"strength": strength})
+        about = {"strength": strength, "rows": len(self.tail.keys)}
+        return Edit.between(before, after, "suppressor", about)
 
     @locked
     @torch.no_grad()
     def at(self, strength: float) -> Edit:
-        """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` it reaches."""
+        """The edit; its ``meta`` has ``strength`` and the forget ``accuracy`` on its ``rows``."""
         edit = self._edit(strength)
         with edit.applied(self.subject):
             reached = self.tail.accuracy()
@@ -107,7 +109,7 @@ class Suppression:
         ``hides``.
         """
         found = self._weakest(accuracy)
-        if found.meta["accuracy"] <= accuracy + SHORT or (wider := self.wider()) is None:
+        if found.meta["accuracy"] <= accuracy + SHORT or (wider := self.wider) is None:
             return found
         return min(wider.reaching(accuracy), found, key=lambda edit: edit.meta["accuracy"])
 

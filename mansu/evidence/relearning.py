@@ -124,7 +124,7 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     few, units = _is_few(forget), _inseparable(forget)
     order = units.unique()[torch.randperm(len(units.unique()), generator=_generator(seed))]
     is_known = torch.isin(units, order[: len(order) // 2])
-    if not separable(forget):
+    if not is_known.any():
         raise BadInputError(
             f"The forget set of {task.name!r} has one fact, or facts that share their answers or "
             "prompts: relearning and attacks need two that share none, so add facts to forget."

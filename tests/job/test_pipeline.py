@@ -158,6 +158,22 @@ def test_divergences_are_those_of_the_definition(session: Session) -> None:
         assert found.reached[place] == pytest.approx(reached)
 
 
+def test_a_suppressor_that_an_earlier_mansu_made_on_a_part_is_made_anew(session: Session) -> None:
+    run = session.run
+    found = run.divergences("ga")
+    part = (
+        f"{controls.suppressed_percent(run.measurement('ga', nf4=False).splits['forget'].accuracy)}"
+    )
+    had = run.read("suppressor", part=f"{part}-middle")
+    assert had.about["rows"] == len(session.rows("forget"))
+    about = {name: value for name, value in had.about.items() if name != "rows"}
+    earlier = replace(had, signal=0.5 * had.signal, about={**about, "accuracy": 0.99})
+    run.save({"suppressor": earlier}, part=part)
+    run.file("cad", "ga").unlink()
+    perform(session, JUDGE[:1], "ga")
+    assert run.divergences("ga") == found
+
+
 @needs_cuda
 @pytest.mark.parametrize("method", ["mansu", "graddiff"])
 def test_every_stage_runs_on_a_gpu(tiny: Subject, tmp_path: Path, method: str) -> None:
