@@ -189,14 +189,13 @@ class Signals:
     """Edge scores by group of pairs, so that CAD's interval can be bootstrapped over groups.
 
     Made on the unedited model, whose sensitivities it keeps. *Signal* scores of another model are
-    what that model writes times these. Scores of a group are summed over its pairs. Where there are
-    no more facts than groups, a group is the pairs of one fact, whose templates are no independent
-    evidence; else pairs are dealt to groups in turn.
+    what that model writes times these. Scores of a group are summed over its pairs. Facts are dealt
+    to groups in turn, a fact's pairs all to one: its templates are no independent evidence.
 
     Attributes:
         base: the unedited model's own scores, float32 ``[groups, n_sources, n_destinations]``.
         n_pairs: how many pairs. group: int64 ``[n_pairs]``, each one's.
-        facts: how many there are, where groups are facts of several pairs; else None.
+        facts: how many there are, where some are of several pairs; else None.
     """
 
     def __init__(
@@ -217,11 +216,9 @@ class Signals:
         self.n_pairs, self.graph = len(pairs), graph_of(subject)
         facts = pairs.facts or pairs.answer.tolist()
         place = {fact: i for i, fact in enumerate(dict.fromkeys(facts))}
-        whole = len(place) <= groups
-        self.groups = len(place) if whole else groups
-        dealt = [place[fact] for fact in facts] if whole else range(self.n_pairs)
-        self.group = torch.tensor(dealt) % self.groups
-        self.facts = len(place) if whole and len(place) < self.n_pairs else None
+        self.groups = min(groups, len(place))
+        self.group = torch.tensor([place[fact] for fact in facts]) % self.groups
+        self.facts = len(place) if len(place) < self.n_pairs else None
         self.factors = list(factors) or self._integrated(pairs, on_step)
         self.base = self._unedited()
 
@@ -271,22 +268,12 @@ class Signals:
         return Scored(signal, signal[:0], self._told(edit.meta))
 
     def _told(self, about: Mapping[str, Any] | None) -> dict[str, Any]:
-        """``about``, with what the groups are, where they are facts."""
+        """``about``, with how many facts the groups are of, where a fact is of several pairs."""
         return {**(about or {}), **({} if self.facts is None else {"facts": self.facts})}
 
-    def refuse_other(self, scored: Scored) -> None:
-        """Refuse scores by other groups, whose draws would be of other pairs.
-
-        Raises:
-            MismatchError: they are, as those of a MANSU that dealt every pair in turn.
-        """
-        groups = (len(self.base), self.facts)
-        if groups != (len(scored.signal), scored.about.get("facts")):
-            raise MismatchError(
-                "CAD's controls in this run were scored with its pairs in other groups than now, "
-                "where a fact's pairs are one group: start a new run, or read it with the MANSU "
-                "that made it."
-            )
+    def in_my_groups(self, scored: Scored) -> bool:
+        """Whether a control's scores are by these groups: an earlier MANSU dealt other ones."""
+        return (len(self.base), self.facts) == (len(scored.signal), scored.about.get("facts"))
 
     def _scores(
         self, written: Iterable[Written], gradients: Sequence[Gradients] | None = None
@@ -334,8 +321,11 @@ def diverge(
     Raises:
         MismatchError: a control was scored with the pairs in other groups.
     """
-    for control in (*suppressors.values(), ablation):
-        signals.refuse_other(control)
+    if not all(signals.in_my_groups(control) for control in (*suppressors.values(), ablation)):
+        raise MismatchError(
+            "a control of CAD was scored with its pairs in other groups than now, where a fact's "
+            "pairs are all in one: score it anew."
+        )
     base = signals.base
     with edit.applied(signals.subject):
         seen = signals.seen(part_of(on_step, "cad", 0, 2, "the edited model"))

@@ -336,7 +336,10 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
         return part_of(on_step, "cad", i, 4, f"attribution of {what}")
 
     signals = session.signals(telling(0, "the unedited model"))
-    if not run.has("ablation"):
+    # An earlier MANSU made the suppressor in the middle on a part of the rows, and dealt each pair
+    # alone, so that one fact was in several groups.
+    had: Scored | None = run.read("ablation") if run.has("ablation") else None
+    if had is None or not signals.in_my_groups(had):
         zeroed = controls.ablation(subject, run.mask().tensors())
         run.save({"ablation": signals.of(zeroed, telling(1, "the ablated circuit"))})
     accuracy = run.measurement(method, nf4=False).splits["forget"].accuracy
@@ -344,8 +347,8 @@ def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     parts = dict(zip(PLACES, (f"{percent}", f"{percent}-middle"), strict=True))
     for place, part in parts.items():
         had = run.read("suppressor", part=part) if run.has("suppressor", part=part) else None
-        # An earlier MANSU made the one in the middle on a part of the rows.
-        if had is None or had.about.get("rows") != len(session.rows("forget")):
+        rows = None if had is None else had.about.get("rows")
+        if had is None or rows != len(session.rows("forget")) or not signals.in_my_groups(had):
             hiding, first = session.suppression(place).reaching(percent / 100), place == PLACES[0]
             telling(2, f"the suppressor {place}")(Step("cad", 0, 1))
             scored: Scored = signals.of(hiding) if first else signals.signal_of(hiding)

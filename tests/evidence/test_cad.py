@@ -74,9 +74,17 @@ def close(found: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
+def members(pairs: Pairs, groups: int) -> list[list[int]]:
+    """Which pairs are of each group: facts, as they are met, are dealt to them in turn."""
+    of = list(pairs.facts or pairs.answer.tolist())
+    turn = sorted(set(of), key=of.index)
+    dealt = [[i for i, fact in enumerate(of) if fact in turn[g::groups]] for g in range(groups)]
+    return [group for group in dealt if group]
+
+
 def one_by_one(subject: Subject, pairs: Pairs, steps: int, groups: int) -> Tensor:
     """Each group attributed alone, as CAD did before it took all groups at once."""
-    parts = [pairs.select(range(g, len(pairs), groups)) for g in range(groups)]
+    parts = [pairs.select(group) for group in members(pairs, groups)]
     return torch.stack(
         [attribute(subject, p, steps=steps, allow_equal=True).scores * len(p) for p in parts]
     )
@@ -100,14 +108,14 @@ def test_grouped_scores_of_prompts_of_many_lengths(name: str, pairs: Any) -> Non
     signals = cad.Signals(subject, mixed, steps=2, groups=3)
     assert close(signals.base, wanted)
     defined = products(subject, differences(subject, mixed), sensitivities(subject, mixed, 2))
-    assert close(signals.base, in_groups(defined, 3))
+    assert close(signals.base, in_groups(defined, mixed, 3))
     found = signals.scored(signals.seen())
     assert torch.equal(found.plain, signals.base) and torch.equal(found.signal, signals.base)
 
 
-def in_groups(scores: Tensor, groups: int) -> Tensor:
-    """Scores of every pair ``[N, …]`` summed by group, which pairs are dealt to in turn."""
-    return torch.stack([scores[group::groups].sum(0) for group in range(groups)])
+def in_groups(scores: Tensor, pairs: Pairs, groups: int) -> Tensor:
+    """Scores of every pair ``[N, …]`` summed by group."""
+    return torch.stack([scores[group].sum(0) for group in members(pairs, groups)])
 
 
 def some_facts(task: Task, n: int) -> Task:
@@ -135,8 +143,9 @@ def test_a_fact_is_one_group_however_often_it_is_asked(tiny: Subject, tiny_task:
     by_answer = cad.Signals(tiny, replace(pairs, facts=()), steps=2)  # where the answers say it
     assert torch.equal(by_answer.base, signals.base)
     assert found.about["facts"] == signals.facts == 4
-    fewer = cad.Signals(tiny, pairs, steps=2, groups=3)  # more facts than groups: dealt in turn
-    assert fewer.facts is None and close(fewer.base, in_groups(alone, 3))
+    fewer = cad.Signals(tiny, pairs, steps=2, groups=3)  # more facts than groups: dealt whole
+    assert fewer.facts == 4 and not fewer.in_my_groups(found)
+    assert close(fewer.base, torch.stack([wanted[0] + wanted[3], wanted[1], wanted[2]]))
 
 
 def test_of_one_fact_cad_has_no_interval(tiny: Subject, tiny_task: Task) -> None:
@@ -159,9 +168,10 @@ def test_controls_of_other_groups_are_refused(tiny: Subject, tiny_task: Task) ->
     assert signals.facts == 8
     edit = half_gone(tiny)
     control = signals.signal_of(edit)
-    signals.refuse_other(control)
+    assert signals.in_my_groups(control)
     old = cad.Scored(control.signal, control.plain, edit.meta)
     for other in (old, replace(control, signal=control.signal[:4])):
+        assert not signals.in_my_groups(other)
         with pytest.raises(MismatchError, match="with its pairs in other groups"):
             cad.diverge(signals, edit, signals.base[0] > 0, suppressors={}, ablation=other)
 
@@ -188,8 +198,11 @@ def test_signals_keep_the_unedited_sensitivities(tiny: Subject, pairs: Pairs, ba
             writes_nf4 = differences(tiny, pairs)
     for each, now in ((seen, writes), (seen_nf4, writes_nf4)):
         found = signals.scored(each, {"of": "an edit"})
-        assert torch.equal(found.plain, each.plain) and found.about == {"of": "an edit"}
-        assert close(found.signal, in_groups(products(tiny, now, reads), 4))
+        assert torch.equal(found.plain, each.plain) and found.about == {
+            "of": "an edit",
+            "facts": signals.facts,
+        }
+        assert close(found.signal, in_groups(products(tiny, now, reads), pairs, 4))
         assert not close(found.plain, found.signal)
     again = signals.of(edit)
     assert torch.equal(again.plain, seen.plain)
@@ -444,7 +457,8 @@ def test_divergences_keep_the_edge_scores_that_they_are_made_of(
     found = attribute(tiny, pairs, steps=2)
     circuit = found.scores.abs() >= found.scores.abs().flatten().topk(20).values[-1]
     signals = cad.Signals(tiny, pairs, steps=2, groups=4)
-    control = cad.Scored(signals.base, signals.base, {"accuracy": 0.5})
+    about = {"accuracy": 0.5, "facts": signals.facts}
+    control = cad.Scored(signals.base, signals.base, about)
     suppressors = {str(place): control for place in cad.PLACES}
     scores = cad.diverge(signals, edit, circuit, suppressors=suppressors, ablation=control).scores
     assert scores is not None

@@ -158,7 +158,11 @@ def test_divergences_are_those_of_the_definition(session: Session) -> None:
         assert found.reached[place] == pytest.approx(reached)
 
 
-def test_a_suppressor_that_an_earlier_mansu_made_on_a_part_is_made_anew(session: Session) -> None:
+@pytest.mark.parametrize("untold", ["rows", "facts"])
+def test_a_control_that_an_earlier_mansu_made_otherwise_is_made_anew(
+    session: Session, untold: str
+) -> None:
+    """On a part of the rows, or with each pair dealt alone, so that it told of none."""
     run = session.run
     found = run.divergences("ga")
     part = (
@@ -166,9 +170,15 @@ def test_a_suppressor_that_an_earlier_mansu_made_on_a_part_is_made_anew(session:
     )
     had = run.read("suppressor", part=f"{part}-middle")
     assert had.about["rows"] == len(session.rows("forget"))
-    about = {name: value for name, value in had.about.items() if name != "rows"}
-    earlier = replace(had, signal=0.5 * had.signal, about={**about, "accuracy": 0.99})
-    run.save({"suppressor": earlier}, part=part)
+
+    def earlier(scored: cad.Scored) -> cad.Scored:
+        about = {name: value for name, value in scored.about.items() if name != untold}
+        return replace(scored, signal=0.5 * scored.signal, about={**about, "accuracy": 0.99})
+
+    assert run.divergences("ga").reached and had.about["facts"] == session.signals().facts
+    if untold == "facts":
+        run.save({"ablation": earlier(run.read("ablation"))})
+    run.save({"suppressor": earlier(had)}, part=f"{part}-middle")
     run.file("cad", "ga").unlink()
     perform(session, JUDGE[:1], "ga")
     assert run.divergences("ga") == found
