@@ -16,6 +16,7 @@ from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
 from mansu.job import names
 from mansu.job.runs import Run
+from mansu.report import changes
 from mansu.show.numbers import many, percent, written
 
 ALL = "the whole circuit"
@@ -126,6 +127,8 @@ def explore(run: Run, circuit: Circuit) -> None:
         with state.show_errors():
             data["mask"] = view.n, state.mask_size(run, view.n)
     graph.draw(data, key=key, on_view=looked, on_marks=marked)
+    if other:
+        st.caption(changes.sentence(changes.told(layout, other.diff)))
     node = state.choose("Node", [ALL, *every], "node", help="Or click it in the graph.")
     if node == ALL:
         st.info("Open a node to see where it attends and which tokens it promotes.")

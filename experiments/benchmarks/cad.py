@@ -106,6 +106,8 @@ def measured(run: Run, n_pairs: int, steps: int) -> dict[str, Any]:
         suppression = controls.Suppression(subject, forget, retain, layer=layer)
         for target in targets[i :: len(layers)]:
             edit = suppression.reaching(target)
+            if not controls.hides(edit.meta["accuracy"], target):
+                continue  # no control: it changes less than nearly every edit
             name = f"layer {layer}, strength {edit.meta['strength']:.3g}"
             add(name, "suppressed", edit, edit.meta["accuracy"])
     if "mansu" in run.edits():

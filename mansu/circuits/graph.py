@@ -147,14 +147,26 @@ class Graph:
             forward, backward = ahead, back
 
     def source_name(self, index: int) -> str:
-        """``embed``, ``a3.h2`` (layer 3, head 2) or ``m3``."""
+        """``embed``, ``a3.h2`` (layer 3, head 2) or ``m3``.
+
+        Raises:
+            IndexError: there is no such source.
+        """
+        if not 0 <= index < self.n_sources:
+            raise IndexError(f"There is no source {index}: they are 0 to {self.n_sources - 1}.")
         if index == 0:
             return "embed"
         layer, head = divmod(index - 1, self.n_heads + 1)
         return f"m{layer}" if head == self.n_heads else f"a{layer}.h{head}"
 
     def destination_name(self, index: int) -> str:
-        """``a3.h2<q>``, ``a3.kv1<k>``, ``a3.kv1<v>``, ``m3`` or ``logits``."""
+        """``a3.h2<q>``, ``a3.kv1<k>``, ``a3.kv1<v>``, ``m3`` or ``logits``.
+
+        Raises:
+            IndexError: there is no such destination.
+        """
+        if not 0 <= index <= self.logits:
+            raise IndexError(f"There is no destination {index}: they are 0 to {self.logits}.")
         if index == self.logits:
             return "logits"
         layer, place = divmod(index, self.per_layer)

@@ -140,7 +140,7 @@ def suppressed_percent(accuracy: float) -> int:
     Edits near chance share one, so that a further one costs no attribution for it.
     """
     near = CHANCE + STEP * round((accuracy - CHANCE) / STEP)
-    return max(round(100 * near), 0)
+    return min(max(round(100 * near), 0), 100)
 
 
 SHORT = 0.1

@@ -54,6 +54,9 @@ GGUFKind = Literal["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
 
 GGUF_BLOCK = 32
 
+HALVES = {"int8": 1, "Q4_0": 8, "Q4_1": 1, "Q5_0": 16, "Q8_0": 127}
+"""What divides the largest entry before a format keeps it in float16 (int8: before it is read)."""
+
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Those that bitsandbytes has."""
 
@@ -104,17 +107,25 @@ class Format:
         """Refuse a weight that no code stands for.
 
         Raises:
-            BadInputError: it holds NaN or infinity, or has no rows, which int8 is made of.
+            BadInputError: it holds NaN or infinity, or more than the float16 of the format, or has
+                no rows, which int8 is made of.
         """
         if self.kind == "int8" and weight.ndim < 2:
             raise BadInputError(
                 f"int8 has an absmax a row, and a weight of shape {list(weight.shape)} has no "
                 "rows: give [rows, columns]."
             )
-        if weight.numel() and not all(map(isfinite, map(float, weight.aminmax()))):  # keeps a NaN
+        least, most = map(float, weight.aminmax()) if weight.numel() else (0.0, 0.0)  # keeps a NaN
+        if not (isfinite(least) and isfinite(most)):
             raise BadInputError(
                 f"A weight of shape {list(weight.shape)} is not finite (NaN or infinite): no code "
                 f"of {self} stands for it."
+            )
+        limit = HALVES.get(self.kind, 1) * torch.finfo(torch.float16).max
+        if self.kind in HALVES and max(-least, most) > limit:
+            raise BadInputError(
+                f"A weight of shape {list(weight.shape)} has an entry of size "
+                f"{max(-least, most):.3g}, and {self} keeps none beyond {limit:.3g}, in float16."
             )
 
     def __str__(self) -> str:

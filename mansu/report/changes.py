@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mansu.circuits.diff import Change, diff
+from mansu.circuits.diff import Change, Diff, diff
+from mansu.circuits.graph import Graph
 from mansu.job.runs import Run
 from mansu.show.numbers import many, percent, written
 from mansu.show.sentences import capitalised
@@ -96,7 +97,11 @@ def changes(run: Run, method: str) -> Changes | None:
     if not (run.has("circuit") and run.has("edges", method)):
         return None
     circuit = run.circuit()
-    found, layout = diff(circuit, run.edge_scores(method)), circuit.layout
+    return told(circuit.layout, diff(circuit, run.edge_scores(method)))
+
+
+def told(layout: Graph, found: Diff) -> Changes:
+    """A circuit diff, for people."""
     edges = []
     for code, change, scores in zip(
         found.codes.tolist(), found.changes, found.scores.tolist(), strict=True

@@ -623,6 +623,12 @@ def test_layout() -> None:
     assert names[:4] == [f"a0.h{i}<q>" for i in range(4)]
     assert names[4:] == ["a0.kv0<k>", "a0.kv1<k>", "a0.kv0<v>", "a0.kv1<v>", "m0"]
     assert layout.source_name(layout.mlp(1)) == "m1" and layout.source_name(6) == "a1.h0"
+    for index in (-1, layout.n_sources, layout.n_destinations):
+        with pytest.raises(IndexError, match="There is no source"):
+            layout.source_name(index)
+    for index in (-1, layout.n_destinations):
+        with pytest.raises(IndexError, match="There is no destination"):
+            layout.destination_name(index)
     assert bool(layout.edges[layout.head(0, 3), layout.mlp_input(0)])
     parallel = replace(layout, parallel=True)
     assert not bool(parallel.edges[layout.head(0, 3), layout.mlp_input(0)])

@@ -29,6 +29,7 @@ from mansu.quant.formats import (
     CODES,
     FORMATS,
     GGUF,
+    HALVES,
     Format,
     Kind,
     boundaries_of,
@@ -163,6 +164,19 @@ def test_a_weight_that_is_not_finite_has_no_codes(format: Format, value: float) 
         weight[2, -1] = value
         with pytest.raises(BadInputError, match="not finite"):
             quant.quantize(weight, format)
+
+
+@pytest.mark.parametrize("format", [Format("int8"), *GGUF], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_weight_beyond_the_float16_of_its_format_has_no_codes(format: Format, sign: int) -> None:
+    """Finite as it is, its scale would be infinite, and what it is read back as no number."""
+    limit = HALVES[format.kind] * torch.finfo(torch.float16).max
+    weight = torch.ones(2, 64)
+    weight[1, 3] = sign * limit
+    assert codes.dequantize(quant.quantize(weight, format)).isfinite().all()
+    weight[1, 3] = sign * 1.01 * limit
+    with pytest.raises(BadInputError, match="keeps none beyond"):
+        quant.quantize(weight, format)
 
 
 def test_int8_of_what_has_no_rows_is_refused() -> None:
