@@ -17,7 +17,7 @@ from typing import Any
 from mansu import quant, tasks
 from mansu.evidence.relearning import STEPS, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
-from mansu.measure.statistics import Interval, bootstrap
+from mansu.measure.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -81,7 +81,7 @@ class Attacks:
     def accuracy(self, attack: str) -> Interval:
         """4-way accuracy under an attack, bootstrapped by answer."""
         found = self.scores[attack]
-        return bootstrap(found.correct, clusters=found.clusters)
+        return bootstrap(found.correct, clusters=found.clusters, within=SHARE)
 
     def recovered(self, attack: str) -> Interval | None:
         """Accuracy under an attack minus that without one, paired; None for other questions."""
@@ -89,7 +89,7 @@ class Attacks:
         if before.rows != after.rows:
             return None
         gain = after.correct.astype(float) - before.correct.astype(float)
-        return bootstrap(gain, clusters=after.clusters)
+        return bootstrap(gain, clusters=after.clusters, within=CHANGE)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -36,13 +36,13 @@ from mansu.circuits.graph import graph_of
 from mansu.circuits.record import difference, packed
 from mansu.errors import MismatchError
 from mansu.files import load_values, reading, save_values
-from mansu.measure.statistics import Interval
+from mansu.measure.statistics import CHANGE, SHARE, Interval
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs
 
-GROUPS = 8
+GROUPS = 16
 
 
 FEWEST_GROUPS = 4
@@ -394,7 +394,7 @@ def cad(before: Tensor, after: Tensor, *, seed: int = 0) -> Interval:
 
     Of one group there is no interval (``Interval.alone``).
     """
-    return _interval(*_drawn(before, after, seed), alone=len(before) == 1)
+    return _interval(*_drawn(before, after, seed), len(before), SHARE)
 
 
 def cad_above(before: Tensor, after: Tensor, other: Tensor, *, seed: int = 0) -> Interval:
@@ -404,7 +404,7 @@ def cad_above(before: Tensor, after: Tensor, other: Tensor, *, seed: int = 0) ->
         before, after, other: grouped scores ``[groups, …]``.
     """
     (value, draws), (less, fewer) = (_drawn(before, x, seed) for x in (after, other))
-    return _interval(value - less, draws - fewer, alone=len(before) == 1)
+    return _interval(value - less, draws - fewer, len(before), CHANGE)
 
 
 def _drawn(before: Tensor, after: Tensor, seed: int) -> tuple[float, np.ndarray]:
@@ -443,11 +443,11 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _interval(value: float, draws: np.ndarray, *, alone: bool) -> Interval:
-    if alone:
-        return Interval(value, value, value, alone=True)
+def _interval(
+    value: float, draws: np.ndarray, groups: int, within: tuple[float, float]
+) -> Interval:
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return Interval(value, float(low), float(high)).stretched(groups, within)
 
 
 def noise_floor(scores: Tensor, *, resamples: int = 50, seed: int = 0) -> Interval | None:

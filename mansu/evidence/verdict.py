@@ -30,7 +30,7 @@ from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.answers import ASKED
 from mansu.measure.scores import TITLES, Measurement, Scores
-from mansu.measure.statistics import Interval, bootstrap, mcnemar
+from mansu.measure.statistics import CHANGE, Interval, bootstrap, fewest, mcnemar
 from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, many, percent
@@ -202,6 +202,7 @@ def worst_of(checks: Iterable[Check]) -> Check | None:
     return min(checks, key=_badness, default=None)
 
 
+SMALLER, ALL_KEPT = "the smaller groups together", "all kept groups together"
 FALL = "fall of "
 """What a check of retention on a kept group begins with; else it is of drift on text."""
 
@@ -461,7 +462,7 @@ def towards_chance(before: Scores, after: Scores) -> Interval:
     """By how much closer to chance accuracy is, over the same rows."""
     before.refuse_other(after)
     rows = np.stack([before.correct, after.correct], 1).astype(float)
-    return bootstrap(rows, clusters=before.clusters, of=from_chance)
+    return bootstrap(rows, clusters=before.clusters, of=from_chance, within=CHANGE)
 
 
 def from_chance(accuracy: np.ndarray) -> np.ndarray:
@@ -486,13 +487,16 @@ def _retention(
             return _unknown(
                 "retention", f"Accuracy on {min(lacking)} was not measured before the edit."
             )
+        if lacking := known.keys() - left.keys():
+            return _unknown(
+                "retention", f"Accuracy on {min(lacking)} was not measured after the edit."
+            )
+        for name, of in _told_apart(known, thresholds.tolerance).items():
+            drop = _paired([known[g] for g in of], [left[g] for g in of], "correct")
+            checks.append(Check(f"{FALL}{name}{suffix}", "share", drop, thresholds.tolerance))
         for name, old in known.items():
-            new = left.get(name)
-            if new is None:
-                return _unknown("retention", f"Accuracy on {name} was not measured after the edit.")
-            drop, nats = _paired(old, new, "correct"), _paired(old, new, "log_probability")
-            what = f"{name}{suffix}"
-            checks.append(Check(f"{FALL}{what}", "share", drop, thresholds.tolerance))
+            new, what = left[name], f"{name}{suffix}"
+            drop, nats = _paired([old], [new], "correct"), _paired([old], [new], "log_probability")
             checks.append(Check(f"{FALL}{what}", "nats", nats, thresholds.nats))
             details[what] = {
                 "before": old.accuracy,
@@ -515,6 +519,27 @@ def _retention(
     }
     text = f"The worst of {len(checks)}: {'; '.join(map(str, worst.values()))}."
     return Property("retention", found.status, found.checks, text, details)
+
+
+def _told_apart(groups: Mapping[str, Scores], tolerance: float) -> dict[str, Sequence[str]]:
+    """The groups whose accuracy is judged together, by what they are called.
+
+    Of few facts nobody can say that fewer than one in twenty are lost: groups that are too small
+    for it are one, and with all others where they still are. Each has its log-probability alone.
+    """
+    enough = fewest(tolerance)
+
+    def are_few(names: Iterable[str]) -> bool:
+        facts = {str(fact) for name in names for fact in groups[name].clusters}
+        return len(facts) < enough
+
+    small = [name for name in groups if are_few([name])]
+    found: dict[str, Sequence[str]] = {name: [name] for name in groups if name not in small}
+    if not small:
+        return found
+    if are_few(small):
+        return found | {(ALL_KEPT if len(groups) > 1 else small[0]): list(groups)}
+    return found | {(SMALLER if len(small) > 1 else small[0]): small}
 
 
 def kept_groups(measurement: Measurement) -> dict[str, Scores]:
@@ -560,7 +585,7 @@ def gap(
     details: dict[str, Any] = {}
     told = []
     for split, title, (full, quantised) in asked(edited, quantized):
-        back, nats = _paired(quantised, full, "correct"), above_chance(quantised, full)
+        back, nats = _paired([quantised], [full], "correct"), above_chance(quantised, full)
         checks.append(Check(f"gap, {title}", "share", back, thresholds.gap))
         checks.append(Check(f"gap among the choices, {title}", "nats", nats, thresholds.gap_nats))
         test = mcnemar(quantised.correct, full.correct)
@@ -696,12 +721,19 @@ def _after(steps: int | None) -> str:
     return "never" if steps is None else f"after {many(steps, 'step')}"
 
 
-def _paired(first: Scores, second: Scores, what: str) -> Interval:
+def _paired(first: Sequence[Scores], second: Sequence[Scores], what: str) -> Interval:
     """Bootstrap of first − second over the same rows, rephrasings of one fact together.
+
+    Args:
+        first, second: of one group of rows, or of some.
 
     Raises:
         MismatchError: they are not the same rows in the same order.
     """
-    first.refuse_other(second)
-    difference = getattr(first, what).astype(float) - getattr(second, what).astype(float)
-    return bootstrap(difference, clusters=first.clusters)
+    for a, b in zip(first, second, strict=True):
+        a.refuse_other(b)
+    one, other = (np.concatenate([getattr(s, what) for s in x]) for x in (first, second))
+    clusters = np.concatenate([scores.clusters.astype(str) for scores in first])
+    difference = one.astype(float) - other.astype(float)
+    within = CHANGE if what == "correct" else None
+    return bootstrap(difference, clusters=clusters, within=within)

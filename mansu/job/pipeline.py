@@ -37,7 +37,6 @@ from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.measure.answers import ASKED
 from mansu.measure.scores import EVALUATED, Measurement
-from mansu.measure.statistics import bootstrap
 from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.room import give_back
@@ -187,7 +186,7 @@ def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> tupl
 def refuse_unknown(subject: Subject, base: Measurement) -> None:
     """A model at chance has nothing to forget: no verdict on it would mean anything."""
     forget = base.splits["forget"]
-    found = bootstrap(forget.correct, clusters=forget.clusters)
+    found = forget.interval
     if found.low <= CHANCE:
         raise BadInputError(
             f"{subject.name!r} does not know this task: its 4-way accuracy on the forget set is "

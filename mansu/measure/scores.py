@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from mansu.errors import MansuError, MismatchError
 from mansu.files import read_json, reading, typed, write_json
 from mansu.measure.drift import Reference
-from mansu.measure.statistics import Interval, bootstrap
+from mansu.measure.statistics import SHARE, Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
 from mansu.subjects.packing import Hidden, Pack, together
@@ -83,7 +83,7 @@ class Scores:
     @property
     def interval(self) -> Interval:
         """Accuracy with its bootstrap 95 % interval over facts."""
-        return bootstrap(self.correct, clusters=self.clusters)
+        return bootstrap(self.correct, clusters=self.clusters, within=SHARE)
 
     def refuse_other(self, other: Scores) -> None:
         """Refuse scores of other rows, which cannot be compared with these row by row.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import comb
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from mansu.memory import Memory
 
 CONFIDENCE = 0.95
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
+"""What a share can be, as of right answers, and by how much it can change."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,45 @@ class Interval:
         """Value and bounds; the value only where there is no interval."""
         return [self.value] if self.alone else [self.value, self.low, self.high]
 
+    def stretched(self, n: int, within: tuple[float, float] | None = None) -> Interval:
+        """A percentile bootstrap interval over ``n`` clusters, as wide as so few of them ask for.
+
+        Resampled variance is (n − 1) / n of the unbiased one, and a percentile knows no Student's t
+        (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.2): both bounds
+        go √(n / (n − 1)) · t / z as far from the value, by a tenth for 20 clusters and by a third
+        for 8.
+
+        Args:
+            within: the least and the most that there can be.
+        """
+        if n < 2:
+            return Interval(self.value, self.value, self.value, alone=True)
+        by = _width(n)
+        least, most = within or (-math.inf, math.inf)
+        value = self.value
+        low = value - by * max(value - self.low, 0)
+        high = value + by * max(self.high - value, 0)
+        return Interval(value, max(low, least), min(high, most))
+
     @classmethod
     def from_json(cls, found: Sequence[float]) -> Interval:
         """Read what ``to_json`` made; raises TypeError or ValueError where it is something else."""
         value, *bounds = found
         return cls(value, *bounds) if bounds else cls(value, value, value, alone=True)
+
+
+@cache
+def _width(n: int) -> float:
+    from scipy.special import ndtri, stdtrit  # takes longer to import than all else here
+
+    tail = (1 - CONFIDENCE) / 2
+    return math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, tail) / ndtri(tail))
+
+
+def fewest(change: float) -> int:
+    """How many clusters it takes to tell that a share changed by less: ``bootstrap`` of as many
+    that all agree has a bound no farther away."""
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-change)) if 0 < change < 1 else 1
 
 
 def bootstrap(
@@ -52,8 +89,9 @@ def bootstrap(
     seed: int = 0,
     clusters: np.ndarray | None = None,
     of: Callable[[np.ndarray], np.ndarray] | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Interval:
-    """Mean of ``values`` ``[N]`` with its percentile bootstrap interval at 95 %.
+    """Mean of ``values`` ``[N]`` with its bootstrap interval at 95 % (``Interval.stretched``).
 
     For a paired comparison pass the differences. With ``clusters`` ``[N]`` (e.g. the fact that
     several templates ask for) whole clusters are resampled, so that rephrasings of one fact do not
@@ -66,6 +104,10 @@ def bootstrap(
         values: or ``[N, 2]``, whose rows are drawn together: the first column's mean less the
             second's.
         of: what each mean ``[…]`` is turned into before, ``[…]``; itself by default.
+        within: of shares, the least and the most that there can be: (0, 1) of an accuracy, (−1, 1)
+            of its fall. Where all of n clusters agree, as where nothing fell, nothing is there to
+            draw from; the bounds are then where so much agreement has a probability of 5 %: 1 −
+            0.05^(1 / n) away, five points for 59 facts and 17 for 16.
     """
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -74,12 +116,12 @@ def bootstrap(
     of = of or _itself
 
     def make() -> Interval:
-        return _bootstrap(values, clusters, resamples, seed, of)
+        return _bootstrap(values, clusters, resamples, seed, of, within)
 
     if clusters.dtype.hasobject:  # whose bytes do not say what they are
         return make()
     drawn = hashlib.sha256(values.tobytes() + clusters.tobytes()).digest()
-    return _FOUND.get((drawn, values.shape, clusters.dtype.str, resamples, seed, of), make)
+    return _FOUND.get((drawn, values.shape, clusters.dtype.str, resamples, seed, of, within), make)
 
 
 _FOUND: Memory[Interval] = Memory(1 << 14)
@@ -95,6 +137,7 @@ def _bootstrap(
     resamples: int,
     seed: int,
     of: Callable[[np.ndarray], np.ndarray],
+    within: tuple[float, float] | None,
 ) -> Interval:
     def statistic(means: np.ndarray) -> np.ndarray:
         found = of(means[..., 0])
@@ -103,15 +146,17 @@ def _bootstrap(
     _, ids = np.unique(clusters, return_inverse=True)
     totals = np.stack([np.bincount(ids, weights=column) for column in values.T], 1)
     counts = np.bincount(ids)
-    value = float(statistic(values.mean(0)))
-    if len(counts) == 1:
-        return Interval(value, value, value, alone=True)
+    value, n = float(statistic(values.mean(0))), len(counts)
+    if within and n > 1 and (totals / counts[:, None] == totals[0] / counts[0]).all():
+        least, most = within
+        by = 1 - (1 - CONFIDENCE) ** (1 / n)
+        return Interval(value, max(value - by, least), min(value + by, most))
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(totals), size=(resamples, len(totals)))
     found = statistic(totals[picks].sum(1) / counts[picks].sum(1)[:, None])
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(found, [tail, 100 - tail])
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(low), float(high)).stretched(n, within)
 
 
 @dataclass(frozen=True)
@@ -147,5 +192,5 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     if first.shape != second.shape:
         raise ValueError(f"{first.shape} rows cannot be paired with {second.shape}.")
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
+    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
     return McNemar(b, c, min(1.0, 2 * tail / 2 ** (b + c)))

@@ -28,7 +28,7 @@ from mansu.evidence.verdict import (
 )
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement, Scores
-from mansu.measure.statistics import Interval, bootstrap
+from mansu.measure.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, Unit, number, percent
 from mansu.show.table import Shown, Table
@@ -428,10 +428,12 @@ def _read(side: Side) -> list[tuple[Quantity, Rows]]:
 
 
 def _value(quantity: Quantity, rows: Rows) -> Interval:
-    return bootstrap(rows.values, clusters=rows.clusters, of=quantity.statistic)
+    within = SHARE if quantity.unit == "share" else None
+    return bootstrap(rows.values, clusters=rows.clusters, of=quantity.statistic, within=within)
 
 
 def _difference(quantity: Quantity, first: Rows, other: Rows) -> Difference:
     pairs, clusters = first.paired(other)
-    value = bootstrap(pairs[:, ::-1], clusters=clusters, of=quantity.statistic)
+    within = CHANGE if quantity.unit == "share" else None
+    value = bootstrap(pairs[:, ::-1], clusters=clusters, of=quantity.statistic, within=within)
     return Difference(quantity, value, len(pairs))

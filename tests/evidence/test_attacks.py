@@ -15,7 +15,7 @@ from mansu.evidence import attacks, relearning
 from mansu.evidence.attacks import Attacks, Material
 from mansu.evidence.controls import suppressor
 from mansu.measure.scores import Scores, answer_log_probability, measure
-from mansu.measure.statistics import bootstrap
+from mansu.measure.statistics import SHARE, bootstrap
 from mansu.progress import Step
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -174,12 +174,12 @@ def test_one_fact_cannot_be_split(tiny: Subject) -> None:
 
 
 def test_an_interval_counts_facts_where_letters_are_the_answers() -> None:
-    correct = np.array([True, True, False, False, True, False])
-    zero = np.zeros(6)
-    letters = np.array([0, 1, 0, 1, 0, 1])
-    facts = ("a", "a", "b", "b", "c", "c")
-    rows = tuple(range(6))
-    scores = Scores(correct, correct, zero, zero, zero, zero, letters, ("g",) * 6, rows, facts)
+    correct = np.array([True, True, False, False, True, False] * 5)
+    zero = np.zeros(30)
+    letters = np.array([0, 1, 2] * 10)
+    facts = tuple("aabbccddeeffgghhiijjkkllmmnnoo")
+    rows = tuple(range(30))
+    scores = Scores(correct, correct, zero, zero, zero, zero, letters, ("g",) * 30, rows, facts)
     found = attacks.Attacks({"none": scores}, (scores,), {}).accuracy("none")
-    assert found == bootstrap(correct, clusters=np.array(facts))
-    assert found != bootstrap(correct, clusters=letters)
+    assert found == bootstrap(correct, clusters=np.array(facts), within=SHARE)
+    assert found != bootstrap(correct, clusters=letters, within=SHARE)

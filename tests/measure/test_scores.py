@@ -14,6 +14,7 @@ from alone import differentiable, logits_alone, rows_of, text_alone
 from families import FAMILIES, VOCABULARY, family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 from transformers import AutoModelForCausalLM
 
 from mansu import tasks
@@ -31,7 +32,17 @@ from mansu.measure.scores import (
     text_loss,
     text_losses,
 )
-from mansu.measure.statistics import Interval, McNemar, _bootstrap, _itself, bootstrap, mcnemar
+from mansu.measure.statistics import (
+    CHANGE,
+    SHARE,
+    Interval,
+    McNemar,
+    _bootstrap,
+    _itself,
+    bootstrap,
+    fewest,
+    mcnemar,
+)
 from mansu.sets.continuation import log_probabilities
 from mansu.show.numbers import between, measured
 from mansu.subjects import packing
@@ -352,7 +363,7 @@ def test_bootstrap_coverage_with_and_without_clusters() -> None:
 
 def test_bootstrap_of_unequal_clusters_is_a_ratio() -> None:
     values = np.array([1.0, 1.0, 1.0, 0.0])
-    got = bootstrap(values, clusters=np.array([7, 7, 7, 2]))
+    got = bootstrap(values, clusters=np.array([7, 7, 7, 2]), within=SHARE)
     assert (got.value, got.low, got.high) == (0.75, 0.0, 1.0)
 
 
@@ -360,8 +371,43 @@ def test_bootstrap_of_unequal_clusters_is_a_ratio() -> None:
 @settings(deadline=None, max_examples=50)
 def test_bootstrap_stays_within_the_values(values: list[float], seed: int) -> None:
     got = bootstrap(np.array(values), resamples=100, seed=seed)
-    assert min(values) - 1e-9 <= got.low <= got.high <= max(values) + 1e-9
-    assert got == _bootstrap(np.array(values)[:, None], np.arange(len(values)), 100, seed, _itself)
+    assert got.low <= got.value <= got.high
+    assert got == _bootstrap(
+        np.array(values)[:, None], np.arange(len(values)), 100, seed, _itself, None
+    )
+    least, most = min(values), max(values)
+    inside = bootstrap(np.array(values), resamples=100, seed=seed, within=(least, most))
+    assert least - 1e-9 <= inside.low <= inside.high <= most + 1e-9
+
+
+@pytest.mark.parametrize("n", [3, 5, 8, 20, 60])
+def test_of_a_hundred_intervals_of_few_facts_95_hold_the_truth(n: int) -> None:
+    """Each fact asked for three times: a percentile interval of 3 facts does 75 times, of 8 86."""
+    rng = np.random.default_rng(n)
+    held = 0
+    for _ in range(400):
+        facts = np.repeat(rng.normal(size=n), 3) + 0.3 * rng.normal(size=3 * n)
+        got = bootstrap(facts, clusters=np.repeat(np.arange(n), 3), resamples=500)
+        held += got.low <= 0 <= got.high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+@pytest.mark.parametrize("n", [2, 6, 16, 59])
+def test_where_all_facts_agree_the_bound_is_that_of_so_much_agreement(n: int) -> None:
+    nothing = bootstrap(np.zeros(2 * n), clusters=np.repeat(np.arange(n), 2), within=CHANGE)
+    assert nothing.value == 0 and nothing.high == -nothing.low
+    assert binom.pmf(0, n, nothing.high) == pytest.approx(0.05)
+    everything = bootstrap(np.ones(n), within=SHARE)
+    assert everything.value == everything.high == 1 and everything.low == 1 - nothing.high
+    assert bootstrap(np.zeros(n)).to_json() == [0, 0, 0]  # nats, of one model twice
+
+
+@pytest.mark.parametrize("change", [0.05, 0.1, 0.3])
+def test_the_fewest_facts_that_can_tell_a_change(change: float) -> None:
+    n = fewest(change)
+    assert bootstrap(np.zeros(n), within=CHANGE).high <= change
+    assert bootstrap(np.zeros(n - 1), within=CHANGE).high > change
+    assert fewest(0) == fewest(1) == 1
 
 
 def test_bootstrap_that_is_asked_again_is_that_of_exactly_these_values() -> None:
@@ -371,18 +417,20 @@ def test_bootstrap_that_is_asked_again_is_that_of_exactly_these_values() -> None
     other, names = values.copy(), np.array([f"fact {i}" for i in clusters])
     other[5, 1] += 1e-9
     asked = [
-        (v, c, resamples, seed, of)
+        (v, c, resamples, seed, of, within)
         for v in (values, values[:, ::-1], values[:, :1], other)
         for c in (clusters, clusters[::-1], names, names.astype(object))
         for resamples, seed in ((100, 0), (100, 1), (101, 0))
         for of in (_itself, np.exp)
+        for within in (None, SHARE)
     ]
     for _ in range(2):
-        for v, c, resamples, seed, of in asked:
-            got = bootstrap(v, resamples=resamples, seed=seed, clusters=c, of=of)
-            assert got == _bootstrap(v, c, resamples, seed, of)
-    found = [bootstrap(v, resamples=n, seed=s, clusters=c, of=of) for v, c, n, s, of in asked]
-    assert len(set(found)) == len(asked) / 2  # names part the rows as the numbers do, twice
+        for v, c, resamples, seed, of, within in asked:
+            got = bootstrap(v, resamples=resamples, seed=seed, clusters=c, of=of, within=within)
+            assert got == _bootstrap(v, c, resamples, seed, of, within)
+    plain = [(v, c, n, s, of) for v, c, n, s, of, within in asked if within is None]
+    found = [bootstrap(v, resamples=n, seed=s, clusters=c, of=of) for v, c, n, s, of in plain]
+    assert len(set(found)) == len(plain) / 2  # names part the rows as the numbers do, twice
     of_a_difference = bootstrap(values[:, 0] - values[:, 1], clusters=clusters)
     assert bootstrap(values, clusters=clusters).value == pytest.approx(of_a_difference.value)
 
