@@ -52,7 +52,7 @@ TERMS: Mapping[str, str] = {
     "KL from uniform": "How far the four choices are from equally probable, in nats: 0 where the "
     "model cannot tell them apart.",
     "Interval": "The range in which a number would lie for 95 % of other samples of facts "
-    "(bootstrap).",
+    "(bootstrap, wider where the facts are few).",
     "Back in NF4": "A fact to be forgotten that came back: right before the edit, wrong after "
     "it, right again in NF4.",
     "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "

@@ -453,6 +453,12 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         return _unknown("forgetting", "Forget accuracy was not measured.")
     below = min(d["after"] for d in details.values())
     text = f"4-way accuracy in full precision, chance {percent(CHANCE, 0)}: {', '.join(told)}."
+    asks = {check.threshold for check in checks}
+    if percent(min(asks)) != percent(max(asks)):
+        text += (
+            f" Of rephrasings, which the unedited model knew less, the same part of what it knew "
+            f"is to go: {numbers.amount(min(asks), 'share').lstrip('+')}."
+        )
     if below < CHANCE - (1 - thresholds.margin - CHANCE):
         text += " Below chance the answer is avoided, which is no ignorance of it."
     return Property("forgetting", _together(checks), tuple(checks), text, details)
@@ -707,8 +713,8 @@ def _erasure(
     half, own = (r.steps_to(r.before / 2) for r in (reference, relearned))
     text += (
         f" {relearned.steps} steps of relearning on half of the facts bring the other half to "
-        f"{percent(relearned.curve[-1].accuracy)} (half of what was known {_after(own)}); in "
-        f"{reference.of} to {percent(reference.curve[-1].accuracy)} ({_after(half)}). "
+        f"{percent(relearned.curve[-1].accuracy)} ({_back(own)}); in "
+        f"{reference.of} to {percent(reference.curve[-1].accuracy)} ({_back(half)}). "
         "What is judged is the answer's probability among its choices, mean over the steps: "
         f"{numbers.measured(more, 'share')} above that model's."
     )
@@ -717,8 +723,9 @@ def _erasure(
     return replace(_unknown("erasure", text, checks), details=details) if lacking else found
 
 
-def _after(steps: int | None) -> str:
-    return "never" if steps is None else f"after {many(steps, 'step')}"
+def _back(steps: int | None) -> str:
+    what = "half of what was known"
+    return f"{what} never came back" if steps is None else f"{what} after {many(steps, 'step')}"
 
 
 def _paired(first: Sequence[Scores], second: Sequence[Scores], what: str) -> Interval:

@@ -45,9 +45,9 @@ class Interval:
         """A percentile bootstrap interval over ``n`` clusters, as wide as so few of them ask for.
 
         Resampled variance is (n − 1) / n of the unbiased one, and a percentile knows no Student's t
-        (Hesterberg 2015, "What teachers should know about the bootstrap", section 4.2): both bounds
-        go √(n / (n − 1)) · t / z as far from the value, by a tenth for 20 clusters and by a third
-        for 8.
+        (Hesterberg 2015, "What teachers should know about the bootstrap"): both bounds go
+        √(n / (n − 1)) · t / z as far from the value, by a tenth for 20 clusters and by more than a
+        quarter for 8.
 
         Args:
             within: the least and the most that there can be.

@@ -455,3 +455,49 @@ def test_it_is_shown_in_its_units() -> None:
     unknown = str(verdict(divergences=None))
     assert "unknown: 1 unknown, 3 passed" in unknown and "CAD was not measured." in unknown
     assert repr(verdict()) == "Verdict(passed: 4 passed; all must pass)"
+
+
+def of_sizes(retain: int, held: int, neighbour: int, *, wrong: int = 0) -> Measurement:
+    """Kept groups of so many facts, each asked for twice, of the first of which some are lost."""
+
+    def rows(size: int, group: str, first: int, lost: int = 0) -> Scores:
+        found = scores(2 * (size - lost), 2 * size, group=group, facts=size, first=first)
+        return replace(found, facts=tuple(f"{group} {i // 2}" for i in range(2 * size)))
+
+    kept = {
+        "retain": rows(retain, "a", 0, wrong),
+        "holdout": rows(held, "b", 1000),
+        "neighbour": rows(neighbour, "c", 2000),
+    }
+    return Measurement({**EDITED.splits, **kept}, 3.0, (0.01,) * 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "judged", "status"),
+    [
+        ((60, 70, 59), ["a", "b", "c (neighbours)"], "passed"),
+        ((60, 58, 20), ["a", "the smaller groups together"], "passed"),
+        ((20, 20, 20), ["the smaller groups together"], "passed"),
+        ((60, 70, 20), ["a", "b", "all kept groups together"], "passed"),
+        ((6, 14, 16), ["all kept groups together"], "undecided"),
+    ],
+)
+def test_accuracy_of_groups_too_small_to_tell_a_fall_is_judged_together(
+    sizes: tuple[int, int, int], judged: list[str], status: str
+) -> None:
+    """Of six facts none of which is lost nobody knows that it is not one in ten of the kind."""
+    found = verdict(**dict.fromkeys(("base", "edited", "base_nf4", "edited_nf4"), of_sizes(*sizes)))
+    kept = [c for c in found.retention.checks if c.unit == "share"]
+    told = [f"fall of {name}" for name in judged]
+    assert [c.what for c in kept] == [*told, *(f"{name} in NF4" for name in told)]
+    assert {c.status for c in kept} == {status} and found.retention.status == status
+    alone = [c.what for c in found.retention.checks if c.unit == "nats"][:3]
+    assert alone == ["fall of a", "fall of b", "fall of c (neighbours)"]
+
+
+def test_what_a_small_group_loses_counts_among_the_others() -> None:
+    base, lost = of_sizes(20, 20, 25), of_sizes(20, 20, 25, wrong=18)
+    found = verdict(base=base, edited=lost, base_nf4=base, edited_nf4=lost).retention
+    (check, _) = (c for c in found.checks if c.unit == "share")
+    assert check.value.value == pytest.approx(18 / 65) and check.status == "failed"
+    assert found.details["a"]["fall"][0] == pytest.approx(0.9)
