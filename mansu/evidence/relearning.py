@@ -28,7 +28,7 @@ from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
-from mansu.tasks.tokens import Examples
+from mansu.tasks.tokens import FEW_ANSWERS, Examples
 
 QUESTIONS = 60
 """At most this many questions are asked, drawn with the seed."""
@@ -40,8 +40,6 @@ BUDGET = TrainingSettings(learning_rate=5e-5, steps=STEPS, batch=20)
 Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
 stays at 100 % under each.
 """
-
-FEW_ANSWERS = 8
 
 
 def budget(subject: Subject) -> TrainingSettings:
@@ -114,9 +112,8 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     """The forget set split into what is known and what is asked, with no answer or fact in both.
 
     With fewer than ``FEW_ANSWERS`` answers (the letters of multiple choice) an answer is not a
-    fact: the facts are split, or, where the forget set names none, its prompts, and the halves
-    share answers. Else the distractors of what is asked are no answers of what is known, unless the
-    task gives them or the row's group has too few others in its half.
+    fact, and the halves share answers. Else the distractors of what is asked are no answers of what
+    is known, unless the task gives them or the row's group has too few others in its half.
 
     Raises:
         BadInputError: the forget set cannot be split so: it asks for one fact.
@@ -161,7 +158,8 @@ def separable(forget: Examples) -> bool:
 
 
 def _is_few(forget: Examples) -> bool:
-    return len(forget.vocabulary) < FEW_ANSWERS
+    """Whether answers tell no fact: then each row has one."""
+    return bool(forget.facts) and len(forget.vocabulary) < FEW_ANSWERS
 
 
 def _inseparable(rows: Examples) -> torch.Tensor:
