@@ -35,6 +35,26 @@ def changed(base: Measurement, **splits: Mapping[str, float]) -> Measurement:
     return Measurement({**base.splits, **found}, base.text_loss, (0.01,) * 8)
 
 
+def one_fact(task: Task) -> Task:
+    """The task with one fact to forget, in its three templates, each with a corrupt prompt."""
+    forget = task.split("forget")
+    one, other = forget[0], next(f for f in forget if f.answer != forget[0].answer)
+    assert one.fact and other.fact
+    wrong = tuple(sorted({f.answer for f in forget} - {one.answer}))[:3]
+    mine = tuple(
+        replace(
+            f,
+            corrupt_prompt=f.prompt.replace(one.fact, other.fact),
+            foil=other.answer,
+            distractors=wrong,
+        )
+        for f in forget
+        if f.fact == one.fact
+    )
+    others = (f for f in task.facts if f.split not in ("forget", "paraphrase"))
+    return replace(task, facts=(*mine, *others))
+
+
 def run_of(
     path: Path, subject: Subject, task: Task, base: Measurement, edits: Mapping[str, Measurement]
 ) -> Run:

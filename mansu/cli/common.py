@@ -304,7 +304,7 @@ def perform(
                 run.discard(name)
             else:
                 names.refuse_other(run, name, one.method, one.given)
-        job.work.plan = pipeline.Plan.of(run, work)
+        job.work.plan = pipeline.Plan.of(job.session, work)
         for method, stages in work:
             pipeline.perform(job.session, stages, method, job.on_step)
 

@@ -214,11 +214,10 @@ class Signals:
         """
         self.subject, self.steps = subject, steps
         self.n_pairs, self.graph = len(pairs), graph_of(subject)
-        facts = pairs.facts or pairs.answer.tolist()
-        place = {fact: i for i, fact in enumerate(dict.fromkeys(facts))}
-        self.groups = min(groups, len(place))
-        self.group = torch.tensor([place[fact] for fact in facts]) % self.groups
-        self.facts = len(place) if len(place) < self.n_pairs else None
+        facts = 1 + int(pairs.clusters.max())
+        self.groups = min(groups, facts)
+        self.group = torch.from_numpy(pairs.clusters) % self.groups
+        self.facts = facts if facts < self.n_pairs else None
         self.factors = list(factors) or self._integrated(pairs, on_step)
         self.base = self._unedited()
 

@@ -11,6 +11,7 @@ better.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,8 +27,8 @@ from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, trained
 from mansu.progress import OnStep, Step, silent
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
-from mansu.tasks.facts import N_DISTRACTORS, Task
-from mansu.tasks.tokens import Examples
+from mansu.tasks.facts import Task
+from mansu.tasks.tokens import FEW_ANSWERS, Examples
 
 QUESTIONS = 60
 """At most this many questions are asked, drawn with the seed."""
@@ -39,8 +40,6 @@ BUDGET = TrainingSettings(learning_rate=5e-5, steps=STEPS, batch=20)
 Of the rates 1e-5, 2e-5 and 5e-5, this one recovers most on the default subject; the unedited model
 stays at 100 % under each.
 """
-
-FEW_ANSWERS = 8
 
 
 def budget(subject: Subject) -> TrainingSettings:
@@ -113,9 +112,8 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     """The forget set split into what is known and what is asked, with no answer or fact in both.
 
     With fewer than ``FEW_ANSWERS`` answers (the letters of multiple choice) an answer is not a
-    fact: the facts are split, or, where the forget set names none, its prompts, and the halves
-    share answers. Else the distractors of what is asked are no answers of what is known, unless the
-    task gives them or the half has too few.
+    fact, and the halves share answers. Else the distractors of what is asked are no answers of what
+    is known, unless the task gives them or the row's group has too few others in its half.
 
     Raises:
         BadInputError: the forget set cannot be split so: it asks for one fact.
@@ -132,14 +130,26 @@ def halves(task: Task, subject: Subject, *, seed: int = 0) -> tuple[Examples, Ex
     known = forget.select(is_known.nonzero().flatten().tolist())
     lines = {row for row, mine in zip(forget.rows, is_known.tolist(), strict=True) if not mine}
     rest = replace(task, facts=tuple(f for f in task.facts if f.row in lines))
-    # One half alone may not have enough wrong ones.
     asked = forget.select((~is_known).nonzero().flatten().tolist())
-    if not few and len(asked.answer.unique()) > N_DISTRACTORS:
-        asked = tasks.examples(rest, subject, "forget", seed=seed)
+    if not few:
+        asked = replace(asked, distractors=_distractors(asked, rest, subject, seed))
     if len(asked) > QUESTIONS:
         drawn = torch.randperm(len(asked), generator=_generator(seed))[:QUESTIONS]
         asked = asked.select(sorted(drawn.tolist()))
     return known, asked
+
+
+def _distractors(asked: Examples, rest: Task, subject: Subject, seed: int) -> torch.Tensor:
+    """Of the asked rows, int64 ``[N, 3]``, drawn from the task without what is known.
+
+    One half of a group may not have enough wrong ones: such a row keeps its own.
+    """
+    drawn: dict[int, torch.Tensor] = {}
+    with suppress(BadInputError):  # no row has
+        found = tasks.examples(rest, subject, "forget", seed=seed)
+        drawn = dict(zip(found.rows, found.distractors, strict=True))
+    rows = zip(asked.rows, asked.distractors, strict=True)
+    return torch.stack([drawn.get(row, own) for row, own in rows])
 
 
 def separable(forget: Examples) -> bool:
@@ -148,7 +158,8 @@ def separable(forget: Examples) -> bool:
 
 
 def _is_few(forget: Examples) -> bool:
-    return len(forget.vocabulary) < FEW_ANSWERS
+    """Whether answers tell no fact: then each row has one."""
+    return bool(forget.facts) and len(forget.vocabulary) < FEW_ANSWERS
 
 
 def _inseparable(rows: Examples) -> torch.Tensor:

@@ -60,7 +60,8 @@ class Stage:
         weight: how long it takes, against the others.
         make: the work.
         always: done again even where its result is there.
-        fits: whether there is anything to do; what it makes is lacking where there is not.
+        sometimes: whether there is anything to do, where that depends on the task and the subject;
+            what it makes is lacking where there is not.
     """
 
     name: str
@@ -69,12 +70,20 @@ class Stage:
     weight: float
     make: Make
     always: bool = False
-    fits: Callable[[Session], bool] = lambda session: True
+    sometimes: Callable[[Session], bool] | None = None
 
     @property
     def of_edit(self) -> bool:
         """Whether it is done once an edit; else once a run."""
         return ARTEFACTS[self.makes[0]].of_edit
+
+    def fits(self, session: Session) -> bool:
+        """Whether there is anything to do."""
+        return self.sometimes is None or self.sometimes(session)
+
+    def is_there(self, run: Run, method: str | None) -> bool:
+        """Whether the run has its results, whatever they were measured on."""
+        return all(run.has(kind, method) for kind in self.makes)
 
     def is_done(self, run: Run, method: str | None) -> bool:
         """Whether the run holds its results.
@@ -83,7 +92,7 @@ class Stage:
             MismatchError: it does, but they were measured on another edit.
             DamagedError: it does, but one is damaged.
         """
-        if self.always or not all(run.has(kind, method) for kind in self.makes):
+        if self.always or not self.is_there(run, method):
             return False
         for kind in self.makes:
             run.require(kind, method)
@@ -134,8 +143,8 @@ class Plan:
     parts: tuple[tuple[str, str | None, float], ...]
 
     @classmethod
-    def of(cls, run: Run, work: Iterable[tuple[str | None, Iterable[Stage]]]) -> Plan:
-        """The plan of stages, by method; without what is done already.
+    def of(cls, session: Session, work: Iterable[tuple[str | None, Iterable[Stage]]]) -> Plan:
+        """The plan of stages, by method; without what is done already, or has nothing to do.
 
         Weights are seconds where earlier runs of the subject took them here.
         """
@@ -143,10 +152,11 @@ class Plan:
         for method, stages in work:
             for stage in stages:
                 whose = method if stage.of_edit else None
-                if stage.always or not all(run.has(kind, method) for kind in stage.makes):
+                to_do = stage.always or not stage.is_there(session.run, method)
+                if to_do and stage.fits(session):
                     parts[stage.name, whose] = stage.weight
         labelled = [(pace.label(*part), weight) for part, weight in parts.items()]
-        weights = pace.seconds(labelled, pace.recorded(run.subject))
+        weights = pace.seconds(labelled, pace.recorded(session.run.subject))
         return cls(tuple((*p, w) for p, w in zip(parts, weights or parts.values(), strict=True)))
 
     def share(self, step: Step) -> float | None:
@@ -439,8 +449,8 @@ FORMATS = Stage("formats", ("edit",), ("formats",), 2, _formats)
 BY_FORMAT = Stage("by_format", ("edit", "base", "full"), ("by_format",), 15, _by_format)
 BOUNDS = Stage("bounds", ("edit", "mask"), ("bounds",), 3, _bounds)
 CAD = Stage("cad", ("circuit", "mask", "edit", "full"), ("cad", "edges"), 25, _cad)
-REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference, fits=_can_relearn)
-RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning, fits=_can_relearn)
+REFERENCE = Stage("reference", ("mask",), ("reference",), 6, _reference, sometimes=_can_relearn)
+RELEARNING = Stage("relearning", ("edit",), ("relearned",), 6, _relearning, sometimes=_can_relearn)
 VERDICT = Stage(
     "verdict",
     ("base", "base_nf4", "full", "nf4", "cad"),  # of one fact nothing is relearned

@@ -22,6 +22,7 @@ from mansu import methods, subjects, tasks
 from mansu.errors import MansuError, MismatchError, TakenError
 from mansu.interrupts import Cancelled
 from mansu.job import names, pipeline
+from mansu.job.pipeline import Stage
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
@@ -96,16 +97,16 @@ def do(unit: Unit, folder: Path) -> Run:
         pipeline.reset_peak_memory()
         session = Session(run, subject_of(unit))
         if unit.before is not None:
-            run.adopt(Run.open(folder / unit.before.name), makes(unit.before))
+            run.adopt(Run.open(folder / unit.before.name), makes(unit.before, session))
         name = edit_of(unit, run)
-        work.plan = pipeline.Plan.of(run, [(name, unit.stages)])
+        work.plan = pipeline.Plan.of(session, [(name, unit.stages)])
         pipeline.perform(session, unit.stages, name, work.on_step)
     return run
 
 
-def makes(unit: Unit) -> tuple[str, ...]:
+def makes(unit: Unit, session: Session) -> tuple[str, ...]:
     """The kinds of results that a unit's run folder holds when it is done."""
-    return tuple(kind for stage in unit.stages for kind in stage.makes)
+    return tuple(kind for stage in unit.stages if stage.fits(session) for kind in stage.makes)
 
 
 def _opened(unit: Unit, folder: Path) -> Run:
@@ -182,11 +183,26 @@ def is_done(unit: Unit, folder: Path) -> bool:
         return False
     run = Run.open(path)
     name = edit_of(unit, run)
-    if not all(run.has(kind, name) for kind in makes(unit)):
+    lacking = [stage for stage in unit.stages if not stage.is_there(run, name)]
+    if any(stage.sometimes is None or _fits(stage, run, unit.subject) for stage in lacking):
         return False
-    for kind in makes(unit):
-        run.require(kind, name)
+    for kind in (kind for stage in unit.stages for kind in stage.makes):
+        if run.has(kind, name):
+            run.require(kind, name)
     return True
+
+
+_fitting: dict[tuple[str, str], bool] = {}
+"""Whether a stage has anything to do, by the run's digest and its name: many units share it."""
+
+
+def _fits(stage: Stage, run: Run, subject: str) -> bool:
+    """Whether a stage has anything to do, for which the subject is loaded and let go."""
+    key = run.digest_of_run, stage.name
+    if key not in _fitting:
+        _fitting[key] = stage.fits(Session(run, subjects.load(subject)))
+        _let_go()
+    return _fitting[key]
 
 
 def fingerprint_of(subject: str) -> str:
@@ -196,9 +212,14 @@ def fingerprint_of(subject: str) -> str:
         MansuError: it cannot be loaded.
     """
     fingerprint = subjects.load(subject).fingerprint
+    _let_go()
+    return fingerprint
+
+
+def _let_go() -> None:
+    """Of a subject that nobody uses any more."""
     gc.collect()  # a subject's parts know each other
     torch.cuda.empty_cache()  # a worker needs the room
-    return fingerprint
 
 
 def refuse_other(unit: Unit, folder: Path, fingerprint: str) -> None:

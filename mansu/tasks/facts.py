@@ -8,7 +8,8 @@ with optional ``distractors`` (wrong answers for multiple choice), ``corrupt_pro
 equal token length with another answer), ``foil`` (that answer) and ``group`` (the name under which
 a split's rows are reported, e.g. ``capitals``). A line ``{"text": "…", "split": "text"}`` adds
 plain text to what must be retained. ``fact`` names the fact that a row asks for, where the answer
-does not (a letter of a multiple-choice question).
+does not: several prompts of one fact among fewer than 8 answers, or a letter of a multiple-choice
+question.
 """
 
 from __future__ import annotations

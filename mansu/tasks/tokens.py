@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mansu.errors import BadInputError
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import N_DISTRACTORS, NEEDED, SPLITS, Fact, Task
+
+FEW_ANSWERS = 8
+"""Where a split has fewer different answers (true and false, letters), they tell no fact: each
+prompt that names none is one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +33,8 @@ class Examples:
         vocabulary: int64 ``[C]``, every distinct answer token of the split.
         rows: line numbers in the task file. groups: each row's group.
         notes: what was left out and why, a sentence each.
-        facts: the fact that each row asks for; empty where the answers say it.
+        facts: the fact that each row asks for, by its name, or by its line where answers are few
+            (``FEW_ANSWERS``); empty where the answers say it.
     """
 
     tokens: Tensor
@@ -76,7 +82,7 @@ class Pairs:
         clean, corrupt: int64 ``[N, T]`` right-padded; length: int64 ``[N]``, the same for both.
         answer: int64 ``[N]``, the clean prompt's answer; foil: int64 ``[N]``, the corrupt one's.
         rows: line numbers in the task file. notes: what was left out and why.
-        facts: the fact that each clean prompt asks for; empty where the answers say it.
+        facts: the fact that each clean prompt asks for, as in ``Examples``.
     """
 
     clean: Tensor
@@ -95,6 +101,13 @@ class Pairs:
         for tensor in (self.clean, self.corrupt, self.length, self.answer, self.foil):
             found.update(f"{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
+
+    @cached_property
+    def clusters(self) -> np.ndarray:
+        """Which pairs ask for the same fact: int64 ``[N]``, numbered as they are met."""
+        place: dict[str | int, int] = {}
+        facts = self.facts or self.answer.tolist()
+        return np.array([place.setdefault(fact, len(place)) for fact in facts], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -282,14 +295,23 @@ def examples(task: Task, subject: Subject, split: str, *, seed: int = 0) -> Exam
         rows=tuple(r.fact.row for r in kept),
         groups=tuple(r.fact.group for r in kept),
         notes=tuple(notes),
-        facts=_facts(kept),
+        facts=_facts(kept, usable),
     )
 
 
-def _facts(readings: Sequence[Reading]) -> tuple[str, ...]:
-    """The fact that each asks for; empty where none is named, and the answers say it."""
-    named = any(r.fact.fact for r in readings)
-    return tuple(r.fact.fact or r.fact.answer for r in readings) if named else ()
+def _facts(readings: Sequence[Reading], usable: Sequence[Reading]) -> tuple[str, ...]:
+    """The fact that each asks for; empty where the answers say it.
+
+    Args:
+        usable: all of the split, which say whether answers are few.
+    """
+    few = len({r.answer for r in usable}) < FEW_ANSWERS
+    if not few and not any(r.fact.fact for r in readings):
+        return ()
+    line: dict[tuple[int, ...], str] = {}  # a prompt that is there twice asks for one fact
+    for r in usable:
+        line.setdefault(r.prompt, f"line {r.fact.row}")
+    return tuple(r.fact.fact or (line[r.prompt] if few else r.fact.answer) for r in readings)
 
 
 def _join(reading: Reading) -> tuple[str, str, bool]:
@@ -424,7 +446,7 @@ def pairs(
         foil=torch.tensor([partner.answer for _, partner in found]),
         rows=tuple(r.fact.row for r, _ in found),
         notes=tuple(notes),
-        facts=_facts([r for r, _ in found]),
+        facts=_facts([r for r, _ in found], usable),
     )
 
 

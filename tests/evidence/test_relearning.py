@@ -55,6 +55,30 @@ def test_the_smallest_task_that_can_be_used_can_be_halved(tiny: Subject, tiny_ta
     assert len(known) == len(asked) == 6 and not set(known.rows) & set(asked.rows)
 
 
+@pytest.mark.parametrize("size", [4, 5, 7, 8])
+def test_all_of_the_other_half_is_asked_in_groups_of_any_size(
+    tiny: Subject, tiny_task: Task, size: int
+) -> None:
+    """Half of a small group may have too few wrong answers: its rows keep those of the whole."""
+    opposites = tiny_task.split("holdout")
+    names = list(dict.fromkeys(f.fact for f in opposites))
+    groups = {name: f"group {i // size}" for i, name in enumerate(names[: 32 // size * size])}
+    forget = [
+        replace(f, split="forget", group=groups[f.fact]) for f in opposites if f.fact in groups
+    ]
+    task = replace(tiny_task, facts=(*forget, *tiny_task.split("retain")))
+    known, asked = halves(task, tiny)
+    assert sorted(known.rows + asked.rows) == [f.row for f in forget]
+    answers: dict[str, set[int]] = {name: set() for name in asked.groups}
+    for group, answer in zip(asked.groups, asked.answer.tolist(), strict=True):
+        answers[group].add(answer)
+    whole = tasks.examples(task, tiny, "forget")
+    own = dict(zip(whole.rows, whole.distractors.tolist(), strict=True))
+    for row, group, wrong in zip(asked.rows, asked.groups, asked.distractors.tolist(), strict=True):
+        enough = len(answers[group]) > tasks.N_DISTRACTORS
+        assert set(wrong) <= answers[group] if enough else wrong == own[row]
+
+
 def test_only_the_same_questions_compare(tiny: Subject, found: dict[str, Relearned]) -> None:
     one = found["retrained"]
     other = Relearned(one.of, 1.0, tuple(s.group("none") for s in one.curve), {})

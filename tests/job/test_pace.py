@@ -9,6 +9,7 @@ import pytest
 from mansu.job import pace
 from mansu.job.pipeline import Plan, expected, whole
 from mansu.job.runs import Run
+from mansu.job.session import Session
 from mansu.progress import Step
 from mansu.show.numbers import NOTHING, duration
 from mansu.subjects import Subject
@@ -37,13 +38,13 @@ def test_what_was_timed_counts_and_the_rest_is_in_proportion(run: Run) -> None:
     assert expected("another", ["mansu"]) is None  # another model's times say nothing
 
 
-def test_the_share_of_a_job_follows_the_measured_times(run: Run) -> None:
-    work = [("ga", whole("ga"))]
-    before = Plan.of(run, work)
+def test_the_share_of_a_job_follows_the_measured_times(run: Run, tiny: Subject) -> None:
+    session, work = Session(run, tiny), [("ga", whole("ga"))]
+    before = Plan.of(session, work)
     assert (before.share(Step("circuit", 0, 1)) or 1) < 0.1
     seconds = {pace.label(name, method): 1.0 for name, method, _ in before.parts}
     run.save({"timings": {**seconds, "base": 1000.0}})
-    after = Plan.of(run, work)
+    after = Plan.of(session, work)
     assert (after.share(Step("attribution", 0, 1)) or 0) > 0.98
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from devices import moved, needs_cuda
+from made import one_fact
 
 from mansu import tasks
 from mansu.errors import MismatchError, NotMeasuredError
@@ -16,7 +16,16 @@ from mansu.evidence import cad, controls
 from mansu.evidence.cad import PLACES
 from mansu.job import names, pipeline
 from mansu.job.artefacts import ARTEFACTS
-from mansu.job.pipeline import JUDGE, MEASURE, Plan, perform, unlearning, whole
+from mansu.job.pipeline import (
+    JUDGE,
+    MEASURE,
+    REFERENCE,
+    RELEARNING,
+    Plan,
+    perform,
+    unlearning,
+    whole,
+)
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
@@ -69,7 +78,7 @@ def test_the_share_of_a_plan_never_falls_and_ends_at_one(
     session: Session, told: list[Step], tiny: Subject, tmp_path: Path
 ) -> None:
     fresh = Run.create(tiny, tasks.load("tiny-colours"), path=tmp_path / "fresh")
-    plan = Plan.of(fresh, [("ga", whole("ga")), ("npo", whole("npo"))])
+    plan = Plan.of(Session(fresh, tiny), [("ga", whole("ga")), ("npo", whole("npo"))])
     shares = [plan.share(step) for step in told]
     assert None not in shares
     assert shares == sorted(shares)  # type: ignore[type-var]
@@ -203,19 +212,10 @@ def test_every_stage_runs_on_a_gpu(tiny: Subject, tmp_path: Path, method: str) -
 def test_of_one_fact_nothing_is_relearned_and_erasure_is_unknown(
     tiny: Subject, tmp_path: Path
 ) -> None:
-    task = tasks.load("tiny-colours")
-    forget = task.split("forget")
-    one, other = forget[0], next(f for f in forget if f.answer != forget[0].answer)
-    assert one.fact and other.fact
-    wrong = tuple({f.answer for f in forget if f.answer != one.answer})[:3]
-    pair: dict[str, Any] = {"foil": other.answer, "distractors": wrong}
-    mine = tuple(
-        replace(f, corrupt_prompt=f.prompt.replace(one.fact, other.fact), **pair)
-        for f in forget
-        if f.fact == one.fact
-    )
-    facts = (*mine, *(f for f in task.facts if f.split not in ("forget", "paraphrase")))
-    run = Run.create(tiny, replace(task, facts=facts), Settings(pairs=2, steps=1), tmp_path / "run")
+    task = one_fact(tasks.load("tiny-colours"))
+    run = Run.create(tiny, task, Settings(pairs=2, steps=1), tmp_path / "run")
     session = Session(run, tiny)
+    planned = [name for name, _, _ in Plan.of(session, [("ga", whole("ga", GIVEN))]).parts]
+    assert planned == [s.name for s in whole("ga") if s not in (REFERENCE, RELEARNING)]
     perform(session, whole("ga", GIVEN), "ga")
     assert run.verdict("ga").erasure.status == "unknown" and not run.has("relearned", "ga")

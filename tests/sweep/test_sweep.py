@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made import one_fact
 
 import mansu
 from experiments.benchmarks.sweeps import COST, kill_once
@@ -19,13 +20,17 @@ from mansu.cli import main
 from mansu.files import SUM
 from mansu.job import names
 from mansu.job.lock import FLAG, hold
+from mansu.job.pipeline import BASE_ATTACKS
 from mansu.job.runs import Run
+from mansu.job.session import Session
 from mansu.subjects import shipped
+from mansu.subjects.subject import Subject
 from mansu.sweep.grid import Unit, circuits, read, units
 from mansu.sweep.pools import LOST, OnRay, Processes
 from mansu.sweep.store import Store
 from mansu.sweep.sweep import Sweep, left
 from mansu.sweep.work import Outcome, attempt, is_done, makes, record
+from mansu.tasks.facts import Task
 
 GRID = """
 subjects = ["tiny"]
@@ -144,7 +149,7 @@ def cluster() -> Iterator[str]:
         yield address
 
 
-def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path) -> None:
+def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path, tiny: Subject) -> None:
     for unit in grid:
         (row,) = Store(swept / "results.sqlite").rows({unit.id})
         assert unit.method is not None
@@ -155,8 +160,38 @@ def test_the_row_is_what_the_run_folder_holds(grid: list[Unit], swept: Path) -> 
         assert row["edit_digest"] == run.digest(unit.method)
         circuit = Run.open(swept / circuit_of(unit).name)
         assert circuit.status().state == run.status().state == "done"
-        for kind in makes(circuit_of(unit)):  # one file, which no one changes in its place
+        for kind in makes(
+            circuit_of(unit), Session(circuit, tiny)
+        ):  # one file, which no one changes in its place
             assert os.path.samefile(run.file(kind), circuit.file(kind))
+
+
+def test_of_one_fact_nothing_is_relearned_and_it_is_done_once(
+    tiny_task: Task, tmp_path: Path
+) -> None:
+    """Relearning has nothing to split: what it would make is not waited for."""
+    task = tmp_path / "one.jsonl"
+    task.write_text(one_fact(tiny_task).to_jsonl())
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID.split("[methods")[0].replace("tiny-colours", str(task)) + "[methods.ga]")
+    for given in (2, 0):  # the circuit and the edit; nothing
+        grid, pool = units(read(path)), Here(tmp_path)
+        found = Sweep(grid, tmp_path, Store(tmp_path / "r.sqlite"), pool, lambda _: None)
+        found.run()
+        assert not found.failed and len(pool.given) == given and found.done >= {grid[0].id}
+        run = Run.open(tmp_path / grid[0].name)
+        assert run.verdict("ga").erasure.status == "unknown"
+        assert not run.has("reference") and not run.has("relearned", "ga")
+
+
+def test_what_is_lacking_and_can_be_made_is_not_done(
+    grid: list[Unit], swept: Path, tmp_path: Path
+) -> None:
+    unit = copied("graddiff", grid, swept, tmp_path)
+    Run.open(tmp_path / circuit_of(unit).name).file("reference").unlink()
+    assert is_done(unit, tmp_path) and not is_done(circuit_of(unit), tmp_path)
+    Run.open(tmp_path / unit.name).file("relearned", "graddiff").unlink()
+    assert not is_done(unit, tmp_path)
 
 
 def test_what_is_done_is_recorded_and_not_repeated(grid: list[Unit], swept: Path) -> None:
@@ -243,7 +278,7 @@ def test_an_attacked_edit_is_the_same_unit_with_more_to_do(grid: list[Unit], swe
     assert unit.name == grid[1].name and is_done(grid[1], swept) and not is_done(unit, swept)
     for both in ([grid[0], unit], [unit, grid[0]]):  # they share a circuit
         (circuit,) = circuits(both)
-        assert circuit.name == circuit_of(grid[0]).name and "base_attacks" in makes(circuit)
+        assert circuit.name == circuit_of(grid[0]).name and BASE_ATTACKS in circuit.stages
 
 
 def test_a_unit_that_the_app_cancels_is_not_begun_again(grid: list[Unit], tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from mansu import tasks
 from mansu.errors import BadInputError, MansuError
+from mansu.evidence.cad import Signals
+from mansu.evidence.relearning import halves
+from mansu.measure.scores import measure
 from mansu.subjects.loading import wrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -271,6 +274,49 @@ def test_examples_of_the_tiny_task(tiny: Subject, tiny_task: Task) -> None:
         wrong = set(rows.distractors[i].tolist())
         assert len(wrong) == 3 and int(rows.answer[i]) not in wrong
         assert wrong <= set(rows.vocabulary.tolist())
+
+
+def three_classes(named: bool) -> Task:
+    """Five things in two templates, of three answers that several share, distractors given."""
+    wrong = {answer: [c for c in COLOURS if c != answer][:3] for answer in COLOURS[:3]}
+    templates = ("The colour of {} is", "Look at {} and you see")
+    rows = [
+        fact(template.format(name), answer, distractors=wrong[answer], fact=name if named else None)
+        for template in templates
+        for name, answer in zip(NAMES, (*COLOURS[:3], *COLOURS[:2]), strict=True)
+    ]
+    return build([{k: v for k, v in row.items() if v is not None} for row in rows])
+
+
+def test_an_answer_of_few_tells_no_fact(tiny: Subject) -> None:
+    """Several unnamed facts share it: each prompt is one, for accuracy, CAD and relearning."""
+    task = three_classes(named=False)
+    rows, pairs = tasks.examples(task, tiny, "forget"), tasks.pairs(task, tiny)
+    assert len(rows.vocabulary) == 3 and len(rows) == 10
+    assert len(set(rows.facts)) == 10 == len(set(measure(tiny, rows).clusters.tolist()))
+    assert pairs.clusters.tolist() == list(range(10)) and Signals(tiny, pairs, steps=1).groups == 8
+    assert pairs.select([3, 1, 3]).clusters.tolist() == [0, 1, 0]
+    for some in (tasks.pairs(task, tiny, n=4), tasks.pairs(three_classes(named=True), tiny, n=4)):
+        assert len(some.facts) == 4
+    twice = replace(task, facts=(*task.facts, replace(task.facts[0], row=99)))
+    again = tasks.examples(twice, tiny, "forget")
+    assert again.facts[-1] == again.facts[0] and len(set(again.facts)) == 10
+
+
+def test_a_named_fact_is_one_among_few_answers_too(tiny: Subject) -> None:
+    task = three_classes(named=True)
+    rows, pairs = tasks.examples(task, tiny, "forget"), tasks.pairs(task, tiny)
+    assert rows.facts == NAMES * 2
+    assert pairs.clusters.tolist() == [*range(5)] * 2
+
+
+def test_many_answers_tell_the_facts_of_any_part(tiny: Subject, tiny_task: Task) -> None:
+    """Some pairs, or one half to be asked for, have few of them: they tell facts all the same."""
+    unnamed = replace(tiny_task, facts=tuple(replace(f, fact=None) for f in tiny_task.facts))
+    some, (known, asked) = tasks.pairs(unnamed, tiny, n=6), halves(unnamed, tiny)
+    assert len(known.answer.unique()) == len(asked.answer.unique()) == 4
+    assert not some.facts and not known.facts and not asked.facts
+    assert len(set(some.clusters.tolist())) == len(some.answer.unique()) < 6
 
 
 def test_distractors_come_from_the_own_group(tiny: Subject, tiny_task: Task) -> None:
