@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def test_the_prompt_is_the_field_s() -> None:
     )
 
 
-def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
-    subject, questions = lettered(), asked(11)
+def check_letters_by_hand(questions: list[Question]) -> np.ndarray:
+    """Accuracy in letters, which is the argmax of four logits of the plain model."""
+    subject = lettered()
     found = choices.scores(subject, questions)
     letters = [subject.encode(f" {x}")[0] for x in LETTERS]
     for i, q in enumerate(questions):
@@ -91,7 +93,25 @@ def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
         assert found["accuracy"][i] == (int(logits[letters].argmax()) == q.answer)
         own = float(logits.log_softmax(-1)[letters[q.answer]])
         assert found["log_probability"][i] == pytest.approx(own, abs=1e-4)
-    assert 0 < found["accuracy"].sum() < len(questions)  # neither all right nor all wrong
+    return found["accuracy"]
+
+
+def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
+    found = check_letters_by_hand(asked(11))
+    assert 0 < found.sum() < len(found)  # neither all right nor all wrong
+
+
+def test_a_question_that_stands_twice_with_two_answers_is_scored_twice() -> None:
+    questions = asked(4)
+    others = [replace(q, answer=(q.answer + i) % 4, row=9) for q in questions for i in (1, 2, 3)]
+    found = check_letters_by_hand([*questions, *others])
+    assert found.sum() == 4  # of four answers to one question the model gives one
+
+
+def test_a_question_with_a_word_that_the_model_does_not_know_is_scored() -> None:
+    strange = replace(asked(1)[0], question="What is quite strange ?")
+    assert lettered().tokenizer.unk_token_id in lettered().encode(strange.question)
+    assert len(check_letters_by_hand([*asked(3), strange])) == 4
 
 
 def test_cloze_accuracy_is_the_most_probable_text_a_byte_by_hand() -> None:
