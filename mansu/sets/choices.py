@@ -4,7 +4,7 @@ Scored by the letters' probabilities, in the prompt of Hendrycks et al. and of l
 and ``wmdp``; or, where a model is too small for letters, in the cloze form (which of the four
 answers is most probable as text, as in lm-eval's ``mmlu_continuation``, but without the sentence
 that opens its prompt and the white space around a choice). Either form becomes an ordinary task, on
-which the whole main job runs. What lm-eval does is that of its 0.4.13.dev0 (commit 4e7e0d4).
+which the whole main job runs. Checked against lm-eval 0.4.12.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ def scores(
     Returns:
         ``accuracy`` ``[N]`` (0, 1, or a share where choices tie) and ``log_probability`` ``[N]``
         of the right answer, nats. In the cloze form the choices are compared by log-probability
-        per byte of text (lm-eval's ``acc_norm``), and ``accuracy_sum`` compares without that
-        normalisation.
+        per character of the choice, without the space before it (lm-eval's ``acc_norm``), and
+        ``accuracy_sum`` compares without that normalisation (its ``acc``).
 
     Raises:
         MansuError: a prompt that is longer than the context, or, asked in letters, a subject that
@@ -248,9 +248,9 @@ def scores(
     found = {"log_probability": table[np.arange(len(right)), right]}
     if letters:
         return {"accuracy": _right(table, right), **found}
-    size = np.array([len(each.encode()) for each in texts])
-    per_byte = (sums / size).reshape(-1, len(LETTERS))
-    return {"accuracy": _right(per_byte, right), "accuracy_sum": _right(table, right), **found}
+    with np.errstate(divide="ignore"):  # an empty choice is never taken
+        per_character = (sums / [len(each) for each in said]).reshape(-1, len(LETTERS))
+    return {"accuracy": _right(per_character, right), "accuracy_sum": _right(table, right), **found}
 
 
 def _check_letters(subject: Subject, prompts: Sequence[str], letters: Sequence[str]) -> None:

@@ -7,10 +7,12 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import byte_pairs
 from multiple_choice import FORGET, KEEP, written
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -114,18 +116,35 @@ def test_a_question_with_a_word_that_the_model_does_not_know_is_scored() -> None
     assert len(check_letters_by_hand([*asked(3), strange])) == 4
 
 
-def test_cloze_accuracy_is_the_most_probable_text_a_byte_by_hand() -> None:
-    subject, questions = lettered(), asked(8)
+def test_cloze_accuracy_is_the_most_probable_text_a_character_by_hand() -> None:
+    """lm-eval's ``acc_norm`` and ``acc``: with and without the length of the choice alone."""
+    tokenizer = byte_pairs()
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
+    model = LlamaForCausalLM(config)
+    subject = wrap("bytewise", model, tokenizer)
+    texts = ("né", " is is ", "日本", "X 4 X")
+    questions = [Question(f"Which is {i}?", texts, i % 4, "things", i) for i in range(8)]
     found = choices.scores(subject, questions, form="cloze")
+    bytewise = []
     for i, q in enumerate(questions):
-        head = subject.encode(f"Question: {q.question}\nAnswer:")
-        with torch.no_grad():
-            logits = subject.model(torch.tensor([head])).logits[0, -1].double().log_softmax(-1)
-        own = np.array([float(logits[subject.encode(c)[0]]) for c in q.choices])
-        size = np.array([1 + len(c) for c in q.choices])
-        assert found["accuracy"][i] == ((own / size).argmax() == q.answer)
-        assert found["accuracy_sum"][i] == (own.argmax() == q.answer)
+        head = tokenizer(f"Question: {q.question}\nAnswer:")["input_ids"]
+        own = []
+        for choice in q.choices:
+            tail = tokenizer(f" {choice.strip()}")["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([head + tail])).logits[0].double().log_softmax(-1)
+            own.append(sum(float(logits[len(head) + k - 1, t]) for k, t in enumerate(tail)))
+        size = np.array([len(c.strip()) for c in q.choices])
+        assert found["accuracy"][i] == ((np.array(own) / size).argmax() == q.answer)
+        assert found["accuracy_sum"][i] == (np.argmax(own) == q.answer)
         assert found["log_probability"][i] == pytest.approx(own[q.answer], abs=1e-4)
+        sizes = np.array([len(f" {c.strip()}".encode()) for c in q.choices])
+        bytewise.append((np.array(own) / sizes).argmax() == q.answer)
+    assert found["accuracy"].tolist() not in (bytewise, found["accuracy_sum"].tolist())
+    empty = replace(questions[0], choices=("", *texts[1:]))  # nothing a character is no rate
+    assert choices.scores(subject, [empty], form="cloze")["accuracy"] == [0]
 
 
 def test_a_model_without_letters_is_told_to_use_the_cloze_form(tiny: Subject) -> None:
