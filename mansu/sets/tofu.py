@@ -106,7 +106,10 @@ def scores(
     questions = [r.question for r in rows]
     said = greedy(subject, [prompt(q) for q in questions], tokens=tokens, on_step=on_step)
     own = probability(subject, questions, [r.answer for r in rows])
-    found = {"rouge": rouge_l([r.answer for r in rows], said, "recall"), "probability": own}
+    found = {
+        "rouge": rouge_l([r.answer for r in rows], said, "recall", stem=True),
+        "probability": own,
+    }
     if not all(r.perturbed for r in rows):
         return found
     asked = [r.question for r in rows for _ in r.perturbed]
