@@ -1,9 +1,10 @@
 """Multiple choice in the schema of WMDP (arXiv 2403.03218) and MMLU (arXiv 2009.03300).
 
-Scored by the letters' logits, in the prompt of Hendrycks et al. and of lm-eval's ``mmlu`` and
-``wmdp``; or, where a model is too small for letters, in the cloze form (which of the four answers
-is most probable as text, as in lm-eval's ``mmlu_continuation``). Either form becomes an ordinary
-task, on which the whole main job runs.
+Scored by the letters' probabilities, in the prompt of Hendrycks et al. and of lm-eval's ``mmlu``
+and ``wmdp``; or, where a model is too small for letters, in the cloze form (which of the four
+answers is most probable as text, as in lm-eval's ``mmlu_continuation``, but without the sentence
+that opens its prompt and the white space around a choice). Either form becomes an ordinary task, on
+which the whole main job runs. Checked against lm-eval 0.4.12.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import numpy as np
 import torch
 
 from mansu.errors import MansuError
-from mansu.measure.scores import measure, share_right
+from mansu.measure.scores import share_right
 from mansu.sets import hub
 from mansu.sets.continuation import check_fits, log_probabilities
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import NEEDED, Fact, Task
-from mansu.tasks.tokens import examples
 
 LETTERS = "ABCD"
 
@@ -227,32 +227,39 @@ def scores(
     Returns:
         ``accuracy`` ``[N]`` (0, 1, or a share where choices tie) and ``log_probability`` ``[N]``
         of the right answer, nats. In the cloze form the choices are compared by log-probability
-        per byte of text (lm-eval's ``acc_norm``), and ``accuracy_sum`` compares without that
-        normalisation.
+        per character of the choice, without the space before it (lm-eval's ``acc_norm``), and
+        ``accuracy_sum`` compares without that normalisation (its ``acc``).
+
+    Raises:
+        MansuError: a prompt that is longer than the context, or, asked in letters, a subject that
+            has no token for one of them.
     """
-    if form == "letters":
-        asked = tuple(facts(questions, "holdout", form, shots))
-        for fact in asked:
-            check_fits(subject, len(subject.encode(fact.prompt, start=True)), fact.prompt)
-        task = Task(name="letters", title="", description="", facts=asked)
-        rows = examples(task, subject, "holdout")
-        if len(rows) < len(questions):
-            raise MansuError(f"{subject.name!r} has no one-token letters: use the cloze form.")
-        measured = measure(subject, rows)
-        log_probability = measured.log_probability.astype(float)
-        return {"accuracy": measured.correct, "log_probability": log_probability}
-    prompts = [cloze_prompt(q, shots) for q in questions for _ in LETTERS]
-    texts = [f" {c.strip()}" for q in questions for c in q.choices]
-    sums = np.array([x.sum() for x in log_probabilities(subject, prompts, texts)])
-    size = np.array([len(t.encode()) for t in texts])
+    letters = form == "letters"
+    asked = letter_prompt if letters else cloze_prompt
+    prompts = [asked(q, shots) for q in questions for _ in LETTERS]
+    said = [c.strip() for q in questions for c in (LETTERS if letters else q.choices)]
+    texts = [f" {each}" for each in said]
+    if letters:
+        _check_letters(subject, prompts, texts)
+    batch = 64 if letters else 16  # a letter is one token, of whose logits more can be held
+    sums = np.array([x.sum() for x in log_probabilities(subject, prompts, texts, batch=batch)])
     right = np.array([q.answer for q in questions])
     table = sums.reshape(-1, len(LETTERS))
-    per_byte = (sums / size).reshape(-1, len(LETTERS))
-    return {
-        "accuracy": _right(per_byte, right),
-        "accuracy_sum": _right(table, right),
-        "log_probability": table[np.arange(len(right)), right],
-    }
+    found = {"log_probability": table[np.arange(len(right)), right]}
+    if letters:
+        return {"accuracy": _right(table, right), **found}
+    with np.errstate(divide="ignore"):  # an empty choice is never taken
+        per_character = (sums / [len(each) for each in said]).reshape(-1, len(LETTERS))
+    return {"accuracy": _right(per_character, right), "accuracy_sum": _right(table, right), **found}
+
+
+def _check_letters(subject: Subject, prompts: Sequence[str], letters: Sequence[str]) -> None:
+    """Raise ``MansuError`` if a letter is not one token, or unknown, or a prompt is too long."""
+    for prompt, letter in zip(prompts, letters, strict=True):
+        head, tail = subject.continuation(prompt, letter)
+        check_fits(subject, len(head) + 1, prompt)
+        if len(tail) != 1 or tail[0] == subject.tokenizer.unk_token_id:
+            raise MansuError(f"{subject.name!r} has no one-token letters: use the cloze form.")
 
 
 def _right(table: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -190,25 +190,26 @@ def cut(subject: Subject, text: str, tokens: int) -> str:
     return text[: places["offset_mapping"][len(ids) - 1][1]] if ids else ""  # type: ignore[index]
 
 
-def rouge_l(truths: Sequence[str], said: Sequence[str], what: str) -> np.ndarray:
-    """ROUGE-L (Lin 2004) with Porter stemming, as in TOFU's and MUSE's code.
+def rouge_l(truths: Sequence[str], said: Sequence[str], what: str, *, stem: bool) -> np.ndarray:
+    """ROUGE-L (Lin 2004) of what was said.
 
     Args:
         what: ``recall`` or ``fmeasure``.
+        stem: compare Porter's stems of the words, as TOFU's code does, or the words, as MUSE's.
 
     Returns:
         float ``[N]`` in 0 to 1.
     """
-    scorer = _scorer()
+    scorer = _scorer(stem)
     pairs = zip(truths, said, strict=True)
     return np.array([getattr(scorer.score(t, s)["rougeL"], what) for t, s in pairs], dtype=float)
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(stem: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=stem)
 
 
 def check_fits(subject: Subject, length: int, text: str) -> None:

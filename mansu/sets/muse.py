@@ -1,7 +1,13 @@
-"""MUSE (arXiv 2407.06460): verbatim and knowledge memorisation, and privacy leakage."""
+"""MUSE (arXiv 2407.06460): verbatim and knowledge memorisation, and privacy leakage.
+
+As in the authors' code (github.com/swj0419/muse_bench at fcd6651: ``metrics`` and ``eval.py``),
+whose ROUGE is 100 times this one; but a text longer than the context is cut (``min_k``), and
+PrivLeak's reference is one's own, not the AUC of their retrained model.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +62,7 @@ def read_knowledge(source: str, *, split: str) -> list[tuple[str, str]]:
         MansuError: it cannot be read, or a column is missing.
     """
     rows = hub.read(source, KNOWLEDGE, split=split)
-    return [(row["question"].strip(), row["answer"].strip()) for row in rows]
+    return [(row["question"], row["answer"]) for row in rows]
 
 
 def read_texts(source: str, *, split: str) -> list[str]:
@@ -78,11 +84,13 @@ def verbatim(
     """VerbMem: ROUGE-L F1 of the greedy continuation with as much of the truth, ``[N]``.
 
     Args:
-        tokens: how much is said, and no more than the longest truth has.
+        tokens: how much is said, however short the truth is, and how much of the truth is
+            compared, of which the tokenizer's BOS is one.
     """
-    tokens = min(tokens, max(len(subject.encode(truth)) for _, truth in pairs))
     said = greedy(subject, [p for p, _ in pairs], tokens=tokens, on_step=on_step)
-    return rouge_l([cut(subject, truth, tokens) for _, truth in pairs], said, "fmeasure")
+    most = tokens - len(subject.prefix)
+    truths = [cut(subject, truth, most) for _, truth in pairs]
+    return rouge_l(_tidy(subject, truths), _tidy(subject, said), "fmeasure", stem=False)
 
 
 def knowledge(
@@ -93,16 +101,24 @@ def knowledge(
     tokens: int = KNOWLEDGE_TOKENS,
     on_step: OnStep = silent,
 ) -> np.ndarray:
-    """KnowMem: ROUGE-L F1 of the greedy answer (its first paragraph) with the truth, ``[N]``.
+    """KnowMem: ROUGE-L F1 of the greedy answer with the truth, ``[N]``.
+
+    An answer ends with its paragraph, or where the model goes on to ask a question of its own. The
+    prompt ends in "Answer: ", with the space.
 
     Args:
         shots: worked examples shown before each question.
     """
     shown = "".join(f"Question: {q}\nAnswer: {a}\n\n" for q, a in shots)
-    asked = [f"{shown}Question: {q}\nAnswer:" for q, _ in pairs]
+    asked = [f"{shown}Question: {q}\nAnswer: " for q, _ in pairs]
     said = greedy(subject, asked, tokens=tokens, on_step=on_step)
-    firsts = [s.split("\n\n")[0].split("\nQuestion")[0] for s in said]
-    return rouge_l([a for _, a in pairs], firsts, "fmeasure")
+    answers = [re.split(r"\n\n|\nQuestion|Question:", s)[0] for s in _tidy(subject, said)]
+    return rouge_l([a for _, a in pairs], answers, "fmeasure", stem=False)
+
+
+def _tidy(subject: Subject, texts: Sequence[str]) -> list[str]:
+    """Without the spaces that the authors' decoding takes out: "do n't" is read as "don't"."""
+    return [subject.tokenizer.clean_up_tokenization(text) for text in texts]
 
 
 def min_k(subject: Subject, texts: Sequence[str], *, share: float = MIN_K) -> np.ndarray:

@@ -1,4 +1,10 @@
-"""TOFU (arXiv 2401.06121): ROUGE-L recall, answer probability, truth ratio, utility, quality."""
+"""TOFU (arXiv 2401.06121): ROUGE-L recall, answer probability, truth ratio, utility, quality.
+
+As the paper writes them. The authors' code (github.com/locuslab/tofu at bdc209e) agrees but for
+these: it scores at most 300 rows of a set; it counts the end token among an answer's and, in the
+prompt used here, the word "Answer:", which its greedy answers say themselves; and its truth ratio
+is of mean losses (``aggregate_eval_stat.py``), a geometric mean of the wrong answers'.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,8 @@ WORLD = ("real_authors", "world_facts")
 """Sets whose probability is taken among the given answers (TOFU §2.2.2)."""
 
 
-NEW_TOKENS = 64
+LENGTH = 200
+"""Tokens of a prompt and its greedy answer together, at most, as in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def read(source: str, *, split: str = "train") -> list[Row]:
 
 
 def prompt(question: str) -> str:
-    """The prompt of TOFU's code for models without a chat format of their own."""
+    """The prompt that TOFU's code trains models on which have no chat format of their own."""
     return f"Question: {question}\nAnswer:"
 
 
@@ -73,8 +80,6 @@ def probability(subject: Subject, questions: Sequence[str], answers: Sequence[st
 
 def truth_ratio(paraphrased: np.ndarray, perturbed: Sequence[np.ndarray]) -> np.ndarray:
     """TOFU's equation 1: mean probability of the wrong answers ÷ that of the right one.
-
-    (The authors' code averages losses instead, a geometric mean; this is what the paper writes.)
 
     Args:
         paraphrased: ``[N]``, P(ã|q)^(1/|ã|). perturbed: N arrays of P(â|q)^(1/|â|).
@@ -90,7 +95,7 @@ def scores(
     rows: Sequence[Row],
     *,
     world: bool = False,
-    tokens: int = NEW_TOKENS,
+    tokens: int | None = None,
     on_step: OnStep = silent,
 ) -> dict[str, np.ndarray]:
     """The three measures by row, on the subject as it now is.
@@ -98,15 +103,24 @@ def scores(
     Args:
         world: take the probability among the given answers, P(a) ÷ (P(a) + Σ P(â)), as TOFU does
             for its real-world sets.
+        tokens: the longest greedy answer; by default what the longest prompt leaves of ``LENGTH``,
+            or of the context where that is shorter.
 
     Returns:
         ``rouge`` ``[N]`` (ROUGE-L recall of the greedy answer), ``probability`` ``[N]`` and, where
         every row has perturbed answers, ``truth_ratio`` ``[N]``.
     """
     questions = [r.question for r in rows]
-    said = greedy(subject, [prompt(q) for q in questions], tokens=tokens, on_step=on_step)
+    prompts = [prompt(q) for q in questions]
+    if tokens is None:
+        longest = max(len(subject.encode(p, start=True)) for p in prompts)
+        tokens = max(min(LENGTH, subject.context or LENGTH) - longest, 1)
+    said = greedy(subject, prompts, tokens=tokens, on_step=on_step)
     own = probability(subject, questions, [r.answer for r in rows])
-    found = {"rouge": rouge_l([r.answer for r in rows], said, "recall"), "probability": own}
+    found = {
+        "rouge": rouge_l([r.answer for r in rows], said, "recall", stem=True),
+        "probability": own,
+    }
     if not all(r.perturbed for r in rows):
         return found
     asked = [r.question for r in rows for _ in r.perturbed]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import byte_pairs
 from multiple_choice import FORGET, KEEP, written
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -80,8 +83,9 @@ def test_the_prompt_is_the_field_s() -> None:
     )
 
 
-def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
-    subject, questions = lettered(), asked(11)
+def check_letters_by_hand(questions: list[Question]) -> np.ndarray:
+    """Accuracy in letters, which is the argmax of four logits of the plain model."""
+    subject = lettered()
     found = choices.scores(subject, questions)
     letters = [subject.encode(f" {x}")[0] for x in LETTERS]
     for i, q in enumerate(questions):
@@ -91,21 +95,56 @@ def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
         assert found["accuracy"][i] == (int(logits[letters].argmax()) == q.answer)
         own = float(logits.log_softmax(-1)[letters[q.answer]])
         assert found["log_probability"][i] == pytest.approx(own, abs=1e-4)
-    assert 0 < found["accuracy"].sum() < len(questions)  # neither all right nor all wrong
+    return found["accuracy"]
 
 
-def test_cloze_accuracy_is_the_most_probable_text_a_byte_by_hand() -> None:
-    subject, questions = lettered(), asked(8)
+def test_letter_accuracy_is_the_argmax_of_four_logits_by_hand() -> None:
+    found = check_letters_by_hand(asked(11))
+    assert 0 < found.sum() < len(found)  # neither all right nor all wrong
+
+
+def test_a_question_that_stands_twice_with_two_answers_is_scored_twice() -> None:
+    questions = asked(4)
+    others = [replace(q, answer=(q.answer + i) % 4, row=9) for q in questions for i in (1, 2, 3)]
+    found = check_letters_by_hand([*questions, *others])
+    assert found.sum() == 4  # of four answers to one question the model gives one
+
+
+def test_a_question_with_a_word_that_the_model_does_not_know_is_scored() -> None:
+    strange = replace(asked(1)[0], question="What is quite strange ?")
+    assert lettered().tokenizer.unk_token_id in lettered().encode(strange.question)
+    assert len(check_letters_by_hand([*asked(3), strange])) == 4
+
+
+def test_cloze_accuracy_is_the_most_probable_text_a_character_by_hand() -> None:
+    """lm-eval's ``acc_norm`` and ``acc``: with and without the length of the choice alone."""
+    tokenizer = byte_pairs()
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, **shape)
+    model = LlamaForCausalLM(config)
+    subject = wrap("bytewise", model, tokenizer)
+    texts = ("né", " is is ", "日本", "X 4 X")
+    questions = [Question(f"Which is {i}?", texts, i % 4, "things", i) for i in range(8)]
     found = choices.scores(subject, questions, form="cloze")
+    bytewise = []
     for i, q in enumerate(questions):
-        head = subject.encode(f"Question: {q.question}\nAnswer:")
-        with torch.no_grad():
-            logits = subject.model(torch.tensor([head])).logits[0, -1].double().log_softmax(-1)
-        own = np.array([float(logits[subject.encode(c)[0]]) for c in q.choices])
-        size = np.array([1 + len(c) for c in q.choices])
-        assert found["accuracy"][i] == ((own / size).argmax() == q.answer)
-        assert found["accuracy_sum"][i] == (own.argmax() == q.answer)
+        head = tokenizer(f"Question: {q.question}\nAnswer:")["input_ids"]
+        own = []
+        for choice in q.choices:
+            tail = tokenizer(f" {choice.strip()}")["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([head + tail])).logits[0].double().log_softmax(-1)
+            own.append(sum(float(logits[len(head) + k - 1, t]) for k, t in enumerate(tail)))
+        size = np.array([len(c.strip()) for c in q.choices])
+        assert found["accuracy"][i] == ((np.array(own) / size).argmax() == q.answer)
+        assert found["accuracy_sum"][i] == (np.argmax(own) == q.answer)
         assert found["log_probability"][i] == pytest.approx(own[q.answer], abs=1e-4)
+        sizes = np.array([len(f" {c.strip()}".encode()) for c in q.choices])
+        bytewise.append((np.array(own) / sizes).argmax() == q.answer)
+    assert found["accuracy"].tolist() not in (bytewise, found["accuracy_sum"].tolist())
+    empty = replace(questions[0], choices=("", *texts[1:]))  # nothing a character is no rate
+    assert choices.scores(subject, [empty], form="cloze")["accuracy"] == [0]
 
 
 def test_a_model_without_letters_is_told_to_use_the_cloze_form(tiny: Subject) -> None:

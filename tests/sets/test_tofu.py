@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parrot import parrot
 from scipy.stats import kstwo
 
 from mansu.errors import MansuError
@@ -51,6 +52,17 @@ def test_scores_are_made_of_their_parts(tiny: Subject) -> None:
         assert world == pytest.approx(own / (own + wrong.sum()), rel=1e-4)
     plain = [tofu.Row(r.question, r.answer, r.answer, ()) for r in ROWS]
     assert set(tofu.scores(tiny, plain, tokens=2)) == {"rouge", "probability"}
+
+
+@pytest.mark.parametrize(("context", "words", "said"), [(512, 250, 200 - 5), (64, 59, 64 - 5)])
+def test_prompt_and_answer_are_as_long_as_in_the_authors_code(
+    context: int, words: int, said: int
+) -> None:
+    """Their max_length is of both; the prompt has five tokens, and the model never ends."""
+    subject = parrot({"Answer:": " la", " la": " la"}, context=context)
+    assert len(subject.encode(tofu.prompt("So what?"))) == 5
+    found = tofu.scores(subject, [tofu.Row("So what?", " ".join(["la"] * words), "la", ())])
+    assert found["rouge"][0] == pytest.approx(said / words)
 
 
 def test_utility_is_the_harmonic_mean() -> None:
