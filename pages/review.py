@@ -79,7 +79,10 @@ def unread(
         if now is None:
             return "The signature that you read is gone: read the evidence again, then sign again."
         who = words.plain(now.name)
-        return f"{who} has signed since you opened this form: read that decision, then sign again."
+        return (
+            f"{who} has signed since you opened this form: read that decision above, then sign "
+            "again."
+        )
     if other := of.news(read[1], of.evidence(found)):
         return (
             f"The evidence has changed since you opened this form ({other}): read it, then sign "
