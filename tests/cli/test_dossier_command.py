@@ -45,6 +45,16 @@ def test_a_dossier_is_written_signed_and_repeated_by_its_own_command(
     assert json.loads(capsys.readouterr().out)["properties"]["facts"]
 
 
+def test_whose_signature_is_replaced_is_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    sign = ["dossier", "mine", "--decision"]
+    assert cli.main([*sign, "rejected", "--name", "Anna"]) == 0
+    assert "Anna" not in capsys.readouterr().out
+    anna = run.read("review", "mansu")
+    assert cli.main([*sign, "accepted", "--name", "Bob"]) == 0
+    said = f"replaced the signature of Anna: rejected, {anna.date}\n"
+    assert said in capsys.readouterr().out and run.read("review", "mansu").name == "Bob"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

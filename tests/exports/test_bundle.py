@@ -20,7 +20,7 @@ from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.exports.bundle import CONTENTS, pack, unpack
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
-from mansu.report.dossier import dossier
+from mansu.report.dossier import dossier, remarks, review_of
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -78,6 +78,7 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     told = Edit(**{**edit.__dict__, "meta": {**edit.meta, "subject": str(secret)}})
     run.save({"edit": told, "full": base, "nf4": base}, "mansu")
     run.save({"edges": Scores(torch.arange(2), torch.ones(2, 3))}, "mansu")
+    run.save({"review": review_of(dossier(run, "mansu"), "rejected", "Ada", {})}, "mansu")
     pack(run, tmp_path / "p.zip")
     with zipfile.ZipFile(tmp_path / "p.zip") as bundle:
         for name in bundle.namelist():
@@ -87,6 +88,9 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     assert made.subject == "a model" and made.edit("mansu").meta["subject"] == "a model"
     assert made.measurement("mansu", nf4=True).splits.keys() == base.splits.keys()  # still bound
     assert made.edge_scores("mansu").codes.tolist() == [0, 1]
+    one, other = (dossier(each, "mansu") for each in (run, made))
+    assert one.files["edits/mansu/full.json"] != other.files["edits/mansu/full.json"]
+    assert remarks(one) == remarks(other) == []  # it is the evidence that was signed
     run.file("mask").write_bytes(b"junk")
     with pytest.raises(DamagedError, match="cannot be read"):
         pack(run, tmp_path / "damaged.zip")

@@ -19,8 +19,10 @@ from made import changed, run_of
 from mansu.circuits.diff import diff
 from mansu.cli.commands import parser
 from mansu.errors import BadInputError, DamagedError
+from mansu.evidence.attacks import Attacks
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
+from mansu.job import names
 from mansu.job.runs import Run, examples
 from mansu.measure.scores import Measurement, measure_task
 from mansu.report import svg
@@ -32,6 +34,7 @@ from mansu.report.dossier import (
     dossier,
     failing,
     remarks,
+    review_of,
     schema,
     thresholds_table,
 )
@@ -205,6 +208,9 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
         {"more": 1},
         {"review": {"decision": "maybe"}},
         {"review": {**SIGNED, "thresholds": {"nats": "much"}}},
+        {"review": {**SIGNED, "notes": 3}},
+        {"review": {**SIGNED, "statuses": [], "files": {}}},
+        {"review": {**SIGNED, "statuses": dict.fromkeys(ABOUT, "failed"), "files": ["x"]}},
         {"thresholds": {}},
         {"originals": {"margin": 0.5, "tolerance": 7.0}},
         {"accuracies": {"Forget": [[1.0, 0.5]]}},
@@ -232,8 +238,74 @@ def test_whoever_reads_a_signature_knows_by_what_it_was_made(run: Run) -> None:
     said = " ".join(remarks(made))
     assert f"although the verdict is {made.status}" in said and "0.500 nats (orig" in said
     assert all(escape(remark) in page(made) for remark in remarks(made))
-    run.save({"review": signed(run, seen=made.status)}, "mansu")
+    run.save({"review": review_of(made, "rejected", "Ada", {})}, "mansu")
     assert remarks(dossier(run, "mansu")) == []
+
+
+def test_thresholds_other_than_the_signer_s_are_told(run: Run) -> None:
+    away = {"drift": 0.0}
+    first, moved = dossier(run, "mansu"), dossier(run, "mansu", away)
+    assert first.judged.retention.status != moved.judged.retention.status
+    run.save({"review": review_of(first, "rejected", "Rita", {})}, "mansu")
+    (whole, by, were) = remarks(dossier(run, "mansu", away))
+    assert whole == f"It was signed when the verdict was {first.status}."
+    assert by == "It was signed by the original thresholds; the verdict here is by others."
+    assert were == (
+        f"It was signed when retain preservation was {first.judged.retention.status} (here "
+        f"{moved.judged.retention.status})."
+    )
+    run.save({"review": review_of(moved, "rejected", "Rita", {})}, "mansu")
+    (_, by, _) = remarks(dossier(run, "mansu"))
+    assert by.startswith("It was signed by moved thresholds: drift on text, at most 0.000 nats")
+    assert by.endswith("; the verdict here is by others.")
+    (by,) = remarks(dossier(run, "mansu", away))
+    assert by.startswith("It was signed by moved thresholds") and "others" not in by
+
+
+def test_evidence_that_its_signer_did_not_see_is_told(run: Run, base: Measurement) -> None:
+    """Another edit's is not, nor the same made anew, nor what is no measurement."""
+
+    def said() -> list[str]:
+        return remarks(Dossier.from_json(json.dumps(dossier(run, "mansu").to_json())))
+
+    run.save({"review": review_of(dossier(run, "mansu"), "rejected", "Rita", {})}, "mansu")
+    scores = {kind: base.splits["forget"] for kind in ("none", "relearning")}
+    tried = Attacks(scores, (scores["none"],), {})
+    full, nf4 = (run.measurement("mansu", nf4=nf4) for nf4 in (False, True))
+    run.save({"full": full, "nf4": nf4}, "mansu")
+    run.save({"base_attacks": tried, "timings": {"attacks": 1.0}})
+    run.save({"attacks": tried}, "ga")
+    run.save({"verdict": dossier(run, "mansu").judged}, "mansu")
+    assert said() == []
+    run.save({"attacks": tried}, "mansu")
+    assert said() == ["The evidence has changed since it was signed (new: recovery attacks)."]
+    run.file("survival", "mansu").unlink(missing_ok=True)
+    run.save({"nf4": replace(full, drift=(0.02,) * 8)}, "mansu")
+    assert "(new: recovery attacks; changed: measurement in NF4)" in said()[-1]
+    run.save({"review": review_of(dossier(run, "mansu"), "rejected", "Rita", {})}, "mansu")
+    run.file("attacks", "mansu").unlink()
+    assert said() == ["The evidence has changed since it was signed (gone: recovery attacks)."]
+
+
+def test_an_edit_s_other_name_is_no_other_evidence(run: Run) -> None:
+    told, base = replace(run.edit("ga"), meta={"method": "mansu"}), run.base(nf4=False)
+    run.save({"edit": told, "full": base, "nf4": base}, "mansu")
+    run.save({"review": review_of(dossier(run, "mansu"), "rejected", "Rita", {})}, "mansu")
+    names.rename(run, "mansu", "mansu-slow")
+    assert remarks(dossier(run, "mansu-slow")) == []
+
+
+def test_of_an_earlier_mansu_s_review_nothing_is_known(run: Run) -> None:
+    """Its file is read as ever."""
+    run.save({"review": signed(run, seen=dossier(run, "mansu").status)}, "mansu")
+    file, new = run.file("review", "mansu"), ("statuses", "files", "digest of the rest")
+    file.write_text(
+        json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in new})
+    )
+    made = dossier(run, "mansu")
+    assert made.signed is not None and made.signed.statuses is made.signed.files is None
+    (said,) = remarks(made)
+    assert "an earlier MANSU" in said and "is unknown" in said and said in page(made)
 
 
 def test_a_review_goes_with_its_edit(run: Run) -> None:
@@ -253,6 +325,8 @@ def test_a_review_goes_with_its_edit(run: Run) -> None:
         ({"notes": {"beauty": "x"}}, "no property"),
         ({"notes": {"gap": "x" * 5001}}, "too long"),
         ({"seen": "fine"}, "no status"),
+        ({"statuses": {"gap": "failed"}}, "one of each"),
+        ({"statuses": dict.fromkeys(ABOUT, "fine")}, "one of each"),
     ],
 )
 def test_a_review_that_says_nothing_is_refused(
