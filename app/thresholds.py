@@ -29,7 +29,9 @@ def moved(run: Run) -> dict[str, float]:
     known, before = settings_of(Thresholds), asdict(originals(run))
     changes: dict[str, float] = {}
     wrong = st.container()  # in sight, also while the sliders are not
-    with st.expander("Move the thresholds", icon=":material/tune:"):
+    box = st.expander("Move the thresholds", icon=":material/tune:")
+    said = st.container()  # there, also while it says nothing: what is below stays open
+    with box:
         st.caption(
             "The measurements stay as they are; only the verdict is made anew. Nothing is saved "
             "but in this page's address."
@@ -52,7 +54,7 @@ def moved(run: Run) -> dict[str, float]:
                 st.query_params.pop(name, None)
             st.session_state[f"kept {name}"] = changes.get(name)
     if changes:
-        st.warning(told(run, changes), icon=":material/tune:")
+        said.warning(told(run, changes), icon=":material/tune:")
     return changes
 
 

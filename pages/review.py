@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from datetime import date
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from app.components.figure import figure
 from app.folded import folded
 from mansu import exports
 from mansu.evidence.review import DECISIONS, Review
+from mansu.evidence.verdict import ABOUT
 from mansu.job import names
 from mansu.job.runs import Run, listed
 from mansu.report import changes, rows, svg
@@ -65,26 +66,58 @@ def decided(found: Dossier) -> None:
         tables.draw(of.notes_table(signed))
 
 
-def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> None:
+def unread(
+    run: Run, method: str, found: Dossier, read: tuple[Review | None, Mapping[str, str]]
+) -> str | None:
+    """Why whoever has read that may not sign yet, a sentence; None where it is what there is.
+
+    Args:
+        read: the signature that stood on the page, and ``of.evidence``.
+    """
+    now = run.read("review", method) if run.has("review", method) else None
+    if now != read[0]:
+        if now is None:
+            return "The signature that you read is gone: read the evidence again, then sign again."
+        who = words.plain(now.name)
+        return f"{who} has signed since you opened this form: read that decision, then sign again."
+    if other := of.news(read[1], of.evidence(found)):
+        return (
+            f"The evidence has changed since you opened this form ({other}): read it, then sign "
+            "again."
+        )
+    return None
+
+
+def sign(run: Run, method: str, found: Dossier) -> None:
     """The reviewer's decision, and the form that makes it."""
     st.header("Decision")
     with st.container():  # the box below stays open when something is added here
         decided(found)
-    before = {} if found.signed is None else found.signed.notes
-    with st.expander("Sign"):
-        with st.form("sign"):
+    # What is typed is of this edit alone, and no signature of another person's takes its place.
+    key, session = f"sign {run.name}/{method}/{{}}".format, st.session_state
+    if key("name") not in session:
+        session[key("read")] = found.signed, of.evidence(found)
+        session[key("name")] = "" if found.signed is None else found.signed.name
+        before = {} if found.signed is None else found.signed.notes
+        session.update({key(name): before.get(name, "") for name in ABOUT})
+    label = f"Sign the edit “{words.plain(names.title(run, method))}”"
+    with st.expander(label):
+        with st.form(key("form")):
             decision = st.radio(
-                "Decision", DECISIONS, index=None, horizontal=True, format_func=capitalised
+                "Decision",
+                DECISIONS,
+                index=None,
+                horizontal=True,
+                key=key("decision"),
+                format_func=capitalised,
             )
-            name = st.text_input("Your name", "" if found.signed is None else found.signed.name)
-            notes = {
-                p.name: st.text_area(
-                    f"Note on {p.title} ({p.status})", before.get(p.name, ""), height=80
-                )
-                for p in found.judged.properties
-            }
-            pressed = st.form_submit_button("Sign", icon=":material/edit_document:")
-        just = st.session_state.pop(JUST, None) == (run.name, method)
+            name = st.text_input("Your name", key=key("name"))
+            notes = {}
+            for p in found.judged.properties:
+                notes[p.name] = st.text_area(f"Note on {p.title}", key=key(p.name), height=80)
+                st.caption(words.MARKS[p.status])
+            pressed = st.form_submit_button(label, icon=":material/edit_document:")
+        just = session.pop(JUST, None) == (run.name, method)
         if just and found.signed is not None:
             st.success("Signed, and kept with the run. The files below hold it.")
         if not pressed:
@@ -92,12 +125,16 @@ def sign(run: Run, method: str, found: Dossier, changes: dict[str, float]) -> No
         if decision is None:
             st.error("Choose a decision, then sign.", icon=":material/error:")
             return
+        if why := unread(run, method, found, session[key("read")]):
+            session[key("read")] = found.signed, of.evidence(found)
+            st.error(why, icon=":material/error:")
+            return
         with state.show_errors():
-            said = {key: note.strip() for key, note in notes.items() if note.strip()}
-            today = date.today().isoformat()
-            review = Review(decision, name, today, found.judged.status, said, changes)
+            said = {about: note.strip() for about, note in notes.items() if note.strip()}
+            review = of.review_of(found, decision, name, said)
             run.save({"review": review}, method)
-            st.session_state[JUST] = run.name, method
+            session[key("read")] = review, of.evidence(found)
+            session[JUST] = run.name, method
             st.rerun()
 
 
@@ -219,12 +256,11 @@ if not run.edits():
     st.stop()
 method = state.choose("Edit", run.edits(), "edit", format_func=partial(names.title, run))
 with state.show_errors():
-    moved = thresholds.moved(run)
-    found = dossier(run, method, moved)
+    found = dossier(run, method, thresholds.moved(run))
     verdict(found)
     folded("The thresholds", lambda: tables.draw(of.thresholds_table(found)))
     evidence(found)
-    sign(run, method, found, moved)
+    sign(run, method, found)
     take_along(run, method, found)
     repeat(found)
     with state.show_errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 
 from mansu.errors import BadInputError
@@ -38,11 +38,9 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def dossier(options: argparse.Namespace) -> None:
-    from mansu.evidence.review import Review
     from mansu.files import with_end
-    from mansu.job.judging import judged
     from mansu.job.runs import Run
-    from mansu.report.dossier import Dossier, differences, schema
+    from mansu.report.dossier import Dossier, differences, review_of, schema
     from mansu.report.dossier import dossier as made
 
     if options.schema:
@@ -56,15 +54,16 @@ def dossier(options: argparse.Namespace) -> None:
     path = options.to and with_end(options.to, ".html")
     if path is not None:
         run.refuse_inside(path)
-    if options.decision:
-        notes = dict(_pairs(options.note, "--note"))
-        seen = judged(run, method, changes).status
-        today = date.today().isoformat()
-        review = Review(options.decision, options.name, today, seen, notes, changes)
-        run.save({"review": review}, method)
-    elif options.note or options.name:
+    if not options.decision and (options.note or options.name):
         raise BadInputError("A note or a name belongs to a decision: give --decision, too.")
     found = made(run, method, changes)
+    if options.decision:
+        notes, before = dict(_pairs(options.note, "--note")), found.signed
+        review = review_of(found, options.decision, options.name, notes)
+        run.save({"review": review}, method)
+        found = replace(found, review=review.to_json())
+        if before is not None:
+            print(f"replaced the signature of {before.name}: {before.decision}, {before.date}")
     print(found.judged)
     if other is not None:
         print(differences(found, other))

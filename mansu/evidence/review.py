@@ -25,6 +25,8 @@ class Review:
         seen: the verdict together that it was decided on.
         notes: property → what the reviewer says of it; those without a note are left out.
         thresholds: those that were not the original ones then, by name.
+        statuses: property → its status then. files: sha256 of the measurements that it rested on,
+            by the file's name. None in a review of an earlier MANSU, which kept neither.
 
     Raises:
         BadInputError: there is no such decision, date or property, no name, or a text too long.
@@ -36,6 +38,8 @@ class Review:
     seen: Status
     notes: Mapping[str, str] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    statuses: Mapping[str, Status] | None = None
+    files: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.decision not in DECISIONS:
@@ -53,6 +57,10 @@ class Review:
             raise BadInputError(f"{self.date!r:.40} is no date: write it as 2026-11-26.") from error
         if self.seen not in STATUSES:
             raise BadInputError(f"{self.seen!r:.40} is no status of a verdict.")
+        if self.statuses is not None and not (
+            self.statuses.keys() == ABOUT.keys() and {*self.statuses.values()} <= {*STATUSES}
+        ):
+            raise BadInputError(f"A review's statuses must be of {', '.join(ABOUT)}, one of each.")
         for name, note in self.notes.items():
             if name not in ABOUT:
                 raise BadInputError(f"{name!r:.40} is no property: give {', '.join(ABOUT)}.")

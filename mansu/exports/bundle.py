@@ -244,12 +244,16 @@ def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
         contents[name] = _renamed(files[name], changed, data)
         old, new = (hashlib.sha256(d).hexdigest() for d in (data, contents[name]))
         changed |= {old: new} if old != new else {}
-    for name in (n for n in contents if n not in tensors):
+    texts = [name for name in contents if name not in tensors]
+    # A review last: the sha256 of all that it rests on stands in it.
+    for name in sorted(texts, key=lambda n: n.endswith(ARTEFACTS["review"].file)):
         text = contents[name].decode("utf-8")
         for old, new in changed.items():
             text = text.replace(old, new)
         text = resummed(text, {}) if name.endswith(".json") else text
-        contents[name] = text.encode("utf-8")
+        data, contents[name] = contents[name], text.encode("utf-8")
+        old, new = (hashlib.sha256(d).hexdigest() for d in (data, contents[name]))
+        changed |= {old: new} if old != new else {}
     return contents
 
 

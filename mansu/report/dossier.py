@@ -15,7 +15,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from datetime import date
+from math import isclose
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,8 +25,8 @@ from pydantic import TypeAdapter, ValidationError
 from mansu import __version__, methods
 from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.evidence.attacks import ATTACKS
-from mansu.evidence.review import Review
-from mansu.evidence.verdict import ABOUT, LIMITS, Thresholds, Verdict
+from mansu.evidence.review import Decision, Review
+from mansu.evidence.verdict import ABOUT, LIMITS, Status, Thresholds, Verdict
 from mansu.files import reading, replacing, write_json
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
@@ -179,7 +181,7 @@ class Dossier:
                 f"This is no dossier of MANSU ({where}: {first['msg']}): give the JSON file that "
                 "lies beside a dossier."
             ) from error
-        except (MansuError, TypeError, ValueError) as error:
+        except (MansuError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"This dossier is damaged ({error}): make it again.") from error
         if found.version != VERSION:
             raise DamagedError(
@@ -409,7 +411,7 @@ def moved(now: Mapping[str, float], first: Mapping[str, float]) -> str:
     """Which thresholds are not the original ones, and what they were."""
     parts = []
     for name, (title, unit) in LIMITS.items():
-        if now[name] != first[name]:
+        if not isclose(now[name], first[name], abs_tol=1e-9):  # 0.3 of a slider and of a link
             shown, was = (numbers.amount(v, unit).lstrip("+") for v in (now[name], first[name]))
             parts.append(f"{title.lower()} {shown} (originally {was})")
     return "; ".join(parts)
@@ -429,9 +431,77 @@ def remarks(found: Dossier) -> list[str]:
     if signed.seen != found.status:
         said.append(f"It was signed when the verdict was {signed.seen}.")
     then = asdict(found.held_against[1].moved(signed.thresholds))
-    if by := moved(then, found.originals):
-        said.append(f"It was signed by moved thresholds: {by}.")
+    by, others = moved(then, found.originals), moved(found.thresholds, then)
+    if by or others:
+        by = f"by moved thresholds: {by}" if by else "by the original thresholds"
+        said.append(f"It was signed {by}{'; the verdict here is by others' if others else ''}.")
+    if signed.statuses is None or signed.files is None:
+        said.append(
+            "It was signed in an earlier MANSU, which did not keep the four statuses and the "
+            "evidence of then: whether they have changed since is unknown."
+        )
+        return said
+    were = [
+        f"{p.title} was {was} (here {p.status})"
+        for p in found.judged.properties
+        if (was := signed.statuses[p.name]) != p.status
+    ]
+    if were:
+        said.append(f"It was signed when {', '.join(were)}.")
+    if other := news(signed.files, evidence(found)):
+        said.append(f"The evidence has changed since it was signed ({other}).")
     return said
+
+
+def evidence(found: Dossier) -> dict[str, str]:
+    """sha256 of the measurements that a dossier rests on, by the file's name.
+
+    (Its place would be another one after the edit was given another name.)
+    """
+    names = {PurePosixPath(place).name: digest for place, digest in found.files.items()}
+    return {name: digest for name, digest in names.items() if name in _EVIDENCE}
+
+
+_EVIDENCE = {
+    a.file: a
+    for kind, a in ARTEFACTS.items()
+    if kind not in ("review", "verdict", "timings", "search", "marks")
+}
+"""Measurements: not what follows from them, how long they took, or what somebody wrote."""
+
+
+def news(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What differs between two results of ``evidence``: ``new: recovery attacks``; else empty.
+
+    What is new of the run itself was made for another edit, or comes with what is new of this one.
+    """
+    kinds = {
+        "new": [n for n in now if n not in then and _EVIDENCE[n].of_edit],
+        "changed": [n for n in then if then[n] != now.get(n, then[n])],
+        "gone": [n for n in then if n not in now],
+    }
+    return "; ".join(
+        f"{kind}: {', '.join(_EVIDENCE[n].title if n in _EVIDENCE else n for n in names)}"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+def review_of(found: Dossier, decision: Decision, name: str, notes: Mapping[str, str]) -> Review:
+    """A decision on what a dossier shows, dated today, to be saved with its run.
+
+    ::
+
+        run.save({"review": review_of(found, "rejected", "Ada", {"gap": "4 facts."})}, "mansu")
+
+    Raises:
+        BadInputError: as ``Review``.
+    """
+    verdict = found.judged
+    away = {n: v for n, v in found.thresholds.items() if v != found.originals[n]}
+    statuses: Mapping[str, Status] = {p.name: p.status for p in verdict.properties}
+    today = date.today().isoformat()
+    return Review(decision, name, today, verdict.status, notes, away, statuses, evidence(found))
 
 
 def notes_table(signed: Review) -> Table:
