@@ -21,6 +21,7 @@ from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step, apart
 from app.lesson.tally import Board, board
 from mansu import tasks
+from mansu.evidence import cad
 from mansu.job import runs
 from mansu.job.pipeline import CIRCUIT, QUANTIZE, perform, unlearning
 from mansu.job.runs import Run
@@ -145,6 +146,19 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     found = BY_KEY["hidden"].outcome(made, ("suppressor", "A"))
     assert found.truth.endswith("a suppressor") and found.said == found.truth
     assert found.difference == "right" and not found.caught
+
+
+def test_the_suppressor_is_the_one_of_the_verdict_beside_it(made: Bench) -> None:
+    """The charts of a step show its accuracy, its curve and its signal CAD under one name."""
+    mansu, found = (made.asked(name).full["forget"].accuracy for name in lasting.MODELS)
+    told = made.verdict("mansu").erasure.details
+    assert found == pytest.approx(told["suppressor_accuracy"], abs=1e-4)
+    assert abs(found - mansu) < 0.1  # "about as many"
+    circuit = made.circuit()
+    signals = cad.Signals(made.subject, tasks.pairs(made.task, made.subject, n=circuit.n_pairs))
+    hiding = signals.signal_of(made.edit("suppressor")).signal
+    signal = cad.cad(signals.base[:, circuit.edge_mask], hiding[:, circuit.edge_mask])
+    assert signal.value == pytest.approx(told["signal_suppressor"][0], rel=1e-4)
 
 
 def test_whether_a_model_hides_follows_from_what_it_relearns(made: Bench) -> None:
