@@ -25,7 +25,6 @@ from mansu.job.pace import left
 from mansu.job.pipeline import expected
 from mansu.job.runs import Run, Status, folder
 from mansu.launch import SECRETS
-from mansu.progress import Step
 from mansu.show.numbers import duration, percent
 from mansu.show.sentences import sentence
 
@@ -51,7 +50,7 @@ def start(arguments: Sequence[str], run: Path) -> None:
         opened.new_log() as log,
         queue.ticket(folder(), run) as ticket,
     ):
-        opened.set_status("running", 0.0, Step("load", 0, 1, part=opened.subject), begins=True)
+        opened.set_status("running", 0.0, begins=True)  # no step: it has not begun
         job = subprocess.Popen(
             [sys.executable, "-m", "mansu", *arguments],
             stdin=subprocess.DEVNULL,
@@ -135,9 +134,8 @@ def _progress(run: Run, shown: int) -> None:
         far = waiting(waits) if waits else f"{percent(status.share, 0)} · {doing(status)}"
         st.progress(status.share, far)
         told, button = st.columns([3, 1], vertical_alignment="center")
-        spent = duration(time.time() - status.started)
-        said = f"{spent} so far, {time_left(run)}." if not waits else turns()
-        told.caption(f"{said} You may leave this page.")
+        said = turns() if waits else _clock(run, status)
+        told.caption(f"{said} You may leave this page.".strip())
         cancelling = status.state == "cancelling"
         button.button(
             "Cancelling …" if cancelling else "Cancel",
@@ -148,6 +146,14 @@ def _progress(run: Run, shown: int) -> None:
             args=(run,),
             width="stretch",
         )
+
+
+def _clock(run: Run, status: Status) -> str:
+    """How long a job has worked and still will, as a sentence; empty before its first step, as
+    ``started`` may be when it came into the queue."""
+    if status.step is None:
+        return ""
+    return f"{duration(time.time() - status.started)} so far, {time_left(run)}."
 
 
 def doing(status: Status) -> str:

@@ -363,6 +363,17 @@ def sidebar() -> Run | None:
     return None
 
 
+def worked_on(runs: Sequence[Run]) -> Run | None:
+    """The run that ``sidebar`` will open, for a page without one; None before anybody chose one,
+    and where it is gone.
+
+    Args:
+        runs: of ``listed``.
+    """
+    name, offered = st.session_state.get("next run", _asked()), {run.name: run for run in runs}
+    return None if name is None else (offered | _example(offered)).get(name)
+
+
 def _asked() -> str | None:
     """The run that is asked for by the link, or was chosen last."""
     return st.query_params.get("run", st.session_state.get("kept run"))

@@ -66,15 +66,26 @@ def verdict(run: Run) -> None:
     )
 
 
-def doors(run: Run, example: Run) -> None:
-    """What to do with a run, which is said where it is not the example above."""
+def doors(run: Run, which: str, example: Run, taken: bool) -> None:
+    """What to do with a run, which is said where it is not the example above.
+
+    Args:
+        which: run it is, in words. taken: whether another run here has the example's name.
+    """
     st.header("Where to go")
     if run.name != example.name:
         st.info(
-            f"These open your newest run, **{plain(library.title(run))}** ({plain(run.name)}), and "
-            "not the example above: to open that one, copy it first, below.",
+            f"These open {which}, **{plain(library.title(run))}** ({plain(run.name)}), and not the "
+            "example above.",
             icon=":material/info:",
         )
+        if not taken:
+            st.page_link(
+                PAGES / "circuit.py",
+                label="Look at the example above",
+                icon=":material/visibility:",
+                query_params={"run": example.name},
+            )
     row = st.container(horizontal=True, key="doors")  # a narrow page: below each other
     for title, about, links in DOORS:
         with row.container(border=True, width=300):
@@ -90,7 +101,7 @@ def doors(run: Run, example: Run) -> None:
                     )
 
 
-def own_work(example: Run, runs: list[Run]) -> None:
+def own_work(example: Run, copy_is_here: bool) -> None:
     """From the example to work of one's own."""
     st.header("Your own work")
     command = example.manifest["example"]
@@ -102,7 +113,7 @@ def own_work(example: Run, runs: list[Run]) -> None:
         icon=":material/add:",
         query_params={"view": "New run"},
     )
-    if not any(run.name == example.name and not run.is_example for run in runs):
+    if not copy_is_here:
         if st.button("Copy the example to work on it", icon=":material/content_copy:"):
             state.select("run", copied(example).name)
             st.rerun()
@@ -118,20 +129,39 @@ def own_work(example: Run, runs: list[Run]) -> None:
 
 st.title("Does it stay forgotten?")
 st.markdown("**Machine unlearning, and what 4-bit storage does to it.**")
-shown = {run.name: run for run in examples()}
+shown, runs = {run.name: run for run in examples()}, listed()
 name = next(iter(shown))
+
+
+def seen_on() -> None:
+    """With no run of one's own, the example that is seen is the run that is worked on."""
+    if runs[0].is_example:
+        state.select("run", st.session_state["example"])
+
+
 if len(shown) > 1:
     name = state.choose(
-        "Seen on", list(shown), "example", format_func=lambda n: shown[n].about["title"]
+        "Seen on",
+        list(shown),
+        "example",
+        format_func=lambda n: shown[n].about["title"],
+        on_change=seen_on,
     )
-example, runs = shown[name], listed()
+example = shown[name]
 for part in (beginning, verdict):
     with state.show_errors():
         part(example)
+copied_here = any(run.name == name and not run.is_example for run in runs)
+chosen = state.worked_on(runs)
 # The run of that name: a copy that is worked on stands for the example, which is not listed then.
-door = next((run for run in runs if run.name == name), runs[0])
-doors(door, example)
+door = chosen or next((run for run in runs if run.name == name), runs[0])
+doors(
+    door,
+    "the run you chose" if chosen else "your newest run",
+    example,
+    copied_here or name in library.trashed().values(),
+)
 if door.judged():
     tour.offer(door.name)
 with state.show_errors():
-    own_work(example, runs)
+    own_work(example, copied_here)

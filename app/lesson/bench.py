@@ -22,6 +22,7 @@ from mansu.circuits import Circuit
 from mansu.circuits.graph import graph_of
 from mansu.circuits.silence import silenced
 from mansu.evidence import Verdict, controls
+from mansu.evidence.cad import PLACES
 from mansu.evidence.concealed import concealed
 from mansu.evidence.relearning import Relearned, halves, relearning
 from mansu.evidence.tradeoff import Cell, grid
@@ -179,9 +180,10 @@ class Bench:
         return train(self._problem(), **settings, only_quantized=True).edit
 
     def _suppressor(self) -> Edit:
-        """With MANSU's forget accuracy, as nearly as one is found."""
+        """That at the output which MANSU's verdict compares it with: one name, one edit."""
         rows, accuracy = self.rows(), self.asked("mansu").full["forget"].accuracy
-        return controls.suppressor(self.subject, rows["forget"], rows["retain"], accuracy=accuracy)
+        hiding = controls.suppression(self.subject, rows["forget"], rows["retain"], PLACES[0])
+        return hiding.reaching(controls.suppressed_percent(accuracy) / 100)
 
     def report(self, name: str) -> NF4Report:
         """What NF4 keeps of an edit."""

@@ -283,7 +283,11 @@ HIDDEN = Step(
     minutes=2,
     ask="How would you find out whether somebody has forgotten, or only does not say?",
     notes="Everybody has another labelling: ask “the quiet one or the other?”. Say what MANSU's "
-    "curve says, too: on this toy it does not stay at the bottom.",
+    "curve says, too: on this toy it does not stay at the bottom. The suppressor's falls again, "
+    "though the taught half stays wholly right: teaching asks for the taught colours only, and no "
+    "colour is of both halves. The unedited model, taught alike, keeps them all; why the "
+    "suppressor's does not, was not measured. What was back so soon was there, whatever became of "
+    "it later.",
     predict=_predict_hidden,
     reveal=_reveal_hidden,
     outcome=_outcome_hidden,

@@ -117,7 +117,8 @@ class Status:
         state: ``running``, ``done``, ``failed``, ``cancelling``, ``cancelled``, or ``none``: no job
             ever.
         share: of the whole job, 0 to 1. step: the last one reported; None before the first.
-        started, updated: seconds since 1970.
+        started, updated: seconds since 1970; a job of the app that waits has ``started`` when it
+            came into the queue, and anew when its turn comes.
         error: why it failed, a sentence.
 
     Whether the job still lives, ``lock.holder`` says.

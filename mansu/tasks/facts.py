@@ -402,10 +402,18 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
+"""What stands in a line of JSON, by its type in Python."""
+
+
 def _string(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise BadInputError(f'{where} has no "{key}": give a non-empty string.')
+    value = row.get(key, "")
+    if not isinstance(value, str):
+        kind = "null" if value is None else _KINDS.get(type(value), "an object")
+        raise BadInputError(f'{where} has {kind} as its "{key}", not text: give text in quotes.')
+    if not value.strip():
+        has = "an empty" if key in row else "no"
+        raise BadInputError(f'{where} has {has} "{key}": give a non-empty string.')
     _check_text(value, key, where)
     return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,27 @@ def entry() -> AppTest:
     app = AppTest.from_file(str(PAGES.parent / "app" / "main.py"), default_timeout=60).run()
     assert not app.exception, app.exception
     return app
+
+
+LOOK = "Look at the example above"
+
+
+def opens(app: AppTest, label: str) -> str:
+    """The run that a link of the page opens."""
+    (link,) = [link.proto for link in app.get("page_link") if link.proto.label == label]
+    return link.query_string.removeprefix("run=")
+
+
+def own_runs(example: Run) -> tuple[Run, Run]:
+    """Two runs of one's own, none with an example's name, the newer one first."""
+    made = copied(example)
+    for n, name in enumerate(("older", "newer")):
+        path = shutil.copytree(made.path, made.path.with_name(name))
+        manifest = {**made.manifest, "created": f"2099-01-0{n + 1}T00:00:00+00:00"}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(made.path)
+    newer, older = runs.listed()
+    return newer, older
 
 
 def test_it_opens_on_the_example_and_says_its_numbers(home: Path, example: Run) -> None:
@@ -141,8 +163,54 @@ def test_doors_that_open_another_run_than_the_one_shown_say_so(home: Path, examp
     app = entry()
     (said,) = [i.value for i in app.info]
     assert library.title(other) in said and "not the example above" in said
+    assert said.startswith("These open your newest run") and "copy" not in said
+    assert opens(app, LOOK) == example.name
+    seen = AppTest.from_file(str(PAGES / "circuit.py"), default_timeout=60)
+    seen.query_params["run"] = example.name  # as the link has it
+    assert seen.run().sidebar.selectbox[0].value == example.name and not seen.warning
     copied(example)
-    assert not entry().info
+    app = entry()
+    assert not app.info and LOOK not in {link.proto.label for link in app.get("page_link")}
+
+
+def test_the_doors_open_the_run_that_was_chosen(home: Path, example: Run) -> None:
+    newest, older = own_runs(example)
+    app = entry()
+    app.session_state["kept run"] = older.name  # as the sidebar of every page about a run keeps it
+    app.run()
+    assert opens(app, "Review this run") == opens(app, "Open the circuit") == older.name
+    (said,) = [i.value for i in app.info]
+    assert said.startswith("These open the run you chose") and older.name in said
+    app.session_state["next run"] = newest.name  # "Show" in the bar of jobs
+    assert opens(app.run(), "Review this run") == newest.name
+    del app.session_state["next run"]
+    library.trash(older)
+    app.run()
+    assert opens(app, "Review this run") == newest.name
+    assert app.info[0].value.startswith("These open your newest run")
+
+
+def test_the_sidebar_and_the_doors_agree(home: Path, example: Run) -> None:
+    """The chosen run, as the pages themselves keep it."""
+    _, older = own_runs(example)
+    app = entry()
+    app.switch_page(str(PAGES / "review.py"))
+    app.query_params["run"] = older.name
+    assert app.run().sidebar.selectbox[0].value == older.name
+    del app.query_params["run"]  # as a link of the navigation does
+    assert opens(app.switch_page(str(PAGES / "home.py")).run(), "Review this run") == older.name
+
+
+def test_an_example_seen_on_home_is_the_run_that_is_worked_on(home: Path, example: Run) -> None:
+    """As long as there is no other: what is shown last is meant."""
+    other = next(each for each in runs.examples() if each.name != example.name)
+    app = entry()
+    app.session_state["kept run"] = other.name
+    app.run()
+    assert opens(app, "Review this run") == other.name and opens(app, LOOK) == example.name
+    app.selectbox(key="example").set_value(other.name).run()
+    app.selectbox(key="example").set_value(example.name).run()
+    assert opens(app, "Review this run") == example.name and not app.info
 
 
 def test_every_linked_term_is_explained_and_none_twice() -> None:

@@ -21,12 +21,15 @@ from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step, apart
 from app.lesson.tally import Board, board
 from mansu import tasks
+from mansu.evidence import cad
+from mansu.evidence.relearning import halves, relearn, relearning
 from mansu.job import runs
 from mansu.job.pipeline import CIRCUIT, QUANTIZE, perform, unlearning
 from mansu.job.runs import Run
 from mansu.job.session import Session
 from mansu.job.settings import Settings
 from mansu.quant import quantize
+from mansu.subjects import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 
@@ -145,6 +148,33 @@ def test_the_measured_shares_are_those_of_the_edits(made: Bench) -> None:
     found = BY_KEY["hidden"].outcome(made, ("suppressor", "A"))
     assert found.truth.endswith("a suppressor") and found.said == found.truth
     assert found.difference == "right" and not found.caught
+
+
+def test_the_suppressor_is_the_one_of_the_verdict_beside_it(made: Bench) -> None:
+    """The charts of a step show its accuracy, its curve and its signal CAD under one name."""
+    mansu, found = (made.asked(name).full["forget"].accuracy for name in lasting.MODELS)
+    told = made.verdict("mansu").erasure.details
+    assert found == pytest.approx(told["suppressor_accuracy"], abs=1e-4)
+    assert abs(found - mansu) < 0.1  # "about as many"
+    circuit = made.circuit()
+    signals = cad.Signals(made.subject, tasks.pairs(made.task, made.subject, n=circuit.n_pairs))
+    hiding = signals.signal_of(made.edit("suppressor")).signal
+    signal = cad.cad(signals.base[:, circuit.edge_mask], hiding[:, circuit.edge_mask])
+    assert signal.value == pytest.approx(told["signal_suppressor"][0], rel=1e-4)
+
+
+def test_the_teacher_is_told_why_the_suppressors_curve_falls_again(made: Bench) -> None:
+    notes = BY_KEY["hidden"].notes
+    assert "falls again, though the taught half stays wholly right" in notes
+    curve = [scores.accuracy for scores in made.relearned("suppressor").curve]
+    assert max(curve) - curve[-1] > 0.2 and curve.index(max(curve)) == 1
+    known, asked = halves(made.task, made.subject)
+    assert not {*known.answer.tolist()} & {*asked.answer.tolist()}
+    with made.edit("suppressor").applied(made.subject):
+        taught = relearn(made.subject, made.task, known, known)
+    assert {scores.accuracy for scores in taught[1:]} == {1.0}
+    unedited = relearning(made.subject, made.task, Edit({}, "unedited"), (known, asked))
+    assert {scores.accuracy for scores in unedited.curve} == {1.0}
 
 
 def test_whether_a_model_hides_follows_from_what_it_relearns(made: Bench) -> None:

@@ -16,14 +16,16 @@ from app.lesson import figures
 from mansu import methods, tasks
 from mansu.evidence import strengths
 from mansu.evidence.tradeoff import Cell
-from mansu.job import library
+from mansu.job import library, lock, queue
 from mansu.job.library import Label
 from mansu.job.lock import hold
 from mansu.job.runs import Run, examples, listed
 from mansu.job.settings import Settings
+from mansu.job.working import Work
 from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.report import compare
+from mansu.show.numbers import duration
 from mansu.subjects import Subject
 from mansu.subjects.shipped import TINY
 from mansu.tasks import Task
@@ -219,6 +221,43 @@ def test_the_time_left_is_one_number_wherever_it_is_read(
             said += [p.proto.text for p in at.get("progress")] + [c.value for c in at.main.caption]
         found = [text[text.index("about") :].split(" left")[0] for text in said if "about" in text]
         assert found == ["about 50 s"] * 4
+
+
+def test_the_wait_in_the_queue_is_no_part_of_a_jobs_clock(
+    two: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panel() -> None:
+        from app import jobs, state
+
+        jobs.panel(state.begin("Page", "Which?"))
+
+    def shown() -> str:
+        at = AppTest.from_function(panel, default_timeout=60).run()
+        (progress,) = at.get("progress")
+        return " ".join([progress.proto.text, *(c.value for c in at.main.caption)])
+
+    monkeypatch.setenv("MANSU_JOBS", "1")
+    run, other = two
+    with queue.ticket(other.path.parent, other.path):  # a job at work
+        jobs.start(["attribute", "--folder", str(run.path)], run.path)
+        assert "waits for its turn" in shown() and "one job at a time" in shown()
+        who = lock.holder(run.path)
+        assert who is not None and who.process is not None
+        who.process.suspend()  # so that it does not begin before it was looked at
+    try:
+        later = time.time() + 100
+        monkeypatch.setattr(time, "time", lambda: later)
+        said = shown()
+        assert jobs.place(run) == 0 and "starting" in said
+        assert "so far" not in said and "may leave" in said
+    finally:
+        who.process.kill()
+        who.process.wait()
+    work = Work(run)
+    with work.held():
+        assert "so far" not in shown()
+        work.on_step(Step("load", 0, 1, part=run.subject))
+        assert f"loading: {run.subject}" in shown() and f"{duration(0)} so far" in shown()
 
 
 def test_every_bad_line_of_an_upload_is_named_at_once(two: tuple[Run, Run]) -> None:
