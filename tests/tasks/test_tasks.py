@@ -304,7 +304,7 @@ def test_an_answer_of_few_tells_no_fact(tiny: Subject) -> None:
     rows, pairs = tasks.examples(task, tiny, "forget"), tasks.pairs(task, tiny)
     assert len(rows.vocabulary) == 3 and len(rows) == 10
     assert len(set(rows.facts)) == 10 == len(set(measure(tiny, rows).clusters.tolist()))
-    assert pairs.clusters.tolist() == list(range(10)) and Signals(tiny, pairs, steps=1).groups == 8
+    assert pairs.clusters.tolist() == list(range(10)) and Signals(tiny, pairs, steps=1).groups == 10
     assert pairs.select([3, 1, 3]).clusters.tolist() == [0, 1, 0]
     for some in (tasks.pairs(task, tiny, n=4), tasks.pairs(three_classes(named=True), tiny, n=4)):
         assert len(some.facts) == 4
