@@ -212,7 +212,7 @@ def trust(run: Run, running: bool) -> None:
     if not run.has("trust"):
         st.markdown(
             "It was chosen on a sample of prompts. This asks what another sample would have "
-            "chosen, how faithful it is there, and what breaking its parameters does."
+            "chosen, how faithful it is on other prompts, and what breaking its parameters does."
         )
         if st.button("Measure it", icon=":material/play_arrow:", disabled=running):
             jobs.start(["trust", str(run.path)], run.path)
@@ -240,8 +240,7 @@ def trust(run: Run, running: bool) -> None:
         b.metric(
             "On other prompts",
             percent(value, 0),
-            help=f"Faithfulness on {found.held_out_pairs} pairs that the circuit was not chosen "
-            f"on. {_interval(bounds, 0, found.sampled)}",
+            help=f"Faithfulness on {found.held_out}. {_interval(bounds, 0, found.sampled)}",
         )
     c.metric(
         "Nodes that could go",

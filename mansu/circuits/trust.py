@@ -18,7 +18,7 @@ from mansu.circuits.parameters import random_mask
 from mansu.circuits.patching import Patched, faithfulness_of
 from mansu.errors import MansuError
 from mansu.progress import OnStep, Step, silent
-from mansu.show.numbers import ALONE, NOTHING, percent
+from mansu.show.numbers import ALONE, NOTHING, many, percent
 from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject, locked
@@ -235,6 +235,9 @@ class Trust(Shown):
         metric, metric_masked, metric_random_masks: as in ``Ablation``.
         facts: how many it was chosen on, which resamples and intervals are over; None in a file of
             before, whose resamples and intervals are over pairs.
+        held_out_facts: how many facts the held-out pairs ask for, where it was chosen on none of
+            them; None where it was on some, and in a file of before, whose pairs were the first
+            other rows of the task, whatever facts they ask for.
     """
 
     overlap: tuple[float, float, float] | None
@@ -247,11 +250,22 @@ class Trust(Shown):
     metric_masked: float
     metric_random_masks: tuple[float, ...]
     facts: int | None = None
+    held_out_facts: int | None = None
 
     @property
     def sampled(self) -> str:
         """What is resampled: facts, or pairs in a file of before."""
         return "pairs" if self.facts is None else "facts"
+
+    @property
+    def held_out(self) -> str:
+        """What the held-out pairs are."""
+        pairs = many(self.held_out_pairs, "pair")
+        if self.held_out_facts is not None:
+            return f"{pairs} of {many(self.held_out_facts, 'fact')} that it was not chosen on"
+        if self.facts is None:
+            return f"{pairs} of other rows, whatever facts they ask for"
+        return f"{pairs} of other rows, not all of other facts"
 
     @property
     def spare(self) -> tuple[str, ...]:
@@ -270,10 +284,7 @@ class Trust(Shown):
         rows = [
             (f"overlap with the best edges of resampled {self.sampled}", interval(self.overlap)),
             ("edges that are in more than 95 % of the resamples", percent(self.always, 0)),
-            (
-                f"faithfulness on {self.held_out_pairs} other pairs",
-                interval(self.held_out_faithfulness),
-            ),
+            (f"faithfulness on {self.held_out}", interval(self.held_out_faithfulness)),
             ("incompleteness", f"{self.incompleteness:.3f}"),
             ("nodes that could go", f"{len(self.spare)} of {len(self.minimality)}"),
             ("metric", f"{self.metric:.2f}"),
@@ -313,16 +324,17 @@ def trust(
         pairs: those that the circuit was chosen on. others: pairs that it was not chosen on.
         steps: of the attributions of resamples.
     """
-    facts = int(pairs.clusters.max()) + 1
+    asked = _facts(pairs)
     on_step(Step("trust", 0, 10, part="stability over resamples of the facts"))
     stable = None
-    if facts > 1:
+    if len(asked) > 1:
         stable = stability(subject, pairs, len(circuit), steps=steps, memory=memory)
     on_step(Step("trust", 3, 10, part="faithfulness on other pairs"))
-    held_out = None
+    held_out, fresh = None, None
     if others is not None:
         patched = Patched(subject, others, circuit.metric, memory)
         held_out = faithfulness_of(patched, circuit.edge_mask)
+        fresh = patched.facts if asked.isdisjoint(_facts(others)) else None
     on_step(Step("trust", 4, 10, part="completeness and minimality"))
     tested = criteria(subject, pairs, circuit, memory=memory)
     on_step(Step("trust", 9, 10, part="the mask at zero"))
@@ -337,5 +349,11 @@ def trust(
         metric=effect.whole,
         metric_masked=effect.masked,
         metric_random_masks=tuple(effect.random.tolist()),
-        facts=facts,
+        facts=len(asked),
+        held_out_facts=fresh,
     )
+
+
+def _facts(pairs: Pairs) -> set[str | int]:
+    """What ``Pairs.clusters`` numbers."""
+    return set(pairs.facts or pairs.answer.tolist())

@@ -200,20 +200,20 @@ def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) ->
     perform(Session(shown, tiny), [TRUST])
     at = page("circuit", run=shown.name)
     assert "Measure it" not in [b.label for b in at.main.button]
-    values = {m.label: m.value for m in at.metric}
-    assert values["Overlap of resamples"] == percent(shown.trust().overlap[0], 0)
-    assert values["Metric, mask at zero"] == written(shown.trust().metric_masked, ".2f")
+    values, found = {m.label: m.value for m in at.metric}, shown.trust()
+    assert found.overlap and values["Overlap of resamples"] == percent(found.overlap[0], 0)
+    assert values["Metric, mask at zero"] == written(found.metric_masked, ".2f")
 
 
 def test_what_trust_was_measured_on_is_said(copied: Run, tiny: Subject) -> None:
     perform(Session(copied, tiny), [TRUST])
     found = copied.trust()
-    asked = replace(found, facts=16, held_out_faithfulness=(0.9, 0.8, 0.95))
-    before = replace(found, facts=None)  # as an earlier MANSU saved it
+    asked = replace(found, facts=16, held_out_faithfulness=(0.9, 0.8, 0.95), held_out_facts=9)
+    before = replace(found, facts=None, held_out_facts=None)  # as an earlier MANSU saved it
     alone = replace(found, facts=1, overlap=None, always=None, held_out_faithfulness=(0.9,))
     for trust, overlap, other in (
-        (asked, "resamples of the facts;", "Bootstrap 95 % interval over facts: 80"),
-        (before, "resamples of the pairs;", "Bootstrap 95 % interval over pairs: "),
+        (asked, "resamples of the facts;", "of 9 facts that it was not chosen on. Boot"),
+        (before, "resamples of the pairs;", "of other rows, whatever facts they ask for."),
         (alone, "on one fact alone", "Of one fact alone there is no interval."),
     ):
         copied.save({"trust": trust})

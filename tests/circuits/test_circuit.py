@@ -494,6 +494,26 @@ def test_of_one_fact_a_circuit_has_no_interval(
     assert Trust.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_what_the_held_out_pairs_are_is_told(tiny: Subject, found: Any) -> None:
+    pairs, scores, circuit = found
+    mask = mask_of(tiny, circuit, scores, max_fraction=0.1)
+    halves = pairs.clusters < 4
+    mine, others = (pairs.select(half.nonzero()[0]) for half in (halves, ~halves))
+    told = trust(tiny, mine, circuit, mask, others, steps=1)
+    assert (told.facts, told.held_out_facts) == (4, len(set(others.facts)))
+    assert (
+        told.held_out
+        == f"{len(others)} pairs of {told.held_out_facts} facts that it was not chosen on"
+    )
+    assert "best edges of resampled facts" in str(told.table())
+    told = trust(tiny, mine, circuit, mask, pairs, steps=1)
+    assert told.held_out_facts is None and "not all of other facts" in told.held_out
+    old = {k: v for k, v in told.to_json().items() if k not in ("facts", "held_out_facts")}
+    before = Trust.from_json(old)
+    assert before.held_out == f"{len(pairs)} pairs of other rows, whatever facts they ask for"
+    assert "best edges of resampled pairs" in str(before.table())
+
+
 def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
     pairs, scores, _ = found
     with pytest.raises(MansuError, match=r"tau must lie in \(0, 1\], not 1.5"):
