@@ -100,17 +100,19 @@ def faithfulness_curve(circuit: Circuit, shown: Circuit) -> go.Figure:
         shown: the edges that are looked at; how many they are is marked where they are others.
     """
     curve = circuit.curve[circuit.curve[:, 0].argsort()].numpy()
-    n, value, low, high = curve.T
+    n, value, *bounds = curve.T
     figure = go.Figure()
-    figure.add_scatter(
-        x=np.concatenate([n, n[::-1]]),
-        y=np.concatenate([high, low[::-1]]),
-        fill="toself",
-        fillcolor="rgba(43,131,186,0.3)",
-        line={"width": 0},
-        hoverinfo="skip",
-        name="95 % interval",
-    )
+    if bounds:  # there are none of one fact alone
+        low, high = bounds
+        figure.add_scatter(
+            x=np.concatenate([n, n[::-1]]),
+            y=np.concatenate([high, low[::-1]]),
+            fill="toself",
+            fillcolor="rgba(43,131,186,0.3)",
+            line={"width": 0},
+            hoverinfo="skip",
+            name="95 % interval",
+        )
     figure.add_scatter(
         x=n,
         y=value,

@@ -126,7 +126,7 @@ def patched(run: Run) -> Patched:
         with subject.lock:
             return Patched(subject, pairs, metric, memory)
 
-    key = ("patched", subject.fingerprint, pairs.digest, metric, memory)
+    key = ("patched", subject.fingerprint, pairs.digest, pairs.facts, metric, memory)
     return shelf().get(key, make, "Recording the corrupt run")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import streamlit as st
@@ -36,12 +37,8 @@ def numbers(run: Run, shown: Circuit) -> None:
     b.metric(
         "Faithfulness",
         percent(known, 0),
-        help="Measured by patching, not estimated"
-        + (
-            f"; 95 % interval {percent(interval[0], 0)} to {percent(interval[1], 0)}."
-            if interval
-            else "."
-        ),
+        help="Measured by patching, not estimated."
+        + ("" if known is None else f" {_interval(interval or (), 0, shown.sampled)}"),
     )
     if run.has("mask"):
         mask = run.mask()
@@ -140,8 +137,12 @@ def explore(run: Run, circuit: Circuit) -> None:
     with left:
         st.markdown(
             "**How faithfulness grows with edges**",
-            help="Every point was measured by patching all other edges; the band is a bootstrap "
-            "95 % interval over pairs.",
+            help="Every point was measured by patching all other edges; "
+            + (
+                "of one fact alone there is no interval."
+                if circuit.facts == 1
+                else f"the band is a bootstrap 95 % interval over {circuit.sampled}."
+            ),
         )
         st.plotly_chart(
             graph_view.faithfulness_curve(circuit, shown),
@@ -200,11 +201,9 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
             st.session_state[key] = codes, found
         asked, found = st.session_state.get(key, (None, None))
         if asked == codes and found:
-            value, low, high = found
+            value, *bounds = found
             st.metric("Faithfulness, measured", percent(value, 1))
-            st.caption(
-                f"Bootstrap 95 % interval over pairs: {percent(low, 1)} to {percent(high, 1)}."
-            )
+            st.caption(_interval(bounds, 1))
 
 
 def trust(run: Run, running: bool) -> None:
@@ -213,7 +212,7 @@ def trust(run: Run, running: bool) -> None:
     if not run.has("trust"):
         st.markdown(
             "It was chosen on a sample of prompts. This asks what another sample would have "
-            "chosen, how faithful it is there, and what breaking its parameters does."
+            "chosen, how faithful it is on other prompts, and what breaking its parameters does."
         )
         if st.button("Measure it", icon=":material/play_arrow:", disabled=running):
             jobs.start(["trust", str(run.path)], run.path)
@@ -221,24 +220,27 @@ def trust(run: Run, running: bool) -> None:
         return
     found = run.trust()
     a, b, c, d = st.columns(4)
-    overlap, low, high = found.overlap
-    a.metric(
-        "Overlap of resamples",
-        percent(overlap, 0),
-        help="Mean Jaccard overlap |A ∩ B| ÷ |A ∪ B| of this circuit's best edges with those of "
-        f"bootstrap resamples of the pairs; 95 % of resamples lie in {percent(low, 0)} to "
-        f"{percent(high, 0)}. "
-        f"{percent(found.always, 0)} of the edges are in more than 95 % of the resamples.",
-    )
+    if found.overlap is None:
+        why = "It was chosen on one fact alone, of which there are no resamples."
+        a.metric("Overlap of resamples", "unknown", help=why)
+    else:
+        overlap, low, high = found.overlap
+        a.metric(
+            "Overlap of resamples",
+            percent(overlap, 0),
+            help="Mean Jaccard overlap |A ∩ B| ÷ |A ∪ B| of this circuit's best edges with those "
+            f"of bootstrap resamples of the {found.sampled}; 95 % of resamples lie in "
+            f"{percent(low, 0)} to {percent(high, 0)}. "
+            f"{percent(found.always, 0)} of the edges are in more than 95 % of the resamples.",
+        )
     if found.held_out_faithfulness is None:
         b.metric("On other prompts", "unknown", help="The task has no prompt left to try it on.")
     else:
-        value, low, high = found.held_out_faithfulness
+        value, *bounds = found.held_out_faithfulness
         b.metric(
             "On other prompts",
             percent(value, 0),
-            help=f"Faithfulness on {found.held_out_pairs} pairs that the circuit was not chosen "
-            f"on; bootstrap 95 % interval {percent(low, 0)} to {percent(high, 0)}.",
+            help=f"Faithfulness on {found.held_out}. {_interval(bounds, 0, found.sampled)}",
         )
     c.metric(
         "Nodes that could go",
@@ -254,6 +256,13 @@ def trust(run: Run, running: bool) -> None:
         f"{written(found.metric, '.2f')} untouched; random masks of the same size: "
         f"{', '.join(written(x, '.2f') for x in found.metric_random_masks)}.",
     )
+
+
+def _interval(bounds: Sequence[float], digits: int, over: str = "facts") -> str:
+    if not bounds:
+        return "Of one fact alone there is no interval."
+    low, high = (percent(bound, digits) for bound in bounds)
+    return f"Bootstrap 95 % interval over {over}: {low} to {high}."
 
 
 def page(run: Run) -> None:

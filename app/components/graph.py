@@ -171,7 +171,7 @@ def of_run(run: Run, circuit: Circuit, compared: Compared | None = None) -> dict
         "source": f"MANSU run {run.name}; edge scores by attribution, faithfulness by patching",
         "file": f"circuit-{run.name}",
         "found": found,
-        "curve": [[int(n), *rest] for n, *rest in points],
+        "curve": [[int(n), value, *(bounds or (None, None))] for n, value, *bounds in points],
         "diff": compared.to_js(edges["edges"]["code"]) if compared else None,
         "marks": marks_of(run).to_json(),
     }

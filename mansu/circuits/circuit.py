@@ -17,7 +17,7 @@ from mansu.circuits.mask import Mask
 from mansu.circuits.metric import Metric
 from mansu.errors import BadInputError
 from mansu.files import load_values, reading, save_values, typed
-from mansu.show.numbers import percent
+from mansu.show.numbers import ALONE, many, percent
 from mansu.show.table import Shown, Table
 
 
@@ -31,12 +31,14 @@ class Circuit(Shown, Sourced):
             |score|; order_scores: float32, its score.
         kept: int64 ``[n]``, the circuit's edges in the same coding, by falling |score|.
         faithfulness: of ``kept``, measured; None where it was not (``top`` between curve points).
-        interval: its bootstrap 95 % interval over pairs.
+        interval: its bootstrap 95 % interval; None where it was not measured, or of one fact alone.
         curve: float32 ``[points, 4]``: edges asked for, faithfulness of the best so many edges
-            without their orphans (``Graph.prune``), and its interval.
+            without their orphans (``Graph.prune``), and its interval; ``[points, 2]``, without
+            intervals, of one fact alone.
         tau: the faithfulness asked for. clean, corrupt: mean metric of the runs it lies between.
         metric, subject: how it was measured. fingerprint: of the subject's weights.
-        n_pairs, pairs: how many it was measured on, and their digest.
+        n_pairs, pairs: how many it was measured on, and their digest. facts: how many they ask for,
+            which intervals are over; None in a circuit of before, whose intervals are over pairs.
         mask: the parameters behind it; None where they were not looked for.
     """
 
@@ -55,6 +57,7 @@ class Circuit(Shown, Sourced):
     n_pairs: int
     fingerprint: str
     pairs: str
+    facts: int | None = None
     mask: Mask | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -66,9 +69,16 @@ class Circuit(Shown, Sourced):
         caption += "not measured" if self.faithfulness is None else f"{self.faithfulness:.3f}"
         if self.interval is not None:
             caption += f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        elif self.faithfulness is not None and self.facts == 1:
+            caption += f" {ALONE}"
         if self.mask is not None:
             caption += f"; mask {self.mask.size:,} parameters ({percent(self.mask.fraction, 2)})"
         return self.layout.table(self.kept[:10], self.scores[:10], caption)
+
+    @property
+    def sampled(self) -> str:
+        """What its intervals are over, in words: ``24 facts``."""
+        return many(self.n_pairs, "pair") if self.facts is None else many(self.facts, "fact")
 
     @cached_property
     def edges(self) -> Tensor:
@@ -97,9 +107,10 @@ class Circuit(Shown, Sourced):
         if n < 0:
             raise BadInputError(f"A circuit has no {n} edges: ask for 0 or more.")
         kept = pruned(self.layout, self.order[:n])
-        for size, value, low, high in self.curve.tolist():
+        for size, value, *bounds in self.curve.tolist():
             if int(size) == n:
-                return replace(self, kept=kept, faithfulness=value, interval=(low, high), mask=None)
+                interval = tuple(bounds) or None
+                return replace(self, kept=kept, faithfulness=value, interval=interval, mask=None)
         return replace(self, kept=kept, faithfulness=None, interval=None, mask=None)
 
     def only(self, codes: Tensor) -> Circuit:
@@ -190,7 +201,7 @@ class Circuit(Shown, Sourced):
             of: as ``save_values`` has it.
         """
         names = ("faithfulness", "interval", "tau", "clean", "corrupt")
-        names += ("metric", "subject", "n_pairs", "fingerprint", "pairs")
+        names += ("metric", "subject", "n_pairs", "fingerprint", "pairs", "facts")
         meta = {name: getattr(self, name) for name in names} | {"layout": self.layout.meta()}
         tensors = ("order", "order_scores", "kept", "curve")
         path = Path(folder) / "circuit.safetensors"
@@ -221,7 +232,7 @@ class Circuit(Shown, Sourced):
                 or any(e.ndim != 1 or e.dtype != torch.long for e in edges)
                 or any(len(e) and not 0 <= int(e.min()) <= int(e.max()) < most for e in edges)
                 or found.order_scores.shape != found.order.shape
-                or found.curve.shape[1:] != (4,)
+                or found.curve.shape[1:] != (2 if found.facts == 1 else 4,)
             ):
                 raise ValueError("its edges are not those of its layout")
             if found.n_pairs < 1:

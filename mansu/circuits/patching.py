@@ -40,6 +40,7 @@ class Patched:
 
     Attributes:
         clean, corrupt: the metric of every pair ``[N]`` in the clean and the corrupt run.
+        fact: int64 ``[N]``, which fact each pair asks for. facts: how many there are.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Patched:
     ) -> None:
         self.metric: Metric = metric
         self.subject, self.memory = subject, memory
+        self.fact = torch.from_numpy(pairs.clusters)
+        self.facts = 1 + int(self.fact.max())
         self.graph = graph_of(subject)
         self.token = subject.config.hidden_size * 4  # bytes of one node's output at one token
         stored = self.token * self.graph.n_layers * 8
@@ -109,11 +112,18 @@ class Patched:
         return (values.mean(1) - corrupt) / (self.clean.mean() - corrupt)
 
     def intervals(self, values: Tensor, seed: int = 0) -> Tensor:
-        """Bootstrap 95 % intervals over pairs of the faithfulness, ``[candidates, 2]``."""
-        n = values.shape[1]
+        """Bootstrap 95 % intervals over facts of the faithfulness, ``[candidates, 2]``.
+
+        A fact's pairs are drawn together: its templates are no independent evidence. Of one fact
+        alone there is no interval: ``[candidates, 0]``.
+        """
+        n = self.facts
+        if n == 1:
+            return torch.empty(len(values), 0)
         drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
-        weights = torch.zeros(RESAMPLES, n, dtype=torch.float64)
-        weights.scatter_add_(1, drawn, torch.ones_like(weights)).div_(n)
+        times = torch.zeros(RESAMPLES, n, dtype=torch.float64)
+        weights = times.scatter_add_(1, drawn, torch.ones_like(times))[:, self.fact]
+        weights /= weights.sum(1, keepdim=True)
         corrupt = weights @ self.corrupt.double()
         gap = weights @ self.clean.double() - corrupt
         shares = (values.double() @ weights.T - corrupt) / gap
@@ -133,16 +143,21 @@ class Patched:
         return metric_values(self.metric, logits, repeated, again).view(c, n).cpu()
 
 
-def faithfulness_of(patched: Patched, edges: Tensor) -> tuple[float, float, float]:
-    """Faithfulness of some edges alone, measured, with its bootstrap 95 % interval over pairs.
+def faithfulness_of(patched: Patched, edges: Tensor) -> tuple[float, float, float] | tuple[float]:
+    """Faithfulness of some edges alone, measured, with its bootstrap 95 % interval over facts.
+
+    Value and bounds; the value only where the pairs are of one fact.
 
     Args:
         edges: bool ``[n_sources, n_destinations]``; measured without their orphans.
     """
     with patched.subject.lock:
         values = patched.values(edges[None])
+    value = float(patched.faithfulness(values))
+    if patched.facts == 1:
+        return (value,)
     low, high = patched.intervals(values)[0].tolist()
-    return float(patched.faithfulness(values)), low, high
+    return value, low, high
 
 
 class _Pass:

@@ -91,7 +91,7 @@ def minimal_circuit(
     kept, values = pruned(graph, order[:size]), search.measured[size]
     for _ in range(prune):
         kept, values = search.without_spare_blocks(kept, values)
-    low, high = patched.intervals(values[None])[0].tolist()
+    bounds = patched.intervals(values[None])[0].tolist()
     on_step(Step("circuit", expected, expected))
     return Circuit(
         graph,
@@ -99,7 +99,7 @@ def minimal_circuit(
         order_scores,
         kept,
         faithfulness=search.faithfulness(values),
-        interval=(low, high),
+        interval=tuple(bounds) or None,
         curve=search.curve(),
         tau=tau,
         clean=float(patched.clean.mean()),
@@ -109,6 +109,7 @@ def minimal_circuit(
         fingerprint=subject.fingerprint,
         n_pairs=len(pairs),
         pairs=pairs.digest,
+        facts=patched.facts,
     )
 
 
@@ -196,7 +197,7 @@ class _Search:
         return best, best_values
 
     def curve(self) -> Tensor:
-        """float32 ``[points, 4]``, see ``Circuit``."""
+        """float32 ``[points, 4]`` or ``[points, 2]``, see ``Circuit``."""
         sizes = sorted(self.measured)
         stacked = torch.stack([self.measured[size] for size in sizes])
         shares = self.patched.faithfulness(stacked)[:, None]

@@ -15,10 +15,10 @@ from mansu.circuits.graph import graph_of
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import MEMORY, Metric, metric_values
 from mansu.circuits.parameters import random_mask
-from mansu.circuits.patching import Patched
+from mansu.circuits.patching import Patched, faithfulness_of
 from mansu.errors import MansuError
 from mansu.progress import OnStep, Step, silent
-from mansu.show.numbers import percent
+from mansu.show.numbers import ALONE, NOTHING, many, percent
 from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject, locked
@@ -29,7 +29,7 @@ LOGITS: Metric = "logit_difference"
 
 @dataclass(frozen=True)
 class Stability:
-    """How far a circuit depends on the pairs that were drawn.
+    """How far a circuit depends on the facts that were drawn.
 
     Attributes:
         overlap: mean Jaccard overlap of the best n edges of a bootstrap resample with those of
@@ -55,22 +55,30 @@ def stability(
     memory: int = MEMORY,
     **options: Any,
 ) -> Stability:
-    """Bootstrap the best ``n`` edges over ``groups`` equal groups of pairs.
+    """Bootstrap the best ``n`` edges over ``groups`` groups of as many facts each.
 
-    Scores are means over pairs, so a resample of groups is a weighted mean of their scores: the
-    cost is one attribution in all.
+    All pairs of a fact are in one group: its templates are no independent evidence. Scores are
+    means over pairs, so a resample of groups is a weighted mean of their scores: the cost is one
+    attribution in all.
 
     Args:
         options: ``method``, ``steps``, ``metric`` of ``attribute``.
 
     Raises:
-        MansuError: there are fewer pairs than two, or as ``attribute``.
+        MansuError: the pairs ask for fewer facts than two, or as ``attribute``.
     """
-    groups = min(groups, len(pairs))
+    fact = torch.from_numpy(pairs.clusters)
+    n_facts = int(fact.max()) + 1
+    groups = min(groups, n_facts)
     if groups < 2:
-        raise MansuError("Stability needs at least two pairs: give the task more forget facts.")
-    shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
-    parts = [pairs.select(index) for index in shuffled.chunk(groups)]
+        raise MansuError(
+            "Stability needs pairs of at least two facts: give the task more forget facts."
+        )
+    shuffled = torch.randperm(n_facts, generator=torch.Generator().manual_seed(seed))
+    parts = [
+        pairs.select(torch.isin(fact, some).nonzero()[:, 0])
+        for some in shuffled.tensor_split(groups)
+    ]
     layout = graph_of(subject)
     codes = layout.edges.flatten().nonzero()[:, 0]
     scores = torch.stack(
@@ -218,23 +226,46 @@ class Trust(Shown):
 
     Attributes:
         overlap: of the best edges of resamples with the circuit's (``Stability``), and its central
-            95 %.
-        always: share of the circuit's edges that more than 95 % of the resamples have.
+            95 %; None where the circuit was chosen on one fact.
+        always: share of the circuit's edges that more than 95 % of the resamples have; so, too.
         held_out_faithfulness: on pairs that it was not chosen on, with its bootstrap 95 % interval;
-            None without such pairs. held_out_pairs: how many there were.
+            the value alone where they are of one fact, None without such pairs.
+        held_out_pairs: how many there were.
         incompleteness, minimality: as in ``Criteria``, minimality by node.
         metric, metric_masked, metric_random_masks: as in ``Ablation``.
+        facts: how many it was chosen on, which resamples and intervals are over; None in a file of
+            before, whose resamples and intervals are over pairs.
+        held_out_facts: how many facts the held-out pairs ask for, where it was chosen on none of
+            them; None where it was on some, and in a file of before, whose pairs were the first
+            other rows of the task, whatever facts they ask for.
     """
 
-    overlap: tuple[float, float, float]
-    always: float
-    held_out_faithfulness: tuple[float, float, float] | None
+    overlap: tuple[float, float, float] | None
+    always: float | None
+    held_out_faithfulness: tuple[float, float, float] | tuple[float] | None
     held_out_pairs: int
     incompleteness: float
     minimality: Mapping[str, float]
     metric: float
     metric_masked: float
     metric_random_masks: tuple[float, ...]
+    facts: int | None = None
+    held_out_facts: int | None = None
+
+    @property
+    def sampled(self) -> str:
+        """What is resampled: facts, or pairs in a file of before."""
+        return "pairs" if self.facts is None else "facts"
+
+    @property
+    def held_out(self) -> str:
+        """What the held-out pairs are."""
+        pairs = many(self.held_out_pairs, "pair")
+        if self.held_out_facts is not None:
+            return f"{pairs} of {many(self.held_out_facts, 'fact')} that it was not chosen on"
+        if self.facts is None:
+            return f"{pairs} of other rows, whatever facts they ask for"
+        return f"{pairs} of other rows, not all of other facts"
 
     @property
     def spare(self) -> tuple[str, ...]:
@@ -245,23 +276,23 @@ class Trust(Shown):
         """A row a number."""
 
         def interval(value: Sequence[float] | None) -> str:
-            return "–" if value is None else "{:.3f} [{:.3f}, {:.3f}]".format(*value)
+            if value is None:
+                return NOTHING
+            return ("{:.3f} [{:.3f}, {:.3f}]" if value[1:] else f"{{:.3f}} {ALONE}").format(*value)
 
         randomly = ", ".join(f"{x:.2f}" for x in self.metric_random_masks)
         rows = [
-            ("overlap with the best edges of resampled pairs", interval(self.overlap)),
+            (f"overlap with the best edges of resampled {self.sampled}", interval(self.overlap)),
             ("edges that are in more than 95 % of the resamples", percent(self.always, 0)),
-            (
-                f"faithfulness on {self.held_out_pairs} other pairs",
-                interval(self.held_out_faithfulness),
-            ),
+            (f"faithfulness on {self.held_out}", interval(self.held_out_faithfulness)),
             ("incompleteness", f"{self.incompleteness:.3f}"),
             ("nodes that could go", f"{len(self.spare)} of {len(self.minimality)}"),
             ("metric", f"{self.metric:.2f}"),
             ("metric with the mask at zero", f"{self.metric_masked:.2f}"),
             ("metric with random masks at zero", randomly),
         ]
-        caption = f"trust: overlap {self.overlap[0]:.2f}, incompleteness {self.incompleteness:.3f}"
+        overlap = ALONE if self.overlap is None else f"{self.overlap[0]:.2f}"
+        caption = f"trust: overlap {overlap}, incompleteness {self.incompleteness:.3f}"
         return Table(("Trust", "Measured"), rows, caption, "<<")
 
     def to_json(self) -> dict[str, Any]:
@@ -287,31 +318,30 @@ def trust(
     memory: int = MEMORY,
     on_step: OnStep = silent,
 ) -> Trust:
-    """Ask what other pairs would have chosen, and what breaking the circuit does.
+    """Ask what other facts would have chosen, and what breaking the circuit does.
 
     Args:
         pairs: those that the circuit was chosen on. others: pairs that it was not chosen on.
         steps: of the attributions of resamples.
-
-    Raises:
-        MansuError: there are fewer pairs than two.
     """
-    on_step(Step("trust", 0, 10, part="stability over resamples of the pairs"))
-    stable = stability(subject, pairs, len(circuit), steps=steps, memory=memory)
+    asked = _facts(pairs)
+    on_step(Step("trust", 0, 10, part="stability over resamples of the facts"))
+    stable = None
+    if len(asked) > 1:
+        stable = stability(subject, pairs, len(circuit), steps=steps, memory=memory)
     on_step(Step("trust", 3, 10, part="faithfulness on other pairs"))
-    held_out = None
+    held_out, fresh = None, None
     if others is not None:
         patched = Patched(subject, others, circuit.metric, memory)
-        values = patched.values(circuit.edge_mask[None])
-        low, high = patched.intervals(values)[0].tolist()
-        held_out = (float(patched.faithfulness(values)), low, high)
+        held_out = faithfulness_of(patched, circuit.edge_mask)
+        fresh = patched.facts if asked.isdisjoint(_facts(others)) else None
     on_step(Step("trust", 4, 10, part="completeness and minimality"))
     tested = criteria(subject, pairs, circuit, memory=memory)
     on_step(Step("trust", 9, 10, part="the mask at zero"))
     effect = ablate(subject, pairs, circuit, mask)
     return Trust(
-        overlap=(stable.overlap, *stable.interval),
-        always=float((stable.frequency > 0.95).float().mean()),
+        overlap=None if stable is None else (stable.overlap, *stable.interval),
+        always=None if stable is None else float((stable.frequency > 0.95).float().mean()),
         held_out_faithfulness=held_out,
         held_out_pairs=0 if others is None else len(others),
         incompleteness=tested.incompleteness,
@@ -319,4 +349,11 @@ def trust(
         metric=effect.whole,
         metric_masked=effect.masked,
         metric_random_masks=tuple(effect.random.tolist()),
+        facts=len(asked),
+        held_out_facts=fresh,
     )
+
+
+def _facts(pairs: Pairs) -> set[str | int]:
+    """What ``Pairs.clusters`` numbers."""
+    return set(pairs.facts or pairs.answer.tolist())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from mansu import quant, tasks
 from mansu.circuits.gradients import Factors
@@ -28,6 +30,9 @@ from mansu.tasks.tokens import Examples, Pairs
 SPARSE = 0.05
 """Edits of a smaller share of the parameters are quantised block by block from a cache of the
 unedited model; a denser one touches so many blocks that it is quantised as a whole."""
+
+FEWEST = 4
+"""Facts that a circuit was not found on, below which they are too few to try it on alone."""
 
 
 class Session:
@@ -68,10 +73,22 @@ class Session:
 
     @cached_property
     def others(self) -> Pairs | None:
-        """As many pairs that the circuit was not found on; None where there are none."""
-        every = tasks.pairs(self.task, self.subject)
-        rows = [i for i, row in enumerate(every.rows) if row not in self.pairs.rows]
-        return every.select(rows[: len(self.pairs)]) if rows else None
+        """At most as many pairs that the circuit was not found on, drawn; None without any.
+
+        Of facts that it was not found on, whose prompts no pair of it has as its corrupt one. Where
+        there are fewer such facts than ``FEWEST``, of all rows that it was not found on.
+        """
+        mine, seed = self.pairs, self.settings.seed
+        every = tasks.pairs(self.task, self.subject, seed=seed)
+        fact, clean = every.clusters.tolist(), _prompts(every.clean, every.length)
+        chosen, corrupt = set(mine.rows), set(_prompts(mine.corrupt, mine.length))
+        known = {fact[i] for i, row in enumerate(every.rows) if row in chosen}
+        left = [i for i, row in enumerate(every.rows) if row not in chosen]
+        fresh = [i for i in left if fact[i] not in known and clean[i] not in corrupt]
+        if len({fact[i] for i in fresh}) >= FEWEST:
+            left = fresh
+        drawn = random.Random(seed).sample(left, min(len(left), len(mine)))
+        return every.select(sorted(drawn)) if drawn else None
 
     def rows(self, split: str) -> Examples:
         """A tokenised split."""
@@ -171,3 +188,7 @@ class Session:
         """Let go of what is large; it is made again when asked for."""
         self.__dict__.pop("nf4", None)
         self._references.clear()
+
+
+def _prompts(tokens: Tensor, length: Tensor) -> list[tuple[int, ...]]:
+    return [tuple(row[:n].tolist()) for row, n in zip(tokens, length, strict=True)]

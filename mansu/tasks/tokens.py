@@ -303,10 +303,10 @@ def _facts(readings: Sequence[Reading], usable: Sequence[Reading]) -> tuple[str,
     """The fact that each asks for; empty where the answers say it.
 
     Args:
-        usable: all of the split, which say whether answers are few.
+        usable: all of the split, which say whether answers are few, and whether any is named.
     """
     few = len({r.answer for r in usable}) < FEW_ANSWERS
-    if not few and not any(r.fact.fact for r in readings):
+    if not few and not any(r.fact.fact for r in usable):
         return ()
     line: dict[tuple[int, ...], str] = {}  # a prompt that is there twice asks for one fact
     for r in usable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from oracles import alone, prompts, seen
 from streamlit.testing.v1 import AppTest
 
 from app import graph_view, jobs, subjects
+from app.components import graph
 from mansu import tasks
 from mansu.circuits import lens
 from mansu.circuits.graph import graph_of
@@ -52,6 +54,13 @@ def shown(home: Path, made: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("MANSU_RUNS", str(home))
     made.path.joinpath("status.json").unlink(missing_ok=True)
     return made
+
+
+@pytest.fixture
+def copied(tmp_path: Path, made: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same, to write into."""
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    return Run.open(shutil.copytree(made.path, tmp_path / "copied"))
 
 
 @pytest.fixture
@@ -191,9 +200,43 @@ def test_trust_in_the_circuit_is_offered_and_shown(shown: Run, tiny: Subject) ->
     perform(Session(shown, tiny), [TRUST])
     at = page("circuit", run=shown.name)
     assert "Measure it" not in [b.label for b in at.main.button]
-    values = {m.label: m.value for m in at.metric}
-    assert values["Overlap of resamples"] == percent(shown.trust().overlap[0], 0)
-    assert values["Metric, mask at zero"] == written(shown.trust().metric_masked, ".2f")
+    values, found = {m.label: m.value for m in at.metric}, shown.trust()
+    assert found.overlap and values["Overlap of resamples"] == percent(found.overlap[0], 0)
+    assert values["Metric, mask at zero"] == written(found.metric_masked, ".2f")
+
+
+def test_what_trust_was_measured_on_is_said(copied: Run, tiny: Subject) -> None:
+    perform(Session(copied, tiny), [TRUST])
+    found = copied.trust()
+    asked = replace(found, facts=16, held_out_faithfulness=(0.9, 0.8, 0.95), held_out_facts=9)
+    before = replace(found, facts=None, held_out_facts=None)  # as an earlier MANSU saved it
+    alone = replace(found, facts=1, overlap=None, always=None, held_out_faithfulness=(0.9,))
+    for trust, overlap, other in (
+        (asked, "resamples of the facts;", "of 9 facts that it was not chosen on. Boot"),
+        (before, "resamples of the pairs;", "of other rows, whatever facts they ask for."),
+        (alone, "on one fact alone", "Of one fact alone there is no interval."),
+    ):
+        copied.save({"trust": trust})
+        told = {m.label: m.help for m in page("circuit", run=copied.name).metric}
+        assert overlap in told["Overlap of resamples"] and other in told["On other prompts"]
+
+
+def test_intervals_say_what_they_are_over(copied: Run) -> None:
+    circuit = copied.circuit()
+    help_of = {m.label: m.help for m in page("circuit", run=copied.name).metric}
+    assert f"interval over {circuit.facts} facts: " in help_of["Faithfulness"]
+    before = replace(circuit, facts=None, mask=None)  # as an earlier MANSU saved it
+    copied.save({"circuit": before})
+    help_of = {m.label: m.help for m in page("circuit", run=copied.name).metric}
+    assert f"interval over {circuit.n_pairs} pairs: " in help_of["Faithfulness"]
+    alone = replace(circuit, facts=1, mask=None, interval=None, curve=circuit.curve[:, :2])
+    copied.save({"circuit": alone})
+    at = page("circuit", run=copied.name)
+    help_of = {m.label: m.help for m in at.metric}
+    assert "Of one fact alone there is no interval." in help_of["Faithfulness"]
+    lines = graph_view.faithfulness_curve(alone, alone).data
+    assert "95 % interval" not in [line.name for line in lines]
+    assert graph.of_run(copied, alone)["curve"][0][2:] == [None, None]
 
 
 @pytest.mark.parametrize("kind", ["head", "mlp", "embedding", "logits"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,10 +24,10 @@ from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.mask import Mask
 from mansu.circuits.metric import metric_values
 from mansu.circuits.parameters import mask_of, parameter_mask
-from mansu.circuits.patching import Patched, _Pass, activation_patching
+from mansu.circuits.patching import Patched, _Pass, activation_patching, faithfulness_of
 from mansu.circuits.record import packed, record
 from mansu.circuits.search import _Search, find_circuit, minimal_circuit
-from mansu.circuits.trust import ablate, criteria, stability
+from mansu.circuits.trust import Trust, ablate, criteria, stability, trust
 from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
@@ -255,6 +257,7 @@ def test_minimal_circuit_of_a_trained_model(tiny: Subject, found: Any) -> None:
     assert circuit.faithfulness >= 0.85
     assert len(circuit) < 0.5 * circuit.layout.n_edges
     low, high = circuit.interval
+    assert circuit.facts == len(set(pairs.facts)) < len(pairs)
     assert low <= circuit.faithfulness <= high
     assert torch.equal(circuit.layout.prune(circuit.edge_mask), circuit.edge_mask)  # no orphan
     assert torch.equal(circuit.scores, scores.scores[circuit.edges[:, 0], circuit.edges[:, 1]])
@@ -416,13 +419,99 @@ def test_stability_and_criteria(tiny: Subject, found: Any) -> None:
     stable = stability(tiny, pairs, 40, groups=4, resamples=50)
     assert 0.3 < stable.interval[0] <= stable.overlap <= stable.interval[1] <= 1
     assert float(stable.frequency.mean()) > 0.5
-    same = stability(tiny, pairs.select([0, 0, 0, 0]), 40, groups=4, resamples=5)
-    assert same.overlap == 1
+    alike = replace(pairs.select([0, 0, 0, 0]), facts=tuple("abcd"))
+    assert stability(tiny, alike, 40, groups=4, resamples=5).overlap == 1
     tested = criteria(tiny, pairs, circuit, subsets=3, nodes=50)
     assert tested.completeness.shape == (3, 2) and len(tested.nodes) == len(tested.minimality)
     assert float(tested.minimality.max()) > 0.1
     whole = criteria(tiny, pairs, circuit.top(circuit.layout.n_edges), subsets=3, nodes=2)
     assert whole.incompleteness < 1e-4  # the whole model is complete
+
+
+def test_faithfulness_is_bootstrapped_over_facts(tiny: Subject, tiny_task: Task) -> None:
+    pairs = tasks.pairs(tiny_task, tiny, n=24)
+    fact = torch.from_numpy(pairs.clusters)
+    n = int(fact.max()) + 1
+    assert 2 < n < len(pairs) and len(fact.bincount().unique()) > 1  # not each asked as often
+    patched = Patched(tiny, pairs)
+    scores = attribute(tiny, pairs, steps=1).scores.abs() * patched.graph.edges
+    masks = torch.stack([scores >= scores.flatten().topk(k).values[-1] for k in (5, 60)])
+    values = patched.values(masks)
+    shares = []
+    for drawn in torch.randint(n, (1000, n), generator=torch.Generator().manual_seed(3)):
+        rows = torch.cat([(fact == f).nonzero()[:, 0] for f in drawn])
+        whole, corrupt = patched.clean[rows].mean(), patched.corrupt[rows].mean()
+        shares.append((values[:, rows].mean(1) - corrupt) / (whole - corrupt))
+    wanted = torch.stack(shares).double().quantile(torch.tensor([0.025, 0.975]).double(), 0).T
+    assert torch.allclose(patched.intervals(values, seed=3).double(), wanted, atol=1e-5)
+
+
+def in_templates(every: Pairs) -> list[tuple[Pairs, Pairs]]:
+    """Six facts in three templates alike, and in one; with and without names."""
+    once = every.select([int((every.clusters == f).argmax()) for f in range(6)])
+    both = once.select([*range(6)] * 3), once
+    again, single = (replace(pairs, facts=()) for pairs in both)  # which the answers say
+    return [both, (again, single)]
+
+
+def test_templates_are_no_further_evidence(tiny: Subject, tiny_task: Task) -> None:
+    for thrice, once in in_templates(tasks.pairs(tiny_task, tiny)):
+        few, many = Patched(tiny, once), Patched(tiny, thrice)
+        scores = attribute(tiny, once, steps=1).scores.abs() * few.graph.edges
+        mask = (scores >= scores.flatten().topk(20).values[-1])[None]
+        wanted, found = (p.intervals(p.values(mask)) for p in (few, many))
+        assert torch.allclose(found, wanted, atol=1e-5) and float(wanted.diff()) > 0.01
+
+
+def test_stability_resamples_facts(tiny: Subject, tiny_task: Task) -> None:
+    for both in in_templates(tasks.pairs(tiny_task, tiny)):
+        again, stable = (stability(tiny, p, 40, steps=1, resamples=50) for p in both)
+        assert again.overlap == pytest.approx(stable.overlap, abs=0.01) and stable.overlap < 0.99
+        assert again.interval == pytest.approx(stable.interval, abs=0.03)
+
+
+def test_of_one_fact_a_circuit_has_no_interval(
+    tiny: Subject, tiny_task: Task, tmp_path: Path
+) -> None:
+    every = tasks.pairs(tiny_task, tiny)
+    pairs = every.select((every.clusters == 0).nonzero()[0])
+    assert len(pairs) > 1
+    scores = attribute(tiny, pairs)
+    circuit = find_circuit(tiny, pairs, scores, max_fraction=0.1)
+    patched = Patched(tiny, pairs)
+    assert faithfulness_of(patched, circuit.edge_mask) == (
+        pytest.approx(circuit.faithfulness, abs=1e-4),
+    )
+    circuit.save(tmp_path)
+    for each in (circuit, Circuit.load(tmp_path)):
+        assert each.facts == 1 and each.interval is None and each.curve.shape[1] == 2
+        assert "(one fact alone)" in each.table().caption and each.at(0.9).interval is None
+    assert circuit.mask is not None
+    found = trust(tiny, pairs, circuit, circuit.mask, pairs)
+    assert found.overlap is None and found.always is None and found.facts == 1
+    assert found.held_out_faithfulness is not None and len(found.held_out_faithfulness) == 1
+    assert str(found.table()).count("(one fact alone)") == 2
+    assert Trust.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_what_the_held_out_pairs_are_is_told(tiny: Subject, found: Any) -> None:
+    pairs, scores, circuit = found
+    mask = mask_of(tiny, circuit, scores, max_fraction=0.1)
+    halves = pairs.clusters < 4
+    mine, others = (pairs.select(half.nonzero()[0]) for half in (halves, ~halves))
+    told = trust(tiny, mine, circuit, mask, others, steps=1)
+    assert (told.facts, told.held_out_facts) == (4, len(set(others.facts)))
+    assert (
+        told.held_out
+        == f"{len(others)} pairs of {told.held_out_facts} facts that it was not chosen on"
+    )
+    assert "best edges of resampled facts" in str(told.table())
+    told = trust(tiny, mine, circuit, mask, pairs, steps=1)
+    assert told.held_out_facts is None and "not all of other facts" in told.held_out
+    old = {k: v for k, v in told.to_json().items() if k not in ("facts", "held_out_facts")}
+    before = Trust.from_json(old)
+    assert before.held_out == f"{len(pairs)} pairs of other rows, whatever facts they ask for"
+    assert "best edges of resampled pairs" in str(before.table())
 
 
 def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
@@ -434,8 +523,9 @@ def test_refuses_bad_input(tiny: Subject, found: Any) -> None:
         minimal_circuit(tiny, pairs, other)
     with pytest.raises(MismatchError, match="made with other clean–corrupt pairs"):
         minimal_circuit(tiny, pairs.select(range(6)), scores)
-    with pytest.raises(MansuError, match="at least two pairs"):
-        stability(tiny, pairs.select([0]), 5)
+    for one in ([0], [0, 0, 0]):  # a fact's templates are no further facts
+        with pytest.raises(MansuError, match="pairs of at least two facts"):
+            stability(tiny, pairs.select(one), 5)
 
 
 def test_known_architectures_are_those_tested() -> None:

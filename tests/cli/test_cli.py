@@ -96,6 +96,7 @@ def test_trust_in_the_circuit_is_measured(run: Run, capsys: pytest.CaptureFixtur
     assert cli.main(["trust", str(run.path)]) == 0
     assert "random masks" in capsys.readouterr().out
     found = run.trust()
+    assert found.overlap is not None and found.always is not None
     assert 0 < found.overlap[0] <= 1 and 0 <= found.always <= 1
     assert found.held_out_pairs == 16
     assert found.held_out_faithfulness is not None and found.held_out_faithfulness[0] > 0.5

@@ -635,6 +635,17 @@ def test_pairs_of_the_default_task_align(default_subject: Subject) -> None:
     assert len(pairs) >= 0.95 * len(task.split("forget"))
 
 
+def test_drawn_pairs_ask_for_the_facts_that_they_ask_for_among_all(
+    tiny: Subject, tiny_task: Task
+) -> None:
+    """Also where no drawn one is named: what other pairs ask for is held against it."""
+    first, *rest = tiny_task.split("forget")
+    task = replace(tiny_task, facts=(first, *(replace(fact, fact=None) for fact in rest)))
+    every, drawn = tasks.pairs(task, tiny), tasks.pairs(task, tiny, n=8)
+    assert first.row not in drawn.rows and first.fact in every.facts
+    assert drawn.facts == tuple(every.facts[every.rows.index(row)] for row in drawn.rows)
+
+
 def test_n_pairs_are_drawn_with_the_seed(tiny: Subject, tiny_task: Task) -> None:
     one, same, other = (tasks.pairs(tiny_task, tiny, n=8, seed=s) for s in (0, 0, 1))
     assert one.rows == same.rows != other.rows
