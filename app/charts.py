@@ -19,13 +19,13 @@ from mansu.evidence.attacks import Attacks
 from mansu.evidence.cad import Divergences
 from mansu.evidence.strengths import Point
 from mansu.measure.scores import Measurement
-from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.quant.survival import EDGES, Survival
 from mansu.report import compare
 from mansu.report.compare import Spot
 from mansu.show import numbers
 from mansu.show.numbers import percent, written
+from mansu.statistics import Interval
 from mansu.tasks.facts import CHANCE
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f7fc1", "#d55e00", "#009e73", "#c0639b", "#858585"

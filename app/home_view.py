@@ -11,9 +11,9 @@ from html import escape
 from app import words
 from app.charts import BLUE, GREY, ORANGE, PURPLE
 from mansu.evidence.verdict import Name, Verdict
-from mansu.measure.statistics import Interval
 from mansu.report.story import Chapter
 from mansu.show.numbers import between, mark, percent
+from mansu.statistics import Interval
 from mansu.tasks.facts import CHANCE
 
 STAGES = (("before", "before"), ("full", "after"), ("nf4", "in 4 bits"))

@@ -10,10 +10,10 @@ import pandas as pd
 
 from app import words
 from mansu.evidence.verdict import ABOUT
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, amount, many, mark, measured
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
+from mansu.statistics import Interval
 from mansu.sweep.board import given, interval, stands, stored
 
 Row = Mapping[str, Any]

@@ -11,8 +11,8 @@ from experiments.figures import Figures, checks_of
 from mansu import methods, subjects
 from mansu.evidence.verdict import ABOUT, Check, Name, worst_of
 from mansu.files import read_json
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import Unit, amount, between, measured, percent, written
+from mansu.statistics import Interval
 
 RATIOS = (47.0, 828.0)
 """The paper's median bin width ÷ update of gradient unlearning."""

@@ -10,9 +10,9 @@ from experiments.claims import Claim, claims
 from experiments.figures import NO_EDIT, Figures, checks_of
 from mansu.evidence.strengths import Point, Strengths
 from mansu.evidence.verdict import ABOUT, Name, kept_loss, worst_of
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, Unit, between, mark, measured, number, percent
 from mansu.show.table import Table
+from mansu.statistics import Interval
 
 
 def _measured(value: Sequence[float] | None, unit: Unit) -> str:

@@ -44,9 +44,9 @@ from facts import (
 )
 
 import mansu
-from mansu import subjects, tasks
+from mansu import statistics, subjects, tasks
 from mansu.files import replacing, write_json
-from mansu.measure import scores, statistics
+from mansu.measure import scores
 from mansu.quant.swap import Dequantized, quantized
 
 FORGOTTEN, KEPT, BESIDE = 72, 100, 60  # facts of a kind, at most

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; a room may import those before it, and itself.
 ROOMS = (
-    ("errors", "interrupts", "memory", "progress", "settings", "files", "room"),
+    ("errors", "interrupts", "memory", "progress", "settings", "files", "room", "statistics"),
     ("show",),
     ("subjects",),
     ("tasks",),

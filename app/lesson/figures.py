@@ -17,9 +17,9 @@ import streamlit as st
 from app.charts import BLUE, GREY, HATCH, INK, ORANGE, PALE, PURPLE, verticals
 from mansu.evidence.tradeoff import Cell
 from mansu.measure.scores import Scores
-from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES, Survival
 from mansu.show.numbers import number, percent
+from mansu.statistics import Interval
 from mansu.tasks.facts import CHANCE
 
 PROJECTED = "lesson projected"

@@ -23,6 +23,7 @@ from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Hook, PackedPairs, Record, packed, post_scale, record
 from mansu.progress import OnStep, Step, silent
+from mansu.statistics import wider
 from mansu.subjects.blocks import Block
 from mansu.subjects.packing import pack_size
 from mansu.subjects.subject import Subject
@@ -112,7 +113,8 @@ class Patched:
         return (values.mean(1) - corrupt) / (self.clean.mean() - corrupt)
 
     def intervals(self, values: Tensor, seed: int = 0) -> Tensor:
-        """Bootstrap 95 % intervals over facts of the faithfulness, ``[candidates, 2]``.
+        """Bootstrap 95 % intervals over facts of the faithfulness, ``[candidates, 2]``, as wide as
+        few facts ask for (``statistics.Interval.stretched``).
 
         A fact's pairs are drawn together: its templates are no independent evidence. Of one fact
         alone there is no interval: ``[candidates, 0]``.
@@ -127,7 +129,9 @@ class Patched:
         corrupt = weights @ self.corrupt.double()
         gap = weights @ self.clean.double() - corrupt
         shares = (values.double() @ weights.T - corrupt) / gap
-        return shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 1).T.float()
+        bounds = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 1).T.float()
+        value = self.faithfulness(values)[:, None]
+        return value + wider(n) * (bounds - value)
 
     @torch.no_grad()
     def _run(

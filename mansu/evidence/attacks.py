@@ -17,8 +17,8 @@ from typing import Any
 from mansu import quant, tasks
 from mansu.evidence.relearning import STEPS, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
-from mansu.measure.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
+from mansu.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, Reading

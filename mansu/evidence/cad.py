@@ -36,8 +36,8 @@ from mansu.circuits.graph import graph_of
 from mansu.circuits.record import difference, packed
 from mansu.errors import MismatchError
 from mansu.files import load_values, reading, save_values
-from mansu.measure.statistics import CHANGE, SHARE, Interval
 from mansu.progress import OnStep, Step, part_of, silent
+from mansu.statistics import CHANGE, SHARE, Interval
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs

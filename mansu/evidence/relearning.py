@@ -21,10 +21,10 @@ import torch
 from mansu import tasks
 from mansu.errors import BadInputError
 from mansu.measure.scores import Scores, answer_log_probability, measure
-from mansu.measure.statistics import Interval, bootstrap
 from mansu.methods import Problem
 from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, trained
 from mansu.progress import OnStep, Step, silent
+from mansu.statistics import Interval, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task

@@ -30,11 +30,11 @@ from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
 from mansu.measure.answers import ASKED
 from mansu.measure.scores import TITLES, Measurement, Scores
-from mansu.measure.statistics import CHANGE, Interval, bootstrap, fewest, mcnemar
 from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, many, percent
 from mansu.show.table import Shown, Table
+from mansu.statistics import CHANGE, Interval, bootstrap, fewest, mcnemar
 from mansu.tasks.facts import CHANCE
 
 VERSION = 2

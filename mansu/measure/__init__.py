@@ -11,7 +11,7 @@ from mansu.measure.scores import (
     text_loss,
     text_losses,
 )
-from mansu.measure.statistics import CONFIDENCE, Interval, McNemar, bootstrap, mcnemar
+from mansu.statistics import CONFIDENCE, Interval, McNemar, bootstrap, mcnemar
 
 __all__ = [
     "CONFIDENCE",

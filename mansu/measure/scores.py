@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from mansu.errors import MansuError, MismatchError
 from mansu.files import read_json, reading, typed, write_json
 from mansu.measure.drift import Reference
-from mansu.measure.statistics import SHARE, Interval, bootstrap
 from mansu.show.numbers import between
 from mansu.show.table import Shown, Table
+from mansu.statistics import SHARE, Interval, bootstrap
 from mansu.subjects.packing import Hidden, Pack, together
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task

@@ -28,10 +28,10 @@ from mansu.evidence.verdict import (
 )
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement, Scores
-from mansu.measure.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, Unit, number, percent
 from mansu.show.table import Shown, Table
+from mansu.statistics import CHANGE, SHARE, Interval, bootstrap
 from mansu.tasks.facts import CHANCE
 
 

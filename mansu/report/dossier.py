@@ -31,7 +31,6 @@ from mansu.files import reading, replacing, write_json
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
 from mansu.job.runs import Run
-from mansu.measure.statistics import Interval
 from mansu.quant.survival import EDGES
 from mansu.report import repeat
 from mansu.report.changes import Changes
@@ -42,6 +41,7 @@ from mansu.settings import configure
 from mansu.show import numbers
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
+from mansu.statistics import Interval
 from mansu.subjects.shipped import TABLE
 
 VERSION = 1

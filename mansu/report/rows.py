@@ -17,13 +17,13 @@ from mansu.evidence.cad import Divergences
 from mansu.evidence.verdict import ABOUT, Property, Verdict
 from mansu.measure.answers import ASKED
 from mansu.measure.scores import Measurement
-from mansu.measure.statistics import Interval
 from mansu.quant import HQQ
 from mansu.quant.survival import Kept, Survival, floor_across
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, between, many, number, percent
 from mansu.show.sentences import capitalised
 from mansu.show.table import Table
+from mansu.statistics import Interval
 
 
 def accuracies(measured: Mapping[str, Measurement], caption: str = "") -> Table:

@@ -12,8 +12,8 @@ from mansu.job import names
 from mansu.job.runs import Run
 from mansu.measure.answers import Answered, answered
 from mansu.measure.scores import Measurement
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import percent
+from mansu.statistics import Interval
 
 MOST = 0.5
 """Of fewer moves left than this share, most are lost."""

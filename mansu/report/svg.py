@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from mansu.circuits.diff import Change
-from mansu.measure.statistics import Interval
 from mansu.report.changes import TITLES, Changes, Edge
 from mansu.show.numbers import written
+from mansu.statistics import Interval
 
 WIDTH, LEFT, ROW = 680, 190, 15
 RIGHT = 24

@@ -14,10 +14,10 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from mansu.errors import MansuError
-from mansu.measure.statistics import CONFIDENCE, Interval
 from mansu.progress import OnStep, silent
 from mansu.sets import hub
 from mansu.sets.continuation import cut, greedy, log_probabilities, rouge_l
+from mansu.statistics import CONFIDENCE, Interval
 from mansu.subjects.subject import Subject
 
 TEXT = {"text": "a string"}

@@ -12,11 +12,11 @@ import numpy as np
 
 from mansu import quant
 from mansu.errors import BadInputError, MansuError
-from mansu.measure.statistics import Interval, bootstrap
 from mansu.progress import OnStep, Step, silent
 from mansu.sets import choices, hub, muse, tofu
 from mansu.show.numbers import measured, percent
 from mansu.show.table import Table
+from mansu.statistics import Interval, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 

@@ -30,7 +30,7 @@ _MARKS = {"passed": "✓", "failed": "✗", "undecided": "~", "vacuous": "∅"}
 
 
 class Estimate(Protocol):
-    """A value with its interval, such as ``mansu.measure.statistics.Interval``."""
+    """A value with its interval, such as ``mansu.statistics.Interval``."""
 
     @property
     def value(self) -> float: ...

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mansu.evidence.verdict import ABOUT
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import NOTHING, duration, mark, measured
 from mansu.show.table import Table
+from mansu.statistics import Interval
 
 
 def interval(row: Mapping[str, Any], name: str) -> Interval | None:

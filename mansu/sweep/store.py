@@ -30,7 +30,7 @@ from typing import Any
 from mansu.errors import BadInputError, DamagedError, StorageError
 from mansu.evidence.verdict import ABOUT, FALL, Check, Verdict
 from mansu.files import replacing
-from mansu.measure.statistics import Interval
+from mansu.statistics import Interval
 
 FILE = "results.sqlite"
 VERSION = 1

@@ -22,10 +22,10 @@ from mansu.job.lock import hold
 from mansu.job.runs import Run, examples, listed
 from mansu.job.settings import Settings
 from mansu.job.working import Work
-from mansu.measure.statistics import Interval
 from mansu.progress import Step
 from mansu.report import compare
 from mansu.show.numbers import duration
+from mansu.statistics import Interval
 from mansu.subjects import Subject
 from mansu.subjects.shipped import TINY
 from mansu.tasks import Task

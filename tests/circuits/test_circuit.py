@@ -15,6 +15,8 @@ import torch
 from devices import moved, needs_cuda
 from families import FAMILIES, family, random_pairs
 from oracles import alone, branching_pairs, prompts, seen
+from scipy.stats import norm
+from scipy.stats import t as student
 from torch import Tensor
 
 from mansu import subjects, tasks
@@ -443,7 +445,10 @@ def test_faithfulness_is_bootstrapped_over_facts(tiny: Subject, tiny_task: Task)
         whole, corrupt = patched.clean[rows].mean(), patched.corrupt[rows].mean()
         shares.append((values[:, rows].mean(1) - corrupt) / (whole - corrupt))
     wanted = torch.stack(shares).double().quantile(torch.tensor([0.025, 0.975]).double(), 0).T
-    assert torch.allclose(patched.intervals(values, seed=3).double(), wanted, atol=1e-5)
+    value = patched.faithfulness(values)[:, None]
+    by = (n / (n - 1)) ** 0.5 * float(student.ppf(0.975, n - 1) / norm.ppf(0.975))
+    found = patched.intervals(values, seed=3)
+    assert torch.allclose(found.double(), value + by * (wanted - value), atol=1e-5)
 
 
 def in_templates(every: Pairs) -> list[tuple[Pairs, Pairs]]:

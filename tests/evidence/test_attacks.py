@@ -15,8 +15,8 @@ from mansu.evidence import attacks, relearning
 from mansu.evidence.attacks import Attacks, Material
 from mansu.evidence.controls import suppressor
 from mansu.measure.scores import Scores, answer_log_probability, measure
-from mansu.measure.statistics import SHARE, bootstrap
 from mansu.progress import Step
+from mansu.statistics import SHARE, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task

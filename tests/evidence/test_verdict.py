@@ -17,7 +17,7 @@ from mansu.evidence.cad import PLACES, Divergences
 from mansu.evidence.relearning import Relearned
 from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge, kept_groups
 from mansu.measure.scores import Measurement, Scores
-from mansu.measure.statistics import Interval
+from mansu.statistics import Interval
 
 
 def scores(

@@ -20,8 +20,8 @@ from experiments.claims import (
 from experiments.figures import NO_EDIT
 from mansu import subjects
 from mansu.evidence.verdict import ABOUT, Check
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import Unit
+from mansu.statistics import Interval
 
 
 def _figures(**changes: Any) -> dict[str, Any]:

@@ -32,7 +32,9 @@ from mansu.measure.scores import (
     text_loss,
     text_losses,
 )
-from mansu.measure.statistics import (
+from mansu.sets.continuation import log_probabilities
+from mansu.show.numbers import between, measured
+from mansu.statistics import (
     CHANGE,
     SHARE,
     Interval,
@@ -43,8 +45,6 @@ from mansu.measure.statistics import (
     fewest,
     mcnemar,
 )
-from mansu.sets.continuation import log_probabilities
-from mansu.show.numbers import between, measured
 from mansu.subjects import packing
 from mansu.subjects.edit import Edit
 from mansu.subjects.shipped import TINY_FOLDER

@@ -12,8 +12,8 @@ from made import CHANCE, changed, run_of
 from mansu.errors import MismatchError
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement, Scores, measure_task
-from mansu.measure.statistics import bootstrap
 from mansu.report.compare import Rows, Side, compare, sizes, spots
+from mansu.statistics import bootstrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 

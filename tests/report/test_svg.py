@@ -7,9 +7,9 @@ import re
 import pytest
 
 from mansu.job.runs import examples
-from mansu.measure.statistics import Interval
 from mansu.report import svg
 from mansu.report.changes import changes
+from mansu.statistics import Interval
 
 
 def test_a_set_takes_one_thin_line_a_model() -> None:

@@ -12,8 +12,8 @@ import pytest
 from mansu import cli, quant, tasks
 from mansu.errors import MansuError
 from mansu.job.runs import Run
-from mansu.measure.statistics import bootstrap
 from mansu.sets import score, tofu
+from mansu.statistics import bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 

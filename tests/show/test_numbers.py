@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import amount, between, mark, measured, minus, number, percent, written
+from mansu.statistics import Interval
 
 
 @pytest.mark.parametrize(

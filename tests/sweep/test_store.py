@@ -15,8 +15,8 @@ from pyarrow import parquet
 from mansu.errors import DamagedError, StorageError
 from mansu.evidence.verdict import ABOUT, kept_loss
 from mansu.job.runs import EXAMPLES, Run
-from mansu.measure.statistics import Interval
 from mansu.show.numbers import measured
+from mansu.statistics import Interval
 from mansu.sweep import store as stores
 from mansu.sweep.board import board, interval
 from mansu.sweep.store import COLUMNS, Store
