@@ -100,7 +100,9 @@ def stability(
         overlaps.append(shared / (2 * n - shared))
     all_overlaps = torch.tensor(overlaps)
     low, high = all_overlaps.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return Stability(float(all_overlaps.mean()), (low, high), codes[best], counts[best] / resamples)
+    mean = float(all_overlaps.mean())
+    bounds = min(low, mean), max(high, mean)  # where nearly all are equal, the mean is none of them
+    return Stability(mean, bounds, codes[best], counts[best] / resamples)
 
 
 @dataclass(frozen=True)
