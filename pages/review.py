@@ -100,9 +100,7 @@ def sign(run: Run, method: str, found: Dossier) -> None:
     key, session = f"sign {run.name}/{method}/{{}}".format, st.session_state
     if key("name") not in session:
         session[key("read")] = found.signed, of.evidence(found)
-        session[key("name")] = "" if found.signed is None else found.signed.name
-        before = {} if found.signed is None else found.signed.notes
-        session.update({key(name): before.get(name, "") for name in ABOUT})
+        session.update({key(name): "" for name in ("name", *ABOUT)})
     label = f"Sign the edit “{words.plain(names.title(run, method))}”"
     with st.expander(label):
         with st.form(key("form")):
