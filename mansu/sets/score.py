@@ -16,7 +16,7 @@ from mansu.progress import OnStep, Step, silent
 from mansu.sets import choices, hub, muse, tofu
 from mansu.show.numbers import measured, percent
 from mansu.show.table import Table
-from mansu.statistics import Interval, bootstrap
+from mansu.statistics import SHARE, Interval, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
@@ -186,13 +186,15 @@ def _muse(subject: Subject, sources: Sequence[str], limit: Mapping[str, Any]) ->
 
 
 _KEEP = ("forget", "retain")
+SHARES = ("accuracy", "accuracy_sum", "rouge", "probability")
+"""Measures that lie between 0 and 1."""
 
 
 def _metrics(name: str, rows: Rows, reference: Rows | None) -> dict[str, Interval | float]:
     if name == "muse":
         return _muse_metrics(rows, reference)
     found: dict[str, Interval | float] = {
-        f"{part} {measure}": bootstrap(values)
+        f"{part} {measure}": bootstrap(values, within=SHARE if measure in SHARES else None)
         for part, measures in rows.items()
         for measure, values in measures.items()
     }
@@ -218,9 +220,9 @@ def _muse_metrics(rows: Rows, reference: Rows | None) -> dict[str, Interval | fl
     found, base = area(rows), NEVER_SAW if reference is None else area(reference).value
     leak = [muse.privacy_leak(x, base) for x in (found.value, found.low, found.high)]
     return {
-        "VerbMem forget": bootstrap(rows["verbatim"]["verbatim"]),
-        "KnowMem forget": bootstrap(rows["forget"]["knowledge"]),
-        "KnowMem retain": bootstrap(rows["retain"]["knowledge"]),
+        "VerbMem forget": bootstrap(rows["verbatim"]["verbatim"], within=SHARE),
+        "KnowMem forget": bootstrap(rows["forget"]["knowledge"], within=SHARE),
+        "KnowMem retain": bootstrap(rows["retain"]["knowledge"], within=SHARE),
         "AUC Min-40% forget, holdout": found,
         "PrivLeak %": Interval(*leak),
     }
