@@ -37,7 +37,7 @@ def by_library(weight: Tensor, format: Format) -> Tensor:
     rows=st.integers(1, 5),
     columns=st.sampled_from([32, 96, 128]),
     seed=st.integers(0, 2**31),
-    scale=st.sampled_from([1e-9, 0.02, 1.0, 3e4]),
+    scale=st.sampled_from([1e-9, 0.02, 1.0, 1e4]),
     grid=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     format=st.sampled_from(GGUF),
