@@ -412,7 +412,8 @@ def test_compare_says_which_suppressor_is_no_control(runs: Path) -> None:
     run = Run.open(runs / "hides-little")
     path = run.file("cad", "mansu")
     hides_little = {"suppressor_accuracy": 0.9, "middle_accuracy": 0.25}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **hides_little}))
+    text = json.dumps({**json.loads(path.read_text()), **hides_little})
+    path.write_text(resummed(text, {}))
     try:
         assert judged(run, "mansu").erasure.status == "unknown"
         app = opened("compare", run="hides-little")
