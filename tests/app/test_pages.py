@@ -21,7 +21,7 @@ from mansu import methods, tasks
 from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
-from mansu.files import SUM
+from mansu.files import SUM, resummed
 from mansu.job import names
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
