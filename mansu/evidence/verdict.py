@@ -74,7 +74,8 @@ class Thresholds:
     tolerance: float = setting(
         MISSING,
         "By how much the accuracy of each kept group may fall, in full precision and in NF4, each "
-        "against the unedited model in the same format.",
+        "against the unedited model in the same format. Groups of too few facts to tell such a "
+        "fall are judged together.",
         low=0,
         high=1,
     )
@@ -215,6 +216,18 @@ def kept_loss(retention: Iterable[Check]) -> Interval | None:
     """
     falls = [c.value for c in retention if c.unit == "nats" and c.what.startswith(FALL)]
     return max(falls, key=lambda fall: fall.value, default=None)
+
+
+def kept_fall(details: Mapping[str, Any]) -> Interval | None:
+    """By how much the accuracy of the kept group falls that falls most, in either format.
+
+    Each group's own, also of those that are too small to be judged alone.
+
+    Args:
+        details: of retention.
+    """
+    told = [d["fall"] for d in details.values() if isinstance(d, Mapping)]
+    return max(map(Interval.from_json, told), key=lambda fall: fall.value, default=None)
 
 
 @dataclass(frozen=True)

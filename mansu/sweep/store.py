@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu.errors import BadInputError, DamagedError, StorageError
-from mansu.evidence.verdict import ABOUT, FALL, Check, Verdict
+from mansu.evidence.verdict import ABOUT, FALL, Check, Verdict, kept_fall
 from mansu.files import replacing
 from mansu.statistics import Interval
 
@@ -236,9 +236,8 @@ def _told(verdict: Verdict) -> dict[str, Any]:
             found |= {f"{each.name}_threshold": check.threshold, f"{each.name}_unit": check.unit}
     if verdict.forgetting.checks:
         found |= _parts(verdict.forgetting.checks[0].value, "forgotten", "forgotten")
-    falls = [check.value for check in verdict.retention.checks if check.unit == "share"]
-    if falls:
-        found |= _parts(max(falls, key=lambda fall: fall.value), "kept_fall", "kept_fall")
+    if (fall := kept_fall(verdict.retention.details)) is not None:
+        found |= _parts(fall, "kept_fall", "kept_fall")
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from mansu.errors import DamagedError, StorageError
-from mansu.evidence.verdict import ABOUT, kept_loss
+from mansu.evidence.verdict import ABOUT, kept_groups, kept_loss
 from mansu.job.runs import EXAMPLES, Run
 from mansu.show.numbers import measured
 from mansu.statistics import Interval
@@ -54,8 +54,13 @@ def test_a_row_is_the_verdict(tmp_path: Path) -> None:
         told = [row[f"{name}_{part}"] for part in ("value", "low", "high", "threshold")]
         assert told == [*found.worst.value.to_json(), found.worst.threshold]
     assert row["forgotten"] == verdict.forgetting.checks[0].value.value
-    falls = [c.value.value for c in verdict.retention.checks if c.unit == "share"]
-    assert row["kept_fall"] == max(falls)
+    falls = [
+        old.accuracy - kept_groups(RUN.measurement("mansu", nf4=nf4))[group].accuracy
+        for nf4 in (False, True)
+        for group, old in kept_groups(RUN.base(nf4=nf4)).items()
+    ]
+    judged = [c.value.value for c in verdict.retention.checks if c.unit == "share"]
+    assert row["kept_fall"] == pytest.approx(max(falls)) and max(falls) > max(judged)
     every = [c for p in verdict.properties for c in p.checks]
     found = [(c["what"], c["status"], c["value"], c["low"]) for c in store.checks("a")]
     assert found == [(c.what, c.status, c.value.value, c.value.low) for c in every]
