@@ -200,7 +200,7 @@ HELP: Mapping[str, str] = {
     # CAD
     "edited": f"{_CAD} Here: of the edit, in full precision.",
     "edited_nf4": f"{_CAD} Here: of the edit after NF4, against the same unedited model.",
-    "noise_floor": f"{_CAD} Here: the unedited model on one half of the pairs against the other "
+    "noise_floor": f"{_CAD} Here: the unedited model on one half of the facts against the other "
     "half. An edit below this changed nothing that can be told from noise.",
     "suppressor": f"{_CAD} Here: of an edit of the last MLP only, that hides the answer about as "
     "well as the edit does and erases nothing.",

@@ -54,7 +54,7 @@ class Interval:
         """
         if n < 2:
             return Interval(self.value, self.value, self.value, alone=True)
-        by = wider(n)
+        by = _wider(n)
         least, most = within or (-math.inf, math.inf)
         value = self.value
         low = value - by * max(value - self.low, 0)
@@ -69,7 +69,7 @@ class Interval:
 
 
 @cache
-def wider(n: int) -> float:
+def _wider(n: int) -> float:
     """By what the bounds of a percentile bootstrap over ``n`` > 1 clusters are to be farther from
     the value."""
     from scipy.special import ndtri, stdtrit  # takes longer to import than all else here

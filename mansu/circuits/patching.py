@@ -23,7 +23,7 @@ from mansu.circuits.graph import Graph, graph_of
 from mansu.circuits.metric import MEMORY, Metric, metric_values, refuse_equal
 from mansu.circuits.record import Hook, PackedPairs, Record, packed, post_scale, record
 from mansu.progress import OnStep, Step, silent
-from mansu.statistics import wider
+from mansu.statistics import Interval
 from mansu.subjects.blocks import Block
 from mansu.subjects.packing import pack_size
 from mansu.subjects.subject import Subject
@@ -129,9 +129,10 @@ class Patched:
         corrupt = weights @ self.corrupt.double()
         gap = weights @ self.clean.double() - corrupt
         shares = (values.double() @ weights.T - corrupt) / gap
-        bounds = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 1).T.float()
-        value = self.faithfulness(values)[:, None]
-        return value + wider(n) * (bounds - value)
+        bounds = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 1).T
+        told = zip(self.faithfulness(values).tolist(), bounds.tolist(), strict=True)
+        found = [Interval(value, *ends).stretched(n) for value, ends in told]
+        return torch.tensor([[interval.low, interval.high] for interval in found])
 
     @torch.no_grad()
     def _run(

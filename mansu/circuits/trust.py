@@ -326,7 +326,7 @@ def trust(
         pairs: those that the circuit was chosen on. others: pairs that it was not chosen on.
         steps: of the attributions of resamples.
     """
-    asked = _facts(pairs)
+    asked = set(pairs.asked)
     on_step(Step("trust", 0, 10, part="stability over resamples of the facts"))
     stable = None
     if len(asked) > 1:
@@ -336,7 +336,7 @@ def trust(
     if others is not None:
         patched = Patched(subject, others, circuit.metric, memory)
         held_out = faithfulness_of(patched, circuit.edge_mask)
-        fresh = patched.facts if asked.isdisjoint(_facts(others)) else None
+        fresh = patched.facts if asked.isdisjoint(others.asked) else None
     on_step(Step("trust", 4, 10, part="completeness and minimality"))
     tested = criteria(subject, pairs, circuit, memory=memory)
     on_step(Step("trust", 9, 10, part="the mask at zero"))
@@ -354,8 +354,3 @@ def trust(
         facts=len(asked),
         held_out_facts=fresh,
     )
-
-
-def _facts(pairs: Pairs) -> set[str | int]:
-    """What ``Pairs.clusters`` numbers."""
-    return set(pairs.facts or pairs.answer.tolist())

@@ -18,7 +18,7 @@ from mansu import quant, tasks
 from mansu.evidence.relearning import STEPS, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
 from mansu.progress import OnStep, Step, silent
-from mansu.statistics import CHANGE, SHARE, Interval, bootstrap
+from mansu.statistics import CHANGE, Interval, bootstrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, Reading
@@ -79,9 +79,8 @@ class Attacks:
     settings: Mapping[str, Any]
 
     def accuracy(self, attack: str) -> Interval:
-        """4-way accuracy under an attack, bootstrapped by answer."""
-        found = self.scores[attack]
-        return bootstrap(found.correct, clusters=found.clusters, within=SHARE)
+        """4-way accuracy under an attack, with its interval over facts."""
+        return self.scores[attack].interval
 
     def recovered(self, attack: str) -> Interval | None:
         """Accuracy under an attack minus that without one, paired; None for other questions."""

@@ -102,12 +102,16 @@ class Pairs:
             found.update(f"{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
         return found.hexdigest()[:16]
 
+    @property
+    def asked(self) -> Sequence[str | int]:
+        """The fact that each pair asks for; its answer, where the answers say it."""
+        return self.facts or self.answer.tolist()
+
     @cached_property
     def clusters(self) -> np.ndarray:
         """Which pairs ask for the same fact: int64 ``[N]``, numbered as they are met."""
         place: dict[str | int, int] = {}
-        facts = self.facts or self.answer.tolist()
-        return np.array([place.setdefault(fact, len(place)) for fact in facts], dtype=np.int64)
+        return np.array([place.setdefault(fact, len(place)) for fact in self.asked], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
