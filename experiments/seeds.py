@@ -47,8 +47,8 @@ HEAD = """# Three seeds
 
 Made by `python -m experiments.seeds`: the mean over the seeds, and in brackets the least and the
 most. Accuracies are in percent, full precision / NF4; the worst kept group in the worse of the two.
-A property's marks are counted. An edit that was done is not done again, so that it may be of an
-earlier commit than its table."""
+A property's marks are counted, by the intervals of the day. An edit that was done is not done
+again, so that it may be of an earlier commit than its table."""
 """What stands above the tables."""
 
 
