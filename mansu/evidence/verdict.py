@@ -478,10 +478,11 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
 
 
 def towards_chance(before: Scores, after: Scores) -> Interval:
-    """By how much closer to chance accuracy is, over the same rows."""
+    """By how much closer to chance accuracy is, over the same rows: by 1 − chance at most."""
     before.refuse_other(after)
     rows = np.stack([before.correct, after.correct], 1).astype(float)
-    return bootstrap(rows, clusters=before.clusters, of=from_chance, within=CHANGE)
+    most = 1 - CHANCE
+    return bootstrap(rows, clusters=before.clusters, of=from_chance, within=(-most, most))
 
 
 def from_chance(accuracy: np.ndarray) -> np.ndarray:

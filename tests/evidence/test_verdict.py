@@ -15,9 +15,18 @@ from hypothesis import strategies as st
 from mansu.errors import DamagedError
 from mansu.evidence.cad import PLACES, Divergences
 from mansu.evidence.relearning import Relearned
-from mansu.evidence.verdict import ABOUT, Check, Thresholds, Verdict, judge, kept_groups
+from mansu.evidence.verdict import (
+    ABOUT,
+    Check,
+    Thresholds,
+    Verdict,
+    judge,
+    kept_groups,
+    towards_chance,
+)
 from mansu.measure.scores import Measurement, Scores
 from mansu.statistics import Interval
+from mansu.tasks.facts import CHANCE
 
 
 def scores(
@@ -501,3 +510,10 @@ def test_what_a_small_group_loses_counts_among_the_others() -> None:
     (check, _) = (c for c in found.checks if c.unit == "share")
     assert check.value.value == pytest.approx(18 / 65) and check.status == "failed"
     assert found.details["a"]["fall"][0] == pytest.approx(0.9)
+
+
+def test_no_fall_towards_chance_can_be_more_than_to_chance() -> None:
+    """Of six facts that were all known 1 in 4 is left: 75 points, and no bound beyond them."""
+    fall = towards_chance(scores(24, 24, facts=6), scores(6, 24, facts=6))
+    assert fall.value == pytest.approx(1 - CHANCE)
+    assert fall.low < fall.value and fall.high == pytest.approx(1 - CHANCE)
