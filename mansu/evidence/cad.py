@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from mansu.circuits.record import difference, packed
 from mansu.errors import MismatchError
 from mansu.files import load_values, reading, save_values
 from mansu.progress import OnStep, Step, part_of, silent
-from mansu.statistics import CHANGE, SHARE, Interval
+from mansu.statistics import CHANGE, CONFIDENCE, SHARE, Interval
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject, locked
 from mansu.tasks.tokens import Pairs
@@ -517,7 +518,28 @@ def distances(before: Tensor, after: Tensor, circuit: Tensor) -> dict[str, float
     }
 
 
-def auroc(positive: ArrayLike, negative: ArrayLike) -> float:
-    """Chance that a positive scores above a negative, ties counting half (Mann–Whitney U / nm)."""
-    above = np.sign(np.subtract.outer(np.asarray(positive), np.asarray(negative)))
-    return float((above + 1).mean() / 2)
+def auroc(positive: ArrayLike, negative: ArrayLike) -> Interval:
+    """Chance that a positive scores above a negative, ties counting half (Mann–Whitney U / nm).
+
+    Its interval is Newcombe's (2006, "Confidence intervals for an effect size measure based on the
+    Mann–Whitney statistic. Part 2", method 5), which holds the truth 95 times of a hundred for six
+    against six, too, where a bootstrap does 61 to 86 times and calls every clean cut certain. It
+    takes them for independent.
+    """
+    from scipy.optimize import brentq  # takes longer to import than all else here
+
+    positive, negative = np.asarray(positive), np.asarray(negative)
+    found = float((np.sign(np.subtract.outer(positive, negative)) + 1).mean() / 2)
+    m, n = len(positive), len(negative)
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+    def outside(true: float) -> float:
+        """Above zero where ``true`` is farther from what was found than 95 % of draws are."""
+        mixed = (1 - true) / (2 - true) + true / (1 + true)
+        variance = true * (1 - true) * (1 + ((m + n) / 2 - 1) * mixed) / (m * n)
+        return (found - true) ** 2 - z**2 * variance
+
+    near = 1e-9  # of 0 and 1, where both terms vanish
+    low = brentq(outside, near, min(found, 1 - near)) if found > near else 0.0
+    high = brentq(outside, max(found, near), 1 - near) if found < 1 - near else 1.0
+    return Interval(found, float(low), float(high))

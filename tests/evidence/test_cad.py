@@ -6,6 +6,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -397,7 +398,10 @@ sample = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=8)
 @given(sample, sample)
 def test_auroc_counts_pairs(positive: list[float], negative: list[float]) -> None:
     won = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
-    found = cad.auroc(positive, negative)
+    interval = cad.auroc(positive, negative)
+    found = interval.value
+    assert 0 <= interval.low <= found <= interval.high <= 1
+    assert interval.high - interval.low > 0.1  # eight against eight are never certain
     assert found == pytest.approx(won / (len(positive) * len(negative)))
     # The area under the curve itself, by the trapezoid rule over every threshold.
     thresholds = sorted({*positive, *negative, 7.0}, reverse=True)
@@ -406,6 +410,19 @@ def test_auroc_counts_pairs(positive: list[float], negative: list[float]) -> Non
         for sample in (negative, positive)
     ]
     assert found == pytest.approx(float(np.trapezoid(rates[1], rates[0])))
+
+
+def test_an_auroc_of_few_has_an_interval_of_95_percent() -> None:
+    """Of six against six normal scores, as many as ``benchmarks/cad`` has."""
+    rng = np.random.default_rng(0)
+    for true in (0.5, 0.8, 0.9, 0.95):
+        apart = math.sqrt(2) * NormalDist().inv_cdf(true)
+        draws = (cad.auroc(rng.normal(apart, 1, 6), rng.normal(0, 1, 6)) for _ in range(500))
+        assert np.mean([found.low <= true <= found.high for found in draws]) == pytest.approx(
+            0.95, abs=0.03
+        )
+    clean = cad.auroc([1.0] * 6, [0.0] * 6)
+    assert clean.value == clean.high == 1 and clean.low == pytest.approx(0.689, abs=1e-3)
 
 
 @needs_cuda
