@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.figures import Figures, checks_of
 from mansu import methods, subjects
-from mansu.evidence.verdict import ABOUT, Check, Name, worst_of
+from mansu.circuits.parameters import HELD
+from mansu.evidence.verdict import ABOUT, STATUSES, Check, Name, worst_of
 from mansu.files import read_json
 from mansu.show.numbers import Unit, amount, between, measured, percent, written
 from mansu.statistics import Interval
@@ -244,16 +245,7 @@ def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
         least,
         _judged(min(shares) == 1 if shares else None),
     )
-    masks = [run["circuit"]["mask"] for run in real]
-    yield Claim(
-        "The forget circuit is a fraction of a percent of the parameters",
-        f"{percent(max(masks), 3)} at most" if masks else "–",
-        f"{percent(min(masks), 3)} to {percent(max(masks), 3)} at faithfulness "
-        f"{min(run['circuit']['faithfulness'] for run in real):.2f} or more"
-        if masks
-        else (TOY if runs else "no circuit"),
-        _judged(max(masks) < CIRCUIT if masks else None),
-    )
+    yield _mask(runs, real)
     parts: tuple[tuple[str, str, Sequence[Name]], ...] = (
         ("mansu_no_floor", "Without the floor the update does not outlive NF4", ["gap"]),
         (
@@ -269,19 +261,40 @@ def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
     yield _rephrasings(runs)
 
 
+def _mask(runs: Runs, real: Runs) -> Claim:
+    """A mask is cut at a fraction of a percent: what it would have to be to hold the circuit."""
+    found = [run["circuit"] for run in real]
+    masks, mass, whole = ([c[k] for c in found] for k in ("mask", "mass", "whole mask"))
+    return Claim(
+        "The forget circuit is a fraction of a percent of the parameters",
+        f"{percent(max(whole))} at most hold {percent(HELD, 0)} of its attribution"
+        if whole
+        else "–",
+        f"{percent(min(whole))} to {percent(max(whole))} of the parameters hold "
+        f"{percent(HELD, 0)} of the attribution of the circuit's heads and neurons, at "
+        f"faithfulness {min(c['faithfulness'] for c in found):.2f} or more on the pairs that it "
+        "was found on; "
+        f"its mask, cut at {percent(max(masks), 3)}, holds {percent(min(mass), 0)} to "
+        f"{percent(max(mass), 0)}"
+        if whole
+        else (TOY if runs else "no circuit"),
+        _judged(max(whole) < CIRCUIT if whole else None),
+    )
+
+
 def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> Claim:
-    """A part is needed where one of its properties passes with it and does not without it."""
+    """A part is needed where one of its properties is worse without it.
+
+    Where all of them fail with it, too, they can be no worse: such a task says nothing.
+    """
     needed, told = [], []
     for run in runs:
         if name not in run["methods"] or "mansu" not in run["methods"]:
             continue
         with_it, without = run["methods"]["mansu"], run["methods"][name]
-        needed.append(
-            any(
-                with_it["status"][p] == "passed" and without["status"][p] != "passed"
-                for p in properties
-            )
-        )
+        statuses = [(with_it["status"][p], without["status"][p]) for p in properties]
+        if any(STATUSES.index(had) > 0 for had, _ in statuses):
+            needed.append(any(STATUSES.index(has) < STATUSES.index(had) for had, has in statuses))
         for p in properties:
             decided = _margins(*(worst_of(checks_of(f, p)) for f in (with_it, without)))
             told.append(f"{run['task']['name']}: {ABOUT[p]}: {decided}")

@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mansu import subjects
+from mansu.circuits.parameters import HELD, parameter_mask
 from mansu.errors import BadInputError
 from mansu.evidence.verdict import Check, Name, Property, kept_groups
 from mansu.job.machine import PACKAGES
@@ -158,7 +160,14 @@ def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any
         methods |= new["methods"] if new else {}
         unedited = [run["methods"][NO_EDIT] for run in (new, old) if run]
         methods[NO_EDIT] = next((each for each in unedited if each["attacks"]), unedited[0])
-        runs.append({**old, "methods": {name: methods[name] for name in order if name in methods}})
+        circuit = (new or old)["circuit"]
+        runs.append(
+            {
+                **old,
+                "circuit": circuit,
+                "methods": {name: methods[name] for name in order if name in methods},
+            }
+        )
     return {"manifest": found["manifest"], "runs": [*runs, *now.values()]}
 
 
@@ -173,13 +182,19 @@ def _unedited(run: Mapping[str, Any]) -> list[Any]:
 
 
 def _circuit(run: Run) -> dict[str, Any]:
-    circuit = run.circuit()
+    """The circuit, its mask, and how large that would be if it held ``HELD`` of the circuit."""
+    circuit, mask = run.circuit(), run.mask()
+    whole = parameter_mask(
+        subjects.load(run.subject), circuit, run.attribution(), share=HELD, max_fraction=1.0
+    )
     return {
         "edges": len(circuit),
         "of": circuit.layout.n_edges,
         "faithfulness": circuit.faithfulness,
         "interval": circuit.interval,
-        "mask": run.mask().fraction,
+        "mask": mask.fraction,
+        "mass": mask.mass,
+        "whole mask": whole.fraction,
     }
 
 

@@ -136,7 +136,8 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
             properties_table(run).markdown(),
             f"Circuit: {run['circuit']['edges']:,} of {run['circuit']['of']:,} edges, faithfulness "
             f"{run['circuit']['faithfulness']:.3f} [{low:.3f}, {high:.3f}]; mask "
-            f"{percent(run['circuit']['mask'], 3)} of the parameters.",
+            f"{percent(run['circuit']['mask'], 3)} of the parameters, which holds "
+            f"{percent(run['circuit']['mass'], 0)} of its attribution.",
             "What decides each property: the worst of its checks, with its interval and threshold:",
             intervals_table(run).markdown(),
         ]

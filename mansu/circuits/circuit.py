@@ -72,7 +72,9 @@ class Circuit(Shown, Sourced):
         elif self.faithfulness is not None and self.facts == 1:
             caption += f" {ALONE}"
         if self.mask is not None:
-            caption += f"; mask {self.mask.size:,} parameters ({percent(self.mask.fraction, 2)})"
+            mask = self.mask
+            caption += f"; mask {mask.size:,} parameters ({percent(mask.fraction, 2)}), "
+            caption += f"{percent(mask.mass, 0)} of its attribution"
         return self.layout.table(self.kept[:10], self.scores[:10], caption)
 
     @property

@@ -35,12 +35,16 @@ class _Units:
 KINDS = tuple(UNITS)
 
 
+HELD = 0.9
+"""The share of its candidates' attribution that a mask is to hold, unless it grows too large."""
+
+
 def parameter_mask(
     subject: Subject,
     circuit: Circuit,
     attribution: Attribution,
     *,
-    share: float = 0.9,
+    share: float = HELD,
     max_fraction: float = 0.005,
 ) -> Mask:
     """The parameters behind a circuit.

@@ -47,7 +47,7 @@ def _found(**made: dict[str, Any]) -> dict[str, Any]:
     run = {
         "subject": subjects.DEFAULT,
         "task": {"name": "facts", "title": "Facts", "digest": "today's"},
-        "circuit": {"mask": 0.004, "faithfulness": 0.9},
+        "circuit": {"mask": 0.004, "mass": 0.3, "whole mask": 0.004, "faithfulness": 0.9},
         "methods": {NO_EDIT: {}, **made},
     }
     return {"runs": [run]}
@@ -107,14 +107,30 @@ def test_rephrasings_count_where_the_intervals_do_not_meet() -> None:
     assert _status(_found(mansu=_figures()), start) == UNTESTED
 
 
-def test_an_ablation_counts_where_a_property_passes_only_with_the_part() -> None:
-    failed = _figures()["status"] | {"gap": "failed"}
-    start = "Without the floor"
-    found = _found(mansu=_figures(), mansu_no_floor=_figures(status=failed))
+def test_a_mask_that_was_cut_is_not_the_whole_circuit() -> None:
+    start = "The forget circuit is a fraction"
+    found = _found(mansu=_figures())
     assert _status(found, start) == REPRODUCED
-    for both in (_figures(), _figures(status=failed)):
-        found = _found(mansu=both, mansu_no_floor=both)
-        assert _status(found, start) == NOT_REPRODUCED
+    found["runs"][0]["circuit"]["whole mask"] = 0.293
+    claim = _claim(found, start)
+    assert claim.status == NOT_REPRODUCED and claim.number.startswith("29.3")
+    assert "cut at 0.400\u00a0%, holds 30\u00a0% to 30\u00a0%" in claim.ours
+
+
+def test_an_ablation_counts_where_a_property_is_worse_without_the_part() -> None:
+    passed = _figures()["status"]
+    undecided, failed = (passed | {"gap": status} for status in ("undecided", "failed"))
+    start = "Without the floor"
+
+    def status(with_it: dict[str, str], without: dict[str, str]) -> str:
+        first, second = _figures(status=with_it), _figures(status=without)
+        return _status(_found(mansu=first, mansu_no_floor=second), start)
+
+    for worse in ((passed, undecided), (passed, failed), (undecided, failed)):
+        assert status(*worse) == REPRODUCED
+        assert status(*worse[::-1]) == (UNTESTED if worse[1] is failed else NOT_REPRODUCED)
+    assert status(passed, passed) == status(undecided, undecided) == NOT_REPRODUCED
+    assert status(failed, failed) == UNTESTED  # it can be no worse
     assert _status(_found(mansu=_figures()), start) == UNTESTED
 
 
