@@ -5,6 +5,7 @@ A template of ``experiments/texts`` names task, method and figure, and how to wr
     {capitals[mansu][nf4 paraphrase]:0} %      # 53 %
     {gemma-symbols[ga][share gap, rephrasings]:1i} points      # 11.1 [5.3, 17.0] points
     {languages[back]}      # GA +0.048 [+0.002, +0.105] nats (forget rows): see ``back``
+    {capitals[circuit][mass]:0} %      # of its attribution that the mask holds, 33 %
 
 so that a text cannot say what is no longer measured. What a record of its own does not hold (a
 control, something tried and left) is written out in the template, with where it is from.
@@ -127,6 +128,11 @@ def filled(template: str, found: Mapping[str, Any]) -> str:
         run["task"]["name"]: {
             **{name: by_name(m) for name, m in run["methods"].items()},
             "back": back(run),
+            "circuit": {
+                name: Figure([value] * 3, "share")
+                for name, value in run["circuit"].items()
+                if name in ("mask", "mass", "whole mask")
+            },
         }
         for run in found["runs"]
     }

@@ -38,7 +38,7 @@ GEMMA = "gemma-3-270m"
 SUBJECTS = (subjects.TINY, subjects.DEFAULT, GEMMA)
 PLANS = (
     *((subject, shipped.TABLE[subject].task, METHODS) for subject in SUBJECTS[:2]),
-    *((subjects.DEFAULT, task, ("mansu",)) for task in ("capitals", "antonyms")),
+    *((subjects.DEFAULT, task, ("mansu",)) for task in ("capitals", "languages", "antonyms")),
     (GEMMA, "gemma-symbols", ("mansu",)),
 )
 """Subject, task, methods: all four on the task that a subject starts with, MANSU on the others."""

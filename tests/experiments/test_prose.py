@@ -22,6 +22,7 @@ FOUND = {
     "runs": [
         {
             "task": {"name": "some-facts"},
+            "circuit": {"edges": 680, "mask": 0.004, "mass": 0.292, "interval": None},
             "methods": {
                 "mansu": {
                     "full": {"forget": [0.5, 0.4, 0.6]},
@@ -47,6 +48,7 @@ FOUND = {
         ("{some-facts[mansu][CAD signal]:3i}", "0.113 [0.102, 0.118]"),
         ("{some-facts[mansu][worst]:2} nats", "0.60 nats"),
         ("The gap is {some-facts[mansu][status gap]}.", "The gap is passed."),
+        ("{some-facts[circuit][mass]:0} % of it", "29\u00a0% of it"),
         (
             "# A head\n\n- an item\n  of two lines\n- another",
             "# A head\n\n- an item of two lines\n- another",
@@ -93,7 +95,7 @@ def test_what_comes_back_is_listed_where_something_was_forgotten() -> None:
         "kl": edit("passed", share=[0.03, -0.01, 0.05]),
         "mansu": edit("failed", share=[0.3, 0.2, 0.4]),  # no baseline
     }
-    run = {"task": {"name": "some-facts"}, "methods": methods}
+    run = {"task": {"name": "some-facts"}, "circuit": {}, "methods": methods}
     assert filled("{some-facts[back]}", {"runs": [run]}) == (
         "NPO +3.0 [+1.0, +5.0] points (rephrasings), GA +0.103 [+0.041, +0.165] nats (forget rows)"
     )
