@@ -129,10 +129,7 @@ def _forgot(figures: Figures) -> bool:
 
 
 def _above_zero(interval: Sequence[float] | None) -> bool:
-    if interval is None:
-        return False
-    found = Interval.from_json(interval)
-    return found.low > 0 and not found.alone
+    return interval is not None and Interval.from_json(interval).above(0)
 
 
 def _recovers(figures: Figures) -> bool:
@@ -325,7 +322,7 @@ def _rephrasings(runs: Runs) -> Claim:
         if any("paraphrase" not in f for f in found):
             continue
         ours, random = (Interval.from_json(f["paraphrase"]) for f in found)
-        lower.append(ours.high < random.low and not (ours.alone or random.alone))
+        lower.append(ours.below(random.low) and not random.alone)
         told.append(f"{run['task']['name']}: {between(ours)} with, {between(random)} without")
     return _counted(
         "Without the circuit forgetting does not reach rephrasings",
@@ -380,8 +377,8 @@ def _relearning(runs: Runs) -> Claim:
         if ours["status"]["forgetting"] == "failed":
             continue
         here, *theirs = (Interval.from_json(f["attacks"]["relearning"]) for f in (ours, *others))
-        told_apart = not any(each.alone for each in (here, *theirs))
-        better.append(told_apart and here.high < min(their.low for their in theirs))
+        told_apart = not any(their.alone for their in theirs)
+        better.append(told_apart and here.below(min(their.low for their in theirs)))
         values = [their.value for their in theirs]
         told.append(
             f"{run['task']['name']}: {percent(here.value, 0)} after MANSU, "

@@ -103,7 +103,7 @@ def back(run: Mapping[str, Any]) -> str:
     found: list[tuple[str, Check]] = []
     for name, figures in run["methods"].items():
         if name in BASELINES and figures["status"]["gap"] != "vacuous":
-            above = [c for c in checks_of(figures, "gap") if c.value.low > 0 and not c.value.alone]
+            above = [c for c in checks_of(figures, "gap") if c.value.above(0)]
             most = max(above, key=_size, default=None)
             found += [(named(name).title, most)] if most else []
     found.sort(key=lambda each: _size(each[1]), reverse=True)

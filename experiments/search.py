@@ -2,9 +2,11 @@
 
 The grid is the same for every method: one, two and four times its authors' learning rate (they
 train for hundreds of steps, we for a dozen), each trained once at a constant rate and measured
-after 4, 8 and 12 steps; while the best setting has the largest rate and does not forget, the rate
-is doubled once more, up to 32 times; while it has the smallest, in the fewest steps, and forgets,
-the rate is halved once more, down to an eighth. The rows are split in half within each answer, so
+after 4, 8 and 12 steps; while none forgets, and no rate has a larger fall within the tolerance than
+the largest, the rate is doubled once more, up to 32 times, and on to 4,096 times while not even the
+largest rate costs more than a verdict allows; while the best setting has the smallest, in the
+fewest steps, and forgets, the rate is halved once more, down to an eighth. Where that would have
+gone on, the record says so (``ended_at_limit``). The rows are split in half within each answer, so
 that a fact with several phrasings is in both halves: the method trains on one half, the other
 decides. The rephrasings and neighbours that a verdict asks for are in neither.
 
@@ -14,9 +16,9 @@ counts as far below it as above it, by the verdict's margin or more: the one of 
 least. What it costs is the worse of two things that a verdict allows the same of: the fall of the
 worst kept group's log-probability, and the drift on text of the unedited model's own. (Gradient
 methods train on the kept facts, in other words, and raise the first; the second nobody trains on.)
-Where none forgets, the one with the largest fall towards chance; where none is within the
-tolerance, the one with the smallest fall of retain accuracy, and the record says so. A rate's run
-ends at the first measurement past the tolerance.
+Where none forgets, the one with the largest fall towards chance, of equal falls the cheapest; where
+none is within the tolerance, the one with the smallest fall of retain accuracy, and the record says
+so. A rate's run ends at the first measurement past the tolerance.
 
 What differs between methods (the rate's name and origin, when to measure) is in each one's
 ``Search``. MANSU's rates are multiples of 0.03 bins a step, for want of its authors' code. Its
@@ -53,7 +55,7 @@ from mansu.circuits.mask import Mask
 from mansu.circuits.search import find_circuit
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
-from mansu.evidence.verdict import towards_chance
+from mansu.evidence.verdict import Thresholds, towards_chance
 from mansu.files import replacing
 from mansu.job.pipeline import Stage
 from mansu.job.runs import Run
@@ -65,6 +67,7 @@ from mansu.methods import NAMES, Method, Problem, Search, named
 from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, silent
 from mansu.settings import configure
+from mansu.statistics import at_most
 from mansu.subjects.subject import Subject
 from mansu.sweep import grid
 from mansu.sweep.grid import Unit
@@ -77,6 +80,10 @@ RATES = (1.0, 2.0, 4.0)
 
 GROWTH = 8.0
 """A search goes on to so many times its grid's last rate at most, and to its first over as many."""
+
+IDLE_GROWTH = 1024.0
+"""To so many times while it costs next to nothing: what has done nothing yet cannot be chosen from,
+but a method that no rate moves must end."""
 
 
 RESULTS = Path("experiments/results")
@@ -161,12 +168,11 @@ def best(
     tried: Sequence[Mapping[str, Any]], *, margin: float, tolerance: float
 ) -> Mapping[str, Any]:
     """The rule of this module on measured settings, as ``Split.judged`` has them."""
-    allowed = [t for t in tried if t["retain_fall"] <= tolerance]
+    allowed = [t for t in tried if at_most(t["retain_fall"], tolerance)]
     if not allowed:
         return min(tried, key=lambda t: (t["retain_fall"], -t["fall"], t["cost"]))
-    if forgotten := [t for t in allowed if t["fall"] >= margin]:
-        return min(forgotten, key=lambda t: t["cost"])
-    return min(allowed, key=lambda t: (-t["fall"], t["cost"]))
+    enough = min(margin, max(t["fall"] for t in allowed))
+    return min((t for t in allowed if at_most(enough, t["fall"])), key=lambda t: t["cost"])
 
 
 def search(
@@ -191,7 +197,8 @@ def search(
     Returns:
         JSON values: ``best`` (learning rate, steps and its measurements), ``tried`` (each setting
         in order, with what ``Split.judged`` found on the validation half), ``before`` (of the
-        unedited model), and the rule's parameters.
+        unedited model), whether the best ``forgets``, whether the search ``ended_at_limit``, and
+        the rule's parameters.
 
     Raises:
         BadInputError: an unknown method, one without a search, or a set with fewer than two rows.
@@ -206,7 +213,7 @@ def search(
         mask = _mask(split.problem)
         given = {"mask": mask.tensors(), "candidates": mask.candidate_tensors()}
         split = replace(split, problem=replace(split.problem, **given))
-    tried = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
+    tried, limited = _tried(method, plan, split, rates, steps or plan.steps, batch, on_step)
     if not tried:
         raise MansuError(f"No setting of {name} gave a finite loss: nothing to choose from.")
     chosen = best(tried, margin=task.margin, tolerance=task.tolerance)
@@ -217,11 +224,12 @@ def search(
         "task_digest": task.digest,
         "rule": "with a fall of validation retain accuracy within the tolerance: of those whose "
         "fall towards chance is the margin or more the least cost (nats, the worse of kept_fall "
-        "and drift), else the largest fall",
+        "and drift), else the largest fall, of equal falls the least cost",
         "margin": task.margin,
         "tolerance": task.tolerance,
-        "forgets": chosen["fall"] >= task.margin,
-        "within_tolerance": chosen["retain_fall"] <= task.tolerance,
+        "forgets": at_most(task.margin, chosen["fall"]),
+        "within_tolerance": at_most(chosen["retain_fall"], task.tolerance),
+        "ended_at_limit": limited,
         "batch": batch,
         "seed": seed,
         "rows": {
@@ -245,13 +253,13 @@ def _tried(
     steps: Sequence[int],
     batch: int,
     on_step: OnStep,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], bool]:
     """Each setting with its measurements: the grid's, and of rates past its ends while the best is
-    at the end."""
+    at the end. And whether it is there still, at the last rate that is tried."""
     task = split.problem.task
     values = {"batch": batch} if "batch" in method.options() else {}
     tried: list[dict[str, Any]] = []
-    ahead, least, most = list(rates), rates[0] / GROWTH, GROWTH * rates[-1]
+    ahead, limited = list(rates), False
     for number in itertools.count():
         multiple = ahead.pop(0)
         rate = multiple * plan.origin
@@ -265,15 +273,19 @@ def _tried(
         tried += [{"learning_rate": rate, **setting} for setting in found]
         if tried and not ahead:
             now = best(tried, margin=task.margin, tolerance=task.tolerance)
-            forgets, slowest = now["fall"] >= task.margin, min(t["learning_rate"] for t in tried)
-            if not forgets and now["learning_rate"] == rate and 2 * multiple <= most:
+            forgets = at_most(task.margin, now["fall"])
+            slowest = min(t["learning_rate"] for t in tried)
+            allowed = [t for t in found if at_most(t["retain_fall"], task.tolerance)]
+            if not forgets and any(at_most(now["fall"], t["fall"]) for t in allowed):
+                idle = all(at_most(t["cost"], Thresholds.nats) for t in found)
                 ahead.append(2 * multiple)
-            gentlest = (now["learning_rate"], now["steps"]) == (slowest, steps[0])
-            if forgets and gentlest and slowest / plan.origin >= 2 * least:
+                limited = ahead[0] > rates[-1] * (IDLE_GROWTH if idle else GROWTH)
+            elif forgets and (now["learning_rate"], now["steps"]) == (slowest, steps[0]):
                 ahead.append(slowest / plan.origin / 2)
-        if not ahead:
+                limited = ahead[0] < rates[0] / GROWTH
+        if limited or not ahead:
             break
-    return tried
+    return tried, limited
 
 
 def _of_rate(
@@ -291,7 +303,7 @@ def _of_rate(
         if step not in steps:
             return False
         found.append({"steps": step, **split.judged()})
-        return found[-1]["retain_fall"] > problem.task.tolerance
+        return not at_most(found[-1]["retain_fall"], problem.task.tolerance)
 
     if not apart:
         method(replace(problem, on_step=on_step, watch=look), **given, steps=steps[-1])
@@ -306,6 +318,17 @@ def _of_rate(
             if look(most):
                 break
     return found
+
+
+def _doubt(found: Mapping[str, Any]) -> str:
+    """What speaks against the best of a record, for people; nothing where nothing does."""
+    doubts = {
+        "no setting tried loses as little as the tolerance": not found["within_tolerance"],
+        "no setting tried forgets by the margin": not found["forgets"],
+        "the search ended at its limit": found.get("ended_at_limit"),  # older ones do not say
+    }
+    told = "; ".join(what for what, holds in doubts.items() if holds)
+    return told and f" ({told})"
 
 
 def _mask(problem: Problem) -> Mask:
@@ -383,7 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = Run.open(work.folder / unit.name).read("search")
             with replacing(record(given.to, unit.method)) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n")
-            print(unit.method, json.dumps(found["best"]))
+            print(unit.method, json.dumps(found["best"]) + _doubt(found))
         work.refuse_failed()
     except MansuError as error:
         print(error, file=sys.stderr)

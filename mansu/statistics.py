@@ -17,6 +17,14 @@ CONFIDENCE = 0.95
 SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
 """What a share can be, as of right answers, and by how much it can change."""
 
+SLACK = 1e-9
+"""Numbers no farther apart count as equal: 1 - 19 / 20 is more than 0.05 by rounding alone."""
+
+
+def at_most(value: float, limit: float) -> bool:
+    """Whether a value is no more than a limit, in which rounding decides nothing (``SLACK``)."""
+    return value <= limit + SLACK
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -36,6 +44,14 @@ class Interval:
     def __neg__(self) -> Interval:
         """The same the other way round: of first − second, that of second − first."""
         return Interval(-self.value, -self.high, -self.low, alone=self.alone)
+
+    def above(self, limit: float) -> bool:
+        """Whether it is above a limit as a whole; not where there is no interval."""
+        return not self.alone and not at_most(self.low, limit)
+
+    def below(self, limit: float) -> bool:
+        """Whether it is below a limit as a whole; not where there is no interval."""
+        return (-self).above(-limit)
 
     def to_json(self) -> list[float]:
         """Value and bounds; the value only where there is no interval."""
@@ -81,7 +97,9 @@ def _wider(n: int) -> float:
 def fewest(change: float) -> int:
     """How many clusters it takes to tell that a share changed by less: ``bootstrap`` of as many
     that all agree has a bound no farther away."""
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-change)) if 0 < change < 1 else 1
+    if not 0 < change < 1:
+        return 1
+    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-change) - SLACK)
 
 
 def bootstrap(

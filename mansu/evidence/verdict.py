@@ -34,7 +34,7 @@ from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, many, percent
 from mansu.show.table import Shown, Table
-from mansu.statistics import CHANGE, Interval, bootstrap, fewest, mcnemar
+from mansu.statistics import CHANGE, Interval, at_most, bootstrap, fewest, mcnemar
 from mansu.tasks.facts import CHANCE
 
 VERSION = 2
@@ -154,9 +154,12 @@ class Check:
         """Passed, failed, or undecided: the interval reaches across, or one fact gives none."""
         if self.value.alone:
             return "undecided"
-        low, high = self.value.low - self.threshold, self.value.high - self.threshold
-        least, most = (low, high) if self.at_least else (-high, -low)
-        return "passed" if least >= -1e-9 else "failed" if most < -1e-9 else "undecided"
+        low, high, limit = self.value.low, self.value.high, self.threshold
+        if self.at_least:
+            low, high, limit = -high, -low, -limit
+        if at_most(high, limit):
+            return "passed"
+        return "undecided" if at_most(low, limit) else "failed"
 
     @property
     def limit(self) -> str:
@@ -624,7 +627,7 @@ def gap(
     text = f"4-way accuracy: {'; '.join(told)}."
     status = _together(checks)
     first = base.splits.get("forget")
-    if first is not None and towards_chance(first, edited.splits["forget"]).low <= 0:
+    if first is not None and at_most(towards_chance(first, edited.splits["forget"]).low, 0):
         status, text = "vacuous", f"Nothing was forgotten that could come back. {text}"
     return Property("gap", status, tuple(checks), text, details)
 

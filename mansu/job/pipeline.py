@@ -41,6 +41,7 @@ from mansu.methods import Problem
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.room import give_back
 from mansu.show.numbers import between, percent
+from mansu.statistics import at_most
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import CHANCE
@@ -197,7 +198,7 @@ def refuse_unknown(subject: Subject, base: Measurement) -> None:
     """A model at chance has nothing to forget: no verdict on it would mean anything."""
     forget = base.splits["forget"]
     found = forget.interval
-    if found.low <= CHANCE:
+    if at_most(found.low, CHANCE):
         raise BadInputError(
             f"{subject.name!r} does not know this task: its 4-way accuracy on the forget set is "
             f"{between(found)} and chance is {percent(CHANCE, 0)}, so "

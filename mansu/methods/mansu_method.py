@@ -60,6 +60,7 @@ from mansu.methods.training import bfloat16, chosen_bfloat16, products, steps
 from mansu.progress import Step
 from mansu.quant.swap import Dequantized, quantized, swapped
 from mansu.settings import filled, setting
+from mansu.statistics import at_most
 from mansu.subjects.edit import Edit
 from mansu.subjects.flows import watched
 from mansu.subjects.lower import first_changed
@@ -494,7 +495,7 @@ class _Work:
         )
         self.forgotten = max(found.forget, found.forget_nf4) <= self.target + ALIKE
         furthest = max(abs(a - CHANCE) for a in (found.forget, found.forget_nf4))
-        fell = found.retain_fall > self.problem.task.tolerance
+        fell = not at_most(found.retain_fall, self.problem.task.tolerance)
         rank = (fell, found.retain_nats > ALLOWED, round(furthest / ALIKE))
         if self.best is None or rank <= self.best.rank:
             self.best = _Best(rank, step, self.values())
@@ -548,7 +549,7 @@ class _Work:
         return _Check(now.accuracy, now_nf4.accuracy, fall, nats)
 
     def _reached(self, found: _Check) -> bool:
-        kept = found.retain_fall <= self.problem.task.tolerance
+        kept = at_most(found.retain_fall, self.problem.task.tolerance)
         kept = kept and found.retain_nats <= 2 * self.may_lose
         return kept and max(found.forget, found.forget_nf4) <= self.target
 
@@ -567,8 +568,8 @@ def _ending(history: Sequence[Step], done: bool, settings: Settings, tolerance: 
     """Which rule ended the run: the target, or the steps, and what stood in the target's way."""
     target, budget = settings.target or 0.0, settings.budget
     checks = [step.values for step in history if "forget_accuracy" in step.values]
-    kept = [c for c in checks if c["retain_fall"] <= tolerance]
-    lost = [c for c in checks if c["retain_fall"] > tolerance]
+    kept = [c for c in checks if at_most(c["retain_fall"], tolerance)]
+    lost = [c for c in checks if not at_most(c["retain_fall"], tolerance)]
     if done:
         why = "the forget target was reached in full precision and in NF4"
     elif history[-1].done < history[-1].total:

@@ -240,7 +240,7 @@ class Difference:
     @property
     def is_told(self) -> bool:
         """Whether the whole interval lies on one side of 0."""
-        return not self.value.alone and (self.value.low > 0 or self.value.high < 0)
+        return self.value.above(0) or self.value.below(0)
 
     @property
     def says(self) -> str:

@@ -389,6 +389,17 @@ def test_the_same_measurements_give_another_verdict_at_other_thresholds() -> Non
     assert verdict(thresholds=strict).forgetting.status == "undecided"
 
 
+def test_rounding_decides_no_check() -> None:
+    """One of 20 is a tolerance of 0.05, though 1 - 19 / 20 is more."""
+    one_of_20 = 1.0 - 19 / 20
+    assert one_of_20 > 0.05
+    for bounds, want in (((0, one_of_20), "passed"), ((one_of_20, 0.2), "undecided")):
+        assert Check("x", "share", Interval(one_of_20, *bounds), 0.05).status == want
+    left = -one_of_20
+    for bounds, want in (((left, 0), "passed"), ((-0.2, left), "undecided")):
+        assert Check("x", "share", Interval(left, *bounds), -0.05, True).status == want
+
+
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1), st.booleans())
 def test_a_check_is_decided_by_its_whole_interval(
     value: float, below: float, above: float, threshold: float, at_least: bool

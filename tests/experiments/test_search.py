@@ -49,6 +49,11 @@ def test_the_rule_is_the_least_cost_of_what_forgets_within_tolerance() -> None:
     less, dearer = setting(0.3, 0.0), setting(0.59, 0.2)
     assert best(less, dearer, nearly, too_far) is nearly
     assert best(setting(0.7, 0.0, lost=0.5), too_far) is too_far
+    assert best(setting(0.3, 0.2), less) is less
+    # One of 20 is the tolerance and 36 of 60 the margin, though by rounding they miss it.
+    one_of_20 = setting((59 / 60 - CHANCE) - (23 / 60 - CHANCE), 0.1, lost=1.0 - 19 / 20)
+    assert one_of_20["retain_fall"] > 0.05 and one_of_20["fall"] < 0.6
+    assert best(deep, one_of_20) is one_of_20
 
 
 def test_avoidance_is_not_forgetting(problem: Problem) -> None:
@@ -121,6 +126,50 @@ def test_a_search_goes_on_past_the_end_of_the_grid_where_the_best_is(
     assert rates(nothing, 50, 100) == pytest.approx([50, 100, 200, 400, 800])
 
 
+def _search(
+    monkeypatch: pytest.MonkeyPatch, problem: Problem, fall: Any, cost: Any = lambda rate: 0.0
+) -> dict[str, Any]:
+    """A search over rates 1, 2 and 4 (times 1e-5) whose settings measure as told."""
+
+    def measured(_: Any, __: Any, given: Any, steps: Any, *___: Any) -> list[dict[str, float]]:
+        rate = given["learning_rate"] / 1e-5
+        return [
+            {"steps": n, "fall": fall(rate), "retain_fall": 0.0, "cost": cost(rate)} for n in steps
+        ]
+
+    monkeypatch.setattr(searching, "_of_rate", measured)
+    return searching.search(problem.subject, problem.task, "graddiff", steps=(4,))
+
+
+def test_a_tie_does_not_end_a_search_that_found_nothing(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all fall alike the cheapest is the best, and says nothing of larger rates."""
+    found = _search(monkeypatch, problem, lambda rate: 0.7 if rate > 50 else 0.0)
+    assert found["best"]["learning_rate"] == pytest.approx(64e-5) and found["forgets"]
+    assert not found["ended_at_limit"] and searching._doubt(found) == ""
+
+
+def test_a_search_that_ends_at_its_limit_says_so(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that does nothing is not given up at 32 times, nor one that costs too much later."""
+    idle = _search(monkeypatch, problem, lambda rate: 0.0)
+    assert idle["tried"][-1]["learning_rate"] == pytest.approx(4096e-5)
+    dear = _search(monkeypatch, problem, lambda rate: rate / 1e4, lambda rate: rate / 100)
+    assert dear["tried"][-1]["learning_rate"] == pytest.approx(32e-5)
+    for found in (idle, dear):
+        assert found["ended_at_limit"] and not found["forgets"]
+        assert searching._doubt(found) == (
+            " (no setting tried forgets by the margin; the search ended at its limit)"
+        )
+    less = _search(monkeypatch, problem, lambda rate: 0.1 if rate == 2 else 0.0)
+    assert len(less["tried"]) == 3 and not less["ended_at_limit"]
+    small = _search(monkeypatch, problem, lambda rate: 0.7, lambda rate: rate)
+    assert small["tried"][-1]["learning_rate"] == pytest.approx(1e-5 / 8)
+    assert searching._doubt(small) == " (the search ended at its limit)"
+
+
 def test_the_command_is_a_sweep_and_writes_each_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +222,7 @@ def test_mansu_goes_through_the_same_search(
 ) -> None:
     """Each number of steps is a run of its own, and measured as what it returns."""
     monkeypatch.setattr(searching, "GROWTH", 1)
+    monkeypatch.setattr(searching, "IDLE_GROWTH", 1)
     told: list[Step] = []
     found = searching.search(
         problem.subject, tiny_task, "mansu", rates=(8.0,), steps=(3, 6), on_step=told.append

@@ -41,6 +41,7 @@ from mansu.statistics import (
     McNemar,
     _bootstrap,
     _itself,
+    at_most,
     bootstrap,
     fewest,
     mcnemar,
@@ -408,6 +409,20 @@ def test_the_fewest_facts_that_can_tell_a_change(change: float) -> None:
     assert bootstrap(np.zeros(n), within=CHANGE).high <= change
     assert bootstrap(np.zeros(n - 1), within=CHANGE).high > change
     assert fewest(0) == fewest(1) == 1
+
+
+def test_rounding_decides_nothing() -> None:
+    """Of equal fractions neither is above the other, whichever float is larger."""
+    one_of_20 = 1.0 - 19 / 20
+    assert one_of_20 > 0.05 and at_most(one_of_20, 0.05) and at_most(0.05, one_of_20)
+    assert not at_most(0.0501, 0.05)
+    for n in range(1, 200):  # of which the bound is computed in another way than the change
+        assert fewest(bootstrap(np.zeros(n + 1), within=CHANGE).high) == n + 1
+    found = Interval(0.1, one_of_20, 0.2)
+    assert not found.above(0.05) and found.above(0.0499) and not found.above(0.15)
+    assert not (-found).below(-0.05) and found.below(0.2001) and not found.below(0.15)
+    alone = Interval(0.1, 0.1, 0.1, alone=True)
+    assert not (alone.above(0) or alone.below(1))
 
 
 def test_bootstrap_that_is_asked_again_is_that_of_exactly_these_values() -> None:

@@ -796,6 +796,7 @@ def test_the_target_and_the_tolerance_end_a_run(problem: Problem) -> None:
         ([(0.9, 0.01), (0.3, 0.2)], False, "only where retain accuracy had fallen past"),
         ([(0.9, 0.2), (0.3, 0.2)], False, "never came within the tolerance"),
         ([(0.9, 0.01), (0.3, 0.01)], False, "NF4 brought some back"),
+        ([(0.9, 0.2), (0.3, 1.0 - 19 / 20)], False, "NF4 brought some back"),  # of 20 rows one
         ([(0.9, 0.01), (0.3, 0.01, 0.35)], False, "lost too much of their log-probability"),
     ],
 )
