@@ -26,6 +26,7 @@ from mansu.job import library, names
 from mansu.job.runs import Run, examples, listed, unreadable
 from mansu.job.session import Session
 from mansu.settings import Setting, typed_in
+from mansu.subjects import shipped
 from mansu.subjects.edit import Edit
 
 TO_TRASH = "It goes into the trash, and can be restored from there."
@@ -52,6 +53,7 @@ def subject(name: str) -> subjects.Subject:
     Raises:
         MansuError: it cannot be loaded.
     """
+    name = shipped.absolute(name)  # one model, however its folder is spelled
     folder = Path(name)  # which may get other weights: its files' times are part of the key
     stamps = [f.stat().st_mtime_ns for f in folder.iterdir()] if answered(folder.is_dir) else []
     return shelf().get(

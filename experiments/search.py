@@ -68,6 +68,7 @@ from mansu.methods.keep import kept_text
 from mansu.progress import OnStep, Step, silent
 from mansu.settings import configure
 from mansu.statistics import at_most
+from mansu.subjects import shipped
 from mansu.subjects.subject import Subject
 from mansu.sweep import grid
 from mansu.sweep.grid import Unit
@@ -358,7 +359,7 @@ class Searched(Unit):
         """
         about = grid.about(tasks.load(task))
         run = asdict(configure(Settings, {"seed": seed}, "a search"))
-        where = grid.absolute(subject), grid.absolute(task)
+        where = shipped.absolute(subject), grid.absolute(task)
         return cls(*where, about, run, method, settings={"batch": batch})
 
     @property

@@ -15,6 +15,7 @@ from mansu.circuits.circuit import Circuit
 from mansu.circuits.diff import diff
 from mansu.circuits.edges import Edges
 from mansu.circuits.patching import faithfulness_of
+from mansu.circuits.trust import NONE_LEFT
 from mansu.job import names
 from mansu.job.runs import Run
 from mansu.report import changes
@@ -234,7 +235,7 @@ def trust(run: Run, running: bool) -> None:
             f"{percent(found.always, 0)} of the edges are in more than 95 % of the resamples.",
         )
     if found.held_out_faithfulness is None:
-        b.metric("On other prompts", "unknown", help="The task has no prompt left to try it on.")
+        b.metric("On other prompts", "unknown", help=f"Of {found.held_out} {NONE_LEFT}.")
     else:
         value, *bounds = found.held_out_faithfulness
         b.metric(

@@ -26,6 +26,9 @@ from mansu.tasks.tokens import Pairs
 
 LOGITS: Metric = "logit_difference"
 
+NONE_LEFT = "none are left: all facts are in the circuit's pairs"
+"""Said where faithfulness on other pairs would stand."""
+
 
 @dataclass(frozen=True)
 class Stability:
@@ -262,6 +265,8 @@ class Trust(Shown):
     @property
     def held_out(self) -> str:
         """What the held-out pairs are."""
+        if not self.held_out_pairs:
+            return "other pairs"
         pairs = many(self.held_out_pairs, "pair")
         if self.held_out_facts is not None:
             return f"{pairs} of {many(self.held_out_facts, 'fact')} that it was not chosen on"
@@ -283,10 +288,11 @@ class Trust(Shown):
             return ("{:.3f} [{:.3f}, {:.3f}]" if value[1:] else f"{{:.3f}} {ALONE}").format(*value)
 
         randomly = ", ".join(f"{x:.2f}" for x in self.metric_random_masks)
+        elsewhere = interval(self.held_out_faithfulness) if self.held_out_pairs else NONE_LEFT
         rows = [
             (f"overlap with the best edges of resampled {self.sampled}", interval(self.overlap)),
             ("edges that are in more than 95 % of the resamples", percent(self.always, 0)),
-            (f"faithfulness on {self.held_out}", interval(self.held_out_faithfulness)),
+            (f"faithfulness on {self.held_out}", elsewhere),
             ("incompleteness", f"{self.incompleteness:.3f}"),
             ("nodes that could go", f"{len(self.spare)} of {len(self.minimality)}"),
             ("metric", f"{self.metric:.2f}"),
@@ -314,7 +320,7 @@ def trust(
     pairs: Pairs,
     circuit: Circuit,
     mask: Mask,
-    others: Pairs | None = None,
+    others: Pairs | None,
     *,
     steps: int = 5,
     memory: int = MEMORY,
@@ -323,7 +329,8 @@ def trust(
     """Ask what other facts would have chosen, and what breaking the circuit does.
 
     Args:
-        pairs: those that the circuit was chosen on. others: pairs that it was not chosen on.
+        pairs: those that the circuit was chosen on. others: pairs that it was not chosen on; None
+            where the task has none.
         steps: of the attributions of resamples.
     """
     asked = set(pairs.asked)

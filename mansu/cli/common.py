@@ -190,10 +190,9 @@ def _refuse_other(run: Run, options: argparse.Namespace, settings: dict[str, Any
 
 def _same(subject: str, other: str) -> bool:
     """Whether two names are of one subject; a folder may be spelled in several ways."""
-    folders = Path(subject), Path(other)
-    return subject == other or (
-        all(path.is_dir() for path in folders) and folders[0].resolve() == folders[1].resolve()
-    )
+    from mansu.subjects.shipped import absolute
+
+    return absolute(subject) == absolute(other)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from mansu import quant
 from mansu.measure.scores import Measurement, Scores, measure
 from mansu.progress import OnStep, Step, silent
+from mansu.quant.survival import at_centers
 from mansu.show.numbers import amount, percent, written
 from mansu.show.table import Shown, Table
 from mansu.subjects.edit import Edit
@@ -17,10 +18,6 @@ from mansu.tasks.tokens import Examples
 
 STRENGTHS = (0.33, 0.67)
 """Parts of an edit that are measured beside the whole of it."""
-
-SPARSE = 0.01
-"""Edits of a smaller share of the parameters are thinned, not scaled, to lower their strength."""
-
 
 PERMANENCE = "Permanence among all words, nats"
 """What ``Point.permanence`` is called; that among an answer's choices is ``compare.PERMANENCE``."""
@@ -95,8 +92,8 @@ def strengths(
 ) -> Strengths:
     """Measure an edit at ``STRENGTHS`` of its strength.
 
-    An edit of nearly every weight is scaled. A sparse one is thinned instead: its weights sit at
-    the centres of NF4 codes, and scaled they would not.
+    An edit is scaled. One with the magnitude floor is thinned instead, however many weights it
+    moves: they sit at the centres of NF4 codes, and scaled they would not.
 
     Args:
         rows: the forget and the retain set.
@@ -106,7 +103,7 @@ def strengths(
     Raises:
         MismatchError: ``before`` or ``after`` was measured on other rows.
     """
-    thin = edit.fraction(subject) < SPARSE
+    thin = at_centers(subject, edit)
     base = before[0].splits, before[1].splits
     points = []
     for i, strength in enumerate(STRENGTHS):

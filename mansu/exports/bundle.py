@@ -28,6 +28,7 @@ from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, folder
 from mansu.report.repeat import public
 from mansu.sets import hub
+from mansu.subjects.edit import Edit
 
 VERSION = 1
 CONTENTS = "bundle.json"
@@ -218,6 +219,8 @@ def _free(place: Path) -> Path:
 def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
     """The files' bytes without paths: of a subject that is a folder, of data that was read.
 
+    Of the subject as the run calls it, and as an edit does that was made later from elsewhere.
+
     Their last names stay. A file that changes has another sha256, which stands in others, and
     another digest of its rest, which stands in itself: both are put right, too.
     """
@@ -231,13 +234,16 @@ def _public(run: Run, files: Mapping[str, Path]) -> dict[str, bytes]:
     source = run.about["provenance"]
     manifest = contents["manifest.json"]
     contents["manifest.json"] = _called(manifest, {source: public(source)})
-    subject = Path(run.subject)
-    if not subject.is_absolute():
-        return contents
+    edits = [name for name in contents if name.endswith(f"/{ARTEFACTS['edit'].file}")]
+    told = {run.subject, *(str(Edit.meta_of(files[name]).get("subject")) for name in edits)}
     changed = {
-        json.dumps(str(subject), ensure_ascii=ascii_only)[1:-1]: _in_json(subject.name)
+        json.dumps(subject, ensure_ascii=ascii_only)[1:-1]: _in_json(public(subject))
+        for subject in sorted(told, key=len, reverse=True)  # one may lie in another
+        if public(subject) != subject
         for ascii_only in (True, False)  # our headers are ASCII, our files are not
     }
+    if not changed:
+        return contents
     tensors = [name for name in contents if name.endswith(".safetensors")]
     for name in sorted(tensors, key=lambda n: not n.endswith(ARTEFACTS["edit"].file)):
         data = contents[name]  # of an edit first: its sha256 stands in others' headers

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mansu.errors import MansuError
 from mansu.job.runs import Run, listed
+from mansu.subjects import shipped
 
 SURE = 0.02
 """Share of a job from which on its own rate says more than nothing."""
@@ -26,8 +27,9 @@ def label(stage: str, method: str | None) -> str:
 def recorded(subject: str) -> dict[str, float]:
     """Seconds by ``label`` that the runs of a subject took here; of the newest that did it."""
     found: dict[str, float] = {}
+    spelled = subject, shipped.absolute(subject)  # a run of before has a folder as it was given
     for run in reversed(listed()):
-        if run.subject == subject:
+        if run.subject in spelled:
             try:
                 found |= run.seconds()
             except MansuError:  # a damaged file costs an estimate, not a page

@@ -65,8 +65,9 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     θ = θ₀ + m ⊙ Δθ, where m keeps the neurons whose forget gradient at θ₀ is in the top tenth, and
     Δθ minimises −L_forget + w · L_retain (Zhang et al. 2025, "Catastrophic failure of LLM
     unlearning via quantization", ICLR, arXiv:2410.16454, section 6; algorithm ``ga_gdr_sure`` of
-    their code). The large rate is what makes the change cross quantisation bins: ten times that of
-    the other baselines.
+    their code). Theirs is a large rate, so that the change crosses quantisation bins. Here ``RATE``
+    is ten times that of GA, GradDiff and KL, and below that of RMU and null space; with it 1 % of
+    the codes change on SmolLM2, after GA 0.1 %, after RMU 10 %. In a toy all have the same rate.
     """
     subject = problem.subject
     salient = salient_rows(subject, problem.forget, settings.percentile)
@@ -84,8 +85,8 @@ def run(problem: Problem, settings: Settings) -> Outcome:
 METHOD = Method(
     name="sure",
     title="SURE",
-    about="Gradient difference at a large learning rate on the most salient neurons only, so that "
-    "changes are large enough to outlive quantisation.",
+    about="Gradient difference on the most salient neurons only, at a large learning rate, which "
+    "is meant to have changes outlive quantisation.",
     settings=Settings,
     run=run,
     kind="baseline",

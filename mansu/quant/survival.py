@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mansu.errors import DamagedError
 from mansu.files import write_json
-from mansu.quant.codes import Quantized, dequantize, double_quantized
+from mansu.quant.codes import Quantized, dequantize, double_quantized, quantize
+from mansu.quant.floor import centers
 from mansu.quant.formats import FORMATS, NF4, Format
 from mansu.quant.swap import block_entries, in_blocks, quantize_flat
 from mansu.subjects.edit import Edit, write_at
@@ -312,6 +313,29 @@ def changed_codes(subject: Subject, edit: Edit, name: str, format: Format = NF4)
             found &= differ
     found = found.cpu()
     return found.view(shape[::-1]).T if name in transposed else found.view(shape)
+
+
+def at_centers(subject: Subject, edit: Edit, format: Format = NF4) -> bool:
+    """Whether every moved weight lies at the centre of a code, where the magnitude floor puts it.
+
+    Of a part of the way there, that is no longer so. An edit that moves nothing is not there.
+
+    Raises:
+        MansuError: the edit does not fit the subject.
+    """
+    edit.check(subject)
+    if not edit.changes.keys() <= set(subject.quantized_names):
+        return False
+    with subject.lock, torch.no_grad():
+        transposed = transposed_names(subject)
+        for name in edit.changes:
+            flat = _flat(subject, name, edit, transposed)
+            where = (flat.before != flat.after).nonzero()[:, 0]
+            before, after = flat.before.view(-1, flat.row), flat.after.view(-1, flat.row)
+            codes = quantize(after, format).codes.view(-1)[where]
+            if not torch.equal(centers(before, where, codes, format), flat.after[where]):
+                return False
+    return bool(edit.n_moved)
 
 
 def _kept(

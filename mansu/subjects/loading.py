@@ -58,7 +58,7 @@ def load(
 
     Args:
         name: of a subject that MANSU knows (``mansu.subjects.shipped``), a folder with a Hugging
-            Face checkpoint, or a hub id.
+            Face checkpoint, or a hub id. The subject's name is ``shipped.absolute`` of it.
         dtype: of the weights.
         offload: the folder for that, with room for two to three times the weights; by default
             one in the cache folder, where they do not fit, and none where they do.
@@ -67,6 +67,7 @@ def load(
         MansuError: the name is none of these, the subject has to be prepared first, or the
             architecture is not supported.
     """
+    name = shipped.absolute(name)
     if offload is None and not torch.cuda.is_available() and not fits(expected_bytes(name, dtype)):
         offload = shipped.cache_folder() / "offload"
     if name in shipped.TABLE:
@@ -78,7 +79,7 @@ def load(
         raise BadInputError(
             f"The folder {name!r} holds no config.json: give a Hugging Face checkpoint."
         )
-    source = {"source": str(Path(name).resolve()) if is_folder else f"hub: {name}"}
+    source = {"source": name if is_folder else f"hub: {name}"}
     return _load_folder(name, name, source, dtype, offload)
 
 
@@ -91,7 +92,8 @@ def expected_bytes(name: str, dtype: torch.dtype = torch.float32) -> int:
     Returns:
         0 where that cannot be known: of a hub id, or of a checkpoint that is not prepared or whole.
     """
-    folder = shipped.TABLE[name].folder if name in shipped.TABLE else Path(name)
+    known = name in shipped.TABLE
+    folder = shipped.TABLE[name].folder if known else Path(shipped.absolute(name))
     numbers = 0
     try:
         for path in folder.glob("*.safetensors"):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mansu.errors import BadInputError, TakenError
-from mansu.files import discard, new_folder, write_json
+from mansu.files import answered, discard, new_folder, write_json
 from mansu.subjects.terms import plain_text
 
 DEFAULT = "smollm2-135m-instruct"
@@ -233,6 +233,15 @@ def cache_folder() -> Path:
     """Where prepared models are kept: ``$MANSU_CACHE``, else the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mansu"
     return Path(os.environ.get("MANSU_CACHE", default))
+
+
+def absolute(name: str) -> str:
+    """A subject's name as every folder finds it: of one that is a folder here, its whole path.
+
+    That is the same however the folder was spelled: relatively, through a link, or with ``~``.
+    """
+    folder = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
+    return str(folder.resolve()) if name not in TABLE and answered(folder.is_dir) else name
 
 
 def named(name: str) -> Shipped:

@@ -78,7 +78,8 @@ class Subject(Shown):
     """A loaded model, shared and read-only.
 
     Attributes:
-        name: what the user asked for: ``smollm2-135m-instruct``, ``tiny``, a folder or a hub id.
+        name: what the user asked for: ``smollm2-135m-instruct``, ``tiny``, a hub id, or of
+            a folder its whole path (``shipped.absolute``).
         bridge: the TransformerBridge, in legacy hook names, evaluation mode, no gradients.
         tokenizer: the model's tokenizer.
         provenance: where the weights come from, as JSON values, shown in the model card.

@@ -179,8 +179,8 @@ def units(grid: Grid) -> list[Unit]:
         raise BadInputError(f"The grid has {min(strange)!r} in attacked, and no such method.")
     told = {absolute(name): about(tasks.load(name)) for name in grid.tasks}
     found = [
-        Unit(absolute(subject), task, of_task, run, *what, attacked=what[0] in grid.attacked)
-        for subject in grid.subjects
+        Unit(subject, task, of_task, run, *what, attacked=what[0] in grid.attacked)
+        for subject in map(shipped.absolute, grid.subjects)
         for task, of_task in told.items()
         for run in runs
         for what in made
@@ -211,8 +211,8 @@ def about(task: tasks.Task) -> dict[str, Any]:
 
 
 def absolute(name: str) -> str:
-    """A path as it is found from every folder; a name stays one."""
-    known = name in shipped.TABLE or name in tasks.shipped()
+    """A task's file as it is found from every folder; a name stays one."""
+    known = name in tasks.shipped()
     return str(Path(name).resolve()) if not known and Path(name).exists() else name
 
 

@@ -219,6 +219,9 @@ def test_what_trust_was_measured_on_is_said(copied: Run, tiny: Subject) -> None:
         copied.save({"trust": trust})
         told = {m.label: m.help for m in page("circuit", run=copied.name).metric}
         assert overlap in told["Overlap of resamples"] and other in told["On other prompts"]
+    copied.save({"trust": replace(found, held_out_faithfulness=None, held_out_pairs=0)})
+    told = {m.label: m.help for m in page("circuit", run=copied.name).metric}
+    assert told["On other prompts"].endswith("none are left: all facts are in the circuit's pairs.")
 
 
 def test_intervals_say_what_they_are_over(copied: Run) -> None:

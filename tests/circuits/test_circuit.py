@@ -29,7 +29,7 @@ from mansu.circuits.parameters import mask_of, parameter_mask
 from mansu.circuits.patching import Patched, _Pass, activation_patching, faithfulness_of
 from mansu.circuits.record import packed, record
 from mansu.circuits.search import _Search, find_circuit, minimal_circuit
-from mansu.circuits.trust import Trust, ablate, criteria, stability, trust
+from mansu.circuits.trust import NONE_LEFT, Trust, ablate, criteria, stability, trust
 from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
@@ -517,6 +517,9 @@ def test_what_the_held_out_pairs_are_is_told(tiny: Subject, found: Any) -> None:
     before = Trust.from_json(old)
     assert before.held_out == f"{len(pairs)} pairs of other rows, whatever facts they ask for"
     assert "best edges of resampled pairs" in str(before.table())
+    alone = trust(tiny, pairs, circuit, mask, None, steps=1)
+    assert alone.held_out_pairs == 0 and alone.held_out_faithfulness is None
+    assert ["faithfulness on other pairs", NONE_LEFT] in map(list, alone.table().rows)
 
 
 def test_refuses_bad_input(tiny: Subject, found: Any) -> None:

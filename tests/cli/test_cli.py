@@ -24,7 +24,7 @@ from mansu.cli.commands import COMMANDS
 from mansu.errors import MismatchError
 from mansu.evidence import cad
 from mansu.evidence.attacks import ATTACKS, attack
-from mansu.files import SUM
+from mansu.files import SUM, write_json
 from mansu.interrupts import Cancelled
 from mansu.job.lock import FILE, FLAG, hold
 from mansu.job.runs import Run
@@ -529,6 +529,30 @@ def test_a_checkpoint_that_changed_is_refused_at_the_first_step(
     assert "weights, config or tokenizer differ" in capsys.readouterr().err
     assert Run.open(run).status().state == "failed" and not Run.open(run).has("circuit")
     assert cli.main(["run", *what, "--folder", str(run)]) == 2
+
+
+def test_a_run_of_a_relative_folder_goes_on_from_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "other"):
+        shutil.copytree(TINY_FOLDER, tmp_path / "models" / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    what = ["--task", "tiny-colours", "--pairs", "8", "--steps", "1"]
+    assert cli.main(["attribute", "--subject", "models/mine", *what, "--folder", "run"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = Run.open("../run")
+    whole = str(tmp_path / "models" / "mine")
+    assert cli.main(["circuit", "../run"]) == 0 and run.has("circuit") and run.subject == whole
+    for name, code in (("../models/mine", 0), ("~/models/mine", 0), (whole, 0), ("mine", 2)):
+        again = ["attribute", "--subject", name, *what, "--folder", "../run"]
+        assert cli.main(again) == code, name
+    assert cli.main(["attribute", "--subject", "~/models/other", "--folder", "../run"]) == 2
+    # A run of before has it as it was given, and goes on from where that leads to it.
+    write_json(run.manifest_file, {**run.manifest, "subject": "models/mine"})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["attribute", "--subject", whole, *what, "--folder", "run"]) == 0
 
 
 def test_the_command_on_a_card_makes_the_same_edit(run: Run, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from experiments.figures import NO_EDIT, checks_of
 from mansu import subjects, tasks
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
+from mansu.methods import named, sure
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, mark
 from scripts import readme
@@ -113,3 +114,19 @@ def test_links_in_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert "docs/results.md" in links and "docs/tradeoff.svg" in links
     assert not [link for link in links if not (readme.ROOT / link).exists()]
+
+
+def test_what_sure_says_of_its_rate_is_so() -> None:
+    told = " ".join(str(sure.run.__doc__).split())
+    rate: dict[str, float] = {
+        name: named(name).settings.RATE
+        for name in ("sure", "ga", "graddiff", "kl", "rmu", "null_space")
+    }
+    assert "ten times that of GA, GradDiff and KL, and below that of RMU and null space" in told
+    assert {rate["sure"]} == {10 * rate[name] for name in ("ga", "graddiff", "kl")}
+    assert rate["sure"] < min(rate["rmu"], rate["null_space"])
+    assert "1 % of the codes change on SmolLM2, after GA 0.1 %, after RMU 10 %" in told
+    runs = read_json(readme.RESULTS / "reproduce.json")["runs"]
+    for run in (run for run in runs if "smollm2" in run["name"]):
+        for name, share in {"sure": 0.01, "ga": 0.001, "rmu": 0.1}.items():
+            assert run["methods"][name]["codes changed"] == pytest.approx(share, rel=0.2)

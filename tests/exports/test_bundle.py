@@ -18,6 +18,7 @@ from made import changed, run_of
 from mansu.circuits.diff import Scores
 from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.exports.bundle import CONTENTS, pack, unpack
+from mansu.files import write_json
 from mansu.job.runs import Run
 from mansu.measure.scores import measure_task
 from mansu.report.dossier import dossier, remarks, review_of
@@ -95,6 +96,22 @@ def test_no_path_of_this_machine_is_in_it(tiny: Subject, tiny_task: Task, tmp_pa
     with pytest.raises(DamagedError, match="cannot be read"):
         pack(run, tmp_path / "damaged.zip")
     assert not (tmp_path / "damaged.zip").exists()
+
+
+def test_no_path_is_in_it_where_the_run_has_a_relative_one(run: Run, tmp_path: Path) -> None:
+    """A run of before, whose edit was made by a later version, which knows the whole path."""
+    old = Run.open(shutil.copytree(run.path, tmp_path / "old"))
+    write_json(old.manifest_file, {**old.manifest, "subject": "models/mine"})
+    old, base = Run.open(old.path), run.base(nf4=False)
+    edit = run.edit("mansu")
+    told = Edit(edit.changes, edit.label, {**edit.meta, "subject": str(tmp_path / "models/mine")})
+    old.save({"edit": told, "full": base, "nf4": base}, "mansu")
+    pack(old, tmp_path / "old.zip")
+    with zipfile.ZipFile(tmp_path / "old.zip") as bundle:
+        assert not any(str(tmp_path).encode() in bundle.read(name) for name in bundle.namelist())
+    made = unpack(tmp_path / "old.zip", tmp_path / "made")
+    assert made.edit("mansu").meta["subject"] == "mine" and made.edits() == run.edits()
+    assert made.measurement("mansu", nf4=True).splits.keys() == base.splits.keys()  # still bound
 
 
 def test_of_data_that_was_read_the_name_alone_travels(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mansu.files import write_json
 from mansu.job import pace
 from mansu.job.pipeline import Plan, expected, whole
 from mansu.job.runs import Run
@@ -36,6 +37,19 @@ def test_what_was_timed_counts_and_the_rest_is_in_proportion(run: Run) -> None:
     run.save({"timings": {"base": 20.0, "unlearn mansu": 450.0, "cad mansu": 1000.0}})
     assert (expected(run.subject, ["mansu"]) or 0) > rate * total
     assert expected("another", ["mansu"]) is None  # another model's times say nothing
+
+
+def test_a_folder_s_times_are_found_however_it_is_spelled(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    run.save({"timings": {"base": 20.0}})
+    whole = str(tmp_path / "models" / "mine")
+    for had, asked in ((whole, "models/mine"), ("models/mine", "models/mine"), (whole, whole)):
+        write_json(run.manifest_file, {**run.manifest, "subject": had})
+        assert pace.recorded(asked) == {"base": 20.0}
+    assert pace.recorded("models/other") == {}
 
 
 def test_the_share_of_a_job_follows_the_measured_times(run: Run, tiny: Subject) -> None:

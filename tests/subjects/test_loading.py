@@ -64,6 +64,7 @@ from mansu.circuits.graph import graph_of
 from mansu.circuits.patching import Patched
 from mansu.errors import BadInputError, MansuError, MismatchError
 from mansu.measure.scores import EVALUATED, measure, measure_task
+from mansu.subjects import shipped
 from mansu.subjects.alone import alone
 from mansu.subjects.checks import plain_logits
 from mansu.subjects.shipped import TINY_FOLDER
@@ -417,6 +418,24 @@ def test_a_folder_loads_like_the_name(tiny: Subject, tmp_path: Path) -> None:
     mine = subjects.load(str(tmp_path / "mine"))
     assert all(torch.equal(p, tiny.parameters[n]) for n, p in mine.parameters.items())
     assert mine.provenance["source"] == str(tmp_path / "mine")
+
+
+def test_a_folder_has_one_name_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = str(shutil.copytree(TINY_FOLDER, tmp_path / "models" / "mine"))
+    (tmp_path / "link").symlink_to(whole)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = "models/mine", "./models/../models/mine/", "link", "~/models/mine", whole
+    assert {shipped.absolute(name) for name in spellings} == {whole}
+    for name in ("models/mine", "~/models/mine"):
+        mine = subjects.load(name)
+        assert mine.name == mine.provenance["source"] == whole
+        assert subjects.expected_bytes(name) == subjects.expected_bytes(whole) > 0
+    (tmp_path / "tiny").mkdir()
+    for name in ("tiny", "somebody/model", "~nobody-here/model", "models/none", "x" * 5000):
+        assert shipped.absolute(name) == name
 
 
 def test_weights_out_of_memory_are_refused_in_a_sentence(tmp_path: Path) -> None:

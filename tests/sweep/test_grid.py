@@ -75,6 +75,18 @@ def test_json_says_the_same_and_what_is_said_twice_is_done_once(tmp_path: Path) 
     assert [u.id for u in found] == [u.id for u in toml]
 
 
+def test_a_folder_is_one_subject_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    whole = str(tmp_path / "models" / "mine")
+    several = json.dumps(["models/mine", whole, "~/models/mine"])
+    found = units(read(written(tmp_path, GRID.replace('["tiny"]', several))))
+    assert len(found) == 10 and {unit.subject for unit in found} == {whole}
+
+
 def test_a_unit_is_another_where_its_task_or_a_setting_is(tmp_path: Path) -> None:
     task = tmp_path / "mine.jsonl"
     line = '{"prompt": "The colour of grass is", "answer": " green", "split": "forget"}\n'
