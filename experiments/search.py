@@ -3,8 +3,8 @@
 The grid is the same for every method: one, two and four times its authors' learning rate (they
 train for hundreds of steps, we for a dozen), each trained once at a constant rate and measured
 after 4, 8 and 12 steps; while none forgets, and no rate has a larger fall within the tolerance than
-the largest, the rate is doubled once more, up to 32 times, and on to 4,096 times while not even the
-largest rate costs more than a verdict allows; while the best setting has the smallest, in the
+the largest, the rate is doubled once more, up to 32 times, and on to 4,096 times while a setting
+of the largest costs no more than a verdict allows; while the best setting has the smallest, in the
 fewest steps, and forgets, the rate is halved once more, down to an eighth. Where that would have
 gone on, the record says so (``ended_at_limit``). The rows are split in half within each answer, so
 that a fact with several phrasings is in both halves: the method trains on one half, the other
@@ -82,9 +82,9 @@ RATES = (1.0, 2.0, 4.0)
 GROWTH = 8.0
 """A search goes on to so many times its grid's last rate at most, and to its first over as many."""
 
-IDLE_GROWTH = 1024.0
-"""To so many times while it costs next to nothing: what has done nothing yet cannot be chosen from,
-but a method that no rate moves must end."""
+CHEAP_GROWTH = 1024.0
+"""To so many times while a setting of the largest rate costs what a verdict allows: what has done
+next to nothing yet cannot be chosen from, but a method that no rate moves must end."""
 
 
 RESULTS = Path("experiments/results")
@@ -278,9 +278,9 @@ def _tried(
             slowest = min(t["learning_rate"] for t in tried)
             allowed = [t for t in found if at_most(t["retain_fall"], task.tolerance)]
             if not forgets and any(at_most(now["fall"], t["fall"]) for t in allowed):
-                idle = all(at_most(t["cost"], Thresholds.nats) for t in found)
+                cheap = any(at_most(t["cost"], Thresholds.nats) for t in found)
                 ahead.append(2 * multiple)
-                limited = ahead[0] > rates[-1] * (IDLE_GROWTH if idle else GROWTH)
+                limited = ahead[0] > rates[-1] * (CHEAP_GROWTH if cheap else GROWTH)
             elif forgets and (now["learning_rate"], now["steps"]) == (slowest, steps[0]):
                 ahead.append(slowest / plan.origin / 2)
                 limited = ahead[0] < rates[0] / GROWTH

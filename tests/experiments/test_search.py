@@ -222,7 +222,7 @@ def test_mansu_goes_through_the_same_search(
 ) -> None:
     """Each number of steps is a run of its own, and measured as what it returns."""
     monkeypatch.setattr(searching, "GROWTH", 1)
-    monkeypatch.setattr(searching, "IDLE_GROWTH", 1)
+    monkeypatch.setattr(searching, "CHEAP_GROWTH", 1)
     told: list[Step] = []
     found = searching.search(
         problem.subject, tiny_task, "mansu", rates=(8.0,), steps=(3, 6), on_step=told.append
