@@ -178,16 +178,14 @@ GGUF = tuple(Format(kind, GGUF_BLOCK) for kind in get_args(GGUFKind))
 HQQ = Format("hqq")
 """Fitted 4 bits in groups of 64, by the package ``hqq`` where it is installed."""
 
-_LOWEST = {"Q4_0": -8, "Q4_1": 0, "Q5_0": -16, "Q8_0": -128}
-
 
 @cache
 def _levels(kind: str) -> Tensor:
     if kind == "hqq":
         raise BadInputError("HQQ has no levels that are the same in each group.")
-    if kind in _LOWEST:
-        n = {"Q5_0": 32, "Q8_0": 256}.get(kind, 16)
-        return torch.arange(n, dtype=torch.float32) + _LOWEST[kind]
+    if kind in get_args(GGUFKind):  # Q, the bits, and _1 where it has an offset
+        n = 2 ** int(kind[1])
+        return torch.arange(n, dtype=torch.float32) - (0 if kind.endswith("_1") else n // 2)
     if kind == "int8":
         return torch.arange(-127, 128) / 127
     return CODES if kind == "nf4" else bnb().get_4bit_type(kind, device="cpu")

@@ -56,9 +56,10 @@ def unpacked(
         codes: uint8 ``[weights]``, indices into ``format.levels``. scale: float32 ``[blocks]``.
         offset: float32 ``[blocks]``; None where the format has none.
     """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
     q = format.kind
-    size = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q8_0": 34}[q]
-    blocks = data.reshape(-1, size)
+    blocks = data.reshape(-1, GGML_QUANT_SIZES[GGMLQuantizationType[q]][1])
 
     def half(start: int) -> Tensor:
         found = np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16)
@@ -69,10 +70,11 @@ def unpacked(
     else:
         low = blocks[:, -16:]
         codes = np.concatenate([low & 15, low >> 4], 1)
-        if q == "Q5_0":
-            codes = codes | np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little") << 4
+        if q.startswith("Q5"):
+            fifth = blocks[:, -20:-16]
+            codes = codes | np.unpackbits(fifth, axis=1, bitorder="little") << 4
     flat = torch.from_numpy(np.ascontiguousarray(codes).reshape(-1)).to(device)
-    return flat, half(0), half(2) if q == "Q4_1" else None
+    return flat, half(0), half(2) if q.endswith("_1") else None
 
 
 def stored(subject: Subject, format: Format) -> dict[str, Format]:

@@ -35,6 +35,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from app import words
 from mansu import quant
 from mansu.errors import BadInputError, MansuError
 from mansu.exports.gguf_file import OUTTYPES, gguf_file
@@ -257,3 +258,7 @@ def test_a_token_that_the_model_has_no_embedding_for_is_one_sentence(tmp_path: P
     with pytest.raises(BadInputError, match=f"'<extra 3>' the number {n}, and the model has {n} "):
         gguf_file(replace(subject, tokenizer=tokenizer), edit, path)
     assert not path.parent.exists()
+
+
+def test_the_app_has_words_for_every_type() -> None:
+    assert words.OUTTYPES.keys() == OUTTYPES.keys()
