@@ -30,7 +30,7 @@ def simnpo_loss(now: Tensor, beta: float, gamma: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 4e-5
+    RATE = 1.6e-4
     learning_rate: float | None = training.learning_rate(RATE, "1e-5 in SimNPO's code")
     steps: int = training.steps(12)
     beta: float = setting(
