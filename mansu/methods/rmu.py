@@ -37,9 +37,9 @@ def trained_names(subject: Subject, layer: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings(TrainingSettings):
-    RATE = 1.6e-3
+    RATE = 3.2e-3
     learning_rate: float | None = training.learning_rate(RATE, "5e-5 in the authors' code")
-    steps: int = training.steps(12)
+    steps: int = training.steps(8)
     layer: int | None = setting(
         None,
         "The layer that is steered, from 0. Empty for the authors' depth, 7/32 of the layers.",
