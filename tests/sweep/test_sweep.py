@@ -7,8 +7,10 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made import one_fact
@@ -300,6 +302,32 @@ def test_a_unit_that_another_job_is_at_work_on_waits(grid: list[Unit], swept: Pa
     with hold(swept / grid[0].name):
         found = attempt(grid[0], str(swept), 1)
     assert found.state == "taken" and "is at work on the run" in found.why
+
+
+def test_a_run_that_another_sweep_makes_meanwhile_is_gone_on_with(
+    grid: list[Unit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sweeps on one folder both find no run, and both make it."""
+    circuit, create = circuit_of(grid[0]), Run.create
+
+    def other_first(*given: Any, **named: Any) -> Run:
+        create(*given, **named)
+        if theirs:
+            held.enter_context(hold(tmp_path / circuit.name))
+        return create(*given, **named)
+
+    monkeypatch.setattr(Run, "create", other_first)
+    with ExitStack() as held:
+        theirs = True  # it is at work on it already
+        found = attempt(circuit, str(tmp_path), 1)
+        assert found.state == "taken" and "is at work on the run" in found.why
+    shutil.rmtree(tmp_path / circuit.name)
+    theirs = False
+    assert attempt(circuit, str(tmp_path), 1).state == "done"
+    (tmp_path / grid[1].name).mkdir()
+    (tmp_path / grid[1].name / "mine").touch()
+    monkeypatch.undo()
+    assert "is not an empty folder" in attempt(grid[1], str(tmp_path), 1).why
 
 
 def test_a_unit_that_fails_is_a_row_with_its_reason(tmp_path: Path, swept: Path) -> None:
