@@ -88,7 +88,7 @@ def configured(path: Path = CONFIG) -> tuple[Experiment, ...]:
         BadInputError: no such file, not TOML, or an entry with an unknown key, method or type.
     """
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["experiments"]
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))["experiments"]
         return tuple(_experiment(entry) for entry in entries)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} lists no experiments: {error}.") from error

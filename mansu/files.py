@@ -532,14 +532,14 @@ def confined(path: Path, folder: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, after a byte-order mark, too, which some editors write before it.
 
     Raises:
         NotMeasuredError: there is no such file.
         DamagedError: it is damaged, or holds a number that is NaN or infinite.
     """
     with reading(path):
-        return parsed_json(path.read_text(encoding="utf-8"))
+        return parsed_json(path.read_text(encoding="utf-8-sig"))
 
 
 def parsed_json(text: str) -> Any:

@@ -81,6 +81,8 @@ def test_json_that_cannot_be_read_is_damaged(content: bytes | None, tmp_path: Pa
 def test_json_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_bytes('"ü 😀"'.encode())
     assert read_json(tmp_path / "found.json") == "ü 😀"
+    (tmp_path / "found.json").write_text('"ü"', encoding="utf-8-sig")  # as some editors do
+    assert read_json(tmp_path / "found.json") == "ü"
 
 
 def test_what_is_not_there_was_not_made_yet(tmp_path: Path) -> None:
