@@ -18,6 +18,7 @@ from made import one_fact
 import mansu
 from experiments.benchmarks.sweeps import COST, kill_once
 from experiments.benchmarks.sweeps import cluster as two_nodes
+from mansu import files
 from mansu.cli import main
 from mansu.files import SUM
 from mansu.job import names
@@ -364,7 +365,10 @@ def test_the_time_left_follows_what_was_measured() -> None:
 
 
 def test_the_command_exports_and_refuses(
-    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(GRID)
@@ -372,6 +376,15 @@ def test_the_command_exports_and_refuses(
     assert main([*command, "--csv", str(tmp_path / "r.csv")]) == 0
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
     assert "mansu" in capsys.readouterr().out
+    for place in ("/proc/r.csv", str(tmp_path)):  # known before the sweep begins
+        new = tmp_path / "new"
+        assert main([*command[:3], str(new), "--csv", place]) == 2
+        assert f"mansu: {place} was not written (" in capsys.readouterr().err
+        assert not new.exists()
+    monkeypatch.setattr(files, "refuse_unwritable", lambda path: None)  # as on a disk that fills
+    assert main([*command, "--csv", "/proc/r.csv"]) == 2
+    told = capsys.readouterr()
+    assert "mansu" in told.out and "mansu: /proc/r.csv was not written (" in told.err
     path.write_text("subjects = 3")
     assert main(command) == 2
     assert "cannot be used" in capsys.readouterr().err
