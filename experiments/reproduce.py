@@ -28,7 +28,7 @@ from experiments.figures import Measured, added, results
 from mansu import methods
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
-from mansu.files import read_json, write_json
+from mansu.files import read_json, refuse_unwritable, write_json
 from mansu.job.runs import Run
 from mansu.methods import ALL, NAMES
 from mansu.subjects.shipped import REFERENCES
@@ -88,7 +88,7 @@ def configured(path: Path = CONFIG) -> tuple[Experiment, ...]:
         BadInputError: no such file, not TOML, or an entry with an unknown key, method or type.
     """
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["experiments"]
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))["experiments"]
         return tuple(_experiment(entry) for entry in entries)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} lists no experiments: {error}.") from error
@@ -220,11 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             methods.named(name)
         earlier = read_json(options.to / "reproduce.json") if options.add else None
+        refuse_unwritable(options.to / "reproduce.json")
         measured = measure(options.folder, experiments, sweep, names)
         found = results(measured, shlex.join(["python", "-m", "experiments.reproduce", *given]))
         if earlier is not None:
             found = added(found, earlier)
-        options.to.mkdir(parents=True, exist_ok=True)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))
     except MansuError as error:

@@ -56,7 +56,7 @@ from mansu.circuits.search import find_circuit
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
 from mansu.evidence.verdict import Thresholds, towards_chance
-from mansu.files import replacing
+from mansu.files import refuse_unwritable, replacing
 from mansu.job.pipeline import Stage
 from mansu.job.runs import Run
 from mansu.job.session import Session
@@ -401,6 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Searched.of(given.subject, given.task, method, given.batch, given.seed)
             for method in dict.fromkeys(given.method)
         ]
+        for method in given.method:
+            refuse_unwritable(record(given.to, method))
         work = swept(every, given.folder, given)
         for unit in (unit for unit in every if unit.id in work.done):
             assert unit.method is not None

@@ -293,17 +293,23 @@ def _make_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise _no(path, "a file stands where its folder should be") from error
+    except FileNotFoundError as error:  # in /proc
+        raise _no(path, "its folder cannot be made") from error
 
 
 @contextmanager
-def _part(parent: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet; its maker holds a lock on it, which dies with it.
+def _part(path: Path) -> Iterator[Path]:
+    """A folder beside a path for what is not whole yet; its maker holds a lock on it, which dies
+    with it.
 
     So one that nobody holds is left over from a process that was killed, and is deleted.
     """
-    for left in parent.glob(f"*{PART}"):
+    for left in path.parent.glob(f"*{PART}"):
         _sweep(left)
-    home = Path(tempfile.mkdtemp(dir=parent, suffix=PART))
+    try:
+        home = Path(tempfile.mkdtemp(dir=path.parent, suffix=PART))
+    except OSError as error:  # in /proc there is "no such file", of a name that nobody gave
+        raise _no(path, error.strerror or str(error)) from error
     held = os.open(home, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -328,7 +334,7 @@ def _sweep(left: Path) -> None:
 def discard(folder: Path) -> None:
     """Delete a folder, so that no half of it is ever seen in its place."""
     if folder.is_dir():
-        with writing(folder), _part(folder.parent) as home:
+        with writing(folder), _part(folder) as home:
             folder.replace(home / "old")
 
 
@@ -347,6 +353,20 @@ def sweep(folder: Path) -> None:
     for left in inside(folder):
         if left.suffix == PART:
             _sweep(left)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a place for a file before the work whose result it is for.
+
+    Raises:
+        StorageError: no file can be written there.
+    """
+    with writing(path):
+        if path.is_dir():
+            raise _no(path, "a folder stands where the file should be")
+        _make_parent(path)
+        with _part(path) as home:
+            (home / path.name).touch()
 
 
 def _settle(path: Path, mode: int) -> None:
@@ -384,7 +404,7 @@ def replacing(path: Path) -> Iterator[Path]:
     with writing(path):
         _make_parent(path)
         # In a folder of its own, and not by mkstemp, whose files only their owner may read.
-        with _part(path.parent) as home:
+        with _part(path) as home:
             mode = _mode(home)
             temporary = home / path.name
             yield temporary
@@ -459,7 +479,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise taken
         _make_parent(path)
-        with _part(path.parent) as home:
+        with _part(path) as home:
             mode = _mode(home)
             folder = home / "new"  # not home itself, which only its owner may read
             folder.mkdir()
@@ -532,14 +552,14 @@ def confined(path: Path, folder: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read JSON, after a byte-order mark, too, which some editors write before it.
 
     Raises:
         NotMeasuredError: there is no such file.
         DamagedError: it is damaged, or holds a number that is NaN or infinite.
     """
     with reading(path):
-        return parsed_json(path.read_text(encoding="utf-8"))
+        return parsed_json(path.read_text(encoding="utf-8-sig"))
 
 
 def parsed_json(text: str) -> Any:

@@ -193,7 +193,7 @@ def selection(run: Run, circuit: Circuit, shown: Circuit) -> None:
             file = st.file_uploader("JSON of edges, as it is saved above", type="json")
             if file is None:
                 return
-            chosen = Edges.from_json(file.getvalue().decode(errors="replace")).on(circuit)
+            chosen = Edges.from_json(file.getvalue().decode("utf-8-sig", "replace")).on(circuit)
         key, codes = "selection measured", (run.name, *chosen.kept.tolist())
         label = f"Measure it: {many(len(chosen), 'edge')}"
         if st.button(label, key="measure selection", icon=":material/play_arrow:"):

@@ -29,6 +29,7 @@ from mansu.files import (
     measured_on,
     new_folder,
     read_json,
+    refuse_unwritable,
     replacing,
     save_values,
     slug,
@@ -81,6 +82,8 @@ def test_json_that_cannot_be_read_is_damaged(content: bytes | None, tmp_path: Pa
 def test_json_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_bytes('"ü 😀"'.encode())
     assert read_json(tmp_path / "found.json") == "ü 😀"
+    (tmp_path / "found.json").write_text('"ü"', encoding="utf-8-sig")  # as some editors do
+    assert read_json(tmp_path / "found.json") == "ü"
 
 
 def test_what_is_not_there_was_not_made_yet(tmp_path: Path) -> None:
@@ -193,13 +196,29 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(kind: str, tmp_path: Path
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "file/inside", "null\0byte"])
+PLACES = "x" * 300, "file/inside", "null\0byte", "/proc/found", "/proc/new/found"
+
+
+@pytest.mark.parametrize("name", PLACES)
 def test_a_place_that_cannot_be_is_one_sentence(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("1")
     with pytest.raises(StorageError, match="was not written"):
         write_json(tmp_path / name, 1)
     with pytest.raises(StorageError, match="was not written"), new_folder(tmp_path / name):
         pass
+    with pytest.raises(StorageError, match="was not written") as told:
+        refuse_unwritable(tmp_path / name)
+    assert str(told.value).startswith(f"{tmp_path / name} was not written (")
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("1")
+    refuse_unwritable(tmp_path / "a.json")
+    refuse_unwritable(tmp_path / "new" / "b.json")
+    assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["a.json", "new"]
+    assert (tmp_path / "a.json").read_text() == "1"
+    with pytest.raises(StorageError, match="a folder stands where the file should be"):
+        refuse_unwritable(tmp_path / "new")
 
 
 def test_a_fault_of_the_work_inside_is_not_called_the_disk_s(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def bundle(options: argparse.Namespace) -> None:
     from mansu import exports
-    from mansu.files import answered, with_end
+    from mansu.files import answered, refuse_unwritable, with_end
     from mansu.job.runs import Run
 
     if answered(options.what.is_file):
@@ -34,5 +34,6 @@ def bundle(options: argparse.Namespace) -> None:
     run.refuse_inside(path)
     if answered(path.exists):
         raise TakenError(f"{path} is there already: give another --to, or delete it.")
+    refuse_unwritable(path)
     exports.pack(run, path, options.method)
     print(f"bundle: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -38,7 +38,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def dossier(options: argparse.Namespace) -> None:
-    from mansu.files import with_end
+    from mansu.files import refuse_unwritable, with_end
     from mansu.job.runs import Run
     from mansu.report.dossier import Dossier, differences, review_of, schema
     from mansu.report.dossier import dossier as made
@@ -54,6 +54,7 @@ def dossier(options: argparse.Namespace) -> None:
     path = options.to and with_end(options.to, ".html")
     if path is not None:
         run.refuse_inside(path)
+        refuse_unwritable(path)
     if not options.decision and (options.note or options.name):
         raise BadInputError("A note or a name belongs to a decision: give --decision, too.")
     found = made(run, method, changes)

@@ -66,20 +66,25 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
+    from mansu.files import refuse_unwritable
     from mansu.job.runs import folder
     from mansu.sweep import store as stores
     from mansu.sweep.board import board
     from mansu.sweep.grid import read, units
 
     every = units(read(options.grid))
+    if options.parquet is not None:
+        stores.pyarrow()
+    for path in filter(None, (options.csv, options.parquet)):
+        refuse_unwritable(path)
     signal.signal(signal.SIGTERM, common.cancel)
     work = swept(every, options.folder or folder(), options)
     rows = work.store.rows({unit.id for unit in every})
+    print(board(rows).text())
+    print(f"results: {work.store.path}", flush=True)
     for path, save in ((options.csv, stores.save_csv), (options.parquet, stores.save_parquet)):
         if path is not None:
             save(rows, path)
-    print(board(rows).text())
-    print(f"results: {work.store.path}")
     work.refuse_failed()
 
 

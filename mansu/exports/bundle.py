@@ -8,10 +8,12 @@ It holds safetensors and JSON only, each with its sha256, and no path or name of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
@@ -42,9 +44,11 @@ _LONGEST = 16 * 2**20  # bytes of what the bundle says of itself, which is read 
 
 _NAME = r"[A-Za-z0-9][\w.+ -]{0,150}"
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError
+    zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError,
+    struct.error, OverflowError, ValueError, OSError,
 )  # fmt: skip
-"""What ``zipfile`` raises of a file that is no whole zip."""
+"""What ``zipfile`` raises of a file that is no whole zip; of ``OSError`` where it seeks to a place
+before the file's begin (EINVAL), the rest are the disk's."""
 _DAY = (1980, 1, 1, 0, 0, 0)  # the same run gives the same bytes
 
 
@@ -124,6 +128,8 @@ def unpack(path: Path | IO[bytes], to: Path | None = None) -> Run:
             return Run.open(place)
     except _DAMAGED as error:
         if isinstance(error, MansuError):
+            raise
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise BadInputError(
             f"{shown} is no bundle of a run ({error!s:.100}): make one with `mansu bundle FOLDER "

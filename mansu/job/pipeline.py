@@ -129,8 +129,9 @@ def perform(
         start = time.perf_counter()
         told(Step(stage.name, 0, 1))
         made = stage.make(session, method or "", told)
-        run.save(dict(zip(stage.makes, made, strict=True)), whose)
+        # The time first: a job killed in between makes the result again, but never its time.
         run.add_timing(pace.label(stage.name, whose), time.perf_counter() - start)
+        run.save(dict(zip(stage.makes, made, strict=True)), whose)
 
 
 @dataclass(frozen=True)

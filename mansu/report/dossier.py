@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -170,6 +171,7 @@ class Dossier:
             DamagedError: it is something else, damaged, or of another version.
         """
         try:
+            text = text.removeprefix(BOM_UTF8) if isinstance(text, bytes) else text
             found = _ADAPTER.validate_json(text, strict=True, extra="forbid")
             _ = found.judged, found.held_against, remarks(found)
             for values in [*found.accuracies.values(), *(found.attacks or {}).values()]:

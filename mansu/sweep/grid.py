@@ -144,7 +144,7 @@ def read(path: Path) -> Grid:
     if path.suffix not in (".toml", ".json"):
         raise BadInputError(f"{path} is no grid: give a .toml or a .json file.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         value = tomllib.loads(text) if path.suffix == ".toml" else parsed_json(text)
         return Grid.model_validate(value)
     except ValidationError as error:

@@ -278,19 +278,29 @@ def _no_formula(value: Any) -> Any:
     return f"'{value}" if is_one else value
 
 
+def pyarrow() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        BadInputError: it is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise BadInputError(
+            "Parquet needs the package pyarrow: run `pip install 'mansu[hub]'`, or take --csv."
+        ) from error
+    return pyarrow, parquet
+
+
 def save_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of a store as Parquet, whole or not at all.
 
     Raises:
         BadInputError: pyarrow is not installed. StorageError: it cannot be written.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise BadInputError(
-            "Parquet needs the package pyarrow: run `pip install 'mansu[hub]'`, or take --csv."
-        ) from error
+    pa, parquet = pyarrow()
     kinds = {"TEXT": pa.string(), "REAL": pa.float64(), "INTEGER": pa.int64()}
     schema = pa.schema([(name, kinds[kind.split()[0]]) for name, kind in COLUMNS.items()])
     with replacing(path) as new:

@@ -122,7 +122,12 @@ def _opened(unit: Unit, folder: Path) -> Run:
             )
     pipeline.check_usable(task, subject, settings)
     asked = (unit.method,) if unit.method else ()
-    return Run.create(subject, task, settings, path, asked=asked)
+    try:
+        return Run.create(subject, task, settings, path, asked=asked)
+    except TakenError:
+        if not Run.is_at(path):
+            raise
+        return Run.open(path)  # another sweep made it meanwhile: whose turn it is, its lock says
 
 
 def subject_of(unit: Unit) -> Subject:

@@ -55,6 +55,15 @@ def test_whose_signature_is_replaced_is_said(run: Run, capsys: pytest.CaptureFix
     assert said in capsys.readouterr().out and run.read("review", "mansu").name == "Bob"
 
 
+def test_nothing_is_signed_where_the_dossier_cannot_be_written(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign = ["--decision", "rejected", "--name", "Anna", "--to", "/proc/found.html"]
+    assert cli.main(["dossier", "mine", *sign]) == 2
+    assert "mansu: /proc/found.html was not written (" in capsys.readouterr().err
+    assert not run.has("review", "mansu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

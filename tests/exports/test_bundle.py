@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -244,6 +246,42 @@ def test_any_damage_to_a_bundle_is_refused(run: Run, tmp_path: Path) -> None:
         else:  # dates and the like
             shutil.rmtree(tmp_path / "to")
     assert refused > 100
+
+
+def test_any_bit_of_a_bundles_end_that_is_flipped_is_damage(
+    tiny: Subject, tiny_task: Task, tmp_path: Path
+) -> None:
+    """There ``zipfile`` reads where its parts begin, before the file's begin if a bit is wrong."""
+    run = Run.create(tiny, tiny_task, path=tmp_path / "new")
+    pack(run, tmp_path / "good.zip")
+    good, refused = (tmp_path / "good.zip").read_bytes(), 0
+    for bit in range(8 * (len(good) - 64), 8 * len(good)):
+        bad, to = bytearray(good), tmp_path / "to"
+        bad[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "bad.zip").write_bytes(bad)
+        for source in (tmp_path / "bad.zip", io.BytesIO(bytes(bad))):
+            try:
+                unpack(source, to)
+            except MansuError:
+                refused += 1
+                assert not to.exists()
+            else:  # dates and the like
+                assert files(to) == files(run.path)
+                shutil.rmtree(to)
+    assert refused > 500
+
+
+def test_an_error_of_the_disk_is_no_damage_to_a_bundle(run: Run, tmp_path: Path) -> None:
+    pack(run, tmp_path / "good.zip")
+
+    class Broken(io.BytesIO):
+        def read(self, *size: int | None) -> bytes:
+            if self.tell() < 1000:  # what is at the end it reads
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(*size)
+
+    with pytest.raises(OSError, match="Input/output"):
+        unpack(Broken((tmp_path / "good.zip").read_bytes()), tmp_path / "to")
 
 
 def test_a_result_inside_that_is_damaged_or_of_another_edit_is_refused(

@@ -99,6 +99,25 @@ def test_what_is_there_is_not_done_again(session: Session) -> None:
     assert seen() == before and [step.stage for step in told] == ["verdict"]
 
 
+def test_a_job_killed_between_a_result_and_its_time_leaves_no_result_without_it(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is done, and what it took is lost from all that a leaderboard adds up."""
+    subject, task = session.subject, session.task
+    run = Run.create(subject, task, Settings(pairs=8, steps=1), tmp_path / "run")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "add_timing", killed)
+    with pytest.raises(KeyboardInterrupt):
+        perform(Session(run, subject), [pipeline.BASE])
+    assert not run.has("base")
+    monkeypatch.undo()
+    perform(Session(run, subject), [pipeline.BASE])
+    assert run.has("base") and "base" in run.seconds()
+
+
 def test_what_a_stage_needs_is_named_with_its_command(tiny: Subject, tmp_path: Path) -> None:
     run = Run.create(tiny, tasks.load("tiny-colours"), Settings(pairs=8), tmp_path / "run")
     session = Session(run, tiny)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from codecs import BOM_UTF8
 from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
@@ -220,6 +221,7 @@ def test_the_path_of_a_subject_s_folder_is_not_told(run: Run, tmp_path: Path) ->
 def test_what_is_no_dossier_is_refused(run: Run, change: dict[str, object]) -> None:
     whole = dossier(run, "mansu").to_json()
     assert Dossier.from_json(json.dumps(whole)).about.run == run.name
+    assert Dossier.from_json(BOM_UTF8 + json.dumps(whole).encode()).about.run == run.name
     with pytest.raises(DamagedError):
         Dossier.from_json(json.dumps({**whole, **change}))
 

@@ -129,6 +129,14 @@ def test_a_wrong_grid_is_one_sentence(
     assert "\n" not in str(found.value)
 
 
+def test_a_grid_with_a_byte_order_mark_is_the_grid(tmp_path: Path) -> None:
+    """Some editors write one; a task file may have it, too."""
+    plain = read(written(tmp_path, GRID))
+    for name, text in (("marked.toml", GRID), ("marked.json", plain.model_dump_json())):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert read(tmp_path / name) == plain
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     for name, text in (("g.yaml", ""), ("g.json", "[" * 100_000), ("g.json", "3")):
         with pytest.raises(BadInputError):

@@ -7,8 +7,10 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made import one_fact
@@ -16,6 +18,7 @@ from made import one_fact
 import mansu
 from experiments.benchmarks.sweeps import COST, kill_once
 from experiments.benchmarks.sweeps import cluster as two_nodes
+from mansu import files
 from mansu.cli import main
 from mansu.files import SUM
 from mansu.job import names
@@ -302,6 +305,32 @@ def test_a_unit_that_another_job_is_at_work_on_waits(grid: list[Unit], swept: Pa
     assert found.state == "taken" and "is at work on the run" in found.why
 
 
+def test_a_run_that_another_sweep_makes_meanwhile_is_gone_on_with(
+    grid: list[Unit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sweeps on one folder both find no run, and both make it."""
+    circuit, create = circuit_of(grid[0]), Run.create
+
+    def other_first(*given: Any, **named: Any) -> Run:
+        create(*given, **named)
+        if theirs:
+            held.enter_context(hold(tmp_path / circuit.name))
+        return create(*given, **named)
+
+    monkeypatch.setattr(Run, "create", other_first)
+    with ExitStack() as held:
+        theirs = True  # it is at work on it already
+        found = attempt(circuit, str(tmp_path), 1)
+        assert found.state == "taken" and "is at work on the run" in found.why
+    shutil.rmtree(tmp_path / circuit.name)
+    theirs = False
+    assert attempt(circuit, str(tmp_path), 1).state == "done"
+    (tmp_path / grid[1].name).mkdir()
+    (tmp_path / grid[1].name / "mine").touch()
+    monkeypatch.undo()
+    assert "is not an empty folder" in attempt(grid[1], str(tmp_path), 1).why
+
+
 def test_a_unit_that_fails_is_a_row_with_its_reason(tmp_path: Path, swept: Path) -> None:
     task = tmp_path / "mine.jsonl"
     line = '{"prompt": "The", "answer": " nowordofit", "split": "forget"}\n'
@@ -336,7 +365,10 @@ def test_the_time_left_follows_what_was_measured() -> None:
 
 
 def test_the_command_exports_and_refuses(
-    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "grid.toml"
     path.write_text(GRID)
@@ -344,6 +376,15 @@ def test_the_command_exports_and_refuses(
     assert main([*command, "--csv", str(tmp_path / "r.csv")]) == 0
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 3
     assert "mansu" in capsys.readouterr().out
+    for place in ("/proc/r.csv", str(tmp_path)):  # known before the sweep begins
+        new = tmp_path / "new"
+        assert main([*command[:3], str(new), "--csv", place]) == 2
+        assert f"mansu: {place} was not written (" in capsys.readouterr().err
+        assert not new.exists()
+    monkeypatch.setattr(files, "refuse_unwritable", lambda path: None)  # as on a disk that fills
+    assert main([*command, "--csv", "/proc/r.csv"]) == 2
+    told = capsys.readouterr()
+    assert "mansu" in told.out and "mansu: /proc/r.csv was not written (" in told.err
     path.write_text("subjects = 3")
     assert main(command) == 2
     assert "cannot be used" in capsys.readouterr().err
