@@ -67,7 +67,7 @@ def run(problem: Problem, settings: Settings) -> Outcome:
     unlearning via quantization", ICLR, arXiv:2410.16454, section 6; algorithm ``ga_gdr_sure`` of
     their code). Theirs is a large rate, so that the change crosses quantisation bins. Here ``RATE``
     is ten times that of GA, GradDiff and KL, and below that of RMU and null space; with it 1 % of
-    the codes change on SmolLM2, after GA 0.1 %, after RMU 10 %. In a toy all have the same rate.
+    the codes change on SmolLM2, after GA 0.1 %, after RMU 15 %. In a toy all have the same rate.
     """
     subject = problem.subject
     salient = salient_rows(subject, problem.forget, settings.percentile)

@@ -125,8 +125,8 @@ def test_what_sure_says_of_its_rate_is_so() -> None:
     assert "ten times that of GA, GradDiff and KL, and below that of RMU and null space" in told
     assert {rate["sure"]} == {10 * rate[name] for name in ("ga", "graddiff", "kl")}
     assert rate["sure"] < min(rate["rmu"], rate["null_space"])
-    assert "1 % of the codes change on SmolLM2, after GA 0.1 %, after RMU 10 %" in told
+    assert "1 % of the codes change on SmolLM2, after GA 0.1 %, after RMU 15 %" in told
     runs = read_json(readme.RESULTS / "reproduce.json")["runs"]
     for run in (run for run in runs if "smollm2" in run["name"]):
-        for name, share in {"sure": 0.01, "ga": 0.001, "rmu": 0.1}.items():
+        for name, share in {"sure": 0.01, "ga": 0.001, "rmu": 0.15}.items():
             assert run["methods"][name]["codes changed"] == pytest.approx(share, rel=0.2)
