@@ -526,7 +526,7 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> Interval:
     against six, too, where a bootstrap does 61 to 86 times and calls every clean cut certain. It
     takes them for independent.
     """
-    from scipy.optimize import brentq  # takes longer to import than all else here
+    from scipy.optimize import root_scalar  # takes longer to import than all else here
 
     positive, negative = np.asarray(positive), np.asarray(negative)
     found = float((np.sign(np.subtract.outer(positive, negative)) + 1).mean() / 2)
@@ -540,6 +540,10 @@ def auroc(positive: ArrayLike, negative: ArrayLike) -> Interval:
         return (found - true) ** 2 - z**2 * variance
 
     near = 1e-9  # of 0 and 1, where both terms vanish
-    low = brentq(outside, near, min(found, 1 - near)) if found > near else 0.0
-    high = brentq(outside, max(found, near), 1 - near) if found < 1 - near else 1.0
-    return Interval(found, float(low), float(high))
+
+    def bound(first: float, last: float) -> float:
+        return root_scalar(outside, bracket=(first, last), method="brentq").root
+
+    low = bound(near, min(found, 1 - near)) if found > near else 0.0
+    high = bound(max(found, near), 1 - near) if found < 1 - near else 1.0
+    return Interval(found, low, high)
