@@ -260,22 +260,22 @@ def _mansu_claims(runs: Runs, real: Runs) -> Iterator[Claim]:
 
 def _mask(runs: Runs, real: Runs) -> Claim:
     """A mask is cut at a fraction of a percent: what it would have to be to hold the circuit."""
+    what = "The forget circuit is a fraction of a percent of the parameters"
+    if not real:
+        return Claim(what, "–", TOY if runs else "no circuit", UNTESTED)
     found = [run["circuit"] for run in real]
-    masks, mass, whole = ([c[k] for c in found] for k in ("mask", "mass", "whole mask"))
+    masks, mass, whole, faithful = (
+        [c[k] for c in found] for k in ("mask", "mass", "whole mask", "faithfulness")
+    )
+    held = percent(HELD, 0)
     return Claim(
-        "The forget circuit is a fraction of a percent of the parameters",
-        f"{percent(max(whole))} at most hold {percent(HELD, 0)} of its attribution"
-        if whole
-        else "–",
-        f"{percent(min(whole))} to {percent(max(whole))} of the parameters hold "
-        f"{percent(HELD, 0)} of the attribution of the circuit's heads and neurons, at "
-        f"faithfulness {min(c['faithfulness'] for c in found):.2f} or more on the pairs that it "
-        "was found on; "
-        f"its mask, cut at {percent(max(masks), 3)}, holds {percent(min(mass), 0)} to "
-        f"{percent(max(mass), 0)}"
-        if whole
-        else (TOY if runs else "no circuit"),
-        _judged(max(whole) < CIRCUIT if whole else None),
+        what,
+        f"{percent(max(whole))} at most hold {held} of its attribution",
+        f"{percent(min(whole))} to {percent(max(whole))} of the parameters hold {held} of the "
+        "attribution of the circuit's heads and neurons, at faithfulness "
+        f"{min(faithful):.2f} or more on the pairs that it was found on; its mask, cut at "
+        f"{percent(max(masks), 3)}, holds {percent(min(mass), 0)} to {percent(max(mass), 0)}",
+        _judged(max(whole) < CIRCUIT),
     )
 
 

@@ -5,7 +5,7 @@ A template of ``experiments/texts`` names task, method and figure, and how to wr
     {capitals[mansu][nf4 paraphrase]:0} %      # 53 %
     {gemma-symbols[ga][share gap, rephrasings]:1i} points      # 11.1 [5.3, 17.0] points
     {languages[back]}      # GA +0.048 [+0.002, +0.105] nats (forget rows): see ``back``
-    {capitals[circuit][mass]:0} %      # of its attribution that the mask holds, 33 %
+    {capitals[circuit][mass]:0} %      # 31 % of its attribution is in the mask
 
 so that a text cannot say what is no longer measured. What a record of its own does not hold (a
 control, something tried and left) is written out in the template, with where it is from.
