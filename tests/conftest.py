@@ -12,6 +12,7 @@ if at_once := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # what tests start s
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 from playwright.sync_api import Browser, sync_playwright
@@ -21,6 +22,10 @@ from mansu import subjects, tasks
 from mansu.methods import Problem
 
 MAIN = sys.modules["__main__"]
+
+# No test asserts a time, an example's neither: 200 ms are soon over on a busy machine.
+hypothesis.settings.register_profile("timeless", deadline=None)
+hypothesis.settings.load_profile("timeless")
 
 
 @pytest.fixture(autouse=True)

@@ -69,9 +69,8 @@ def test_memory_that_another_session_uses_is_waited_for() -> None:
     shelf, held = Shelf(150, patience=30), []
     held.append(shelf.get("a", large, "x", 100))
     threading.Timer(0.4, held.clear).start()
-    start = time.monotonic()
     shelf.get("b", large, "x", 100)
-    assert time.monotonic() - start > 0.3 and shelf.keys() == ["b"] and shelf.taken() == 100
+    assert not held and shelf.keys() == ["b"] and shelf.taken() == 100
 
 
 def test_many_sessions_that_ask_at_once_get_one_and_a_failure_leaves_no_trace() -> None:

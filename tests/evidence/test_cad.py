@@ -14,7 +14,7 @@ import pytest
 import torch
 from devices import moved, needs_cuda
 from families import FAMILIES, family, known_examples, random_pairs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracles import branching_pairs, differences, products, sensitivities
 from scipy.stats import spearmanr
@@ -51,7 +51,6 @@ def base(tiny: Subject, pairs: Pairs) -> Tensor:
 
 
 @given(scores, scores, st.floats(0.01, 100))
-@settings(deadline=None)
 def test_divergence_is_bounded_symmetric_and_blind_to_scale(
     p: Tensor, q: Tensor, factor: float
 ) -> None:

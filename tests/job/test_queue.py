@@ -141,10 +141,9 @@ def test_a_job_of_the_app_waits_and_is_cancelled_while_it_does(runs: tuple[Run, 
         assert "MANSU_PASSWORD" not in who.process.environ()  # it is no job's business
         time.sleep(1)
         assert jobs.place(second) == 1 and not second.log()  # it has not begun
-        begun = time.monotonic()
         jobs.cancel(second)
         until(lambda: jobs.state(second) == "cancelled")
-        assert time.monotonic() - begun < 2 and jobs.place(second) == 0
+        assert jobs.place(second) == 0
         jobs.start(["attribute", "--folder", str(second.path)], second.path)
         assert jobs.place(second) == 1
     until(lambda: jobs.state(second) == "done")

@@ -251,7 +251,7 @@ def loss_of(subject: Subject, retain: Examples, text: tuple[Tensor, Tensor]) -> 
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=16)
 @given(
     seed=st.integers(0, 2**31),
     share=st.sampled_from([0.002, 0.1, 1.0]),

@@ -111,7 +111,7 @@ def test_scores_fall_when_the_answer_is_wrong(tiny: Subject, tiny_task: Task) ->
     assert scores.accuracy == 0 and not scores.top1.any() and (scores.margin < 0).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(1, 7), st.integers(0, 5), st.integers(0, VOCABULARY - 1))
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_right_padding_changes_no_logits(name: str, length: int, pads: int, junk: int) -> None:
@@ -206,7 +206,7 @@ def test_sets_that_run_together_are_measured_as_each_alone(
         assert np.array_equal(correct.numpy(), expected.correct.astype(np.float32))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), size=st.sampled_from([1, 25, 384]))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_right_is_what_measure_finds_correct(name: str, seed: int, size: int) -> None:
@@ -369,7 +369,7 @@ def test_bootstrap_of_unequal_clusters_is_a_ratio() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.integers(0, 3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_bootstrap_stays_within_the_values(values: list[float], seed: int) -> None:
     got = bootstrap(np.array(values), resamples=100, seed=seed)
     assert got.low <= got.value <= got.high

@@ -191,7 +191,7 @@ def test_a_missing_mask_is_refused(problem: Problem) -> None:
         mansu(dataclasses.replace(problem, mask={embedding: only}))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 6))
 @example(seed=923, scale=2.0)  # rows of 24 are no whole blocks: a move passed its row's absmax
 @pytest.mark.parametrize("name", ["tiny", "llama", "gpt2"])
@@ -737,7 +737,7 @@ def movable(problem: Problem) -> Movable:
     return Movable.of(problem.subject, problem.mask, base, random.Random(0))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(budget=st.integers(1, 3000), scale=st.floats(0.05, 3), floor=st.booleans())
 def test_the_budget_keeps_the_largest_wishes_and_no_more(
     problem: Problem, movable: Movable, budget: int, scale: float, floor: bool

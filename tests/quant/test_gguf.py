@@ -32,7 +32,7 @@ def by_library(weight: Tensor, format: Format) -> Tensor:
         return torch.from_numpy(quants.dequantize(quants.quantize(weight.numpy(), kind), kind))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=st.integers(1, 5),
     columns=st.sampled_from([32, 96, 128]),

@@ -77,7 +77,7 @@ special = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(special, min_size=1, max_size=150),
     st.sampled_from([1.0, 0.5, 3.0, 1e-3, 1e-38]),
@@ -92,7 +92,7 @@ def test_codes_are_those_of_the_kernel(
     assert ours == kernel_codes(weight, blocksize=blocksize) == written_rule(weight, blocksize)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(special, min_size=1, max_size=150),
     st.sampled_from([1.0, 0.5, 3.0, 1e-3, 1e-38]),
@@ -227,7 +227,7 @@ def test_dequantised_values_are_those_of_the_kernel(format: Format, dtype: torch
 shapes = st.tuples(st.integers(1, 9), st.sampled_from([1, 30, 32, 64, 96, 128, 200]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=shapes,
     seed=st.integers(0, 2**31),
@@ -259,7 +259,7 @@ def test_double_quantisation_is_that_of_the_kernel(
     assert torch.equal(before.codes, kept[0]) and torch.equal(before.absmax, kept[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=shapes,
     seed=st.integers(0, 2**31),
@@ -342,7 +342,7 @@ def test_sets_absmax_marks_every_element_that_ties_for_it() -> None:
     assert quant.sets_absmax(weight, Format("int8")).sum(1).tolist() == [2, 1, 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.sampled_from([1e-3, 0.02, 1.0, 30.0]), st.data())
 def test_the_floor_changes_the_codes_asked_for_and_no_other(
     seed: int, scale: float, data: st.DataObject
@@ -369,7 +369,7 @@ def test_the_floor_changes_the_codes_asked_for_and_no_other(
         assert torch.equal(cast[indices], target)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.floats(-24, 4))
 def test_moves_outlive_a_cast_against_the_cast_base(seed: int, scale: float) -> None:
     """Every move still changes its code when base and edit are both cast, at any scale."""
@@ -593,7 +593,7 @@ def test_the_report_is_what_a_plain_count_gives(format: Format, share: float) ->
 KEPT = [*FORMATS, Format("fp4", double_quant=True), Format("fp4", 128)]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**31),
     share=st.sampled_from([0.001, 0.03, 0.5, 1.0]),

@@ -53,7 +53,7 @@ row_lists = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(row_lists, st.integers(1, 40), st.integers(0, 2))
 @example([[(1,)]], 1, 0)
 @example([[(1,), (2,)]] * 3, 2, 1)
@@ -80,7 +80,7 @@ def test_every_row_lies_in_one_pack_as_it_is(rows: list[Row], size: int, junk: i
     assert torch.equal(tokens, kept[0]) and torch.equal(length, kept[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(row_lists, st.integers(1, 8))
 def test_a_window_is_of_the_nearest(rows: list[Row], window: int) -> None:
     for pack in packs(*padded(rows), size=20):
@@ -88,7 +88,7 @@ def test_a_window_is_of_the_nearest(rows: list[Row], window: int) -> None:
         assert near == [seen[-window:] for seen in everything]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(row_lists, st.integers(0, 3), st.integers(0, 2))
 def test_what_fits_is_one_pack_without_a_token_twice(rows: list[Row], more: int, junk: int) -> None:
     beginnings = {tuple(row[: i + 1]) for row in rows for i in range(len(row))}
@@ -98,7 +98,7 @@ def test_what_fits_is_one_pack_without_a_token_twice(rows: list[Row], more: int,
     assert {tuple(spelled[t] for t in seen) for seen in paths(pack)} == beginnings
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(6, 40))
 def test_packs_are_few_and_of_about_equal_sizes(n: int, length: int, size: int) -> None:
     """Rows of one length that share nothing: no pack waits with a rest beside full ones."""
@@ -110,7 +110,7 @@ def test_packs_are_few_and_of_about_equal_sizes(n: int, length: int, size: int) 
         assert max(found) - min(found) <= length
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(row_lists, st.integers(1, 40), st.data())
 def test_a_token_that_is_alone_is_of_one_row(
     rows: list[Row], size: int, data: st.DataObject

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
@@ -98,7 +98,6 @@ facts = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(facts)
 @example([fact("breaks that JSON allows: \u2028 \x85 \x0c", "\u2029a")])
 def test_jsonl_round_trip(rows: list[dict[str, Any]]) -> None:
@@ -717,7 +716,6 @@ def test_pairs_select(tiny: Subject, tiny_task: Task) -> None:
     assert some.clean.shape == some.corrupt.shape == (3, int(some.length.max()))
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=5))
 def test_pad(rows: list[list[int]]) -> None:
     tokens, length = tasks.pad(rows)
