@@ -65,12 +65,14 @@ class Experiment:
     def name(self) -> str:
         return f"{self.task}-{self.subject}"
 
-    def units(self, names: Collection[str], **given: Value) -> list[Unit]:
+    def units(
+        self, names: Collection[str], seeds: Sequence[int] = (0,), **given: Value
+    ) -> list[Unit]:
         """What is to be done for those of its methods that are named, with the given settings."""
         grid = Grid(
             subjects=[self.subject],
             tasks=[self.task],
-            seeds=[0],
+            seeds=[*seeds],
             methods={
                 name: {**self.settings.get(name, {}), **given}
                 for name in self.methods

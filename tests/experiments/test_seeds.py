@@ -6,6 +6,7 @@ import pytest
 
 from experiments import reproduce, seeds
 from mansu.job.runs import EXAMPLES, Run
+from mansu.methods import named
 from scripts import readme
 
 
@@ -18,17 +19,24 @@ def test_the_first_seed_is_what_the_reproduction_does(
     assert ours == {u.id for u in experiment.units(methods)}
 
 
-def test_a_task_that_is_not_of_the_subject_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [("--subject", "tiny", "--task", "antonyms"), ("--task", "gemma-symbols", "--method", "kl")],
+)
+def test_what_is_not_planned_is_refused(
+    what: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        seeds.main(["--subject", "tiny", "--task", "antonyms"])
-    assert "antonyms is not measured on tiny" in capsys.readouterr().err
+        seeds.main([*what])
+    assert "nothing of that is planned" in capsys.readouterr().err
 
 
 def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
     head, *tables = (readme.ROOT / "docs" / "seeds.md").read_text(encoding="utf-8").split("\n\n## ")
     assert head == seeds.HEAD
-    for text, (subject, task, _) in zip(tables, seeds.PLANS, strict=True):
+    for text, (subject, task, methods) in zip(tables, seeds.PLANS, strict=True):
         assert re.match(rf"{task} on {subject}\n\nAt commit [0-9a-f]{{8,}}\+?\.\n\n\| Method", text)
+        assert re.findall(r"^\| ([^|]+) \| 3 \|", text, re.M) == [named(m).title for m in methods]
 
 
 def test_a_row_has_the_mean_the_least_and_the_most() -> None:
