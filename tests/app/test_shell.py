@@ -242,8 +242,8 @@ def test_the_wait_in_the_queue_is_no_part_of_a_jobs_clock(
         jobs.start(["attribute", "--folder", str(run.path)], run.path)
         assert "waits for its turn" in shown() and "one job at a time" in shown()
         who = lock.holder(run.path)
-        assert who is not None and who.process is not None
-        who.process.suspend()  # so that it does not begin before it was looked at
+        assert who is not None and (process := who.process) is not None
+        process.suspend()  # so that it does not begin before it was looked at
     try:
         later = time.time() + 100
         monkeypatch.setattr(time, "time", lambda: later)
@@ -251,8 +251,8 @@ def test_the_wait_in_the_queue_is_no_part_of_a_jobs_clock(
         assert jobs.place(run) == 0 and "starting" in said
         assert "so far" not in said and "may leave" in said
     finally:
-        who.process.kill()
-        who.process.wait()
+        process.kill()
+        process.wait()
     work = Work(run)
     with work.held():
         assert "so far" not in shown()

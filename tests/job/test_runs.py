@@ -379,6 +379,8 @@ def test_a_result_in_which_anything_was_changed_is_damaged(finished: Run, tmp_pa
             spoilt = bytearray(whole)
             spoilt[place] ^= 1  # one digit, or one bit
             path.write_bytes(spoilt)
+            if path.suffix == ".json" and json.loads(spoilt) == json.loads(whole):
+                continue  # a seventeenth digit, beyond what a double holds
             with pytest.raises(DamagedError, match=r"\(something in it was changed since"):
                 run.read(kind, method, part)
         path.write_bytes(whole)
