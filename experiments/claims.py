@@ -10,7 +10,7 @@ from typing import Any
 from experiments.figures import Figures, checks_of
 from mansu import methods, subjects
 from mansu.circuits.parameters import HELD
-from mansu.evidence.verdict import ABOUT, STATUSES, Check, Name, worst_of
+from mansu.evidence.verdict import ABOUT, RELEARNED, Check, Name, worst_of
 from mansu.files import read_json
 from mansu.show.numbers import Unit, amount, between, measured, percent, written
 from mansu.statistics import Interval
@@ -68,8 +68,8 @@ class Claim:
 def claims(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> tuple[Claim, ...]:
     """The paper's claims, each held against the figures (``figures.results``).
 
-    Claims about numbers are judged on real subjects, claims about what holds by construction on
-    every subject.
+    Claims about the numbers of a model (bins, mask, bound, relearning) are judged on real subjects,
+    the four properties, the ablations and what holds by construction on every subject.
 
     Args:
         auroc: the record of ``experiments/benchmarks/cad.py``, if there is one; what it says of
@@ -112,16 +112,20 @@ def _judged(holds: bool | None) -> str:
     return REPRODUCED if holds else NOT_REPRODUCED
 
 
-def _counted(claim: str, yes: Sequence[bool], of: str, ours: str, holds: bool | None) -> Claim:
+def _counted(
+    claim: str, yes: Sequence[bool | None], of: str, ours: str, holds: bool | None
+) -> Claim:
     """A claim that is decided by how many of some things hold; untested where there are none."""
     if not yes:
         return Claim(claim, "–", ours, UNTESTED)
     status = UNDECIDED if holds is None else _judged(holds)
-    return Claim(claim, f"{sum(yes)} of {len(yes)} {of}", ours, status)
+    return Claim(claim, f"{sum(map(bool, yes))} of {len(yes)} {of}", ours, status)
 
 
-def _most(yes: Sequence[bool]) -> bool:
-    return 2 * sum(yes) > len(yes)
+def _most(yes: Sequence[bool | None]) -> bool | None:
+    """Whether more than half hold; None where those decide it that are undecided (None)."""
+    sure, possible = (2 * n > len(yes) for n in (yes.count(True), len(yes) - yes.count(False)))
+    return True if sure else None if possible else False
 
 
 def _forgot(figures: Figures) -> bool:
@@ -153,7 +157,7 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         inside,
         "edits",
         f"{min(ratios):.0f} to {max(ratios):.0f} times over {len(ratios)} edits, {sum(inside)} of "
-        "them within the paper's range"
+        "them within the paper's range (more than half is asked)"
         if ratios
         else "no edit",
         _most(inside),
@@ -165,7 +169,7 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         few,
         "edits",
         f"{percent(min(shares), 2)} to {percent(max(shares), 2)} of the moved weights change code, "
-        f"at most {percent(FEW, 0)} in {sum(few)} of {len(few)} edits"
+        f"at most {percent(FEW, 0)} in {sum(few)} of {len(few)} edits (more than half is asked)"
         if shares
         else "no edit",
         _most(few),
@@ -177,6 +181,7 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         f"{written(RECOVERY, '+.2f')}",
         [(k, f["gap"]) for k, f in forgot],
         "share",
+        "one",
         any(back),
     )
     nats = [_above_zero(f["gap in nats"]) for _, f in forgot]
@@ -184,25 +189,37 @@ def _gradient_claims(runs: Runs) -> Iterator[Claim]:
         "The same in the answer's log-probability, which is finer than accuracy",
         [(k, f["gap in nats"]) for k, f in forgot],
         "nats",
+        "more than half",
         _most(nats),
     )
-    both = [_stays(f, "passed") for _, f in rows]
-    named = [k for (k, _), yes in zip(rows, both, strict=True) if yes]
+    stays = {k: f for k, f in rows if _stays(f, "passed")}
+    # A wreck forgets everything for good: it says nothing of a tradeoff between the two.
+    named = [k for k, f in stays.items() if f["status"]["retention"] != "failed"]
+    wrecks = [k for k in stays if k not in named]
     # One of which it is undecided, and which no recovery is seen of, may be one of them.
-    maybe = [k for k, f in rows if k not in named and _stays(f, "passed", "undecided")]
+    maybe = [k for k, f in rows if k not in stays and _stays(f, "passed", "undecided")]
     yield _counted(
         "The sparsity–permanence tradeoff: no baseline both forgets and stays forgotten",
-        both,
+        [k in named for k, _ in rows],
         "edits",
-        f"{len(named)} of {len(rows)} edits forget with no recovery in accuracy or log-probability"
-        + (f" ({', '.join(named)})" if named else "")
-        + (f"; of {len(maybe)} more it is undecided ({', '.join(maybe)})" if maybe else ""),
-        False if named else None if maybe else True,
+        f"{len(named)} of {len(rows)} edits forget with no recovery in accuracy or log-probability "
+        f"and are not decided to fail what is kept{_list(named)}"
+        + (f"; {len(wrecks)} whose kept facts fail{_list(wrecks)}" if wrecks else "")
+        + (f"; of {len(maybe)} more it is undecided{_list(maybe)}" if maybe else ""),
+        False if named else None if wrecks or maybe else True,
     )
+
+
+def _list(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _recovery(
-    claim: str, gaps: Sequence[tuple[str, Sequence[float]]], unit: Unit, holds: bool
+    claim: str,
+    gaps: Sequence[tuple[str, Sequence[float]]],
+    unit: Unit,
+    asked: str,
+    holds: bool | None,
 ) -> Claim:
     """What NF4 brings back, over the edits that forgot: name and gap with its interval each."""
     if not gaps:
@@ -213,8 +230,8 @@ def _recovery(
         claim,
         f"{amount(most[0], unit)} at most",
         f"largest recovery {measured(Interval.from_json(most), unit)} ({name}); above zero with "
-        f"its whole interval in {back} of {len(gaps)} edits that forgot",
-        _judged(holds),
+        f"its whole interval in {back} of {len(gaps)} edits that forgot ({asked} is asked)",
+        UNDECIDED if holds is None else _judged(holds),
     )
 
 
@@ -280,36 +297,46 @@ def _mask(runs: Runs, real: Runs) -> Claim:
 
 
 def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> Claim:
-    """A part is needed where one of its properties is worse without it.
-
-    Where all of them fail with it, too, they can be no worse: such a task says nothing.
+    """A part is needed where the check that decides without it is worse than with it, in one of its
+    properties; not where that is passed without it; else it is undecided.
     """
     needed, told = [], []
     for run in runs:
         if name not in run["methods"] or "mansu" not in run["methods"]:
             continue
         with_it, without = run["methods"]["mansu"], run["methods"][name]
-        statuses = [(with_it["status"][p], without["status"][p]) for p in properties]
-        if any(STATUSES.index(had) > 0 for had, _ in statuses):
-            needed.append(any(STATUSES.index(has) < STATUSES.index(had) for had, has in statuses))
-        for p in properties:
-            decided = _margins(*(worst_of(checks_of(f, p)) for f in (with_it, without)))
-            told.append(f"{run['task']['name']}: {ABOUT[p]}: {decided}")
-    ours = (
-        "margin of the check that decides, with → without; " + "; ".join(told)
-        if told
-        else "not measured"
-    )
+        found = [pair for p in properties if (pair := _pair(with_it, without, p))]
+        if not found:
+            continue
+        worse = [has.status != "passed" and _worse(has, had) for had, has in found]
+        needed.append(True if True in worse else None if None in worse else False)
+        told += [
+            f"{run['task']['name']}: {had.what} {measured(had.value, had.unit)} with, "
+            f"{measured(has.value, has.unit)} without"
+            for had, has in found
+        ]
+    ours = "; ".join(told) + " (more than half is asked)" if told else "not measured"
     return _counted(what, needed, "tasks", ours, _most(needed))
 
 
-def _margins(with_it: Check | None, without: Check | None) -> str:
-    """The margins of the checks that decide; margins of two different ones do not compare."""
-    both = with_it, without
-    if with_it and without and (with_it.what, with_it.unit) == (without.what, without.unit):
-        return f"{with_it.what} " + " → ".join(amount(c.margin, c.unit) for c in both if c)
-    shown = (f"{c.what} {amount(c.margin, c.unit)}" if c else "unknown" for c in both)
-    return "{} with, {} without".format(*shown)
+def _pair(with_it: Figures, without: Figures, name: Name) -> tuple[Check, Check] | None:
+    """What decides a property without a part, as it is with it and without it.
+
+    None where either was not measured, or where nothing was forgotten that could come back.
+    """
+    if not {f["status"][name] for f in (with_it, without)} <= {"passed", "undecided", "failed"}:
+        return None
+    has = worst_of(checks_of(without, name))
+    same = [c for c in checks_of(with_it, name) if has and (c.what, c.unit) == (has.what, has.unit)]
+    return (same[0], has) if has and same else None
+
+
+def _worse(check: Check, than: Check) -> bool | None:
+    """Whether one is the worse by its whole interval; None where the two intervals meet."""
+    ours, theirs = check.value, than.value
+    above = not theirs.alone and ours.above(theirs.high)
+    below = not theirs.alone and ours.below(theirs.low)
+    return (below if check.at_least else above) if above or below else None
 
 
 def _rephrasings(runs: Runs) -> Claim:
@@ -339,7 +366,7 @@ def _formats(runs: Runs) -> Claim:
     least = {name: min(shares[name] for shares in found) for name in names}
     told = ", ".join(f"{name} {percent(share, 2)}" for name, share in least.items())
     return Claim(
-        "MANSU's moves also change their codes in the other low-bit formats",
+        "MANSU's moves also change their codes in FP4, int8 and other NF4 blocks",
         f"{percent(min(least.values()), 2)} at least" if least else "–",
         f"the least share over {len(found)} tasks: {told}" if found else "not measured",
         _judged(all(share == 1 for share in least.values()) if found else None),
@@ -349,13 +376,13 @@ def _formats(runs: Runs) -> Claim:
 def _bound(runs: Runs) -> Claim:
     found = [(k, f["bound"]) for k, f in _of(runs, ["mansu"]) if f["bound"] is not None]
     told = "; ".join(
-        f"{k}: {b['restricted']:.3f} over the circuit, {b['everywhere']:.3f} over all weights, "
+        f"{k}: {b['restricted']:.3f} over what may move, {b['everywhere']:.3f} over all weights, "
         f"{written(b['measured'], '+.3f')} measured"
         for k, b in found
     )
     holds = [b["measured"] <= b["restricted"] <= b["everywhere"] for _, b in found]
     return _counted(
-        "The diagonal-Fisher bound over the circuit holds for the retain loss (Theorem 1)",
+        "The diagonal-Fisher bound over what may move holds for the retain loss (Theorem 1)",
         holds,
         "tasks",
         f"nats; {told}" if found else "not measured",
@@ -364,34 +391,41 @@ def _bound(runs: Runs) -> Claim:
 
 
 def _relearning(runs: Runs) -> Claim:
-    """Held-out facts after relearning: MANSU's against those of the baselines that forgot.
+    """The verdict's check: MANSU's against each baseline's of which forgetting did not fail either.
 
     Where MANSU did not forget there is nothing to relearn.
     """
     told, better = [], []
     for run in runs:
-        ours = run["methods"].get("mansu")
-        others = [f for _, f in _of([run], BASELINES) if f["attacks"] and _forgot(f)]
-        if ours is None or not ours["attacks"] or not others:
+        forgot = {
+            name: check
+            for name in ("mansu", *BASELINES)
+            if name in run["methods"] and (check := _relearned(run["methods"][name]))
+        }
+        ours = forgot.pop("mansu", None)
+        if ours is None or not forgot:
             continue
-        if ours["status"]["forgetting"] == "failed":
-            continue
-        here, *theirs = (Interval.from_json(f["attacks"]["relearning"]) for f in (ours, *others))
-        told_apart = not any(their.alone for their in theirs)
-        better.append(told_apart and here.below(min(their.low for their in theirs)))
-        values = [their.value for their in theirs]
+        harder = [_worse(theirs, ours) for theirs in forgot.values()]
+        better.append(False if False in harder else None if None in harder else True)
         told.append(
-            f"{run['task']['name']}: {percent(here.value, 0)} after MANSU, "
-            f"{percent(min(values), 0)} to {percent(max(values), 0)} after the {len(theirs)} "
-            "baselines that forgot"
+            f"{run['task']['name']}: {measured(ours.value, ours.unit)} after MANSU, "
+            + ", ".join(f"{measured(c.value, c.unit)} after {k}" for k, c in forgot.items())
         )
     return _counted(
         "What MANSU erased is harder to relearn than what a baseline hid",
         better,
         "tasks",
-        "accuracy on facts not trained on; " + "; ".join(told) if told else "not measured",
-        all(better),
+        "above what the reference relearns, mean over the steps; " + "; ".join(told)
+        if told
+        else "not measured",
+        False if False in better else None if None in better else True,
     )
+
+
+def _relearned(figures: Figures) -> Check | None:
+    if figures["status"]["forgetting"] not in ("passed", "undecided"):
+        return None
+    return next((c for c in checks_of(figures, "erasure") if c.what == RELEARNED), None)
 
 
 def _separation(runs: Runs, auroc: Mapping[str, Any] | None) -> Claim:

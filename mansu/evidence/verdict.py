@@ -209,6 +209,8 @@ def worst_of(checks: Iterable[Check]) -> Check | None:
 SMALLER, ALL_KEPT = "the smaller groups together", "all kept groups together"
 FALL = "fall of "
 """What a check of retention on a kept group begins with; else it is of drift on text."""
+RELEARNED = "relearned above the reference's"
+"""What the check of erasure by relearning is called."""
 
 
 def kept_loss(retention: Iterable[Check]) -> Interval | None:
@@ -726,7 +728,7 @@ def _erasure(
     if relearned is None or reference is None:
         return _unknown("erasure", f"{text} Relearning was not tried.", checks)
     more = gained(relearned, reference)
-    checks.append(Check("relearned above the reference's", "share", more, thresholds.relearned))
+    checks.append(Check(RELEARNED, "share", more, thresholds.relearned))
     half, own = (r.steps_to(r.before / 2) for r in (reference, relearned))
     text += (
         f" {relearned.steps} steps of relearning on half of the facts bring the other half to "

@@ -242,7 +242,8 @@ def test_the_wait_in_the_queue_is_no_part_of_a_jobs_clock(
         jobs.start(["attribute", "--folder", str(run.path)], run.path)
         assert "waits for its turn" in shown() and "one job at a time" in shown()
         who = lock.holder(run.path)
-        assert who is not None and (process := who.process) is not None
+        process = who and who.process
+        assert process is not None
         process.suspend()  # so that it does not begin before it was looked at
     try:
         later = time.time() + 100
