@@ -120,8 +120,8 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     manifest = found["manifest"]
     packages = ", ".join(f"{k} {v}" for k, v in manifest["packages"].items())
     parts = [
-        f"Made by `{manifest['command']}` at commit {manifest['commit']} on {manifest['created']} "
-        f"(Python {manifest['python']}, {packages}).",
+        f"Judged by `{manifest['command']}` at commit {manifest['commit']} on {manifest['created']} "
+        f"(Python {manifest['python']}, {packages}). An edit that was done by then was not done again.",
         *_earlier(found),
         "## The claims",
         claims_table(claims(found, auroc)).markdown(),
@@ -155,7 +155,7 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
 
 
 def _earlier(found: Mapping[str, Any]) -> list[str]:
-    """What an earlier command measured, and by which commit: a sentence a commit."""
+    """What an earlier command judged, and at which commit: a sentence a commit."""
     made: dict[str, dict[str, list[str]]] = {}
     for run in found["runs"]:
         for name, figures in run["methods"].items():
@@ -163,7 +163,7 @@ def _earlier(found: Mapping[str, Any]) -> list[str]:
                 of_commit = made.setdefault(figures["made"]["commit"], {})
                 of_commit.setdefault(run["name"], []).append(name)
     return [
-        f"Of commit {commit}: "
+        f"Judged at commit {commit}: "
         + "; ".join(f"on {run} {', '.join(names)}" for run, names in runs.items())
         + "."
         for commit, runs in made.items()

@@ -82,7 +82,7 @@ def test_earlier_figures_stay_and_say_how_they_were_made(
     assert ours["methods"]["npo"]["made"]["commit"] == "0123456789ab"
     assert elsewhere["name"] == "capitals-elsewhere"
     said = capsys.readouterr().out
-    assert "Of commit 0123456789ab: on tiny-colours-tiny npo; on capitals-elsewhere " in said
+    assert "Judged at commit 0123456789ab: on tiny-colours-tiny npo; on capitals-elsewhere " in said
 
     earlier["runs"][0]["methods"][NO_EDIT]["full"]["forget"] = [0.5, 0.4, 0.6]
     path.write_text(json.dumps(earlier))
