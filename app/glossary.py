@@ -23,8 +23,8 @@ TERMS: Mapping[str, str] = {
     "Rephrasing": "A fact to be forgotten in other words, which no method sees. Forgetting a "
     "sentence is not forgetting a fact.",
     "Edit": "The weights that a method changes, with their new values.",
-    "MANSU": "The method of this workbench: it finds the circuit behind the facts, moves only its "
-    "weights, and moves each of them into another 4-bit code or not at all.",
+    "MANSU": "The method of this workbench: it finds the circuit behind the facts, moves only "
+    "weights of it and beside it, and each of them into another 4-bit code or not at all.",
     "Baseline": "A method from the literature to hold MANSU against.",
     "GradDiff": "A baseline: gradient difference. It trains the model against the facts to forget "
     "and for those to keep, and moves every weight a little.",
@@ -51,8 +51,8 @@ TERMS: Mapping[str, str] = {
     "Nat": "The unit of a log-probability. 0.7 nats more is twice as probable.",
     "KL from uniform": "How far the four choices are from equally probable, in nats: 0 where the "
     "model cannot tell them apart.",
-    "Interval": "The range in which a number would lie for 95 % of other samples of facts "
-    "(bootstrap, wider where the facts are few).",
+    "Interval": "A range made from the facts that were asked so that it holds the true number 95 "
+    "times of 100 (bootstrap, wider where the facts are few).",
     "Back in NF4": "A fact to be forgotten that came back: right before the edit, wrong after "
     "it, right again in NF4.",
     "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "
@@ -68,9 +68,10 @@ TERMS: Mapping[str, str] = {
     "Node": "A head, an MLP, the embedding (the beginning) or the logits (the end).",
     "Edge": "What one node reads of another.",
     "Attribution": "An estimate, for each edge, of how much it carries an answer (EAP-IG).",
-    "Circuit": "The smallest set of edges that gives the answers alone.",
+    "Circuit": "The fewest edges found that give the answers alone. Some of them may be spare.",
     "Faithfulness": "How much of the behaviour a circuit keeps when all other edges are cut.",
-    "Mask": "The weights behind a circuit. MANSU moves some of them and of others beside them.",
+    "Mask": "The weights behind a circuit that count most, half a percent of a real model at "
+    "most. MANSU moves some of them and of others beside them.",
     "Logit lens": "What a model would say if it ended after a layer.",
     "CAD": "Circuit attribution divergence: how far an edit changed the circuit, 0 (the same) to 1 "
     "(nothing in common).",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from mansu import methods
 from mansu.evidence.attacks import ATTACKS as ATTACK_TITLES
+from mansu.evidence.verdict import Thresholds
 from mansu.measure.answers import FLIPS
 from mansu.show.sentences import capitalised
 
@@ -82,7 +83,7 @@ SETTINGS: Mapping[str, str] = {
     "signal_weight": "How much erasing the signal counts",
     "energy": "Share of the kept inputs that is protected",
     "fisher_weight": "Penalty on weights that what is kept needs",
-    "circuit": "Move only the circuit's weights",
+    "circuit": "Move only weights of the circuit and beside it",
     "share": "Share of all weights that may move",
     "read_out": "Change only how the answer is read out",
     "floor": "Move each weight into another code or not at all",
@@ -133,7 +134,8 @@ HELP: Mapping[str, str] = {
     "same length and differ in the subject asked for.",
     "steps": "K, the integration steps between corrupt and clean: more is more exact, and takes "
     "K backward passes.",
-    "tau": "τ: the circuit is the smallest set of edges whose faithfulness reaches this.",
+    "tau": "τ: the circuit is the fewest edges found whose faithfulness reaches this. Some of them "
+    "may be spare.",
     "seed": "Of everything random: the same seed gives the same run.",
     "max_fraction": "The mask holds at most this share of all parameters.",
     "metric": "$L = \\mathrm{logit}(\\text{answer}) - \\mathrm{logit}(\\text{foil})$ at the last "
@@ -146,8 +148,6 @@ HELP: Mapping[str, str] = {
     "faithfulness": "$\\frac{L(\\text{circuit}) - L(\\text{corrupt})}{L(\\text{clean}) - "
     "L(\\text{corrupt})}$, every edge outside the circuit patched to its corrupt value: 100 % if "
     "the circuit alone does all the work.",
-    "mask": "The parameters that carry the circuit: the q, k, v, o slices of its heads and the "
-    "neurons of its MLPs.",
     # evaluation
     "accuracy": "4-way multiple choice: the share of rows whose answer outscores its three "
     f"distractors. Chance is 25 %. {_INTERVAL}",
@@ -157,12 +157,13 @@ HELP: Mapping[str, str] = {
     "better.",
     "moved": "Parameters that the edit changes, $\\delta_i \\neq 0$, and their share of all.",
     "seconds": "Wall time of the method itself, without loading and measuring.",
-    "restricted": "Theorem 1: $B = \\tfrac12 \\sum_i F_i \\delta_i^2$ over the circuit's "
-    "parameters, with the diagonal Fisher information $F$ of the retain log-likelihood: a "
-    "second-order estimate of what the edit costs the retain set.",
+    "restricted": "Theorem 1: $B = \\tfrac12 \\sum_i F_i \\delta_i^2$ over the weights that MANSU "
+    "may move (of heads and neurons in and beside the circuit, a tenth of all at most), with the "
+    "diagonal Fisher information $F$ of the retain log-likelihood: a second-order estimate of what "
+    "the edit costs the retain set.",
     "everywhere": "The same sum over every quantised weight. It is never smaller, and it is equal "
-    "for an edit that stays inside the circuit. Below it: the bound to be expected of the same "
-    "$\\sum \\delta^2$ spread evenly over all weights, $\\tfrac12 \\bar F \\sum \\delta^2$.",
+    "for an edit that moves nothing else, as MANSU's. Below it: the bound to be expected of the "
+    "same $\\sum \\delta^2$ spread evenly over all weights, $\\tfrac12 \\bar F \\sum \\delta^2$.",
     "measured": "Mean negative log-likelihood of the retain examples (a fact's answer, or a whole "
     "text) after the edit, less before. It can exceed the bound, which leaves out first-order, "
     "cross and higher terms.",
@@ -248,19 +249,24 @@ HELP: Mapping[str, str] = {
     "flips": "Right: the answer outscores its three distractors. "
     + " ".join(f"{capitalised(name)}: {said}." for name, said in FLIPS.items()),
     # the verdict
-    "forgetting": "Accuracy falls towards chance by the task's margin, on the forget rows and on "
-    "held-out rephrasings: "
-    "$|a_{\\text{before}} - \\tfrac14| - |a_{\\text{after}} - \\tfrac14| \\ge m$. Below chance the "
-    f"answer is avoided, which counts as far as the same distance above. {_INTERVAL}",
-    "retention": "No retain group, not the held-out set and no neighbour falls by more than the "
-    "tolerance, in accuracy and in the answers' log-probability, and the next-token distribution "
-    "on the model's own text does not drift (KL), in full precision and in NF4. " + _INTERVAL,
-    "gap": "NF4 brings nothing back, on the forget rows and on rephrasings: accuracy, and the "
-    "answer's log-probability among its four choices counted from chance up, are no higher in NF4 "
-    f"than in full precision, up to what can be told of so many rows. {_INTERVAL}",
+    "forgetting": "Accuracy falls towards chance by the task's margin $m$ on the forget rows: "
+    "$|a_{\\text{before}} - \\tfrac14| - |a_{\\text{after}} - \\tfrac14| \\ge m$. On held-out "
+    "rephrasings, if less of them was known, it is the same part of what was known. Below chance "
+    f"the answer is avoided, which counts as far as the same distance above. {_INTERVAL}",
+    "retention": "In full precision and in NF4 no group of the retain set, the held-out set or the "
+    "neighbours falls by more than the task's tolerance in accuracy (groups too small to tell are "
+    f"taken together), nor by more than {Thresholds.nats} nats in its answers' log-probability, "
+    "and on the model's own text the next-token distribution drifts by no more than "
+    f"{Thresholds.drift} nats a token (KL). {_INTERVAL}",
+    "gap": "NF4 brings little back, on the forget rows and on rephrasings: against full precision "
+    f"accuracy is at most {100 * Thresholds.gap:.0f} points higher in NF4, and the answer's "
+    "log-probability among its four choices, counted from chance up, at most "
+    f"{Thresholds.gap_nats} nats. {_INTERVAL}",
     "erasure": "CAD is above the noise floor, signal CAD above that of suppressors at the output "
     "and in a middle layer with about the same forget accuracy, and relearning one half of the "
-    "facts brings back no more of the other than in a model that does not know them.",
+    "facts brings back little more of the other than in the model whose circuit is ablated, which "
+    "relearns some of it, too: the answers' probability among their choices, mean over the steps, "
+    f"is at most {100 * Thresholds.relearned:.0f} points higher.",
     "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, one GGUF "
     "file for llama.cpp, and the task's rows for lm-evaluation-harness. A model card with this "
     "verdict lies beside a model.",

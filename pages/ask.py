@@ -163,7 +163,7 @@ def table(run: Run, methods: list[str]) -> None:
 @st.fragment
 @state.show_errors()
 def weight(run: Run, methods: list[str]) -> None:
-    """One weight of the circuit, before and after each edit."""
+    """One weight of the circuit or beside it, before and after each edit."""
     st.header("Follow one weight", help=words.help("follow"))
     subject, mask = state.session(run).subject, run.mask().movable
     titled = partial(names.title, run)
@@ -173,13 +173,13 @@ def weight(run: Run, methods: list[str]) -> None:
         method = state.choose("Weights moved by", methods, "moved_by", format_func=titled)
     inside = [n for n in mask.names if n in subject.quantized_names and n in edits[method].changes]
     if not inside:
-        st.info("This edit moves no weight of the circuit that NF4 quantises.")
+        st.info("This edit moves no weight of the circuit or beside it that NF4 quantises.")
         return
     with right:
         name = state.choose("Matrix", inside, "matrix")
     moved = quant.moves(subject, edits[method], name, mask.dense(name))
     if not len(moved):
-        st.info("This edit moves no weight of the circuit in this matrix: choose another one.")
+        st.info("This edit moves none of those weights in this matrix: choose another one.")
         return
     last = max(len(moved), 2)
     state.at_most("weight", last)

@@ -104,7 +104,7 @@ def result(run: Run, method: str) -> None:
         bounds = run.bounds(method)
         columns = [column.container(gap=None) for column in st.columns(3)]
         shown = (
-            ("Retain bound, circuit", f"{number(bounds.restricted)} nats", "restricted"),
+            ("Retain bound, movable weights", f"{number(bounds.restricted)} nats", "restricted"),
             (
                 "Retain bound, all weights",
                 f"{number(bounds.everywhere)} nats",

@@ -55,8 +55,10 @@ def comes_back(run: Run) -> str:
 
 
 def circuit(run: Run) -> str:
-    """How much of the model the circuit's weights are there, a sentence."""
+    """How much of the model the circuit's mask is there, and what MANSU picks from, a sentence."""
+    mask = run.mask()
     return (
-        f"On {run.subject} ({run.about['title']}) the circuit's weights are "
-        f"{percent(run.mask().fraction, 2)} of all."
+        f"On {run.subject} ({run.about['title']}) the circuit's weights that count most are "
+        f"{percent(mask.fraction, 2)} of all, and MANSU picks what it moves from "
+        f"{percent(mask.movable.fraction)}."
     )

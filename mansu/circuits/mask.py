@@ -27,7 +27,7 @@ class Mask:
         total: parameters of the model.
         mass: share of the circuit's attribution (|score| of head slices and neurons) covered.
         n_slices, n_neurons: head slices (of q, k, v, o) and MLP neurons chosen.
-        candidates: more of the circuit's heads and neurons, these among them, of which MANSU picks
+        candidates: heads and neurons of a wider circuit, these among them, of which MANSU picks
             the weights that it moves; None: of the mask alone.
     """
 
@@ -42,7 +42,7 @@ class Mask:
 
     @property
     def movable(self) -> Mask:
-        """What an edit of the circuit lies in: the candidates, or the mask where it has none."""
+        """What MANSU may move: the candidates, or the mask where it has none."""
         return self if self.candidates is None else self.candidates
 
     def candidate_tensors(self) -> dict[str, Tensor] | None:

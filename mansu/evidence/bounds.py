@@ -23,14 +23,15 @@ from mansu.tasks.tokens import Examples
 class Bounds:
     """Theorem 1 on one edit: quadratic bounds B = ½ Σ F_i δ_i² beside what was measured, nats.
 
-    What is compared. ``restricted`` and ``everywhere`` are B of the *same* edit δ, summed over the
-    circuit's mask and over every quantised weight, so ``restricted <= everywhere`` by the sign of
-    the terms, and the two are equal for an edit that stays inside the mask, as MANSU's does. For
-    such an edit the comparison that says something is with ``spread``: the B to be expected of the
-    same Σδ² spread evenly over every quantised weight, ½ mean(F) Σδ². It may come out on either
-    side. F is the empirical diagonal Fisher, so B is a second-order estimate: the gradient's term,
-    the cross terms and higher orders are left out, and ``measured`` may exceed it. (Embeddings
-    and norms that an edit moves count in ``measured`` only.)
+    What is compared. ``restricted`` and ``everywhere`` are B of the *same* edit δ, summed over what
+    MANSU may move (``Mask.movable``: the circuit's mask and, in a larger model, the candidates
+    beside it) and over every quantised weight, so ``restricted <= everywhere`` by the sign of the
+    terms, and the two are equal for an edit that moves nothing else, as MANSU's. For such an edit
+    the comparison that says something is with ``spread``: the B to be expected of the same Σδ²
+    spread evenly over every quantised weight, ½ mean(F) Σδ². It may come out on either side. F is
+    the empirical diagonal Fisher, so B is a second-order estimate: the gradient's term, the cross
+    terms and higher orders are left out, and ``measured`` may exceed it. (Embeddings and norms that
+    an edit moves count in ``measured`` only.)
 
     Attributes:
         restricted, everywhere, spread: as above.
@@ -61,7 +62,8 @@ def bounds(
     δ² at once, and its mean comes from ‖Σ_p g_p x_pᵀ‖² = Σ_pq (g_p·g_q)(x_p·x_q).
 
     Args:
-        mask: the circuit's. Call it on the base weights, not inside ``edit.applied``.
+        mask: what MANSU may move, name → bool tensor of the parameter's shape (of
+            ``Mask.movable``). Call it on the base weights, not inside ``edit.applied``.
 
     Raises:
         MansuError: the edit does not fit the subject.

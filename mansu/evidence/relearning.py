@@ -4,7 +4,7 @@ Fine-tune on half of the forget set and ask for the other half (retraining on T,
 Roger 2024, arXiv:2410.08827; Łucki et al. 2024, arXiv:2409.18025; Lynch et al. 2024,
 arXiv:2402.16835). The halves share no fact, no prompt and (but for the letters of multiple choice)
 no answer, so that nothing asked for can be read off what is known: what comes back was still in the
-weights. A model that does not know the facts, relearned alike, says how much of it is guessing
+weights. The model whose circuit is ablated, relearned alike, says how much of it is guessing
 better.
 """
 

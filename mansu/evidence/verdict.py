@@ -315,7 +315,8 @@ class Verdict(Shown):
         retention: nothing that is to be kept fell, nor drifted, in either format.
         gap: NF4 brings nothing back.
         erasure: the circuit no longer writes what it did, beyond what suppressors change, and
-            relearning finds no more than in a model that does not know the facts.
+            relearning brings back at most ``Thresholds.relearned`` more than in the model whose
+            circuit is ablated, which relearns some of it, too.
     """
 
     forgetting: Property

@@ -334,8 +334,8 @@ BOUND_FACTS, BOUND_TEXTS = 32, 8
 def _bounds(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
     retain, (tokens, length) = session.rows("retain"), session.text
     retain, some = retain.some(BOUND_FACTS), evenly(len(tokens), BOUND_TEXTS)
-    text, circuit = (tokens[some], length[some]), session.run.mask().movable.tensors()
-    return (bounds(session.subject, session.run.edit(method), retain, text, circuit),)
+    text, movable = (tokens[some], length[some]), session.run.mask().movable.tensors()
+    return (bounds(session.subject, session.run.edit(method), retain, text, movable),)
 
 
 def _cad(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
@@ -382,7 +382,7 @@ def _can_relearn(session: Session) -> bool:
 
 
 def _reference(session: Session, method: str, on_step: OnStep) -> Sequence[Any]:
-    """Relearning of a model that does not know the facts: its circuit is ablated."""
+    """Relearning of the model whose circuit is ablated."""
     zeroed = controls.ablation(session.subject, session.run.mask().tensors())
     return (_relearned(session, zeroed, "reference", on_step),)
 

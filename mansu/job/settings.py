@@ -28,7 +28,7 @@ class Settings:
     )
     tau: float = setting(
         0.85,
-        "The circuit is the smallest that keeps this share of the behaviour: "
+        "The circuit is the smallest found that keeps this share of the behaviour: "
         "(m(circuit) − m(corrupt)) ÷ (m(clean) − m(corrupt)), m the logit difference.",
         low=0,
         high=1,

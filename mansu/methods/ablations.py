@@ -27,7 +27,7 @@ METHODS = {
         _without(
             "circuit",
             "random mask",
-            "on a random mask of as many head slices and neurons as the circuit's",
+            "on as many random head slices and neurons as it picks its weights from",
             circuit=False,
         ),
         _without(

@@ -1,14 +1,15 @@
 """MANSU: Mechanistic-Aligned Null-Space Unlearning (arXiv 2605.15138).
 
-Only weights of the circuit move, along directions that the retain inputs do not see, weighed by the
-diagonal Fisher of the retain log-likelihood, and a weight moves to the centre of another NF4 code
-of its own block or not at all (the magnitude floor): what moves is there after NF4, by
-construction. Of these centres it takes only those that also lie in another bin of larger blocks,
-of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
+Only weights of the circuit and beside it move, along directions that the retain inputs do not see,
+weighed by the diagonal Fisher of the retain log-likelihood, and a weight moves to the centre of
+another NF4 code of its own block or not at all (the magnitude floor): what moves is there after
+NF4, by construction. Of these centres it takes only those that also lie in another bin of larger
+blocks, of FP4 and of int8, so that the floor holds in every format of ``nf4.FORMATS``.
 
 Which of them: the minimal circuit does the task alone, but not alone in the model. So they are
-picked from the heads and neurons of a more faithful one, weight by weight: those that the forget
-facts hang on most for what hangs on them of what is kept (``mansu.methods.selective``).
+picked from the heads and neurons of a more faithful one (the mask's candidates, a tenth of the
+parameters at most; a toy has the mask alone), weight by weight: those that the forget facts hang on
+most for what hangs on them of what is kept (``mansu.methods.selective``).
 
 Only how the answer is read out changes, not what a model gathers of the thing it is about, for
 whatever may be asked. So weights move from half of the depth on (in a toy from the first layer on
@@ -23,7 +24,7 @@ checked and returned are the wishes' running means, since a step of all weights 
 
 The forget objective makes the answer indistinguishable among the candidate answers, not
 impossible: the model is to say what it says to that form of asking on average. And it erases the
-signal, what the circuit's nodes write differently for one fact than for another
+signal, what the nodes that move write differently for one fact than for another
 (``mansu.methods.signal``). The retain objective is the KL divergence from the unedited model's
 next-token distribution on retain facts and text, much of it the model's own
 (``mansu.methods.keep``); it weighs more while kept answers lose. Steps go to the
@@ -128,7 +129,7 @@ class Settings:
     )
     signal_weight: float = setting(
         1.0,
-        "Weight, in the forget objective, of what the circuit's nodes still write differently for "
+        "Weight, in the forget objective, of what the nodes that move still write differently for "
         "one fact than for another. 0: the output alone is changed.",
         low=0,
     )
@@ -149,9 +150,9 @@ class Settings:
     )
     share: float | None = setting(
         None,
-        "Share of all parameters that may move: of the circuit's, those that the forget facts hang "
-        "on most for what hangs on them of what is kept (diagonal Fisher information). Empty: half "
-        "a percent; in a toy all of the circuit's.",
+        "Share of all parameters that may move: of the circuit's candidates, those that the forget "
+        "facts hang on most for what hangs on them of what is kept (diagonal Fisher information). "
+        "Empty: half a percent; in a toy all of the circuit's mask.",
         low=0,
         high=1,
         above=True,
@@ -159,7 +160,8 @@ class Settings:
     )
     circuit: bool = setting(
         True,
-        "Move the circuit's weights. Off for an ablation: of as many random heads and neurons.",
+        "Move weights of the circuit and of the heads and neurons beside it (its candidates). Off "
+        "for an ablation: of as many random heads and neurons.",
     )
     read_out: bool = setting(
         True,
@@ -206,13 +208,13 @@ class Settings:
 
 
 def run(problem: Problem, settings: Settings) -> Outcome:
-    """Move the circuit's weights until the forget set is at the target, or the steps are used up.
+    """Move weights until the forget set is at the target, or the steps are used up.
 
     Every ``CHECK_EVERY`` steps forget and retain accuracy are measured in full precision and NF4;
     the best check is what is returned.
 
     Args:
-        problem: with the circuit's mask.
+        problem: with the circuit's mask and, but for a toy, its candidates.
 
     Raises:
         BadInputError: there is no mask, or it holds no quantised weight that may move.
@@ -265,7 +267,7 @@ class _Work:
         self.subject, self.rng = subject, random.Random(problem.seed)
         self._tell("quantising the unedited model")
         self.nf4_weights = Dequantized.of(subject)
-        self._tell("measuring what hangs on the circuit's weights")
+        self._tell("measuring what hangs on the candidates' weights")
         self.things = entities(problem.forget)
         self.asked = prompts_of(subject, self.things)
         self.products = partial(products, subject, settings.bfloat16)
@@ -620,8 +622,8 @@ def _keys_and_values(subject: Subject, name: str) -> Tensor:
 METHOD = Method(
     name="mansu",
     title="MANSU",
-    about="Moves only weights of the circuit, along directions that the retain inputs do not see, "
-    "and each of them to the centre of another NF4 code or not at all.",
+    about="Moves only weights of the circuit and beside it, along directions that the retain "
+    "inputs do not see, and each of them to the centre of another NF4 code or not at all.",
     settings=Settings,
     run=run,
     kind="mansu",

@@ -34,7 +34,7 @@ class Problem:
         forget, retain: tokenised splits. text: (tokens ``[N, T]``, length ``[N]``) to keep.
         mask: the circuit's parameters, name → bool tensor of the parameter's shape; None for
             methods that are not restricted to a circuit.
-        candidates: more of the circuit's, of which MANSU picks what it moves; None: of the mask.
+        candidates: those of a wider circuit, of which MANSU picks what it moves; None: of the mask.
         seed: of everything random.
         on_step: hears of each step: stage ``unlearn``, with the losses and counts as values.
         watch: called while the subject has the weights of the step just done, to measure them or

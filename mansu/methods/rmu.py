@@ -65,10 +65,11 @@ class Settings(TrainingSettings):
 def run(problem: Problem, settings: Settings) -> Outcome:
     """Steer one layer's output on forget prompts to a fixed random vector.
 
-    L = MSE(h_ℓ(forget), c·u) + α · MSE(h_ℓ(retain), h_ℓ of the unedited model), where u is a random
-    unit vector with positive entries; only the MLP output weights of layers ℓ − 2 to ℓ are trained
-    (Li et al. 2024, "The WMDP benchmark", arXiv:2403.03218, section 4). Retain positions are those
-    of the retain prompts and of the plain text.
+    L = MSE(h_ℓ(forget), c·u) + α · MSE(h_ℓ(retain), h⁰_ℓ(retain)) + α · MSE(h_ℓ(text), h⁰_ℓ(text)),
+    where h⁰ is of the unedited model and u a random unit vector with positive entries; only the MLP
+    output weights of layers ℓ − 2 to ℓ are trained (Li et al. 2024, "The WMDP benchmark",
+    arXiv:2403.03218, section 4). The retain prompts and the plain text have a mean each, over all
+    of their positions.
 
     Raises:
         BadInputError: there is no such layer.

@@ -1,4 +1,4 @@
-"""Which of the circuit's weights may move: those that the forget facts hang on more than the rest.
+"""Which of a mask's weights may move: those that the forget facts hang on more than the rest.
 
 A circuit's heads and neurons do more than the forget facts, and few of their weights are the
 facts' alone. Weights are ranked by their diagonal Fisher information of the forget facts over that

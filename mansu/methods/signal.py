@@ -1,10 +1,10 @@
-"""The signal: what the circuit's nodes write differently for one forget fact than for another.
+"""The signal: what the nodes that move write differently for one forget fact than for another.
 
 An objective on the output alone teaches a model to hide an answer that its nodes still write; so a
 rephrasing, a few steps of relearning, or a metric of the writes (signal CAD) finds it. This one
-asks that attention and MLPs of the circuit write at a prompt's last token, whichever fact it asks
-for, what they write in that form of asking on average, so far as it tells the candidate answers
-apart. What else they write is not of these facts alone.
+asks that the attention and MLPs whose weights may move write at a prompt's last token, whichever
+fact it asks for, what they write in that form of asking on average, so far as it tells the
+candidate answers apart. What else they write is not of these facts alone.
 
 How far a write is from that is divided by how far it was. It is the distance and not its square,
 whose pull fades with what is left: held-out rephrasings are answered from what is left.
@@ -32,8 +32,8 @@ class Signal:
     """The share of the unedited model's signal that is still there, differentiable.
 
     Args:
-        mask: the circuit's parameters. A layer's attention or MLP is looked at where the mask has
-            weights of it, and counts by how many.
+        mask: the parameters that may move. A layer's attention or MLP is looked at where the mask
+            has weights of it, and counts by how many.
         hidden: what runs a pack of the forget rows; by default ``subject.hidden``.
 
     Attributes:

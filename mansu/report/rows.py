@@ -185,7 +185,7 @@ def gaps(found: Mapping[str, tuple[InFormat, Property]], caption: str = "") -> T
 def bounds(found: Bounds, caption: str = "") -> Table:
     """Theorem 1's bounds on the retain loss beside what was measured."""
     rows = [
-        ("bound over the circuit", number(found.restricted)),
+        ("bound over what MANSU may move", number(found.restricted)),
         ("bound over all weights", number(found.everywhere)),
         ("bound for an even spread", number(found.spread)),
         (

@@ -487,5 +487,7 @@ def test_a_larger_model_is_told_of_by_its_own_numbers(tmp_path: Path, tiny: Subj
     assert real.larger([run], "another model") == run
     share = run.survival("graddiff").quantized.share
     assert share is not None and f"{100 * share:.1f}\u00a0%" in real.reach(run)
-    assert f"{100 * run.mask().fraction:.2f}\u00a0%" in real.circuit(run)
+    mask = run.mask()
+    assert f"{100 * mask.fraction:.2f}\u00a0%" in real.circuit(run)
+    assert f"from {100 * mask.movable.fraction:.1f}\u00a0%" in real.circuit(run)
     assert "100.0\u00a0%" in real.comes_back(run)

@@ -21,6 +21,7 @@ from mansu import methods, tasks
 from mansu.circuits.diff import diff
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.cad import Divergences
+from mansu.evidence.verdict import LIMITS, Thresholds
 from mansu.files import SUM, resummed
 from mansu.job import names
 from mansu.job.artefacts import ARTEFACTS
@@ -252,6 +253,15 @@ def test_every_interval_has_words() -> None:
         for f in fields
         if f not in ("suppressor_accuracy", "middle_accuracy", "rank_correlation", "over")
     } - shown == {"top_overlap"}
+
+
+def test_what_a_property_asks_is_told_with_its_limits() -> None:
+    asked = {"retention": ("nats", "drift"), "gap": ("gap", "gap_nats"), "erasure": ("relearned",)}
+    for name, limits in asked.items():
+        for limit in limits:
+            value, unit = getattr(Thresholds, limit), LIMITS[limit][1]
+            told = f"{100 * value:.0f} points" if unit == "share" else f"{value} nats"
+            assert told in words.help(name)
 
 
 def test_nf4_shows_the_report(runs: Path) -> None:

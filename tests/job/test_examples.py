@@ -56,6 +56,16 @@ def test_its_saved_verdict_is_what_the_pages_judge(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
+def test_mansu_moves_only_what_it_is_said_that_it_may(run: Run) -> None:
+    """In a larger model most of that lies beside the mask, so that no sentence may say the mask."""
+    mask, beside = run.mask(), False
+    for name, (where, _) in run.edit("mansu").changes.items():
+        assert mask.movable.dense(name).view(-1)[where].all()
+        beside |= name not in mask.names or not bool(mask.dense(name).view(-1)[where].all())
+    assert beside == (mask.candidates is not None)
+
+
+@pytest.mark.parametrize("run", SHIPPED, ids=lambda run: run.name)
 def test_its_command_says_how_it_was_made(run: Run) -> None:
     words = shlex.split(run.manifest["example"])
     assert words[:3] == list(script.COMMAND)
