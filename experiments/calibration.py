@@ -34,7 +34,7 @@ from mansu.job.runs import examples
 from mansu.measure.scores import worst_nats
 from mansu.methods.method import Problem
 from mansu.methods.training import Batch, TrainingSettings, forget_and_retain, train
-from mansu.show.numbers import measured
+from mansu.show.numbers import NOTHING, measured
 from mansu.show.table import Table
 from mansu.subjects import shipped
 from mansu.subjects.edit import Edit
@@ -171,7 +171,9 @@ def by_layer(subject: Subject, task: Task, circuit: Circuit) -> Table:
         falls = {g: worst_nats(base[g], kept) for g, kept in kept_groups(after).items()}
         worst = max(falls, key=lambda group: falls[group])
         signal = cad(signals.base[:, on_circuit], signals.signal_of(edit).signal[:, on_circuit])
-        curve, above = relearned[name].curve, gained(relearned[name], relearned["circuit ablated"])
+        mine, reference = relearned[name], relearned["circuit ablated"]
+        cut = mine.cut_short or reference.cut_short
+        above = NOTHING if cut else measured(gained(mine, reference), "share")
         print(f"{subject.name}, {name}: signal CAD {signal.value:.3f}", file=sys.stderr)
         rows.append(
             (
@@ -179,8 +181,8 @@ def by_layer(subject: Subject, task: Task, circuit: Circuit) -> Table:
                 f"{after.splits['forget'].accuracy:.1%}",
                 f"{falls[worst]:.2f} ({worst})",
                 measured(signal, "CAD"),
-                f"{curve[-1].accuracy:.1%}",
-                "reference" if name == "circuit ablated" else measured(above, "share"),
+                f"{mine.curve[-1].accuracy:.1%}",
+                "reference" if name == "circuit ablated" else above,
             )
         )
     titles = ("Edit", "Forget rows", "Worst kept group in full precision, nats", "Signal CAD")

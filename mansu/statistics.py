@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -145,6 +145,82 @@ def bootstrap(
 
 
 _FOUND: Memory[Interval] = Memory(1 << 14)
+
+FEW = 10
+"""Fewer clusters that changed have an exact bound beside the bootstrap's (``change``)."""
+
+
+def change(values: np.ndarray, clusters: np.ndarray) -> Interval:
+    """Mean change of shares, ``[N]`` values from −1 to 1, with its interval at 95 %.
+
+    ``bootstrap`` draws only from what it saw: where one fact of 64 changed, it takes another such
+    fact for as rare as that one. Where fewer than ``FEW`` clusters changed, but some did, the
+    interval is the wider of the bootstrap's and an exact one: the share of clusters that rose has
+    its bound by Clopper and Pearson (1934), times how much one of them rose; that some rise by all
+    of 1, though none did, is as likely as where none rose at all. Those that fell count alike, and
+    the bounds of both are put together as of independent parts (Zou and Donner 2008, MOVER).
+
+    Args:
+        clusters: which values are of one fact, ``[N]``.
+    """
+    found = bootstrap(values, clusters=clusters, within=CHANGE)
+    _, ids = np.unique(clusters, return_inverse=True)
+    totals, n = np.bincount(ids, weights=values), len(np.unique(ids))
+    if found.alone or not 0 < np.count_nonzero(abs(totals) > SLACK) < FEW:
+        return found
+    up, down = (_bounds(side[side > SLACK], n, len(values)) for side in (totals, -totals))
+    low = found.value - math.hypot(up[0], down[1])
+    high = found.value + math.hypot(up[1], down[0])
+    least, most = CHANGE
+    return Interval(found.value, max(min(low, found.low), least), min(max(high, found.high), most))
+
+
+def _bounds(totals: np.ndarray, n: int, rows: int) -> tuple[float, float]:
+    """How far below and above their mean the exact bounds of a rise are.
+
+    Args:
+        totals: of the clusters that rose, by how many rows each.
+        n, rows: how many clusters and rows there are, with those that did not.
+    """
+    from scipy.special import betaincinv  # takes longer to import than all else here
+
+    k, tail, unseen = len(totals), (1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) ** (1 / n)
+    if not k:
+        return 0.0, unseen
+    size = min(float(totals.sum()) / rows * n / k, 1.0)  # of one, of clusters of like size
+    lowest = float(betaincinv(k, n - k + 1, tail))
+    highest = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    more = math.hypot(size * (highest - k / n), (1 - size) * unseen)
+    return size * (k / n - lowest), max(more, unseen - size * k / n)  # no less than of none
+
+
+SKEWED = 0.0025
+"""The tail of t that ``of_skewed`` takes: a tenth of what would be enough if the resamples of few
+skewed values held as many large ones as the values that might have been."""
+
+
+def of_skewed(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Mean of values ``[N]`` of which a few may be far above the rest, as divergences by text are.
+
+    ``bootstrap``'s, but the upper bound is at least the bootstrap-t's (Efron and Tibshirani 1993,
+    ch. 12.5) with a tail of ``SKEWED``, and at most the largest value: a sample without its share
+    of large values has too small a mean and too small a spread. Of 16 lognormal values with a
+    standard deviation of the log of 0.5, 1 and 1.5 the truth is above the bound 1, 2 and 4 times in
+    a hundred, above ``bootstrap``'s 6, 12 and 24 times. Of 8 values it is above it more often. A
+    bound made for lognormal values is many times the largest value where there are two kinds of
+    texts, of which one hardly moves.
+    """
+    values = np.asarray(values, dtype=float)
+    found, n = bootstrap(values, resamples=resamples, seed=seed), len(values)
+    if n < 2 or np.ptp(values) == 0:
+        return found
+    drawn = values[np.random.default_rng(seed).integers(0, n, size=(resamples, n))]
+    off, spread = drawn.mean(1) - found.value, drawn.std(1)
+    t = np.copysign(math.inf, off)  # of one value again and again, which has no spread
+    np.divide(off, spread, out=t, where=np.ptp(drawn, 1) > 0)
+    least = float(np.percentile(t, 100 * SKEWED, method="lower"))
+    high = min(found.value - least * float(values.std()), float(values.max()))
+    return replace(found, high=max(found.high, high))
 
 
 def _itself(mean: np.ndarray) -> np.ndarray:

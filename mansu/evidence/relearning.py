@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from mansu import tasks
-from mansu.errors import BadInputError
+from mansu.errors import BadInputError, MismatchError
 from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.methods import Problem
 from mansu.methods.training import TOY_RATE, Batch, TrainingSettings, trained
 from mansu.progress import OnStep, Step, silent
+from mansu.show.numbers import many
 from mansu.statistics import Interval, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
@@ -68,6 +69,17 @@ class Relearned:
         """How many were done."""
         return len(self.curve) - 1
 
+    @property
+    def cut_short(self) -> str | None:
+        """Why it cannot be compared, a sentence: fewer steps were done than its budget has."""
+        asked = self.settings.get("steps", self.steps)
+        if 0 < self.steps == asked:
+            return None
+        return (
+            f"Relearning of {self.of} ended after {many(self.steps, 'step')} of {asked}, since its "
+            "loss became infinite: what it would have brought back is not known."
+        )
+
     def steps_to(self, accuracy: float) -> int | None:
         """After how many steps it is as accurate; None if never."""
         return next((i for i, s in enumerate(self.curve) if s.accuracy >= accuracy), None)
@@ -96,15 +108,16 @@ def gained(edited: Relearned, reference: Relearned) -> Interval:
     facts stays undecided.
 
     Raises:
-        MismatchError: they were asked for other rows.
+        MismatchError: they were asked for other rows, or did not do equally many steps, or none.
     """
-    steps = min(edited.steps, reference.steps) + 1
-    for a, b in zip(edited.curve, reference.curve, strict=False):
+    if not 0 < edited.steps == reference.steps:
+        raise MismatchError(
+            f"Relearning of {edited.of} has {many(edited.steps, 'step')}, of {reference.of} "
+            f"{many(reference.steps, 'step')}: only equally many can be compared."
+        )
+    for a, b in zip(edited.curve, reference.curve, strict=True):
         a.refuse_other(b)
-    means = [
-        np.mean([np.exp(s.choice) for s in r.curve[1:steps] or r.curve], axis=0)
-        for r in (edited, reference)
-    ]
+    means = [np.mean([np.exp(s.choice) for s in r.curve[1:]], axis=0) for r in (edited, reference)]
     return bootstrap(means[0] - means[1], clusters=edited.curve[0].clusters)
 
 

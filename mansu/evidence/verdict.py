@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mansu.errors import DamagedError
-from mansu.evidence.cad import FEWEST_GROUPS, Divergences
+from mansu.evidence.cad import FEWEST_GROUPS, PLACES, Divergences
 from mansu.evidence.controls import hides, suppressed_percent
 from mansu.evidence.relearning import Relearned, gained
 from mansu.files import read_json, reading, write_json
@@ -34,7 +34,16 @@ from mansu.settings import configure, setting
 from mansu.show import numbers
 from mansu.show.numbers import Unit, many, percent
 from mansu.show.table import Shown, Table
-from mansu.statistics import CHANGE, Interval, at_most, bootstrap, fewest, mcnemar
+from mansu.statistics import (
+    CHANGE,
+    Interval,
+    at_most,
+    bootstrap,
+    change,
+    fewest,
+    mcnemar,
+    of_skewed,
+)
 from mansu.tasks.facts import CHANCE
 
 VERSION = 2
@@ -241,8 +250,8 @@ class Property:
 
     Attributes:
         name: which one, the verdict's field.
-        status: the worst of its checks'; ``unknown`` where something was not measured, ``vacuous``
-            where what was measured says nothing.
+        status: the worst of its checks'; ``unknown`` where something was not measured or a check
+            could not be passed by any edit, ``vacuous`` where what was measured says nothing.
         checks: what it asks, those that were measured.
         evidence: a sentence or two with the numbers.
         details: further numbers, name → JSON value.
@@ -302,8 +311,12 @@ def _finite(value: Any) -> float:
 
 def _together(parts: Sequence[Check] | Sequence[Property]) -> Status:
     """The worst status; unknown of nothing."""
-    worst = min((STATUSES.index(part.status) for part in parts), default=STATUSES.index("unknown"))
-    return STATUSES[worst]
+    return _worst(part.status for part in parts)
+
+
+def _worst(found: Iterable[Status]) -> Status:
+    """The worst status; unknown of none."""
+    return STATUSES[min(map(STATUSES.index, found), default=STATUSES.index("unknown"))]
 
 
 @dataclass(frozen=True, repr=False)
@@ -447,28 +460,55 @@ def _unknown(name: Name, why: str, checks: Sequence[Check] = ()) -> Property:
 def asked(*measured: Measurement) -> Iterator[tuple[str, str, tuple[Scores, ...]]]:
     """(split, what it is called, its scores in each) of those that all measurements have."""
     for split, title in ASKED.items():
-        if all(split in m.splits for m in measured):
+        if all(_has(m, split) for m in measured):
             yield split, title, tuple(m.splits[split] for m in measured)
+
+
+def _has(measured: Measurement, split: str) -> bool:
+    """Whether there are rows of a split: none at all are not measured either."""
+    return split in measured.splits and bool(measured.splits[split].rows)
+
+
+def _lacking(measured: Mapping[str, Measurement]) -> str:
+    """Sentences on what some measurements have and others lack, of what is asked for.
+
+    Args:
+        measured: by where it was measured, for people.
+    """
+    found = [
+        f"Accuracy on {title} was not measured {where}."
+        for split, title in ASKED.items()
+        for where, each in measured.items()
+        if any(_has(other, split) for other in measured.values()) and not _has(each, split)
+    ]
+    return " ".join(found)
 
 
 def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) -> Property:
     """Accuracy falls towards chance; below it, it is known by its avoidance, and counts alike."""
     checks, details, told = [], {}, []
-    known = 0.0
+    known, beyond = 0.0, list[str]()
+    status = list[Status]()
     for split, title, (before, after) in asked(base, edited):
         fall = towards_chance(before, after)
         had = abs(before.accuracy - CHANCE)
         known = had if split == "forget" else known
         # Of rephrasings the model knew less: of what it knew, as much must go.
         margin = thresholds.margin * (1 if split == "forget" else min(1, had / max(known, 1e-9)))
-        checks.append(Check(f"fall towards chance, {title}", "share", fall, margin, True))
+        check = Check(f"fall towards chance, {title}", "share", fall, margin, True)
+        checks.append(check)
+        status.append(check.status)
+        if not at_most(margin, had):
+            beyond.append(f"{percent(before.accuracy)} of {title}")
+            # Of complete forgetting, too: to fail here says nothing of the edit.
+            status[-1] = "unknown" if check.status == "failed" else check.status
         spread = float(after.spread.mean())
         details[split] = {"before": before.accuracy, "after": after.accuracy, "spread": spread}
         told.append(
             f"{title} {percent(before.accuracy)} → {percent(after.accuracy)} (KL of the four "
             f"choices from uniform {numbers.number(spread)} nats)"
         )
-    if not checks or "forget" not in details:
+    if "forget" not in details:
         return _unknown("forgetting", "Forget accuracy was not measured.")
     below = min(d["after"] for d in details.values())
     text = f"4-way accuracy in full precision, chance {percent(CHANCE, 0)}: {', '.join(told)}."
@@ -480,11 +520,29 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         )
     if below < CHANCE - (1 - thresholds.margin - CHANCE):
         text += " Below chance the answer is avoided, which is no ignorance of it."
-    return Property("forgetting", _together(checks), tuple(checks), text, details)
+    if beyond:
+        text += (
+            f" The unedited model is right on only {' and '.join(beyond)}: from there to chance is "
+            "less than the fall that is asked for, which no edit can reach. Lower the margin, or "
+            "take a task that the model knows."
+        )
+    if lacking := _lacking({"before the edit": base, "after the edit": edited}):
+        text = f"{lacking} {text}"
+        status.append("unknown")
+    found = _worst(status)
+    if found != "failed" and "unknown" in status:
+        found = "unknown"
+    return Property("forgetting", found, tuple(checks), text, details)
 
 
 def towards_chance(before: Scores, after: Scores) -> Interval:
-    """By how much closer to chance accuracy is, over the same rows: by 1 − chance at most."""
+    """By how much closer to chance accuracy is, over the same rows: by 1 − chance at most.
+
+    Of an edit that ends at chance the upper bound is too low, since no resample is nearer to chance
+    than that: the interval holds the truth some 84 times in a hundred there, and all misses are
+    above it. To pass is no easier by it; where the unedited model knows hardly more than the margin
+    asks for, an edit may be said to fail that does not.
+    """
     before.refuse_other(after)
     rows = np.stack([before.correct, after.correct], 1).astype(float)
     most = 1 - CHANCE
@@ -505,24 +563,26 @@ def _retention(
 ) -> Property:
     checks: list[Check] = []
     details: dict[str, Any] = {}
+    all_kept = kept_groups(base).keys()
     for suffix, before, after in (("", base, edited), (" in NF4", base_nf4, edited_nf4)):
         if before is None or after is None:
             return _unknown("retention", "Retain accuracy in NF4 was not measured.", checks)
         known, left = kept_groups(before), kept_groups(after)
-        if lacking := left.keys() - known.keys():
-            return _unknown(
-                "retention", f"Accuracy on {min(lacking)} was not measured before the edit."
-            )
-        if lacking := known.keys() - left.keys():
-            return _unknown(
-                "retention", f"Accuracy on {min(lacking)} was not measured after the edit."
-            )
+        for lacking, where in (
+            (left.keys() - known.keys(), f"before the edit{suffix}"),
+            (known.keys() - left.keys(), f"after the edit{suffix}"),
+            (all_kept - known.keys(), "in NF4"),
+            (known.keys() - all_kept, "in full precision"),
+        ):
+            if lacking:
+                why = f"Accuracy on {min(lacking)} was not measured {where}."
+                return _unknown("retention", why, checks)
         for name, of in _told_apart(known, thresholds.tolerance).items():
-            drop = _paired([known[g] for g in of], [left[g] for g in of], "correct")
+            drop = _lost([known[g] for g in of], [left[g] for g in of])
             checks.append(Check(f"{FALL}{name}{suffix}", "share", drop, thresholds.tolerance))
         for name, old in known.items():
             new, what = left[name], f"{name}{suffix}"
-            drop, nats = _paired([old], [new], "correct"), _paired([old], [new], "log_probability")
+            drop, nats = _lost([old], [new]), _paired([old], [new], "log_probability")
             checks.append(Check(f"{FALL}{what}", "nats", nats, thresholds.nats))
             details[what] = {
                 "before": old.accuracy,
@@ -530,13 +590,13 @@ def _retention(
                 "fall": drop.to_json(),
                 "fall in nats": nats.to_json(),
             }
-        if after.drift is None:
+        if not after.drift:
             return _unknown("retention", "Drift on the model's own text was not measured.", checks)
-        drift = bootstrap(np.array(after.drift))
+        drift = of_skewed(np.array(after.drift))
         checks.append(Check(f"drift on text{suffix}", "nats", drift, thresholds.drift))
         details[f"drift{suffix}"] = drift.to_json()
-    if not details:
-        return _unknown("retention", "The task has no retain or held-out rows.")
+    if not all_kept:
+        return _unknown("retention", "The task has no retain or held-out rows.", checks)
     found = Property("retention", _together(checks), tuple(checks), "", details)
     # Accuracy is coarse: what is still the best of four answers may have become far less likely.
     worst = {
@@ -605,7 +665,7 @@ def gap(
     Raises:
         MismatchError: measurements that are compared are not of the same rows in the same order.
     """
-    if quantized is None or not ("forget" in edited.splits and "forget" in quantized.splits):
+    if quantized is None or not (_has(edited, "forget") and _has(quantized, "forget")):
         return _unknown("gap", f"Forget accuracy in {format} was not measured.")
     checks: list[Check] = []
     details: dict[str, Any] = {}
@@ -629,10 +689,18 @@ def gap(
         )
     text = f"4-way accuracy: {'; '.join(told)}."
     status = _together(checks)
-    first = base.splits.get("forget")
-    if first is not None and at_most(towards_chance(first, edited.splits["forget"]).low, 0):
+    places = {"before the edit": base, "after the edit": edited, f"in {format}": quantized}
+    if lacking := _lacking(places):
+        return replace(_unknown("gap", f"{lacking} {text}", checks), details=details)
+    if status != "failed" and not any(_fell(*both) for _, _, both in asked(base, edited)):
         status, text = "vacuous", f"Nothing was forgotten that could come back. {text}"
     return Property("gap", status, tuple(checks), text, details)
+
+
+def _fell(before: Scores, after: Scores) -> bool:
+    """Whether accuracy fell, or came nearer to chance: what is now avoided may come back, too."""
+    fall = towards_chance(before, after), _paired([before], [after], "correct")
+    return not all(at_most(each.low, 0) for each in fall)
 
 
 def _with_others(
@@ -724,10 +792,16 @@ def _erasure(
         f"{d.signal.value:.3f}; that of suppressors is {', '.join(beside)}, and their forget "
         f"accuracy {', '.join(reached) or 'was not kept'}."
     )
+    lacking |= {p: f"The suppressor {p} was not measured." for p in PLACES if p not in d.over}
     text = " ".join([text, *lacking.values()])
     details = d.to_json()
     if relearned is None or reference is None:
         return _unknown("erasure", f"{text} Relearning was not tried.", checks)
+    cut = [r.cut_short for r in (relearned, reference) if r.cut_short]
+    if not cut and relearned.steps != reference.steps:
+        cut = [f"Relearning had two budgets, {relearned.steps} and {reference.steps} steps."]
+    if cut:
+        return replace(_unknown("erasure", " ".join([text, *cut]), checks), details=details)
     more = gained(relearned, reference)
     checks.append(Check(RELEARNED, "share", more, thresholds.relearned))
     half, own = (r.steps_to(r.before / 2) for r in (reference, relearned))
@@ -748,8 +822,22 @@ def _back(steps: int | None) -> str:
     return f"{what} never came back" if steps is None else f"{what} after {many(steps, 'step')}"
 
 
+def _lost(before: Sequence[Scores], after: Sequence[Scores]) -> Interval:
+    """By how much kept accuracy fell (``statistics.change``); as ``_paired``."""
+    return change(*_differences(before, after, "correct"))
+
+
 def _paired(first: Sequence[Scores], second: Sequence[Scores], what: str) -> Interval:
-    """Bootstrap of first − second over the same rows, rephrasings of one fact together.
+    """Bootstrap of first − second over the same rows, rephrasings of one fact together."""
+    difference, clusters = _differences(first, second, what)
+    within = CHANGE if what == "correct" else None
+    return bootstrap(difference, clusters=clusters, within=within)
+
+
+def _differences(
+    first: Sequence[Scores], second: Sequence[Scores], what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """First − second by row, and which rows are of one fact, ``[N]`` each.
 
     Args:
         first, second: of one group of rows, or of some.
@@ -761,6 +849,4 @@ def _paired(first: Sequence[Scores], second: Sequence[Scores], what: str) -> Int
         a.refuse_other(b)
     one, other = (np.concatenate([getattr(s, what) for s in x]) for x in (first, second))
     clusters = np.concatenate([scores.clusters.astype(str) for scores in first])
-    difference = one.astype(float) - other.astype(float)
-    within = CHANGE if what == "correct" else None
-    return bootstrap(difference, clusters=clusters, within=within)
+    return one.astype(float) - other.astype(float), clusters

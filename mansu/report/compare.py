@@ -156,7 +156,9 @@ def _back_in_nf4(run: Run, method: str) -> Rows:
 def _relearned(run: Run, method: str) -> Rows:
     """The answer's probability among its choices, mean over the steps of relearning."""
     found: Relearned = run.read("relearned", method)
-    curve = found.curve[1:] or found.curve
+    if found.cut_short:
+        raise NotMeasuredError(found.cut_short)
+    curve = found.curve[1:]
     return Rows.of(curve[0], np.mean([np.exp(s.choice) for s in curve], axis=0))
 
 

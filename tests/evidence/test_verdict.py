@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mansu.errors import DamagedError
+from mansu.errors import DamagedError, MismatchError
 from mansu.evidence.cad import PLACES, Divergences
-from mansu.evidence.relearning import Relearned
+from mansu.evidence.relearning import Relearned, gained
 from mansu.evidence.verdict import (
     ABOUT,
     Check,
@@ -235,6 +235,123 @@ def test_a_gap_says_nothing_where_nothing_was_forgotten() -> None:
     found = verdict(edited=same, edited_nf4=same)
     assert found.gap.status == "vacuous" and "Nothing was forgotten" in found.gap.evidence
     assert found.status == "failed"
+
+
+@pytest.mark.parametrize(("before", "after", "back"), [(55, 0, 55), (50, 5, 50)])
+def test_what_is_avoided_and_comes_back_is_a_gap(before: int, after: int, back: int) -> None:
+    """0 % is as far from chance as 50 %: it did not come nearer to it, and yet it fell."""
+    found = verdict(
+        base=measured(before, drift=None), edited=measured(after), edited_nf4=measured(back)
+    ).gap
+    assert found.status == "failed" and "Nothing was forgotten" not in found.evidence
+
+
+def test_rephrasings_alone_that_come_back_are_a_gap() -> None:
+    changes = {"edited": measured(100, rephrased=25), "edited_nf4": measured(100, rephrased=100)}
+    assert verdict(**changes).gap.status == "failed"
+    assert verdict(**{**changes, "edited_nf4": changes["edited"]}).gap.status == "passed"
+
+
+def test_a_suppressor_that_was_not_measured_is_unknown() -> None:
+    for place in PLACES:
+        over = {place: at(0.15)}
+        (other,) = set(PLACES) - {place}
+        found = verdict(**cad(over=over)).erasure
+        assert found.status == "unknown"
+        assert f"The suppressor {other} was not measured." in found.evidence
+        assert verdict(**cad(over={place: at(-0.05)})).erasure.status == "failed"
+
+
+def test_relearning_that_was_cut_short_is_unknown() -> None:
+    def of(found: Relearned, steps: int) -> Relearned:
+        settings = {"steps": 2}
+        return replace(found, curve=found.curve[: steps + 1], settings=settings)
+
+    mine, reference = relearned(27), relearned(90, "the reference")
+    for steps in ((0, 2), (1, 2), (2, 1), (1, 1), (0, 0)):
+        found = verdict(relearned=of(mine, steps[0]), reference=of(reference, steps[1])).erasure
+        assert found.status == "unknown" and "its loss became infinite" in found.evidence
+        assert len(found.checks) == 3
+        if steps != (1, 1):
+            with pytest.raises(MismatchError, match="equally many"):
+                gained(of(mine, steps[0]), of(reference, steps[1]))
+    assert verdict(relearned=of(mine, 2), reference=of(reference, 2)).erasure.status == "passed"
+    longer = replace(mine, curve=(*mine.curve, mine.curve[0]))
+    assert verdict(relearned=longer).erasure.status == "unknown"
+
+
+def without(measurement: Measurement, *splits: str) -> Measurement:
+    kept = {name: rows for name, rows in measurement.splits.items() if name not in splits}
+    return replace(measurement, splits=kept)
+
+
+def test_rephrasings_that_one_measurement_lacks_are_unknown() -> None:
+    few = without(EDITED, "paraphrase")
+    found = verdict(edited=few)
+    assert (found.forgetting.status, found.gap.status) == ("unknown", "unknown")
+    assert "rephrasings was not measured after the edit." in found.forgetting.evidence
+    in_nf4 = verdict(edited_nf4=few)
+    assert status(in_nf4) == dict.fromkeys(ABOUT, "passed") | {"gap": "unknown"}
+    assert "rephrasings was not measured in NF4." in in_nf4.gap.evidence
+    none = {k: scores(0, 0) if k == "paraphrase" else v for k, v in EDITED.splits.items()}
+    assert verdict(edited=replace(EDITED, splits=none)).forgetting.status == "unknown"
+    lost = replace(measured(60), splits=without(measured(60), "paraphrase").splits)
+    assert verdict(edited_nf4=lost).gap.status == "failed"
+    assert verdict(edited=without(measured(90), "paraphrase")).forgetting.status == "failed"
+    whole = ("base", "edited", "base_nf4", "edited_nf4")
+    no_rephrasings = {k: without(BASE if "base" in k else EDITED, "paraphrase") for k in whole}
+    assert verdict(**no_rephrasings).status == "passed"
+
+
+def test_a_kept_group_that_one_measurement_lacks_is_unknown() -> None:
+    few = without(EDITED, "holdout")
+    found = verdict(edited_nf4=few).retention
+    assert found.status == "unknown" and "antonyms was not measured after the edit in NF4" in str(
+        found.evidence
+    )
+    lost = verdict(edited=measured(27, kept=50), edited_nf4=few).retention
+    assert lost.status == "failed"  # in full precision: that is decided
+    both = verdict(base_nf4=without(BASE, "holdout"), edited_nf4=few).retention
+    assert both.status == "unknown" and "antonyms was not measured in NF4." in both.evidence
+
+
+@pytest.mark.parametrize(("drift", "want"), [(0.01, "unknown"), (0.3, "failed")])
+def test_nothing_to_keep_is_unknown(drift: float, want: str) -> None:
+    kept = ("retain", "holdout", "neighbour")
+    edited = without(measured(27, drift=drift), *kept)
+    base = without(BASE, *kept)
+    found = verdict(base=base, edited=edited, base_nf4=base, edited_nf4=edited).retention
+    assert found.status == want and "no retain or held-out rows" in found.evidence
+
+
+def test_drift_on_no_text_is_unknown() -> None:
+    found = verdict(edited=replace(EDITED, drift=())).retention
+    assert found.status == "unknown" and "Drift on the model's own text" in found.evidence
+
+
+def test_a_fall_that_no_edit_can_reach_is_unknown() -> None:
+    """40 % is 15 points above chance: 60 cannot go, however completely it is forgotten."""
+    little = {"base": measured(40, drift=None), "edited": measured(25)}
+    found = verdict(**little).forgetting
+    assert found.status == "unknown" and {c.status for c in found.checks} == {"failed"}
+    assert "right on only 40.0\u00a0% of forget rows and 40.0\u00a0% of rephras" in found.evidence
+    assert Verdict.from_json(json.loads(json.dumps(verdict(**little).to_json())))
+    low = Thresholds(margin=0.05, tolerance=0.05)
+    assert verdict(**little, thresholds=low).forgetting.status != "unknown"
+    half = verdict(base=measured(84, rephrased=100, drift=None), edited=measured(84, rephrased=90))
+    assert half.forgetting.status == "failed"  # rephrasings could have been forgotten
+    near = verdict(base=measured(84, drift=None), edited=measured(27)).forgetting
+    assert near.status == "undecided" and "no edit can reach" in near.evidence
+    enough = verdict(base=measured(85, drift=None), edited=measured(80)).forgetting
+    assert enough.status == "failed" and "no edit can reach" not in enough.evidence
+
+
+def test_one_fact_lost_of_64_is_not_known_to_be_few() -> None:
+    lost = of_sizes(64, 64, 64, wrong=1)
+    base = of_sizes(64, 64, 64)
+    found = verdict(base=base, edited=lost, base_nf4=base, edited_nf4=base).retention
+    assert found.worst is not None and found.worst.what == "fall of a"
+    assert found.status == "undecided"
 
 
 def test_the_retain_loss_in_nf4_is_against_nf4() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from made import CHANCE, changed, run_of
 
-from mansu.errors import MismatchError
+from mansu.errors import MismatchError, NotMeasuredError
+from mansu.evidence.relearning import Relearned
 from mansu.job.runs import Run
 from mansu.measure.scores import Measurement, Scores, measure_task
-from mansu.report.compare import Rows, Side, compare, sizes, spots
+from mansu.report.compare import QUANTITIES, Rows, Side, compare, sizes, spots
 from mansu.statistics import bootstrap
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
@@ -151,3 +152,24 @@ def test_spots_and_sizes_are_those_of_the_measurements(run: Run, base: Measureme
     assert forget.permanence.value == 0 and rephrased.of == "rephrasings"
     table = sizes(sides(run))
     assert table.columns["MANSU"][0].startswith(f"{base.text_loss:.3g}")
+
+
+def test_relearning_that_was_cut_short_is_not_compared(
+    run: Run, base: Measurement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its only curve is of no step, and the other's the mean over all."""
+    curve = (base.splits["forget"],) * 9
+    found = {
+        "mansu": Relearned("the edited model", 1.0, curve, {"steps": 8}),
+        "graddiff": Relearned("the edited model", 1.0, curve[:1], {"steps": 8}),
+    }
+
+    def read(self: Run, kind: str, method: str) -> Relearned:
+        assert kind == "relearned"
+        return found[method]
+
+    monkeypatch.setattr(Run, "read", read)
+    quantity = next(q for q in QUANTITIES if "elearn" in q.title)
+    assert len(quantity.read(run, "mansu").values) == len(curve[0].rows)
+    with pytest.raises(NotMeasuredError, match="after 0 steps of 8"):
+        quantity.read(run, "graddiff")
