@@ -120,8 +120,9 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
     manifest = found["manifest"]
     packages = ", ".join(f"{k} {v}" for k, v in manifest["packages"].items())
     parts = [
-        f"Judged by `{manifest['command']}` at commit {manifest['commit']} on {manifest['created']} "
-        f"(Python {manifest['python']}, {packages}). An edit that was done by then was not done again.",
+        f"Judged by `{manifest['command']}` at commit {manifest['commit']} on "
+        f"{manifest['created']} (Python {manifest['python']}, {packages}). An edit that was done "
+        "by then was not done again.",
         *_earlier(found),
         "## The claims",
         claims_table(claims(found, auroc)).markdown(),

@@ -18,7 +18,7 @@ from mansu import quant, tasks
 from mansu.evidence.relearning import STEPS, budget, halves, relearn
 from mansu.measure.scores import Scores, measure
 from mansu.progress import OnStep, Step, silent
-from mansu.statistics import CHANGE, Interval, bootstrap
+from mansu.statistics import Interval, change
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
 from mansu.tasks.tokens import Examples, Reading
@@ -88,7 +88,7 @@ class Attacks:
         if before.rows != after.rows:
             return None
         gain = after.correct.astype(float) - before.correct.astype(float)
-        return bootstrap(gain, clusters=after.clusters, within=CHANGE)
+        return change(gain, after.clusters)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -35,7 +35,6 @@ from mansu.show import numbers
 from mansu.show.numbers import Unit, many, percent
 from mansu.show.table import Shown, Table
 from mansu.statistics import (
-    CHANGE,
     Interval,
     at_most,
     bootstrap,
@@ -578,11 +577,11 @@ def _retention(
                 why = f"Accuracy on {min(lacking)} was not measured {where}."
                 return _unknown("retention", why, checks)
         for name, of in _told_apart(known, thresholds.tolerance).items():
-            drop = _lost([known[g] for g in of], [left[g] for g in of])
+            drop = _paired([known[g] for g in of], [left[g] for g in of], "correct")
             checks.append(Check(f"{FALL}{name}{suffix}", "share", drop, thresholds.tolerance))
         for name, old in known.items():
             new, what = left[name], f"{name}{suffix}"
-            drop, nats = _lost([old], [new]), _paired([old], [new], "log_probability")
+            drop, nats = _paired([old], [new], "correct"), _paired([old], [new], "log_probability")
             checks.append(Check(f"{FALL}{what}", "nats", nats, thresholds.nats))
             details[what] = {
                 "before": old.accuracy,
@@ -822,25 +821,12 @@ def _back(steps: int | None) -> str:
     return f"{what} never came back" if steps is None else f"{what} after {many(steps, 'step')}"
 
 
-def _lost(before: Sequence[Scores], after: Sequence[Scores]) -> Interval:
-    """By how much kept accuracy fell (``statistics.change``); as ``_paired``."""
-    return change(*_differences(before, after, "correct"))
-
-
 def _paired(first: Sequence[Scores], second: Sequence[Scores], what: str) -> Interval:
-    """Bootstrap of first − second over the same rows, rephrasings of one fact together."""
-    difference, clusters = _differences(first, second, what)
-    within = CHANGE if what == "correct" else None
-    return bootstrap(difference, clusters=clusters, within=within)
-
-
-def _differences(
-    first: Sequence[Scores], second: Sequence[Scores], what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """First − second by row, and which rows are of one fact, ``[N]`` each.
+    """The mean of first − second over the same rows, rephrasings of one fact together.
 
     Args:
         first, second: of one group of rows, or of some.
+        what: the field of scores; of ``correct`` few rows may differ (``statistics.change``).
 
     Raises:
         MismatchError: they are not the same rows in the same order.
@@ -849,4 +835,9 @@ def _differences(
         a.refuse_other(b)
     one, other = (np.concatenate([getattr(s, what) for s in x]) for x in (first, second))
     clusters = np.concatenate([scores.clusters.astype(str) for scores in first])
-    return one.astype(float) - other.astype(float), clusters
+    difference = one.astype(float) - other.astype(float)
+    return (
+        change(difference, clusters)
+        if what == "correct"
+        else bootstrap(difference, clusters=clusters)
+    )
