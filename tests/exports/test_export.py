@@ -168,6 +168,11 @@ def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
         exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out")
     with pytest.raises(MansuError, match="not fp4-64"):
         exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out", quant.Format("fp4"))
+    config = copy.deepcopy(wide("llama").config)
+    config.num_key_value_heads, config.head_dim = 1, 16  # its k_proj: 16 × 128
+    subject = wrap("narrow", LlamaForCausalLM(config), copy.deepcopy(wide("llama").tokenizer))
+    with pytest.raises(MansuError, match=r"k_proj.* has 16 rows, which is no multiple of 32"):
+        exports.nf4_checkpoint(subject, Edit({}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
