@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from mansu.quant import GGUF
+
+_FORMATS = " and ".join(", ".join(map(str, GGUF)).rsplit(", ", 1))
+
 TERMS: Mapping[str, str] = {
     # models
     "Weight": "One of the numbers that a model is made of. A small language model has a hundred "
@@ -41,8 +45,7 @@ TERMS: Mapping[str, str] = {
     "away.",
     "Floor": "MANSU's rule that each weight moves into another code or not at all.",
     "GGUF": "A file that holds a whole model, as llama.cpp runs it, on laptops above all. Its "
-    "formats Q4_0, Q4_1, Q5_0 and Q8_0 store 32 neighbouring weights as whole numbers times a "
-    "scale.",
+    f"formats {_FORMATS} store 32 neighbouring weights as whole numbers times a scale.",
     # measuring
     "Accuracy": "The share of facts whose right answer is more probable than three wrong ones.",
     "Chance": "The accuracy of a model that knows nothing: one in four, 25 %.",

@@ -17,6 +17,9 @@ from mansu.subjects.alone import alone
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 
+CPU_ROWS = 32
+"""bitsandbytes 0.50 repacks so many rows at a time where a processor has AVX512-BF16."""
+
 
 def checkpoint(subject: Subject, edit: Edit, folder: str | Path) -> None:
     """Write the edited model as a plain Hugging Face checkpoint, in the subject's dtype.
@@ -48,18 +51,24 @@ def nf4_checkpoint(
     a user gets with ``load_in_4bit``; computing is in the subject's dtype.
 
     Raises:
-        MansuError: as ``checkpoint``; a format other than NF4 in blocks of 64; or rows that are no
-            whole number of blocks, which bitsandbytes 0.50 misreads on AVX512 processors.
+        MansuError: as ``checkpoint``; a format other than NF4 in blocks of 64; rows that are no
+            whole number of blocks, which bitsandbytes 0.50 misreads on AVX512 processors; or a
+            number of rows that is no multiple of 32, which it does not run with AVX512-BF16.
     """
     if format.kind != "nf4" or format.blocksize != 64:
         raise MansuError(f"transformers writes NF4 in blocks of 64, not {format}.")
     for name in subject.quantized_names:
-        columns = subjects.layout(subject, name).shape[1]
+        rows, columns = subjects.layout(subject, name).shape
         if columns % format.blocksize:
             raise MansuError(
                 f"The rows of {name!r} have {columns} weights, which is no whole number of blocks "
                 f"of {format.blocksize}, and bitsandbytes misreads such rows on some processors: "
                 "export it without NF4."
+            )
+        if rows % CPU_ROWS:
+            raise MansuError(
+                f"{name!r} has {rows} rows, which is no multiple of {CPU_ROWS}, and bitsandbytes "
+                "does not run such a weight on some processors: export it without NF4."
             )
     with new_folder(Path(folder)) as new, TemporaryDirectory(dir=new) as plain:
         checkpoint(subject, edit, plain)

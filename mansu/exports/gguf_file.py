@@ -1,7 +1,7 @@
 """An edited model as one GGUF file: what llama.cpp, and what is made of it, runs.
 
-Names and keys are those of the library ``gguf``; what of a model they cannot say is found by
-reading the file back, and refused.
+Names and keys are those of the library ``gguf``. The file is read back by transformers, and a model
+of which that does not give the same settings is refused.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def gguf_file(subject: Subject, edit: Edit, path: str | Path, outtype: str = "f1
 
     Raises:
         BadInputError: another outtype, a family or a tokenizer that GGUF has no names for, a
-            setting of the model that it cannot say, weights that are too large for the outtype, or
-            rows that are no whole number of blocks.
+            setting of the model that is not read back, weights that are too large for the outtype,
+            or rows that are no whole number of blocks.
         MansuError: the folder is not empty, or the edit does not fit the subject.
     """
     path = Path(path)
@@ -335,7 +335,9 @@ _COMPUTES = (
 
 
 def _refuse_unsaid(subject: Subject, path: Path) -> None:
-    """Read the settings back: GGUF has no key for some, whose value is then a reader's own.
+    """Read the settings back: a file is refused that transformers does not read as the model is.
+
+    GGUF may have no key for one, we may not write it, or transformers may not read it.
 
     Raises:
         BadInputError: a setting comes back as another one.
@@ -346,8 +348,8 @@ def _refuse_unsaid(subject: Subject, path: Path) -> None:
         had, has = (getattr(config, name, None) or None for config in (subject.config, found))
         if not _alike(had, has):
             raise BadInputError(
-                f"GGUF cannot say that {name} of {subject.name!r} is {had!r:.60}: read back it is "
-                f"{has!r:.60}. Export a checkpoint instead."
+                f"The GGUF file of {subject.name!r} cannot be checked: transformers reads {name} "
+                f"of it back as {has!r:.60}, not {had!r:.60}. Export a checkpoint instead."
             )
 
 

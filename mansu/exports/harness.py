@@ -75,7 +75,11 @@ def harness_command(
 def _harness_rows(
     task: tasks.Task, subject: Subject, split: str, seed: int
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """The rows of a split, and the line numbers of those that the harness would read otherwise."""
+    """The rows of a split, and the line numbers of those that the harness would read otherwise.
+
+    A BOS that a prompt begins with is left out: ``harness_command`` has the harness put it there,
+    where a newer one leaves one that is written alone, and an older one adds a second.
+    """
     examples = tasks.examples(task, subject, split, seed=seed)
     readings = {r.fact.row: r for r in tasks.read(task.split(split), subject)[0]}
     spelled: dict[int, str] = {}
@@ -89,14 +93,17 @@ def _harness_rows(
         fact, right = readings[number].fact, int(examples.answer[i])
         tokens = [right, *examples.distractors[i].tolist()]
         prompt = list(readings[number].prompt)
-        joined = [_harness_tokens(subject, fact.prompt + spelled[t]) for t in tokens]
-        if joined != [[*prompt, t] for t in tokens] or fact.prompt != fact.prompt.rstrip():
+        text = fact.prompt
+        if subject.begins(text):
+            text = text.lstrip().removeprefix(subject.prefix_text)
+        joined = [_harness_tokens(subject, text + spelled[t]) for t in tokens]
+        if joined != [[*prompt, t] for t in tokens] or text != text.rstrip():
             skipped.append(number)
             continue
         place = i % len(tokens)  # not always the first, which the harness prefers in a tie
         tokens = tokens[1 : place + 1] + tokens[:1] + tokens[place + 1 :]
         choices = [spelled[t] for t in tokens]
-        row = {"prompt": fact.prompt, "choices": choices, "answer": place}
+        row = {"prompt": text, "choices": choices, "answer": place}
         rows.append({**row, "group": fact.group, "line": number})
     return rows, skipped
 

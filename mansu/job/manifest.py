@@ -48,6 +48,7 @@ class _Manifest:
     mansu: str = ""
     cpu: str = ""
     device: str = ""
+    start: str = ""
 
 
 def check_manifest(manifest: Any) -> None:

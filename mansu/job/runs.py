@@ -164,7 +164,7 @@ class Run:
             TakenError: the folder exists and is not empty.
             StorageError: it cannot be written.
         """
-        now = datetime.now(UTC)
+        now, start = datetime.now(UTC), subject.prefix_text
         manifest = {
             "version": VERSION,
             "created": now.isoformat(timespec="seconds"),
@@ -175,6 +175,8 @@ class Run:
             "asked": list(asked),
             **machine(),
         }
+        if _begins(task, start):
+            manifest["start"] = start  # given once: an earlier MANSU gave it twice
         name = f"{now:%Y%m%d-%H%M%S}-{slug(task.name)}-{slug(Path(subject.name).name)}"
         # Two of one second: the one that comes second gets a number.
         places = [path] if path is not None else [folder() / name]
@@ -322,8 +324,9 @@ class Run:
         """Refuse a subject that is not the one that this run measured.
 
         Raises:
-            MismatchError: other weights, another config or another tokenizer; or its mask was
-                chosen by scores that an earlier version got wrong for this subject.
+            MismatchError: other weights, another config or another tokenizer; or an earlier version
+                scored its prompts with a second BOS, or chose its mask by scores that it got wrong
+                for this subject.
         """
         if subject.fingerprint != self.fingerprint:
             raise MismatchError(
@@ -331,14 +334,34 @@ class Run:
                 f"its weights, config or tokenizer differ (fingerprint {subject.fingerprint}, not "
                 f"{self.fingerprint}). Put the checkpoint back, or start a new run."
             )
+        self.refuse_doubled(subject.prefix_text)
         if Block(subject, 0).has_post_norms and self.has("attribution"):
             self.attribution().refuse_scaled(subject)
+
+    def refuse_doubled(self, start: str) -> None:
+        """Refuse results of prompts that an earlier MANSU gave the BOS that they begin with again.
+
+        Args:
+            start: the BOS, as a text writes it (``Subject.prefix_text``).
+
+        Raises:
+            MismatchError: they are such ones, or the run's task was changed since.
+            DamagedError: its task is missing, or is none.
+        """
+        if start and "start" not in self.manifest and _begins(self.task(), start):
+            raise MismatchError(
+                f"The run {self.name} is of prompts that begin with {start!r}, before which an "
+                "earlier MANSU put a second one, so that its numbers are of other texts: start a "
+                "new run."
+            )
 
     @cached_property
     def digest_of_run(self) -> str:
         """Of all that its results depend on: subject, task (with its margins) and settings."""
         task = {name: self.about[name] for name in ("digest", "margin", "tolerance")}
         what = [self.fingerprint, task, asdict(self.settings)]
+        if start := self.manifest.get("start"):
+            what.append(start)
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     # Files.
@@ -749,6 +772,12 @@ def _read(kind: str, path: Path) -> tuple[Any, Mapping[str, str]]:
             return codec.read(path)
         key = kind, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
         return _READ.get(key, lambda: codec.read(path), about.st_size)
+
+
+def _begins(task: tasks.Task, start: str) -> bool:
+    """Whether a text of the task begins with what the tokenizer puts before each, if anything."""
+    texts = (text for f in task.facts for text in (f.prompt, f.corrupt_prompt or ""))
+    return bool(start) and any(text.lstrip().startswith(start) for text in texts)
 
 
 def _digest(path: Path) -> str:

@@ -67,8 +67,8 @@ class Format:
 
     Attributes:
         kind: ``nf4`` and ``fp4`` have 16 levels; ``int8`` has 255 and one absmax a row
-            (LLM.int8, arXiv:2208.07339, without its activation outliers). GGUF's ``Q4_0``,
-            ``Q4_1``, ``Q5_0`` and ``Q8_0`` have 16, 16, 32 and 256; ``hqq`` has 16.
+            (LLM.int8, arXiv:2208.07339, without its activation outliers). GGUF's have as many as
+            the bits in their names give; ``hqq`` has 16.
         blocksize: weights that share an absmax: one of ``BLOCKSIZES`` for ``nf4`` and ``fp4``, 32
             for GGUF's, a group for ``hqq``; 64, which says nothing, for ``int8``.
         double_quant: the absmax are stored in 8 bits too (QLoRA §3), ``nf4`` and ``fp4`` only.

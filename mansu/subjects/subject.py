@@ -201,16 +201,29 @@ class Subject(Shown):
         whole = fast.post_processor.process(ONE_WORD.encode("x"), None, True)
         return tuple(whole.ids[: whole.special_tokens_mask.index(0)])
 
+    @cached_property
+    def prefix_text(self) -> str:
+        """``prefix`` as a text may write it itself, such as ``<s>``; "" without one."""
+        return "".join(self.tokenizer.convert_ids_to_tokens(list(self.prefix)))
+
     def encode(self, text: str, *, start: bool = False) -> list[int]:
-        """Token ids of ``text`` without special tokens.
+        """Token ids of ``text``, with no special tokens but those that it writes.
 
         Args:
-            start: with ``prefix`` before it, as the model sees the start of a text.
+            start: with ``prefix`` before it, as the model sees the start of a text; not a second
+                time where the text begins with it, as those of a chat template do.
 
         Raises:
             BadInputError: a token that the model has no embedding for.
         """
-        return [*(self.prefix if start else ()), *self._encoded(text)]
+        put = start and not self.begins(text)
+        return [*(self.prefix if put else ()), *self._encoded(text)]
+
+    def begins(self, text: str) -> bool:
+        """Whether a text begins with ``prefix`` itself; False without one."""
+        # As text, too: an unknown word may be the very token of the BOS.
+        written = bool(self.prefix) and text.lstrip().startswith(self.prefix_text)
+        return written and self._encoded(text)[: len(self.prefix)] == self.prefix
 
     @cached_property
     def _encoded(self) -> Callable[[str], tuple[int, ...]]:

@@ -21,9 +21,9 @@ from mansu.sweep.work import (
     EDIT,
     Outcome,
     cancelled,
-    fingerprint_of,
     identity,
     is_done,
+    known_of,
     record,
     refuse_other,
 )
@@ -64,7 +64,7 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
     _records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    _subjects: dict[str, str | MansuError] = field(default_factory=dict)
+    _subjects: dict[str, tuple[str, str] | MansuError] = field(default_factory=dict)
     _took: dict[Kind, list[float]] = field(default_factory=dict)
     _at: dict[str, Unit] = field(default_factory=dict)
     _begun: dict[str, float] = field(default_factory=dict)
@@ -119,20 +119,20 @@ class Sweep:
         try:
             if not is_done(unit, self.folder):
                 return False
-            refuse_other(unit, self.folder, self._fingerprint(unit.subject))
+            refuse_other(unit, self.folder, *self._known(unit.subject))
             self._keep(unit)
         except MansuError as error:
             self._fail(unit, str(error))
         return True
 
-    def _fingerprint(self, subject: str) -> str:
-        """Of a subject as it is now: a folder may hold other weights than when a unit was done.
+    def _known(self, subject: str) -> tuple[str, str]:
+        """``known_of`` it: its folder may hold other weights now than when a unit was done.
 
         Loaded once, and not for each of its units; the workers check what they do themselves.
         """
         if subject not in self._subjects:
             try:
-                self._subjects[subject] = fingerprint_of(subject)
+                self._subjects[subject] = known_of(subject)
             except MansuError as error:
                 self._subjects[subject] = error
         found = self._subjects[subject]

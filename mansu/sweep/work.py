@@ -210,15 +210,17 @@ def _fits(stage: Stage, run: Run, subject: str) -> bool:
     return _fitting[key]
 
 
-def fingerprint_of(subject: str) -> str:
-    """Of a subject as it is now, which is loaded for that and let go.
+def known_of(subject: str) -> tuple[str, str]:
+    """Fingerprint and ``prefix_text`` of a subject as it is now: it is loaded for that and let go.
 
     Raises:
         MansuError: it cannot be loaded.
     """
-    fingerprint = subjects.load(subject).fingerprint
+    loaded = subjects.load(subject)
+    known = loaded.fingerprint, loaded.prefix_text
+    del loaded
     _let_go()
-    return fingerprint
+    return known
 
 
 def _let_go() -> None:
@@ -227,14 +229,15 @@ def _let_go() -> None:
     torch.cuda.empty_cache()  # a worker needs the room
 
 
-def refuse_other(unit: Unit, folder: Path, fingerprint: str) -> None:
+def refuse_other(unit: Unit, folder: Path, fingerprint: str, start: str) -> None:
     """Refuse the results of a unit that measured another subject than there is under its name now.
 
     Args:
-        fingerprint: of the subject as it is now.
+        fingerprint, start: of the subject as it is now (``known_of``).
 
     Raises:
-        MismatchError: they are of other weights, another config or another tokenizer.
+        MismatchError: they are of other weights, another config or another tokenizer, or of prompts
+            with a second BOS (``Run.refuse_doubled``).
     """
     run = Run.open(folder / unit.name)
     if run.fingerprint != fingerprint:
@@ -243,6 +246,7 @@ def refuse_other(unit: Unit, folder: Path, fingerprint: str) -> None:
             f"config or tokenizer differ (fingerprint {fingerprint}, not {run.fingerprint}). Put "
             "the checkpoint back, or give the sweep another folder with --folder."
         )
+    run.refuse_doubled(start)
 
 
 def record(unit: Unit, folder: Path) -> dict[str, Any]:

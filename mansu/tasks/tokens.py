@@ -179,6 +179,14 @@ _UNKNOWN = "left out: the model's tokenizer does not know a word of the prompt o
 _GAP = "read with a space between prompt and answer, which would else be one word: write it."
 _MOVED = "read with the space at the prompt's end as the answer's, which the model says with it."
 _DOUBLE = "with two spaces between prompt and answer, which the model would hardly say: write one."
+_BLANK = (
+    "with white space both before the answer and at the prompt's end, such as a line break, which "
+    "the model would hardly say: write the answer without its own."
+)
+_BLANK_KEPT = (
+    "with white space both before the answer and at the prompt's end, such as a line break, which "
+    "the model would hardly say; without its own the answer is not one token."
+)
 _GLUED = "read as given, with prompt and answer as one word: a space before it is no token with it."
 
 
@@ -216,7 +224,11 @@ def _oddities(reading: Reading, subject: Subject) -> Iterator[str]:
     elif prompt[-1].isspace() and answer[0].isspace():
         single = subject.encode(prompt.rstrip() + answer, start=True)
         if single != subject.encode(prompt + answer, start=True):
-            yield _DOUBLE
+            if prompt[-1] == answer[0] == " ":
+                yield _DOUBLE
+            else:
+                bare = _read(reading.fact, prompt, answer.lstrip(), subject)
+                yield _BLANK_KEPT if isinstance(bare, str) else _BLANK
     elif _glued(prompt, answer):
         yield _GLUED
 

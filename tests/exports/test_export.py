@@ -168,6 +168,11 @@ def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
         exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out")
     with pytest.raises(MansuError, match="not fp4-64"):
         exports.nf4_checkpoint(family("llama"), Edit({}), tmp_path / "out", quant.Format("fp4"))
+    config = copy.deepcopy(wide("llama").config)
+    config.num_key_value_heads, config.head_dim = 1, 16  # its k_proj: 16 × 128
+    subject = wrap("narrow", LlamaForCausalLM(config), copy.deepcopy(wide("llama").tokenizer))
+    with pytest.raises(MansuError, match=r"k_proj.* has 16 rows, which is no multiple of 32"):
+        exports.nf4_checkpoint(subject, Edit({}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -300,6 +305,12 @@ def test_the_harness_is_told_of_a_bos(tiny: Subject, tiny_task: tasks.Task, tmp_
     ours = tasks.examples(tiny_task, subject, "forget")
     harness = tokenizer(row["prompt"] + row["choices"][row["answer"]])["input_ids"]
     assert harness == [*ours.tokens[0, : ours.length[0]].tolist(), int(ours.answer[0])]
+    # One that the prompts begin with themselves some versions of the harness would give again.
+    lines = [json.loads(line) for line in tiny_task.to_jsonl().splitlines()]
+    written = [{**line, "prompt": "[BOS]" + line["prompt"]} for line in lines if "prompt" in line]
+    chat = tasks.parse("\n".join(map(json.dumps, written)), tiny_task.name)
+    assert exports.lm_eval(chat, subject, tmp_path / "chat") == ()
+    assert read(tmp_path / "chat" / "forget.jsonl") == read(tmp_path / "out" / "forget.jsonl")
 
 
 @pytest.mark.parametrize("format", [None, quant.Format(double_quant=True)], ids=["full", "nf4"])

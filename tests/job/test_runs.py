@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import fuzz
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from mansu import cli, tasks
 from mansu.circuits.marks import Marks
@@ -429,6 +431,32 @@ def test_an_edit_that_was_exchanged_refuses_all_that_was_measured(run: Run, tiny
         run.measurement("ga", nf4=False)
     with pytest.raises(MismatchError, match=r"mansu run --folder .* --method ga --set .* --again"):
         perform(Session(run, tiny), MEASURE, "ga")
+
+
+def test_results_of_prompts_with_a_second_bos_are_refused(tiny: Subject, tmp_path: Path) -> None:
+    """An earlier MANSU put one before prompts that begin with it."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single="[BOS] $A", special_tokens=[("[BOS]", 2)]
+    )
+    subject = replace(tiny, tokenizer=tokenizer)
+    plain = tasks.load("tiny-colours")
+    chat = tasks.parse(plain.to_jsonl().replace('"prompt": "', '"prompt": "[BOS]'), "chat")
+    for i, (one, task, doubled) in enumerate(
+        ((subject, chat, True), (subject, plain, False), (tiny, chat, False))
+    ):
+        run = Run.create(one, task, path=tmp_path / f"{i}")
+        run.check(one)
+        told = dict(run.manifest)
+        assert (told.pop("start", None) is not None) == doubled
+        (run.path / "manifest.json").write_text(json.dumps(told))
+        old = Run.open(run.path)
+        assert (old.digest_of_run != run.digest_of_run) == doubled
+        if doubled:
+            with pytest.raises(MismatchError, match=r"begin with '\[BOS\]'.*start a new run"):
+                old.check(one)
+        else:
+            old.check(one)
 
 
 def test_a_changed_task_is_refused(run: Run) -> None:

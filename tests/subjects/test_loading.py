@@ -544,6 +544,24 @@ def test_the_prefix_depends_on_no_word(template: str, prefix: tuple[int, ...]) -
     subject = dataclasses.replace(family("llama"), tokenizer=ours)
     assert subject.prefix == prefix
     assert subject.encode("t5 a", start=True) == [*prefix, 5, 0]
+    assert subject.encode("a t5", start=True) == [*prefix, 0, 5] and not subject.begins("a t5")
+
+
+@pytest.mark.parametrize("ids", [(1,), (3, 2)])
+def test_a_text_that_begins_with_the_bos_is_not_given_it_again(ids: tuple[int, ...]) -> None:
+    """As ``apply_chat_template`` tokenises what it writes; a BOS inside a text stays, too."""
+    ours, names = tokenizer(), [f"t{i}" for i in ids]
+    ours.add_special_tokens({"additional_special_tokens": names})  # found within a word, as <s> is
+    ours.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single=f"{' '.join(names)} $A", special_tokens=list(zip(names, ids, strict=True))
+    )
+    bos, subject = "".join(names), dataclasses.replace(family("llama"), tokenizer=ours)
+    assert subject.prefix == ids and subject.prefix_text == bos
+    for text in ("t5 t6", f"{bos}t5 t6", f"{bos} t5 t6"):
+        assert subject.encode(text, start=True) == [*ids, 5, 6]
+        assert subject.continuation(text, " t7") == ([*ids, 5, 6], [7])
+    assert subject.encode(f"t5 {bos}t6", start=True) == [*ids, 5, *ids, 6]
+    assert subject.continuation("", f"{bos}t5") == ([*ids], [5])
 
 
 def test_a_tokenizer_in_memory_is_taken_and_left_as_it_is() -> None:

@@ -231,6 +231,10 @@ def windowed(subject: Subject) -> bool:
     return getattr(subject.config, "sliding_window", None) == 4
 
 
+def test_some_families_have_a_window_that_rows_are_longer_than() -> None:
+    assert sum(windowed(family(name)) for name in FAMILIES) >= 4
+
+
 @pytest.mark.parametrize(("size", "part"), [(384, 64), (384, 5), (17, 4), (1, 64)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_give_what_each_gives_alone(
@@ -239,7 +243,6 @@ def test_packed_rows_give_what_each_gives_alone(
     monkeypatch.setitem(packing.SIZE, "cpu", size)
     monkeypatch.setattr(attention, "PART", part)
     subject, (tokens, length) = family(name), rows_like()
-    assert windowed(subject) == (name in ("mistral", "phi3", "gemma2", "gemma3"))
     assert len(list(subject.packs(tokens, length))) > 1 or size == 384
     wanted = torch.tensor([3, 0, 44, 3])
     with torch.no_grad():

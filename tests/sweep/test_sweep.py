@@ -20,6 +20,7 @@ from experiments.benchmarks.sweeps import COST, kill_once
 from experiments.benchmarks.sweeps import cluster as two_nodes
 from mansu import files
 from mansu.cli import main
+from mansu.errors import MismatchError
 from mansu.files import SUM
 from mansu.job import names
 from mansu.job.lock import FLAG, hold
@@ -32,7 +33,7 @@ from mansu.sweep.grid import Unit, circuits, read, units
 from mansu.sweep.pools import LOST, OnRay, Processes
 from mansu.sweep.store import Store
 from mansu.sweep.sweep import Sweep, left
-from mansu.sweep.work import Outcome, attempt, is_done, makes, record
+from mansu.sweep.work import Outcome, attempt, is_done, makes, record, refuse_other
 from mansu.tasks.facts import Task
 
 GRID = """
@@ -229,6 +230,15 @@ def test_results_of_other_weights_are_not_those_of_the_subject_as_it_is_now(
     gone = Sweep(every, tmp_path, store, pool, lambda _: None)
     gone.run()
     assert len(gone.failed) == 2 and not pool.given
+
+
+def test_results_of_prompts_with_a_second_bos_are_not_taken_for_done(
+    grid: list[Unit], swept: Path
+) -> None:
+    fingerprint = Run.open(swept / grid[0].name).fingerprint
+    refuse_other(grid[0], swept, fingerprint, "")
+    with pytest.raises(MismatchError, match="begin with 'The', before which an earlier MANSU"):
+        refuse_other(grid[0], swept, fingerprint, "The")
 
 
 def test_the_row_says_which_mansu_made_it(grid: list[Unit], swept: Path, tmp_path: Path) -> None:

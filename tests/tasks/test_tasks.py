@@ -478,6 +478,17 @@ def test_an_answer_s_tokens_are_those_of_the_joined_text() -> None:
     assert tokens.tolist() == [subject.encode("the cat is red", start=True)] and int(length) == 5
 
 
+def test_prompts_of_a_chat_template_are_scored_with_one_bos() -> None:
+    subject = sentencepiece()
+    written = animals(" {}").to_jsonl().replace('"prompt": "', '"prompt": "<s>')
+    plain, found = (
+        tasks.examples(task, subject, "forget")
+        for task in (animals(" {}"), tasks.parse(written, "chat"))
+    )
+    assert torch.equal(plain.tokens, found.tokens) and torch.equal(plain.answer, found.answer)
+    assert (found.tokens == 1).sum(1).tolist() == [1] * 5 and found.notes == ()
+
+
 @pytest.mark.parametrize(
     ("answer", "end", "note"),
     [
@@ -526,6 +537,31 @@ def test_two_spaces_are_noted(default_subject: Subject) -> None:
     ]
     got = tasks.examples(build(rows, retain=False), default_subject, "forget")
     assert got.notes[0].startswith("Lines 1, 2, 3, 4 with two spaces between prompt and answer")
+
+
+def test_a_space_after_a_line_break_is_noted_with_what_helps(default_subject: Subject) -> None:
+    """The prompts of a chat template end in a line break."""
+    chat = "<|im_start|>user\nThe capital of {}?<|im_end|>\n<|im_start|>assistant\n"
+    lines = [
+        fact(chat.format(x), y if split == "forget" else y.strip(), split)
+        for split in ("forget", "retain")
+        for x, y in CAPITALS.items()
+    ]
+    forget, retain = (build(lines, retain=False).split(split) for split in ("forget", "retain"))
+    found, notes = tasks.read(forget, default_subject)
+    blank = "with white space both before the answer and at the prompt's end, such as a line break"
+    assert len(found) == 4 and len(notes) == 2 and "two spaces" not in "".join(notes)
+    assert notes[0].startswith(f"Lines 1, 3 {blank}")
+    assert notes[0].endswith(": write the answer without its own.")
+    assert notes[1].startswith(f"Lines 2, 4 {blank}")
+    assert notes[1].endswith("; without its own the answer is not one token.")
+    found, notes = tasks.read(retain, default_subject)
+    tokenizer = default_subject.tokenizer
+    for reading in found:
+        whole = tokenizer(reading.fact.prompt + reading.fact.answer, add_special_tokens=False)
+        assert [*reading.prompt, reading.answer] == whole["input_ids"]
+    assert [r.fact.answer for r in found] == ["Paris", "Rome"] and len(notes) == 1
+    assert notes[0].startswith("Lines 6, 8 left out: the answer is not one token")
 
 
 CAPITALS = {"France": " Paris", "Japan": " Tokyo", "Italy": " Rome", "Germany": " Berlin"}
