@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/reproduce"), help="of the runs")
     parser.add_argument("--subject", choices=SUBJECTS, help="only on this model")
     parser.add_argument("--task", choices=[task for _, task, _ in PLANS], help="only on this task")
-    parser.add_argument("--method", nargs="+", choices=NAMES, help="only these of the methods")
+    parser.add_argument("--method", action="append", choices=NAMES, help="only these methods")
     add_workers(parser)
     options = parser.parse_args(arguments)
     plans = [
