@@ -236,8 +236,10 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-PART = ".part"
-"""The end of the name of what is not whole yet."""
+BEGIN, END = ".mansu-", ".part"
+"""Of the name of a folder for what is not whole yet, between which ``mkdtemp`` puts 8 characters."""
+_PART = re.compile(rf"{re.escape(BEGIN)}[a-z0-9_]{{8}}{re.escape(END)}")
+"""A folder of any other name is somebody's own, and never deleted."""
 STALE = 60
 """Seconds after which such a folder that nobody holds is of a process that was killed."""
 NO = {
@@ -304,10 +306,10 @@ def _part(path: Path) -> Iterator[Path]:
 
     So one that nobody holds is left over from a process that was killed, and is deleted.
     """
-    for left in path.parent.glob(f"*{PART}"):
+    for left in path.parent.glob(f"{BEGIN}*{END}"):
         _sweep(left)
     try:
-        home = Path(tempfile.mkdtemp(dir=path.parent, suffix=PART))
+        home = Path(tempfile.mkdtemp(dir=path.parent, prefix=BEGIN, suffix=END))
     except OSError as error:  # in /proc there is "no such file", of a name that nobody gave
         raise _no(path, error.strerror or str(error)) from error
     held = os.open(home, os.O_RDONLY)
@@ -320,7 +322,9 @@ def _part(path: Path) -> Iterator[Path]:
 
 
 def _sweep(left: Path) -> None:
-    """Delete an unfinished folder of a process that is no more."""
+    """Delete what is an unfinished folder of a process that is no more."""
+    if not _PART.fullmatch(left.name):
+        return
     with suppress(OSError):
         held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -351,8 +355,7 @@ def inside(folder: Path) -> list[Path]:
 def sweep(folder: Path) -> None:
     """Delete what killed processes left unfinished in a folder, at any depth."""
     for left in inside(folder):
-        if left.suffix == PART:
-            _sweep(left)
+        _sweep(left)
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -24,6 +24,7 @@ from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageE
 from mansu.files import (
     answered,
     confined,
+    discard,
     inside,
     load_values,
     measured_on,
@@ -165,13 +166,29 @@ def test_what_a_killed_process_left_is_swept_and_what_is_at_work_is_not(tmp_path
         job.wait()
     sweep(tmp_path)
     assert not left.exists()
-    young = tmp_path / "young.part"
+    young = tmp_path / ".mansu-abcdefgh.part"
     young.mkdir()
     sweep(tmp_path)
     assert young.exists()  # its maker may be about to lock it
     os.utime(young, (time.time() - 3600, time.time() - 3600))
     write_json(tmp_path / "b.json", 1)  # whoever writes beside it sweeps, too
     assert not young.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.part", "tmpabcdefgh.part", ".mansu-mine.part", ".mansu-abcdefgh.partial"]
+)
+def test_a_folder_of_somebody_s_own_is_never_swept(name: str, tmp_path: Path) -> None:
+    own = tmp_path / name / "chapter"
+    own.mkdir(parents=True)
+    os.utime(own.parent, (0, 0))
+    sweep(tmp_path)
+    write_json(tmp_path / "a.json", 1)
+    refuse_unwritable(tmp_path / "b.json")
+    with new_folder(tmp_path / "new"):
+        pass
+    discard(tmp_path / "new")
+    assert own.exists()
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors", "folder", "tokenizer"])
