@@ -471,18 +471,27 @@ def _not_finite(value: Any, place: str = "") -> str | None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it becomes ``path`` at the end of a block that succeeds.
 
-    After an exception (also one that a signal raises) nothing of it is left.
+    Where ``path`` is a link to an empty folder, it becomes that folder, and the link stays. After
+    an exception (also one that a signal raises) nothing of it is left.
 
     Raises:
-        TakenError: ``path`` is there and is not an empty folder, at the start or at the end.
+        TakenError: ``path`` is there and is not an empty folder, at the start or at the end; or it
+            is one that nothing can take the place of (a mounted disk, the working folder).
         StorageError: it cannot be written.
     """
     taken = TakenError(f"{path} is there already and is not an empty folder: give a new one.")
     with writing(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise taken
-        _make_parent(path)
-        with _part(path) as home:
+        place = Path(os.path.realpath(path))  # nothing can take the place of a link to a folder
+        if place.exists():
+            if not place.is_dir() or any(place.iterdir()):
+                raise taken
+            if place.is_mount() or place.samefile(os.curdir):  # nor of these
+                raise TakenError(
+                    f"{path} is the root of a disk or the folder that this runs in: give a new "
+                    "folder inside it."
+                )
+        _make_parent(place)
+        with _part(place) as home:
             mode = _mode(home)
             folder = home / "new"  # not home itself, which only its owner may read
             folder.mkdir()
@@ -494,12 +503,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if not each.is_symlink():
                     _settle(each, mode)
             try:
-                folder.replace(path)
+                folder.replace(place)
             except OSError as error:  # somebody else was quicker
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise taken from error
                 raise
-            _settle(path.parent, mode)
+            _settle(place.parent, mode)
 
 
 LONGEST_NAME = 80

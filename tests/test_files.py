@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from mansu import subjects
-from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError
+from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError, TakenError
 from mansu.files import (
     answered,
     confined,
@@ -124,6 +124,24 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
     for path in (tmp_path, tmp_path / "mine"):
         with pytest.raises(BadInputError, match="is not an empty folder"), new_folder(path):
             pass
+
+
+def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with new_folder(tmp_path / "link") as new:
+        (new / "mine").write_text("1")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "mine").read_text() == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def test_the_working_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), tmp_path):
+        with pytest.raises(TakenError, match="the folder that this runs in"), new_folder(path):
+            raise AssertionError("work was begun")
 
 
 def test_a_folder_that_appears_meanwhile_is_not_written_over(tmp_path: Path) -> None:
