@@ -314,8 +314,8 @@ def _cells(text: str) -> Iterator[tuple[int, Row]]:
     reader = DictReader(StringIO(text, newline=""), delimiter=between, strict=True)
     read = 0
     try:
-        names = list(reader.fieldnames or ())  # reads the first line
-        read = reader.line_num
+        names = [name.strip() for name in reader.fieldnames or ()]  # reads the first line
+        reader.fieldnames, read = names, reader.line_num
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
             yield read, partial(_twice, twice)
@@ -341,7 +341,7 @@ def _record(row: Mapping[Any, Any], where: str) -> Mapping[str, Any]:
             f"{where} has more cells than the first line has names: put quotes around a cell that "
             "holds a comma."
         )
-    found: dict[str, Any] = {str(name).strip(): cell for name, cell in row.items() if cell}
+    found: dict[str, Any] = {name: cell for name, cell in row.items() if cell}
     if "distractors" in found:
         found["distractors"] = found["distractors"].split("|")
     return found

@@ -233,8 +233,9 @@ def test_a_bad_record_of_a_csv_is_named(record: str, where: str, why: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_a_column_of_a_csv_that_is_there_twice_is_named() -> None:
-    text = "prompt,answer,split,answer\np, a,forget, b\n"
+@pytest.mark.parametrize("again", ["answer", "answer ", " answer"])
+def test_a_column_of_a_csv_that_is_there_twice_is_named(again: str) -> None:
+    text = f"prompt,answer,split,{again}\np, a,forget, b\n"
     with pytest.raises(BadInputError, match="Line 1 of the task has the column 'answer' twice"):
         tasks.parse(text, "mine", csv=True)
 
