@@ -237,7 +237,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 BEGIN, END = ".mansu-", ".part"
-"""Of the name of a folder for what is not whole yet, between which ``mkdtemp`` puts 8 characters."""
+"""Of the name of a folder for what is not whole yet; ``mkdtemp`` puts 8 characters between."""
 _PART = re.compile(rf"{re.escape(BEGIN)}[a-z0-9_]{{8}}{re.escape(END)}")
 """A folder of any other name is somebody's own, and never deleted."""
 STALE = 60
@@ -365,11 +365,15 @@ def refuse_unwritable(path: Path) -> None:
         StorageError: no file can be written there.
     """
     with writing(path):
-        if path.is_dir():
-            raise _no(path, "a folder stands where the file should be")
+        _refuse_folder(path)
         _make_parent(path)
         with _part(path) as home:
             (home / path.name).touch()
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise _no(path, "a folder stands where the file should be")
 
 
 def _settle(path: Path, mode: int) -> None:
@@ -416,12 +420,44 @@ def replacing(path: Path) -> Iterator[Path]:
             _settle(path.parent, mode)
 
 
+@contextmanager
+def replacing_both(path: Path, about: Path) -> Iterator[tuple[Path, Path]]:
+    """``replacing`` of a file, and of another beside it that tells about it.
+
+    Both are on the disk before either takes its place. The old ``about`` goes before the new
+    ``path`` comes: of a job that is killed, no file has beside it what tells about another.
+
+    Raises:
+        StorageError: one cannot be written; both are what they were.
+    """
+    with writing(path):
+        for each in (path, about):
+            _refuse_folder(each)
+        _make_parent(path)
+        with _part(about) as home:
+            mode, beside = _mode(home), home / about.name
+            with replacing(path) as temporary:
+                yield temporary, beside
+                for each in (temporary, beside):
+                    _settle(each, mode)
+                about.unlink(missing_ok=True)
+            beside.replace(about)
+            _settle(path.parent, mode)
+
+
 _NUMBERS = re.compile(r'\[\n[^\[\]{}"]*\]')  # no break of a line is inside a string
 """A list of numbers over many lines, which are written as one."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all.
+    """Write JSON, whole or not at all; raises as ``json_bytes`` does."""
+    data = json_bytes(path, value)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def json_bytes(path: Path, value: Any) -> bytes:
+    """What ``write_json`` writes to a path.
 
     Raises:
         BadInputError: a number that is NaN or infinite, which JSON does not have; it is named. A
@@ -430,15 +466,13 @@ def write_json(path: Path, value: Any) -> None:
     content = _json_of(path, value, indent=1, ensure_ascii=False)
     content = _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", content)
     try:
-        data = content.encode("utf-8")
+        return content.encode("utf-8")
     except UnicodeEncodeError as error:
         odd = content[error.start]
         raise BadInputError(
             f"The text for {path.name} has the character {odd!r}, which is part of no text: take "
             "it out."
         ) from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def _json_of(path: Path, value: Any, **options: Any) -> str:

@@ -32,6 +32,7 @@ from mansu.files import (
     read_json,
     refuse_unwritable,
     replacing,
+    replacing_both,
     save_values,
     slug,
     sweep,
@@ -229,6 +230,30 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(kind: str, tmp_path: Path
                 save_values(new / "a.safetensors", tensors, {})
     assert "\n" not in str(told.value)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("large", [0, 1])
+def test_of_two_files_that_belong_together_both_are_written_or_neither(
+    large: int, tmp_path: Path
+) -> None:
+    path, about = tmp_path / "a.html", tmp_path / "a.json"
+    path.write_text("old")
+    about.write_text("of the old")
+    before = {p: p.read_bytes() for p in (path, about)}
+    with limited(50_000), pytest.raises(StorageError), replacing_both(path, about) as both:
+        for each in both:
+            each.write_text("x" * (100_000 if each == both[large] else 10))
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    about.unlink()
+    about.mkdir()
+    with pytest.raises(StorageError, match=r"a\.json was not written"), replacing_both(path, about):
+        raise AssertionError("work was begun")
+    about.rmdir()
+    with replacing_both(path, about) as both:
+        for each in both:
+            each.write_text("new")
+    assert sorted(tmp_path.iterdir()) == [path, about]
+    assert path.read_text() == about.read_text() == "new"
 
 
 PLACES = "x" * 300, "file/inside", "null\0byte", "/proc/found", "/proc/new/found"

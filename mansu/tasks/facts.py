@@ -28,7 +28,7 @@ from typing import Any
 from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
-from mansu.files import read_json, replacing, write_json
+from mansu.files import json_bytes, read_json, replacing_both
 from mansu.memory import Memory
 from mansu.show.table import Shown, Table
 
@@ -149,19 +149,20 @@ class Task(Shown):
     def save(self, path: str | Path) -> None:
         """Write the facts to a ``.jsonl`` file, and beside it a ``.json`` with ``about``.
 
-        ``load`` reads both back, as it does for a task that ships with MANSU. The old ``.json``
-        goes before the new facts come: no facts have what was said of others beside them.
+        Both or neither. ``load`` reads them back, as it does a task that ships with MANSU. The old
+        ``.json`` goes before the new facts come: no facts have what was said of others beside them.
 
         Raises:
-            MansuError: the path does not end in .jsonl.
+            MansuError: the path does not end in .jsonl. StorageError: one cannot be written.
         """
         path = Path(path)
         if path.suffix != ".jsonl":
             raise BadInputError(f"A task file must end in .jsonl: {path} does not.")
-        with replacing(path) as temporary:
-            temporary.write_text(self.to_jsonl(), encoding="utf-8")
-            path.with_suffix(".json").unlink(missing_ok=True)
-        write_json(path.with_suffix(".json"), self.about)
+        beside = path.with_suffix(".json")
+        data = json_bytes(beside, self.about)
+        with replacing_both(path, beside) as (new, new_beside):
+            new.write_text(self.to_jsonl(), encoding="utf-8")
+            new_beside.write_bytes(data)
 
     @classmethod
     def load(cls, path: str | Path) -> Task:
