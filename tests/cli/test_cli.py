@@ -226,6 +226,10 @@ def test_controls_and_ablations_run_like_any_method(
         (["run", *TINY, "--set", f"rate={'[' * 100_000}"], "is no number"),
         (["run", *TINY, "--set", f"rate={'1' * 5000}"], "give a number"),
         (["circuit", "nowhere"], "is not a run folder"),
+        (["run", "--subject", "tiny", "--task", ""], "empty text after --task"),
+        (["run", "--task=tiny-colours", "--subject="], "empty text after --subject"),
+        (["run", *TINY, "--name", ""], "empty text after --name"),
+        (["circuit", ""], "empty text after circuit"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
