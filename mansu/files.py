@@ -236,8 +236,10 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
-PART = ".part"
-"""The end of the name of what is not whole yet."""
+BEGIN, END = ".mansu-", ".part"
+"""Of the name of a folder for what is not whole yet; ``mkdtemp`` puts 8 characters between."""
+_PART = re.compile(rf"{re.escape(BEGIN)}[a-z0-9_]{{8}}{re.escape(END)}")
+"""A folder of any other name is somebody's own, and never deleted."""
 STALE = 60
 """Seconds after which such a folder that nobody holds is of a process that was killed."""
 NO = {
@@ -304,10 +306,10 @@ def _part(path: Path) -> Iterator[Path]:
 
     So one that nobody holds is left over from a process that was killed, and is deleted.
     """
-    for left in path.parent.glob(f"*{PART}"):
+    for left in path.parent.glob(f"{BEGIN}*{END}"):
         _sweep(left)
     try:
-        home = Path(tempfile.mkdtemp(dir=path.parent, suffix=PART))
+        home = Path(tempfile.mkdtemp(dir=path.parent, prefix=BEGIN, suffix=END))
     except OSError as error:  # in /proc there is "no such file", of a name that nobody gave
         raise _no(path, error.strerror or str(error)) from error
     held = os.open(home, os.O_RDONLY)
@@ -320,7 +322,9 @@ def _part(path: Path) -> Iterator[Path]:
 
 
 def _sweep(left: Path) -> None:
-    """Delete an unfinished folder of a process that is no more."""
+    """Delete what is an unfinished folder of a process that is no more."""
+    if not _PART.fullmatch(left.name):
+        return
     with suppress(OSError):
         held = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
@@ -351,8 +355,7 @@ def inside(folder: Path) -> list[Path]:
 def sweep(folder: Path) -> None:
     """Delete what killed processes left unfinished in a folder, at any depth."""
     for left in inside(folder):
-        if left.suffix == PART:
-            _sweep(left)
+        _sweep(left)
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -362,11 +365,15 @@ def refuse_unwritable(path: Path) -> None:
         StorageError: no file can be written there.
     """
     with writing(path):
-        if path.is_dir():
-            raise _no(path, "a folder stands where the file should be")
+        _refuse_folder(path)
         _make_parent(path)
         with _part(path) as home:
             (home / path.name).touch()
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise _no(path, "a folder stands where the file should be")
 
 
 def _settle(path: Path, mode: int) -> None:
@@ -413,12 +420,44 @@ def replacing(path: Path) -> Iterator[Path]:
             _settle(path.parent, mode)
 
 
+@contextmanager
+def replacing_both(path: Path, about: Path) -> Iterator[tuple[Path, Path]]:
+    """``replacing`` of a file, and of another beside it that tells about it.
+
+    Both are on the disk before either takes its place. The old ``about`` goes before the new
+    ``path`` comes: of a job that is killed, no file has beside it what tells about another.
+
+    Raises:
+        StorageError: one cannot be written; both are what they were.
+    """
+    with writing(path):
+        for each in (path, about):
+            _refuse_folder(each)
+        _make_parent(path)
+        with _part(about) as home:
+            mode, beside = _mode(home), home / about.name
+            with replacing(path) as temporary:
+                yield temporary, beside
+                for each in (temporary, beside):
+                    _settle(each, mode)
+                about.unlink(missing_ok=True)
+            beside.replace(about)
+            _settle(path.parent, mode)
+
+
 _NUMBERS = re.compile(r'\[\n[^\[\]{}"]*\]')  # no break of a line is inside a string
 """A list of numbers over many lines, which are written as one."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all.
+    """Write JSON, whole or not at all; raises as ``json_bytes`` does."""
+    data = json_bytes(path, value)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def json_bytes(path: Path, value: Any) -> bytes:
+    """What ``write_json`` writes to a path.
 
     Raises:
         BadInputError: a number that is NaN or infinite, which JSON does not have; it is named. A
@@ -427,15 +466,13 @@ def write_json(path: Path, value: Any) -> None:
     content = _json_of(path, value, indent=1, ensure_ascii=False)
     content = _NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", content)
     try:
-        data = content.encode("utf-8")
+        return content.encode("utf-8")
     except UnicodeEncodeError as error:
         odd = content[error.start]
         raise BadInputError(
             f"The text for {path.name} has the character {odd!r}, which is part of no text: take "
             "it out."
         ) from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
 
 
 def _json_of(path: Path, value: Any, **options: Any) -> str:
@@ -468,18 +505,27 @@ def _not_finite(value: Any, place: str = "") -> str | None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it becomes ``path`` at the end of a block that succeeds.
 
-    After an exception (also one that a signal raises) nothing of it is left.
+    Where ``path`` is a link to an empty folder, it becomes that folder, and the link stays. After
+    an exception (also one that a signal raises) nothing of it is left.
 
     Raises:
-        TakenError: ``path`` is there and is not an empty folder, at the start or at the end.
+        TakenError: ``path`` is there and is not an empty folder, at the start or at the end; or it
+            is one that nothing can take the place of (a mounted disk, the working folder).
         StorageError: it cannot be written.
     """
     taken = TakenError(f"{path} is there already and is not an empty folder: give a new one.")
     with writing(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise taken
-        _make_parent(path)
-        with _part(path) as home:
+        place = Path(os.path.realpath(path))  # nothing can take the place of a link to a folder
+        if place.exists():
+            if not place.is_dir() or any(place.iterdir()):
+                raise taken
+            if place.is_mount() or place.samefile(os.curdir):  # nor of these
+                raise TakenError(
+                    f"{path} is the root of a disk or the folder that this runs in: give a new "
+                    "folder inside it."
+                )
+        _make_parent(place)
+        with _part(place) as home:
             mode = _mode(home)
             folder = home / "new"  # not home itself, which only its owner may read
             folder.mkdir()
@@ -491,12 +537,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if not each.is_symlink():
                     _settle(each, mode)
             try:
-                folder.replace(path)
+                folder.replace(place)
             except OSError as error:  # somebody else was quicker
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise taken from error
                 raise
-            _settle(path.parent, mode)
+            _settle(place.parent, mode)
 
 
 LONGEST_NAME = 80

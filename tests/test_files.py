@@ -20,10 +20,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from mansu import subjects
-from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError
+from mansu.errors import BadInputError, DamagedError, NotMeasuredError, StorageError, TakenError
 from mansu.files import (
     answered,
     confined,
+    discard,
     inside,
     load_values,
     measured_on,
@@ -31,6 +32,7 @@ from mansu.files import (
     read_json,
     refuse_unwritable,
     replacing,
+    replacing_both,
     save_values,
     slug,
     sweep,
@@ -125,6 +127,24 @@ def test_a_folder_with_something_in_it_is_not_written_over(tmp_path: Path) -> No
             pass
 
 
+def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with new_folder(tmp_path / "link") as new:
+        (new / "mine").write_text("1")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "mine").read_text() == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+
+
+def test_the_working_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path(), tmp_path):
+        with pytest.raises(TakenError, match="the folder that this runs in"), new_folder(path):
+            raise AssertionError("work was begun")
+
+
 def test_a_folder_that_appears_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     path = tmp_path / "new"
     with pytest.raises(BadInputError, match="is not an empty folder"), new_folder(path) as new:
@@ -165,13 +185,29 @@ def test_what_a_killed_process_left_is_swept_and_what_is_at_work_is_not(tmp_path
         job.wait()
     sweep(tmp_path)
     assert not left.exists()
-    young = tmp_path / "young.part"
+    young = tmp_path / ".mansu-abcdefgh.part"
     young.mkdir()
     sweep(tmp_path)
     assert young.exists()  # its maker may be about to lock it
     os.utime(young, (time.time() - 3600, time.time() - 3600))
     write_json(tmp_path / "b.json", 1)  # whoever writes beside it sweeps, too
     assert not young.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.part", "tmpabcdefgh.part", ".mansu-mine.part", ".mansu-abcdefgh.partial"]
+)
+def test_a_folder_of_somebody_s_own_is_never_swept(name: str, tmp_path: Path) -> None:
+    own = tmp_path / name / "chapter"
+    own.mkdir(parents=True)
+    os.utime(own.parent, (0, 0))
+    sweep(tmp_path)
+    write_json(tmp_path / "a.json", 1)
+    refuse_unwritable(tmp_path / "b.json")
+    with new_folder(tmp_path / "new"):
+        pass
+    discard(tmp_path / "new")
+    assert own.exists()
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors", "folder", "tokenizer"])
@@ -194,6 +230,30 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(kind: str, tmp_path: Path
                 save_values(new / "a.safetensors", tensors, {})
     assert "\n" not in str(told.value)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("large", [0, 1])
+def test_of_two_files_that_belong_together_both_are_written_or_neither(
+    large: int, tmp_path: Path
+) -> None:
+    path, about = tmp_path / "a.html", tmp_path / "a.json"
+    path.write_text("old")
+    about.write_text("of the old")
+    before = {p: p.read_bytes() for p in (path, about)}
+    with limited(50_000), pytest.raises(StorageError), replacing_both(path, about) as both:
+        for each in both:
+            each.write_text("x" * (100_000 if each == both[large] else 10))
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    about.unlink()
+    about.mkdir()
+    with pytest.raises(StorageError, match=r"a\.json was not written"), replacing_both(path, about):
+        raise AssertionError("work was begun")
+    about.rmdir()
+    with replacing_both(path, about) as both:
+        for each in both:
+            each.write_text("new")
+    assert sorted(tmp_path.iterdir()) == [path, about]
+    assert path.read_text() == about.read_text() == "new"
 
 
 PLACES = "x" * 300, "file/inside", "null\0byte", "/proc/found", "/proc/new/found"

@@ -26,12 +26,14 @@ def bundle(options: argparse.Namespace) -> None:
     if answered(options.what.is_file):
         if options.method:
             raise BadInputError("--method chooses what goes into a bundle: leave it out here.")
+        if options.to is not None:
+            Run.refuse_in_any(options.to)
         run = exports.unpack(options.what, options.to)
         print(f"run folder: {run.path}")
         return
     run = Run.open(options.what)
     path = with_end(options.to or run.path.parent / run.path.resolve().name, ".zip")
-    run.refuse_inside(path)
+    Run.refuse_in_any(path)
     if answered(path.exists):
         raise TakenError(f"{path} is there already: give another --to, or delete it.")
     refuse_unwritable(path)

@@ -15,10 +15,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import NoReturn
 
 from mansu import __version__
-from mansu.errors import MansuError
+from mansu.errors import BadInputError, MansuError
 from mansu.interrupts import Cancelled
 from mansu.job.queue import wait_for_turn
 from mansu.room import unwatched
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given).parse_args(given)
     try:
+        _refuse_empty(given)
         if given[0] not in QUICK and SESSION not in sys.modules:  # once it is this process's turn
             with unwatched():
                 importlib.import_module(SESSION)
@@ -89,6 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mansu: cancelled; what was finished is kept.", file=sys.stderr)
         return CANCELLED
     return code or 0
+
+
+def _refuse_empty(given: Sequence[str]) -> None:
+    """Refuse an empty text, which is a variable of the shell that was never set: as a path it would
+    be this folder, and else mostly the default.
+
+    Raises:
+        BadInputError: there is one.
+    """
+    for before, word in pairwise(given):
+        option, equals, value = word.partition("=")
+        if not word or (option.startswith("--") and equals and not value):
+            raise BadInputError(
+                f"There is an empty text after {option or before}: give one that is not, or leave "
+                "it out."
+            )
 
 
 def script() -> NoReturn:

@@ -116,6 +116,19 @@ def count(text: str) -> int:
     return value
 
 
+def refuse_place(path: Path) -> None:
+    """Refuse a place for a file that a command is asked to write, before its work.
+
+    Raises:
+        BadInputError: it is in a run folder. StorageError: no file can be written there.
+    """
+    from mansu.files import refuse_unwritable
+    from mansu.job.runs import Run
+
+    Run.refuse_in_any(path)
+    refuse_unwritable(path)
+
+
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The run's settings that were given, checked.
 
@@ -139,7 +152,7 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
 
     Raises:
         MismatchError: what was given differs from what the existing run has.
-        BadInputError: a bad setting, task or subject.
+        BadInputError: a bad setting, task or subject, or a folder in another run's.
     """
     from mansu import subjects, tasks
     from mansu.job.pipeline import check_usable
@@ -151,6 +164,8 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
         run = Run.open(options.folder)
         _refuse_other(run, options, settings)
         return run, None
+    if options.folder is not None:
+        Run.refuse_in_any(options.folder)
     name = options.subject or DEFAULT_SUBJECT
     own = shipped.TABLE[name].task if name in shipped.TABLE else DEFAULT_TASK
     task = tasks.load(options.task or own)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from mansu.cli import common
 from mansu.errors import BadInputError
 from mansu.settings import typed_in
 
@@ -38,7 +39,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def dossier(options: argparse.Namespace) -> None:
-    from mansu.files import refuse_unwritable, with_end
+    from mansu.files import with_end
     from mansu.job.runs import Run
     from mansu.report.dossier import Dossier, differences, review_of, schema
     from mansu.report.dossier import dossier as made
@@ -53,8 +54,8 @@ def dossier(options: argparse.Namespace) -> None:
     changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
     path = options.to and with_end(options.to, ".html")
     if path is not None:
-        run.refuse_inside(path)
-        refuse_unwritable(path)
+        for each in (path, path.with_suffix(".json")):
+            common.refuse_place(each)
     if not options.decision and (options.note or options.name):
         raise BadInputError("A note or a name belongs to a decision: give --decision, too.")
     found = made(run, method, changes)

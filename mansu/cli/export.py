@@ -39,6 +39,8 @@ def export(options: argparse.Namespace) -> None:
 
     run, method, folder = Run.open(options.folder), options.method, options.to
     run.require("edit", method)
+    if folder.resolve().parent != run.exports.resolve():  # the app runs this command, too
+        Run.refuse_in_any(folder)
     formats = options.format or ["hf"]
     notes: list[str] = []
     commands: list[str] = []

@@ -36,7 +36,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def score(options: argparse.Namespace) -> None:
     from mansu import subjects
-    from mansu.files import read_json, refuse_unwritable, slug, write_json
+    from mansu.files import read_json, slug, write_json
     from mansu.job.lock import hold
     from mansu.job.runs import Run, folder
     from mansu.sets import score as sets
@@ -50,8 +50,7 @@ def score(options: argparse.Namespace) -> None:
     if run and not options.output:
         run.refuse_example()
     if options.output:
-        Run.refuse_in_any(options.output)
-        refuse_unwritable(options.output)
+        common.refuse_place(options.output)
     name = run.subject if run else options.subject
     reference = read_json(options.reference) if options.reference else None
     subject = subjects.load(name)

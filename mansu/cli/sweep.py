@@ -66,7 +66,6 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    from mansu.files import refuse_unwritable
     from mansu.job.runs import folder
     from mansu.sweep import store as stores
     from mansu.sweep.board import board
@@ -76,7 +75,7 @@ def sweep(options: argparse.Namespace) -> None:
     if options.parquet is not None:
         stores.pyarrow()
     for path in filter(None, (options.csv, options.parquet)):
-        refuse_unwritable(path)
+        common.refuse_place(path)
     signal.signal(signal.SIGTERM, common.cancel)
     work = swept(every, options.folder or folder(), options)
     rows = work.store.rows({unit.id for unit in every})
@@ -98,13 +97,17 @@ def swept(units: Sequence[Unit], folder: Path, options: argparse.Namespace) -> S
         the sweep, ended: some units may have failed (``refuse_failed``).
 
     Raises:
-        MansuError: there is no such cluster, or the store cannot be written.
+        MansuError: there is no such cluster, or the store cannot be written; or one of the two
+            places is in a run folder.
     """
+    from mansu.job.runs import Run
     from mansu.sweep.pools import OnRay, Processes
     from mansu.sweep.store import FILE, Store
     from mansu.sweep.sweep import Sweep
 
     place = folder.resolve()
+    for each in (place, options.store or place):
+        Run.refuse_in_any(each)
     place.mkdir(parents=True, exist_ok=True)
     if options.ray:
         pool = OnRay(str(place), options.ray, options.workers, options.threads)

@@ -19,12 +19,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 def task(options: argparse.Namespace) -> None:
     from mansu import tasks
-    from mansu.files import refuse_unwritable, replacing
+    from mansu.files import replacing
     from mansu.sets import choices
 
     if options.output.suffix != ".jsonl":
         raise BadInputError(f"{options.output} is no .jsonl file: give a name that ends so.")
-    refuse_unwritable(options.output)
+    common.refuse_place(options.output)
     forget, retain = (choices.read(s)[: options.rows] for s in (options.wmdp, options.mmlu))
     made = choices.task(options.output.stem, forget, retain, form=options.form, shots=options.shots)
     with replacing(options.output) as temporary:

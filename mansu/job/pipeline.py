@@ -108,6 +108,8 @@ def perform(
 ) -> None:
     """Do the stages that are not done yet, in order, and save what they make.
 
+    What is lacking for any of them is said before the work of the first.
+
     Args:
         method: the name of the edit that the stages of an edit are about.
 
@@ -115,7 +117,14 @@ def perform(
         NotMeasuredError: something that a stage needs was not made yet.
         MismatchError: something belongs to another edit.
     """
-    run = session.run
+    run, stages = session.run, tuple(stages)
+    coming: set[str] = set()
+    for stage in stages:
+        if (stage.always or not stage.is_there(run, method)) and stage.fits(session):
+            for kind in stage.needs:
+                if kind not in coming and not run.has(kind, method):
+                    run.require(kind, method)
+            coming |= set(stage.makes)
     for stage in stages:
         if stage.is_done(run, method) or not stage.fits(session):
             continue

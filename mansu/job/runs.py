@@ -247,26 +247,18 @@ class Run:
 
     @classmethod
     def refuse_in_any(cls, path: Path) -> None:
-        """``refuse_inside`` of whatever run folder a path leads into.
+        """Refuse a run folder, or a place in one, for what a person asks for: it holds results.
 
         Raises:
-            BadInputError: it leads into one.
+            BadInputError: the path is one, or leads into one.
         """
-        for parent in path.resolve().parents:
-            if cls.is_at(parent):
-                cls(parent, {}).refuse_inside(path)
-
-    def refuse_inside(self, path: Path) -> None:
-        """Refuse a place in this folder for a file that a person asks for: it holds results.
-
-        Raises:
-            BadInputError: the path leads into the run folder.
-        """
-        if path.resolve().is_relative_to(self.path.resolve()):
-            raise BadInputError(
-                f"{path} is in the run folder {self.path}, which holds only what MANSU keeps "
-                "there: give a place outside of it."
-            )
+        place = Path(os.path.realpath(path))
+        for folder in (place, *place.parents):
+            if cls.is_at(folder):
+                raise BadInputError(
+                    f"{path} is in the run folder {folder}, which holds only what MANSU keeps "
+                    "there: give a place outside of it."
+                )
 
     @property
     def subject(self) -> str:
@@ -553,6 +545,11 @@ class Run:
         self.refuse_example()
         discard(confined(self._edit_folder(method), self.path))
 
+    @property
+    def exports(self) -> Path:
+        """Where the app's exports are."""
+        return self.path / "exports"
+
     def export_folder(self, method: str, formats: Sequence[str]) -> Path:
         """Where the app exports an edit to: another edit that has its name by now has another.
 
@@ -560,7 +557,7 @@ class Run:
             NotMeasuredError: there is no such edit.
         """
         parts = [method[:40], *formats, self.digest(method)[:8]]
-        return self.path / "exports" / slug("-".join(parts))
+        return self.exports / slug("-".join(parts))
 
     def kept(self) -> Iterator[tuple[str, str | None, str]]:
         """Every result that is there, as ``read`` takes it: kind, method, part."""

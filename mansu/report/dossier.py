@@ -28,7 +28,7 @@ from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.review import Decision, Review
 from mansu.evidence.verdict import ABOUT, LIMITS, Status, Thresholds, Verdict
-from mansu.files import reading, replacing, write_json
+from mansu.files import json_bytes, reading, replacing_both
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
 from mansu.job.runs import Run
@@ -203,12 +203,12 @@ class Dossier:
             return cls.from_json(Path(path).read_bytes())
 
     def save(self, path: str | Path) -> None:
-        """Write the page, and the JSON beside it under the same name, each whole or not at all.
+        """Write the page, and the JSON beside it under the same name, both or neither.
 
         The old JSON goes before the new page comes: no page has another's beside it.
 
         Raises:
-            BadInputError: the path does not end in .html. StorageError: it cannot be written.
+            BadInputError: the path does not end in .html. StorageError: one cannot be written.
         """
         from mansu.report.page import page
 
@@ -216,10 +216,10 @@ class Dossier:
         if path.suffix.lower() != ".html":
             raise BadInputError(f"A dossier's page must end in .html: {path} does not.")
         beside = path.with_suffix(".json")
-        with replacing(path) as temporary:
-            temporary.write_text(page(self), encoding="utf-8")
-            beside.unlink(missing_ok=True)
-        write_json(beside, self.to_json())
+        data = json_bytes(beside, self.to_json())
+        with replacing_both(path, beside) as (new, new_beside):
+            new.write_text(page(self), encoding="utf-8")
+            new_beside.write_bytes(data)
 
 
 _ADAPTER = TypeAdapter(Dossier)

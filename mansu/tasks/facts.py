@@ -28,7 +28,7 @@ from typing import Any
 from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
-from mansu.files import read_json, replacing, write_json
+from mansu.files import json_bytes, read_json, replacing_both
 from mansu.memory import Memory
 from mansu.show.table import Shown, Table
 
@@ -149,19 +149,20 @@ class Task(Shown):
     def save(self, path: str | Path) -> None:
         """Write the facts to a ``.jsonl`` file, and beside it a ``.json`` with ``about``.
 
-        ``load`` reads both back, as it does for a task that ships with MANSU. The old ``.json``
-        goes before the new facts come: no facts have what was said of others beside them.
+        Both or neither. ``load`` reads them back, as it does a task that ships with MANSU. The old
+        ``.json`` goes before the new facts come: no facts have what was said of others beside them.
 
         Raises:
-            MansuError: the path does not end in .jsonl.
+            MansuError: the path does not end in .jsonl. StorageError: one cannot be written.
         """
         path = Path(path)
         if path.suffix != ".jsonl":
             raise BadInputError(f"A task file must end in .jsonl: {path} does not.")
-        with replacing(path) as temporary:
-            temporary.write_text(self.to_jsonl(), encoding="utf-8")
-            path.with_suffix(".json").unlink(missing_ok=True)
-        write_json(path.with_suffix(".json"), self.about)
+        beside = path.with_suffix(".json")
+        data = json_bytes(beside, self.about)
+        with replacing_both(path, beside) as (new, new_beside):
+            new.write_text(self.to_jsonl(), encoding="utf-8")
+            new_beside.write_bytes(data)
 
     @classmethod
     def load(cls, path: str | Path) -> Task:
@@ -314,8 +315,8 @@ def _cells(text: str) -> Iterator[tuple[int, Row]]:
     reader = DictReader(StringIO(text, newline=""), delimiter=between, strict=True)
     read = 0
     try:
-        names = list(reader.fieldnames or ())  # reads the first line
-        read = reader.line_num
+        names = [name.strip() for name in reader.fieldnames or ()]  # reads the first line
+        reader.fieldnames, read = names, reader.line_num
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
             yield read, partial(_twice, twice)
@@ -341,7 +342,7 @@ def _record(row: Mapping[Any, Any], where: str) -> Mapping[str, Any]:
             f"{where} has more cells than the first line has names: put quotes around a cell that "
             "holds a comma."
         )
-    found: dict[str, Any] = {str(name).strip(): cell for name, cell in row.items() if cell}
+    found: dict[str, Any] = {name: cell for name, cell in row.items() if cell}
     if "distractors" in found:
         found["distractors"] = found["distractors"].split("|")
     return found

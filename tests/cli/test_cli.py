@@ -227,6 +227,10 @@ def test_controls_and_ablations_run_like_any_method(
         (["run", *TINY, "--set", f"rate={'[' * 100_000}"], "is no number"),
         (["run", *TINY, "--set", f"rate={'1' * 5000}"], "give a number"),
         (["circuit", "nowhere"], "is not a run folder"),
+        (["run", "--subject", "tiny", "--task", ""], "empty text after --task"),
+        (["run", "--task=tiny-colours", "--subject="], "empty text after --subject"),
+        (["run", *TINY, "--name", ""], "empty text after --name"),
+        (["circuit", ""], "empty text after circuit"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -490,6 +494,48 @@ def test_a_history_that_is_gone_names_the_command_that_makes_it(
     assert said.endswith("--again")
     assert cli.main([*shlex.split(said)[1:], "--set", "steps=3"]) == 0
     assert copy.history("graddiff")["settings"]["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export RUN --method graddiff --to OTHER/edits/ga",
+        "export RUN --method graddiff --to OTHER/exports/ga",
+        "export RUN --method graddiff --to RUN/edits/ga",
+        "dossier RUN --method graddiff --to OTHER/base.html",
+        "bundle RUN --to OTHER/mine.zip",
+        "bundle GRID --to OTHER/edits/ga",
+        "sweep GRID --csv OTHER/base.json",
+        "sweep GRID --store OTHER/base.json",
+        "sweep GRID --folder OTHER",
+        "task --wmdp none --mmlu none -o OTHER/task.jsonl",
+        "run --subject tiny --task tiny-colours --folder OTHER/edits/ga",
+    ],
+)
+def test_nothing_that_is_asked_for_goes_into_any_run(
+    command: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, grid = tmp_path / "other", tmp_path / "grid.json"
+    other.mkdir()
+    (other / "manifest.json").write_text("{}")
+    (other / "base.json").write_text("precious")
+    grid.write_text('{"subjects": ["tiny"], "tasks": ["tiny-colours"], "methods": {"ga": {}}}')
+    before = sorted(run.path.rglob("*"))
+    names = {"RUN": run.path, "OTHER": other, "GRID": grid}
+    for name, path in names.items():
+        command = command.replace(name, str(path))
+    assert cli.main(command.split()) == 2
+    assert "is in the run folder" in capsys.readouterr().err
+    assert sorted(p.name for p in other.iterdir()) == ["base.json", "manifest.json"]
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_what_the_app_exports_goes_into_its_run(run: Run, tmp_path: Path) -> None:
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    place = copy.export_folder("graddiff", ["lm-eval"])
+    command = ["export", str(copy.path), "--method", "graddiff", "--format", "lm-eval"]
+    assert cli.main([*command, "--to", str(place)]) == 0
+    assert (place / "lm_eval").is_dir()
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/run"])

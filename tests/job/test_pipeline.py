@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,17 @@ def test_what_a_stage_needs_is_named_with_its_command(tiny: Subject, tmp_path: P
         with pytest.raises(NotMeasuredError, match=command):
             perform(session, stages, "ga")
     assert not run.edits()
+
+
+def test_what_a_later_stage_lacks_is_said_before_the_work_of_the_first(
+    session: Session, tmp_path: Path
+) -> None:
+    copy = Run.open(shutil.copytree(session.run.path, tmp_path / "copy"))
+    copy.file("base_nf4").unlink()
+    copy.file("cad", "ga").unlink()
+    with pytest.raises(NotMeasuredError, match="mansu quantize"):
+        perform(Session(copy, session.subject), JUDGE, "ga")
+    assert not copy.has("cad", "ga")
 
 
 def test_other_weights_are_refused_at_any_step(session: Session, tiny: Subject) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from disks import limited
 from made import changed, run_of
 
 from mansu.circuits.diff import diff
 from mansu.cli.commands import parser
-from mansu.errors import BadInputError, DamagedError
+from mansu.errors import BadInputError, DamagedError, StorageError
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.review import Review
 from mansu.evidence.verdict import ABOUT
@@ -91,6 +92,17 @@ def test_it_is_read_as_it_was_written_and_to_its_schema(run: Run, tmp_path: Path
     published = json.loads((ROOT / "docs" / "dossier.schema.json").read_text(encoding="utf-8"))
     assert published == schema()  # else: mansu dossier --schema > docs/dossier.schema.json
     assert (tmp_path / "d.html").read_text(encoding="utf-8") == page(read)
+
+
+def test_page_and_json_are_both_written_or_neither(run: Run, tmp_path: Path) -> None:
+    made, place = dossier(run, "mansu"), tmp_path / "there" / "d.html"
+    made.save(place)
+    before = {p: p.read_bytes() for p in place.parent.iterdir()}
+    sizes = {p.suffix: len(data) for p, data in before.items()}
+    assert sizes[".html"] < sizes[".json"]
+    with limited(sizes[".json"] - 1), pytest.raises(StorageError):
+        made.save(place)
+    assert {p: p.read_bytes() for p in place.parent.iterdir()} == before
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(run: Run) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from disks import limited
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers
@@ -20,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mansu import tasks
-from mansu.errors import BadInputError, MansuError
+from mansu.errors import BadInputError, MansuError, StorageError
 from mansu.evidence.cad import Signals
 from mansu.evidence.relearning import halves
 from mansu.measure.scores import measure
@@ -233,10 +234,20 @@ def test_a_bad_record_of_a_csv_is_named(record: str, where: str, why: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_a_column_of_a_csv_that_is_there_twice_is_named() -> None:
-    text = "prompt,answer,split,answer\np, a,forget, b\n"
+@pytest.mark.parametrize("again", ["answer", "answer ", " answer"])
+def test_a_column_of_a_csv_that_is_there_twice_is_named(again: str) -> None:
+    text = f"prompt,answer,split,{again}\np, a,forget, b\n"
     with pytest.raises(BadInputError, match="Line 1 of the task has the column 'answer' twice"):
         tasks.parse(text, "mine", csv=True)
+
+
+def test_facts_and_what_is_said_of_them_are_both_written_or_neither(tmp_path: Path) -> None:
+    task = tasks.load("tiny-colours")
+    task.save(tmp_path / "mine.jsonl")
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with limited(50_000), pytest.raises(StorageError):
+        replace(task.sample(2), description="x" * 100_000).save(tmp_path / "mine.jsonl")
+    assert len(before) == 2 and {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_a_csv_file_is_a_task(tmp_path: Path) -> None:
