@@ -44,7 +44,7 @@ PLANS = (
     (GEMMA, "gemma-symbols", ("mansu",)),
 )
 """Subject, task, methods: MANSU everywhere; on the task that a subject starts with, and on the one
-that nothing was tuned on, also the baselines that leave the fewest rephrasings (docs/results.md)."""
+that nothing was tuned on, also what baselines leave the fewest rephrasings (docs/results.md)."""
 
 HEAD = """# Three seeds
 
@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.subject in (None, subject) and options.task in (None, task)
         if (asked := [m for m in methods if m in (options.method or methods)])
     ]
-    if not plans:
-        parser.error("nothing of that is planned: PLANS in experiments/seeds.py says what is")
+    if not plans or {*(options.method or ())} - {m for *_, asked in plans for m in asked}:
+        parser.error("not all of that is planned: PLANS in experiments/seeds.py says what is")
     try:
         print(HEAD)
         for subject, task, methods in plans:

@@ -500,8 +500,7 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         status.append(check.status)
         if not at_most(margin, had):
             beyond.append(f"{percent(before.accuracy)} of {title}")
-            # Of complete forgetting, too: to fail here says nothing of the edit.
-            status[-1] = "unknown" if check.status == "failed" else check.status
+            status[-1] = "unknown"  # after complete forgetting, too: it says nothing of the edit
         spread = float(after.spread.mean())
         details[split] = {"before": before.accuracy, "after": after.accuracy, "spread": spread}
         told.append(
@@ -520,7 +519,10 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         )
     if below < CHANCE - (1 - thresholds.margin - CHANCE):
         text += " Below chance the answer is avoided, which is no ignorance of it."
-    if beyond:
+    if thresholds.margin > 1 - CHANCE:
+        most = numbers.amount(1 - CHANCE, "share").lstrip("+")
+        text += f" Accuracy can fall towards chance by {most} at most: lower the margin."
+    elif beyond:
         text += (
             f" The unedited model is right on only {' and '.join(beyond)}: from there to chance is "
             "less than the fall that is asked for, which no edit can reach. Lower the margin, or "

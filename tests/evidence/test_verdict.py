@@ -341,7 +341,9 @@ def test_a_fall_that_no_edit_can_reach_is_unknown() -> None:
     half = verdict(base=measured(84, rephrased=100, drift=None), edited=measured(84, rephrased=90))
     assert half.forgetting.status == "failed"  # rephrasings could have been forgotten
     near = verdict(base=measured(84, drift=None), edited=measured(27)).forgetting
-    assert near.status == "undecided" and "no edit can reach" in near.evidence
+    assert near.status == "unknown" and "no edit can reach" in near.evidence
+    most = verdict(thresholds=Thresholds(margin=0.8, tolerance=0.05)).forgetting
+    assert most.status == "unknown" and "by 75.0 points at most: lower" in most.evidence
     enough = verdict(base=measured(85, drift=None), edited=measured(80)).forgetting
     assert enough.status == "failed" and "no edit can reach" not in enough.evidence
 

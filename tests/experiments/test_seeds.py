@@ -21,14 +21,17 @@ def test_the_first_seed_is_what_the_reproduction_does(
 
 @pytest.mark.parametrize(
     "what",
-    [("--subject", "tiny", "--task", "antonyms"), ("--task", "gemma-symbols", "--method", "kl")],
+    [
+        ("--subject", "tiny", "--task", "antonyms"),
+        ("--task", "gemma-symbols", "--method", "mansu", "--method", "kl"),
+    ],
 )
 def test_what_is_not_planned_is_refused(
     what: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         seeds.main([*what])
-    assert "nothing of that is planned" in capsys.readouterr().err
+    assert "not all of that is planned" in capsys.readouterr().err
 
 
 def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
