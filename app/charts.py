@@ -155,7 +155,7 @@ def bin_histogram(survival: Survival) -> go.Figure:
         range=[low, high], tickvals=ticks, ticktext=[_power(t) for t in ticks], showticklabels=True
     )
     figure.update_xaxes(title="|update| ÷ bin width (boundary at 1)", row=2, col=1)
-    figure.update_yaxes(title="weights", tickformat="~s", nticks=5)
+    figure.update_yaxes(title="weights", tickformat="~s", nticks=5, rangemode="tozero")
     figure.update_layout(showlegend=False)
     return _finish(figure, 420)
 

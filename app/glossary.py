@@ -88,6 +88,7 @@ TERMS: Mapping[str, str] = {
     "forgotten in 4 bits, is it erased. It is passed only if all four are.",
     "Undecided": "The interval reaches across the threshold: another sample of facts might decide "
     "otherwise.",
+    "Unknown": "Something was not measured, or no edit could pass. The evidence says which.",
     "Vacuous": "Nothing was forgotten, so that nothing could come back: it says nothing.",
     "Run": "A folder with everything measured about one subject and one task.",
     "Example": "A finished run that comes with MANSU. It can be read and copied.",

@@ -257,22 +257,23 @@ HELP: Mapping[str, str] = {
     "neighbours falls by more than the task's tolerance in accuracy (groups too small to tell are "
     f"taken together), nor by more than {Thresholds.nats} nats in its answers' log-probability, "
     "and on the model's own text the next-token distribution drifts by no more than "
-    f"{Thresholds.drift} nats a token (KL). {_INTERVAL}",
+    f"{Thresholds.drift} nats a token (KL), both by default. {_INTERVAL}",
     "gap": "NF4 brings little back, on the forget rows and on rephrasings: against full precision "
     f"accuracy is at most {100 * Thresholds.gap:.0f} points higher in NF4, and the answer's "
     "log-probability among its four choices, counted from chance up, at most "
-    f"{Thresholds.gap_nats} nats. {_INTERVAL}",
+    f"{Thresholds.gap_nats} nats, both by default. {_INTERVAL}",
     "erasure": "CAD is above the noise floor, signal CAD above that of suppressors at the output "
     "and in a middle layer with about the same forget accuracy, and relearning one half of the "
     "facts brings back little more of the other than in the model whose circuit is ablated, which "
     "relearns some of it, too: the answers' probability among their choices, mean over the steps, "
-    f"is at most {100 * Thresholds.relearned:.0f} points higher.",
+    f"is at most {100 * Thresholds.relearned:.0f} points higher, by default.",
     "export": "A Hugging Face checkpoint in full precision, the same in bitsandbytes NF4, one GGUF "
     "file for llama.cpp, and the task's rows for lm-evaluation-harness. A model card with this "
     "verdict lies beside a model.",
     "decided": "Passed: the whole 95 % interval lies on the right side of the threshold; failed: "
     "on the wrong side; undecided: it reaches across, and another sample of facts might decide "
-    "otherwise.",
+    "otherwise; unknown: something was not measured, or no edit could pass; vacuous: nothing was "
+    "forgotten that could come back.",
 }
 
 

@@ -267,7 +267,9 @@ def exporting(sides: Sequence[Side]) -> None:
         if not folder.is_dir():
             busy = jobs.state(owner) == "running"
             label, icon = "Run this command", ":material/play_arrow:"
-            if st.button(label, icon=icon, disabled=busy, key="run export"):
+            if owner.is_example:
+                st.info("An example stays as it is: copy it on Home, and export that.")
+            elif st.button(label, icon=icon, disabled=busy, key="run export"):
                 with state.show_errors():
                     jobs.start(arguments, owner.path)
                     st.rerun()

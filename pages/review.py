@@ -96,6 +96,9 @@ def sign(run: Run, method: str, found: Dossier) -> None:
     st.header("Decision")
     with st.container():  # the box below stays open when something is added here
         decided(found)
+    if run.is_example:
+        st.info("An example stays as it is and cannot be signed: copy it on Home, and sign that.")
+        return
     # What is typed is of this edit alone, and no signature of another person's takes its place.
     key, session = f"sign {run.name}/{method}/{{}}".format, st.session_state
     if key("name") not in session:

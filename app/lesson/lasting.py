@@ -119,9 +119,9 @@ FLOOR = Step(
     key="floor",
     title="The floor",
     question="What does a floor under each move guarantee?",
-    story="**MANSU** moves only the circuit's weights, and has one more rule: a weight moves to "
-    "the middle of another bin, or stays exactly where it is. It was run on this model just "
-    "now. It looked at NF4 and at other ways to store weights.",
+    story="**MANSU** moves only weights in and beside the circuit, and has one more rule: a weight "
+    "moves to the middle of another bin, or stays exactly where it is. It was run on this model "
+    "just now. It looked at NF4 and at other ways to store weights.",
     minutes=1.5,
     ask="If every move ends in the middle of another bin: how many can be lost?",
     notes="Point at the line below the bars: it is the weight that everybody dragged in step 1.",

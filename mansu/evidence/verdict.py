@@ -509,7 +509,6 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         )
     if "forget" not in details:
         return _unknown("forgetting", "Forget accuracy was not measured.")
-    below = min(d["after"] for d in details.values())
     text = f"4-way accuracy in full precision, chance {percent(CHANCE, 0)}: {', '.join(told)}."
     asks = {check.threshold for check in checks}
     if percent(min(asks)) != percent(max(asks)):
@@ -517,16 +516,16 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
             f" Of rephrasings, which the unedited model knew less, the same part of what it knew "
             f"is to go: {numbers.amount(min(asks), 'share').lstrip('+')}."
         )
-    if below < CHANCE - (1 - thresholds.margin - CHANCE):
+    if any(after.interval.below(CHANCE) for _, _, (_, after) in asked(base, edited)):
         text += " Below chance the answer is avoided, which is no ignorance of it."
     if thresholds.margin > 1 - CHANCE:
         most = numbers.amount(1 - CHANCE, "share").lstrip("+")
         text += f" Accuracy can fall towards chance by {most} at most: lower the margin."
     elif beyond:
         text += (
-            f" The unedited model is right on only {' and '.join(beyond)}: from there to chance is "
-            "less than the fall that is asked for, which no edit can reach. Lower the margin, or "
-            "take a task that the model knows."
+            f" The unedited model is right on {' and '.join(beyond)}: from there to chance is less "
+            "than the fall that is asked for, which no edit can reach. Lower the margin, or take a "
+            "task that the model knows better."
         )
     if lacking := _lacking({"before the edit": base, "after the edit": edited}):
         text = f"{lacking} {text}"
@@ -601,11 +600,8 @@ def _retention(
         return _unknown("retention", "The task has no retain or held-out rows.", checks)
     found = Property("retention", _together(checks), tuple(checks), "", details)
     # Accuracy is coarse: what is still the best of four answers may have become far less likely.
-    worst = {
-        unit: min((c for c in checks if c.unit == unit), key=lambda c: c.margin)
-        for unit in ("share", "nats")
-    }
-    text = f"The worst of {len(checks)}: {'; '.join(map(str, worst.values()))}."
+    worst = [worst_of(c for c in checks if c.unit == unit) for unit in ("share", "nats")]
+    text = f"The worst of {len(checks)}: {'; '.join(map(str, worst))}."
     return Property("retention", found.status, found.checks, text, details)
 
 

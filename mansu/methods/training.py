@@ -299,7 +299,7 @@ def trained(
         exact = {n: _in_float32(p) for n, p in parameters.items()}
         optimiser = torch.optim.AdamW(exact.values(), lr=rate, weight_decay=0.0, fused=True)
         history: list[Step] = []
-        stopped = f"all {steps} steps were done"
+        stopped = "the one step was done" if steps == 1 else f"all {steps} steps were done"
         for step, rows in zip(range(1, steps + 1), batches(problem, settings.batch), strict=False):
             with products(subject, in_bfloat16):
                 terms = dict(loss(rows))

@@ -127,7 +127,8 @@ def _verdict(found: Dossier) -> str:
             parts.append(_wide(tables.checks(p)))
     parts.append(
         "<p>✓ passed: the whole 95 % interval lies on the right side of the threshold; ✗ failed: "
-        "on the wrong side; ~ undecided: it reaches across.</p>"
+        "on the wrong side; ~ undecided: it reaches across; unknown: something was not measured, "
+        "or no edit could pass; vacuous: nothing was forgotten that could come back.</p>"
     )
     return "\n".join([*parts, "<h3>Thresholds</h3>", _wide(thresholds_table(found))])
 

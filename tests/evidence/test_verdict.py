@@ -334,7 +334,7 @@ def test_a_fall_that_no_edit_can_reach_is_unknown() -> None:
     little = {"base": measured(40, drift=None), "edited": measured(25)}
     found = verdict(**little).forgetting
     assert found.status == "unknown" and {c.status for c in found.checks} == {"failed"}
-    assert "right on only 40.0\u00a0% of forget rows and 40.0\u00a0% of rephras" in found.evidence
+    assert "right on 40.0\u00a0% of forget rows and 40.0\u00a0% of rephras" in found.evidence
     assert Verdict.from_json(json.loads(json.dumps(verdict(**little).to_json())))
     low = Thresholds(margin=0.05, tolerance=0.05)
     assert verdict(**little, thresholds=low).forgetting.status != "unknown"
@@ -346,6 +346,14 @@ def test_a_fall_that_no_edit_can_reach_is_unknown() -> None:
     assert most.status == "unknown" and "by 75.0 points at most: lower" in most.evidence
     enough = verdict(base=measured(85, drift=None), edited=measured(80)).forgetting
     assert enough.status == "failed" and "no edit can reach" not in enough.evidence
+
+
+def test_avoidance_is_told_where_accuracy_is_decided_to_be_below_chance() -> None:
+    for right, told in ((0, True), (2, True), (23, False), (30, False)):
+        for margin in (0.5, 0.6, 0.75, 0.9):
+            thresholds = Thresholds(margin=margin, tolerance=0.05)
+            found = verdict(edited=measured(right), thresholds=thresholds).forgetting
+            assert ("is avoided" in found.evidence) == told
 
 
 def test_one_fact_lost_of_64_is_not_known_to_be_few() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mansu import cli, methods, tasks
 from mansu.errors import MansuError
+from mansu.evidence.verdict import worst_of
 from mansu.job import examples, library, runs
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged
@@ -150,3 +151,13 @@ def test_what_is_not_finished_or_too_large_is_not_shipped(
     with pytest.raises(MansuError, match="no verdict on mansu"):
         examples.save(copy, "unfinished", "", tmp_path / "shipped")
     assert not (tmp_path / "shipped").exists()
+
+
+def test_the_evidence_of_retention_names_the_check_that_decides() -> None:
+    """A check of few rows may have the smaller margin and be undecided where another fails."""
+    found = judged(Run.open(runs.EXAMPLES / "chemical-symbols"), "mansu", {"nats": 0.05}).retention
+    decides = worst_of(found.checks)
+    assert decides is not None and decides.status == found.status == "failed"
+    assert str(decides) in found.evidence
+    least = min((c for c in found.checks if c.unit == "nats"), key=lambda c: c.margin)
+    assert least.status == "undecided"
