@@ -209,3 +209,12 @@ def test_a_damaged_run_is_said(run: Run) -> None:
     run.file("full", "mansu").write_text("{}")
     app = opened(run="mine", edit="mansu")
     assert "damaged" in app.error[0].value and not app.table
+
+
+def test_an_example_is_not_offered_to_be_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANSU_RUNS", str(tmp_path))
+    app = opened(run="tiny-colours", edit="mansu")
+    assert any("cannot be signed: copy it" in i.value for i in app.info)
+    assert not app.text_input and not app.text_area
