@@ -205,7 +205,8 @@ class Dossier:
     def save(self, path: str | Path) -> None:
         """Write the page, and the JSON beside it under the same name, both or neither.
 
-        The old JSON goes before the new page comes: no page has another's beside it.
+        The old JSON goes before the new page comes: of a single writer, no page has another's
+        beside it, also where it is killed.
 
         Raises:
             BadInputError: the path does not end in .html. StorageError: one cannot be written.
