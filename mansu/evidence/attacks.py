@@ -146,7 +146,7 @@ def _demonstrations(
     known: Sequence[Reading], subject: Subject, asked: Examples, seed: int
 ) -> list[str | None]:
     """For each asked row ``SHOTS`` known facts as text, or None where there are not so many."""
-    texts = [f"{r.fact.prompt}{r.gap}{r.fact.answer}. " for r in known]
+    texts = [f"{subject.without_prefix(r.fact.prompt)}{r.gap}{r.fact.answer}. " for r in known]
     tokens = [set(subject.encode(text)) for text in texts]
     rng = random.Random(seed)
     found: list[str | None] = []
@@ -168,7 +168,8 @@ def _behind(
         zip(prefixes, rows.rows, rows.answer.tolist(), strict=True)
     ):
         r = readings[row]
-        head, tail = subject.continuation(prefix + r.fact.prompt, r.gap + r.fact.answer)
+        prompt = prefix + subject.without_prefix(r.fact.prompt)
+        head, tail = subject.continuation(prompt, r.gap + r.fact.answer)
         if tail == [answer] and subject.fits(len(head)):
             some.append(i)
             prompts.append(head)

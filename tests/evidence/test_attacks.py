@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from mansu import quant, tasks
 from mansu.errors import MansuError
@@ -82,6 +84,22 @@ def test_hints_hold_the_question_and_never_its_answer(
         shots = {tuple(context[a:b]) for a, b in zip([0, *ends], ends, strict=False)}
         assert len(shots) == attacks.SHOTS and shots <= demonstrations
         assert len({shot[-2] for shot in shots}) == attacks.SHOTS
+
+
+def test_behind_another_text_a_prompt_does_not_begin_anew(tiny: Subject, tiny_task: Task) -> None:
+    """Prompts of a chat template write the BOS; as the plain ones, they are asked with one."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single="[BOS] $A", special_tokens=[("[BOS]", 2)]
+    )
+    subject = dataclasses.replace(tiny, tokenizer=tokenizer)
+    written = tiny_task.to_jsonl().replace('"prompt": "', '"prompt": "[BOS]')
+    chat = tasks.parse(written, tiny_task.name, title=tiny_task.title)
+    plain, found = (attacks.material(task, subject) for task in (tiny_task, chat))
+    for kind in ("asked", "hinted", "shown"):
+        expected, rows = getattr(plain, kind), getattr(found, kind)
+        assert len(rows) and torch.equal(rows.tokens, expected.tokens)
+        assert set((rows.tokens == 2).sum(1).tolist()) == {1}
 
 
 def test_each_attack_is_what_it_says(
