@@ -181,7 +181,7 @@ def by_layer(subject: Subject, task: Task, circuit: Circuit) -> Table:
                 f"{after.splits['forget'].accuracy:.1%}",
                 f"{falls[worst]:.2f} ({worst})",
                 measured(signal, "CAD"),
-                f"{mine.curve[-1].accuracy:.1%}",
+                NOTHING if mine.cut_short else f"{mine.curve[-1].accuracy:.1%}",
                 "reference" if name == "circuit ablated" else above,
             )
         )

@@ -254,6 +254,7 @@ NO = {
     errno.EISDIR,
     errno.ELOOP,
     errno.EIO,
+    errno.EBUSY,
     errno.EMFILE,
     errno.ENFILE,
 }
@@ -425,7 +426,8 @@ def replacing_both(path: Path, about: Path) -> Iterator[tuple[Path, Path]]:
     """``replacing`` of a file, and of another beside it that tells about it.
 
     Both are on the disk before either takes its place. The old ``about`` goes before the new
-    ``path`` comes: of a job that is killed, no file has beside it what tells about another.
+    ``path`` comes: of a job that is killed, no file has beside it what tells about another. Two
+    that write at once are not kept apart.
 
     Raises:
         StorageError: one cannot be written; both are what they were.
@@ -434,13 +436,20 @@ def replacing_both(path: Path, about: Path) -> Iterator[tuple[Path, Path]]:
         for each in (path, about):
             _refuse_folder(each)
         _make_parent(path)
-        with _part(about) as home:
-            mode, beside = _mode(home), home / about.name
-            with replacing(path) as temporary:
-                yield temporary, beside
-                for each in (temporary, beside):
-                    _settle(each, mode)
-                about.unlink(missing_ok=True)
+        with _part(path) as home:
+            mode, old = _mode(home), home / "old"
+            new, beside = home / path.name, home / about.name
+            yield new, beside
+            for each in (new, beside):
+                _settle(each, mode)
+            try:
+                with suppress(FileNotFoundError):
+                    about.replace(old)
+                new.replace(path)
+            except BaseException:
+                if old.exists() and new.exists():  # path is the old one still
+                    old.replace(about)
+                raise
             beside.replace(about)
             _settle(path.parent, mode)
 
@@ -514,16 +523,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         StorageError: it cannot be written.
     """
     taken = TakenError(f"{path} is there already and is not an empty folder: give a new one.")
+    fixed = TakenError(
+        f"{path} is the root of a disk or the folder that this runs in: give a new folder inside "
+        "it."
+    )
     with writing(path):
         place = Path(os.path.realpath(path))  # nothing can take the place of a link to a folder
         if place.exists():
             if not place.is_dir() or any(place.iterdir()):
                 raise taken
             if place.is_mount() or place.samefile(os.curdir):  # nor of these
-                raise TakenError(
-                    f"{path} is the root of a disk or the folder that this runs in: give a new "
-                    "folder inside it."
-                )
+                raise fixed
         _make_parent(place)
         with _part(place) as home:
             mode = _mode(home)
@@ -538,9 +548,11 @@ def new_folder(path: Path) -> Iterator[Path]:
                     _settle(each, mode)
             try:
                 folder.replace(place)
-            except OSError as error:  # somebody else was quicker
+            except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise taken from error
+                    raise taken from error  # somebody else was quicker
+                if error.errno == errno.EBUSY:  # a part of a disk is mounted there
+                    raise fixed from error
                 raise
             _settle(place.parent, mode)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,41 @@ def test_of_two_files_that_belong_together_both_are_written_or_neither(
             each.write_text("new")
     assert sorted(tmp_path.iterdir()) == [path, about]
     assert path.read_text() == about.read_text() == "new"
+
+
+@pytest.mark.parametrize("busy", ["a.html", "a.json"])
+def test_of_two_files_one_of_which_cannot_be_replaced_both_stay(
+    busy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, about = tmp_path / "a.html", tmp_path / "a.json"
+    path.write_text("old")
+    about.write_text("of the old")
+    before = {p: p.read_bytes() for p in (path, about)}
+    monkeypatch.setattr(Path, "replace", _unless_mounted(tmp_path / busy))
+    with pytest.raises(StorageError, match="is kept"), replacing_both(path, about) as both:
+        for each in both:
+            each.write_text("new")
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_mounted_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the same disk (a bind mount) looks like any other until something takes its place."""
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr(Path, "replace", _unless_mounted(tmp_path / "mounted"))
+    with pytest.raises(TakenError, match="the root of a disk"), new_folder(tmp_path / "mounted"):
+        pass
+
+
+def _unless_mounted(place: Path) -> Callable[[Path, Path], Path]:
+    """``Path.replace`` where something is mounted at the place."""
+    replace = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if place in (self, target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(self, target)
+
+    return replaced
 
 
 PLACES = "x" * 300, "file/inside", "null\0byte", "/proc/found", "/proc/new/found"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from mansu.errors import BadInputError, TakenError
@@ -32,7 +33,8 @@ def bundle(options: argparse.Namespace) -> None:
         print(f"run folder: {run.path}")
         return
     run = Run.open(options.what)
-    path = with_end(options.to or run.path.parent / run.path.resolve().name, ".zip")
+    # Of the working folder, ".", the parent is itself; a link is packed beside itself.
+    path = with_end(options.to or Path(os.path.abspath(run.path)), ".zip")
     Run.refuse_in_any(path)
     if answered(path.exists):
         raise TakenError(f"{path} is there already: give another --to, or delete it.")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mansu import quant, tasks
-from mansu.evidence.relearning import STEPS, budget, halves, relearn
+from mansu.evidence.relearning import STEPS, budget, ended, halves, relearn
 from mansu.measure.scores import Scores, measure
 from mansu.progress import OnStep, Step, silent
 from mansu.statistics import Interval, change
@@ -69,7 +69,8 @@ class Attacks:
 
     Attributes:
         scores: by attack, in the order of ``ATTACKS``; ``paraphrase`` (the task's own split, all
-            answers), ``hint`` and ``demonstrations`` are absent where there are no rows for them.
+            answers), ``hint`` and ``demonstrations`` are absent where there are no rows for them,
+            and ``relearning`` where it was cut short (``cut_short``).
         curve: scores after 0, 1, … steps of relearning; the last is ``scores["relearning"]``.
         settings: the budget, as JSON values.
     """
@@ -83,12 +84,23 @@ class Attacks:
         return self.scores[attack].interval
 
     def recovered(self, attack: str) -> Interval | None:
-        """Accuracy under an attack minus that without one, paired; None for other questions."""
-        before, after = self.scores["none"], self.scores[attack]
-        if before.rows != after.rows:
+        """Accuracy under an attack minus that without one, paired; None for other questions, and
+        where there is none under it."""
+        before, after = self.scores["none"], self.scores.get(attack)
+        if after is None or before.rows != after.rows:
             return None
         gain = after.correct.astype(float) - before.correct.astype(float)
         return change(gain, after.clusters)
+
+    def cut_short(self, of: str) -> str | None:
+        """Why nothing is known of relearning, a sentence: its loss became infinite before its end.
+
+        Args:
+            of: whose it is, for people.
+        """
+        steps = len(self.curve) - 1
+        asked = self.settings.get("steps", steps)
+        return ended(of, steps, asked) if steps < asked else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,10 +113,15 @@ class Attacks:
     def from_json(cls, value: Mapping[str, Any]) -> Attacks:
         """Read what ``to_json`` made; raises as ``Scores.from_json`` does."""
         scores = {name: Scores.from_json(found) for name, found in value["scores"].items()}
-        if missing := {"none", "relearning"} - scores.keys():
-            raise KeyError(min(missing))
         curve = tuple(Scores.from_json(found) for found in value["curve"])
-        return cls(scores, curve, dict(value["settings"]))
+        found = cls(scores, curve, dict(value["settings"]))
+        if found.cut_short(""):
+            scores.pop("relearning", None)  # an earlier MANSU wrote what the last step had brought
+        elif "relearning" not in scores:
+            raise KeyError("relearning")
+        if "none" not in scores:
+            raise KeyError("none")
+        return found
 
 
 def material(task: Task, subject: Subject, *, seed: int = 0) -> Material:
@@ -129,7 +146,7 @@ def _demonstrations(
     known: Sequence[Reading], subject: Subject, asked: Examples, seed: int
 ) -> list[str | None]:
     """For each asked row ``SHOTS`` known facts as text, or None where there are not so many."""
-    texts = [f"{r.fact.prompt}{r.gap}{r.fact.answer}. " for r in known]
+    texts = [f"{subject.without_prefix(r.fact.prompt)}{r.gap}{r.fact.answer}. " for r in known]
     tokens = [set(subject.encode(text)) for text in texts]
     rng = random.Random(seed)
     found: list[str | None] = []
@@ -151,7 +168,8 @@ def _behind(
         zip(prefixes, rows.rows, rows.answer.tolist(), strict=True)
     ):
         r = readings[row]
-        head, tail = subject.continuation(prefix + r.fact.prompt, r.gap + r.fact.answer)
+        prompt = prefix + subject.without_prefix(r.fact.prompt)
+        head, tail = subject.continuation(prompt, r.gap + r.fact.answer)
         if tail == [answer] and subject.fits(len(head)):
             some.append(i)
             prompts.append(head)
@@ -195,10 +213,12 @@ def attack(
     curve = relearn(
         subject, task, have.known, have.asked, seed=seed, on_step=lambda step: report(step.part)
     )
-    scores["relearning"] = curve[-1]
+    settings = asdict(budget(subject))
+    if len(curve) > settings["steps"]:  # else its loss became infinite
+        scores["relearning"] = curve[-1]
     for name, format in FORMATS.items():
         with quant.quantized(subject, format=format):
             scores[name] = measure(subject, have.asked)
         report(name)
     sizes = {"shots": SHOTS, "known": len(have.known), "asked": len(have.asked)}
-    return Attacks(scores, curve, {**asdict(budget(subject)), **sizes})
+    return Attacks(scores, curve, {**settings, **sizes})

@@ -73,12 +73,7 @@ class Relearned:
     def cut_short(self) -> str | None:
         """Why it cannot be compared, a sentence: fewer steps were done than its budget has."""
         asked = self.settings.get("steps", self.steps)
-        if 0 < self.steps == asked:
-            return None
-        return (
-            f"Relearning of {self.of} ended after {many(self.steps, 'step')} of {asked}, since its "
-            "loss became infinite: what it would have brought back is not known."
-        )
+        return None if 0 < self.steps == asked else ended(self.of, self.steps, asked)
 
     def steps_to(self, accuracy: float) -> int | None:
         """After how many steps it is as accurate; None if never."""
@@ -99,6 +94,14 @@ class Relearned:
         if not curve:
             raise ValueError("its curve is empty")
         return cls(value["of"], value["before"], curve, dict(value["settings"]))
+
+
+def ended(of: str, steps: int, asked: int) -> str:
+    """What is said of relearning that did fewer steps than were asked for."""
+    return (
+        f"Relearning of {of} ended after {many(steps, 'step')} of {asked}, since its loss became "
+        "infinite: what it would have brought back is not known."
+    )
 
 
 def gained(edited: Relearned, reference: Relearned) -> Interval:

@@ -93,9 +93,7 @@ def _harness_rows(
         fact, right = readings[number].fact, int(examples.answer[i])
         tokens = [right, *examples.distractors[i].tolist()]
         prompt = list(readings[number].prompt)
-        text = fact.prompt
-        if subject.begins(text):
-            text = text.lstrip().removeprefix(subject.prefix_text)
+        text = subject.without_prefix(fact.prompt)
         joined = [_harness_tokens(subject, text + spelled[t]) for t in tokens]
         if joined != [[*prompt, t] for t in tokens] or text != text.rstrip():
             skipped.append(number)

@@ -254,7 +254,8 @@ class Run:
         """
         place = Path(os.path.realpath(path))
         for folder in (place, *place.parents):
-            if cls.is_at(folder):
+            # An export has a manifest.json, too, and so has much that is not MANSU's.
+            if cls.is_at(folder) and answered((folder / "task.jsonl").is_file):
                 raise BadInputError(
                     f"{path} is in the run folder {folder}, which holds only what MANSU keeps "
                     "there: give a place outside of it."

@@ -37,7 +37,7 @@ from mansu.report import repeat
 from mansu.report.changes import Changes
 from mansu.report.changes import changes as changes_of
 from mansu.report.flips import FAILING, Flip, counts, flips
-from mansu.report.rows import attacked_rows
+from mansu.report.rows import attacked_rows, under
 from mansu.settings import configure
 from mansu.show import numbers
 from mansu.show.sentences import capitalised
@@ -205,7 +205,8 @@ class Dossier:
     def save(self, path: str | Path) -> None:
         """Write the page, and the JSON beside it under the same name, both or neither.
 
-        The old JSON goes before the new page comes: no page has another's beside it.
+        The old JSON goes before the new page comes: of a single writer, no page has another's
+        beside it, also where it is killed.
 
         Raises:
             BadInputError: the path does not end in .html. StorageError: one cannot be written.
@@ -321,7 +322,7 @@ def _attacks(run: Run, method: str) -> dict[str, list[list[float] | None]] | Non
     both = run.attacks(None), run.attacks(method)
     return {
         attack: [a.accuracy(attack).to_json() if attack in a.scores else None for a in both]
-        for attack in both[1].scores
+        for attack in under(*both)
     }
 
 
@@ -379,7 +380,16 @@ def attacks_table(found: Dossier) -> Table | None:
         (ATTACKS.get(name, name), *(numbers.between(interval(v)) for v in both))
         for name, both in found.attacks.items()
     ]
-    notes = [attacked_rows(found.attacked)]
+    relearned = found.attacks.get("relearning", (None, None))
+    notes = [
+        attacked_rows(found.attacked),
+        *(
+            f"Relearning of {of} ended early, since its loss became infinite: what it would have "
+            "brought back is not known."
+            for of, value in zip(("the unedited model", "this edit"), relearned, strict=True)
+            if value is None
+        ),
+    ]
     return Table(("Accuracy under", "Unedited", "This edit"), rows, notes=notes)
 
 

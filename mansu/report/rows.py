@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mansu.evidence.attacks import Attacks
+from mansu.evidence.attacks import ATTACKS, Attacks
 from mansu.evidence.bounds import Bounds
 from mansu.evidence.by_format import InFormat
 from mansu.evidence.cad import Divergences
@@ -68,10 +68,20 @@ def recovery(base: Attacks, edited: Attacks, name: str, caption: str = "") -> Ta
             _under(edited, attack),
             numbers.measured(edited.recovered(attack), "share"),
         )
-        for attack in edited.scores
+        for attack in under(base, edited)
     ]
     notes = [attacked_rows(len(edited.scores["none"].rows))]
+    notes += _cut_short({"the unedited model": base, "the edited model": edited})
     return Table(("Attack", "Unedited", name, "Recovered"), rows, caption, notes=notes)
+
+
+def under(*models: Attacks) -> list[str]:
+    """The attacks that some model has an accuracy under, in order."""
+    return [attack for attack in ATTACKS if any(attack in found.scores for found in models)]
+
+
+def _cut_short(models: Mapping[str, Attacks]) -> list[str]:
+    return [cut for of, found in models.items() if (cut := found.cut_short(of))]
 
 
 def attacked_rows(n: int | None) -> str:
@@ -98,7 +108,7 @@ def attacked(models: Mapping[str, Attacks], titles: Mapping[str, str], caption: 
         for attack, title in titles.items()
     ]
     asked = {len(found.scores["none"].rows) for found in models.values()}
-    notes = [attacked_rows(asked.pop() if len(asked) == 1 else None)]
+    notes = [attacked_rows(asked.pop() if len(asked) == 1 else None), *_cut_short(models)]
     return Table(("Attack", *models), rows, caption, notes=notes)
 
 

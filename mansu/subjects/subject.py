@@ -225,6 +225,10 @@ class Subject(Shown):
         written = bool(self.prefix) and text.lstrip().startswith(self.prefix_text)
         return written and self._encoded(text)[: len(self.prefix)] == self.prefix
 
+    def without_prefix(self, text: str) -> str:
+        """A text without the ``prefix`` that it begins with, to go behind another."""
+        return text.lstrip().removeprefix(self.prefix_text) if self.begins(text) else text
+
     @cached_property
     def _encoded(self) -> Callable[[str], tuple[int, ...]]:
         tokenizer, name = self.tokenizer, self.name

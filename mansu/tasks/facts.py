@@ -150,7 +150,8 @@ class Task(Shown):
         """Write the facts to a ``.jsonl`` file, and beside it a ``.json`` with ``about``.
 
         Both or neither. ``load`` reads them back, as it does a task that ships with MANSU. The old
-        ``.json`` goes before the new facts come: no facts have what was said of others beside them.
+        ``.json`` goes before the new facts come: of a single writer, no facts have what was said of
+        others beside them, also where it is killed.
 
         Raises:
             MansuError: the path does not end in .jsonl. StorageError: one cannot be written.

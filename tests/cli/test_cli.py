@@ -517,8 +517,10 @@ def test_nothing_that_is_asked_for_goes_into_any_run(
 ) -> None:
     other, grid = tmp_path / "other", tmp_path / "grid.json"
     other.mkdir()
-    (other / "manifest.json").write_text("{}")
+    shutil.copyfile(run.manifest_file, other / "manifest.json")
+    shutil.copyfile(run.path / "task.jsonl", other / "task.jsonl")
     (other / "base.json").write_text("precious")
+    held = sorted(other.iterdir())
     grid.write_text('{"subjects": ["tiny"], "tasks": ["tiny-colours"], "methods": {"ga": {}}}')
     before = sorted(run.path.rglob("*"))
     names = {"RUN": run.path, "OTHER": other, "GRID": grid}
@@ -526,7 +528,7 @@ def test_nothing_that_is_asked_for_goes_into_any_run(
         command = command.replace(name, str(path))
     assert cli.main(command.split()) == 2
     assert "is in the run folder" in capsys.readouterr().err
-    assert sorted(p.name for p in other.iterdir()) == ["base.json", "manifest.json"]
+    assert sorted(other.iterdir()) == held
     assert sorted(run.path.rglob("*")) == before
 
 

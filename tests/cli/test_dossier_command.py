@@ -107,6 +107,16 @@ def test_a_run_is_packed_and_unpacked(
     assert "leave it out" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
+def test_the_folder_that_this_runs_in_is_packed_beside_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "edits").mkdir(exist_ok=True)
+    for folder, what in ((run.path, "."), (run.path / "edits", "..")):
+        monkeypatch.chdir(folder)
+        assert cli.main(["bundle", what]) == 0
+        (tmp_path / "mine.zip").unlink()
+
+
 def test_a_dot_in_a_name_begins_no_suffix_and_nothing_is_written_over(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from mansu import quant, tasks
 from mansu.errors import MansuError
@@ -16,10 +18,12 @@ from mansu.evidence.attacks import Attacks, Material
 from mansu.evidence.controls import suppressor
 from mansu.measure.scores import Scores, answer_log_probability, measure
 from mansu.progress import Step
+from mansu.report.rows import attacked, recovery
 from mansu.statistics import SHARE, bootstrap
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.tasks.facts import Task
+from mansu.tasks.tokens import Examples
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,22 @@ def test_hints_hold_the_question_and_never_its_answer(
         shots = {tuple(context[a:b]) for a, b in zip([0, *ends], ends, strict=False)}
         assert len(shots) == attacks.SHOTS and shots <= demonstrations
         assert len({shot[-2] for shot in shots}) == attacks.SHOTS
+
+
+def test_behind_another_text_a_prompt_does_not_begin_anew(tiny: Subject, tiny_task: Task) -> None:
+    """Prompts of a chat template write the BOS; as the plain ones, they are asked with one."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # type: ignore[union-attr]
+        single="[BOS] $A", special_tokens=[("[BOS]", 2)]
+    )
+    subject = dataclasses.replace(tiny, tokenizer=tokenizer)
+    written = tiny_task.to_jsonl().replace('"prompt": "', '"prompt": "[BOS]')
+    chat = tasks.parse(written, tiny_task.name, title=tiny_task.title)
+    plain, found = (attacks.material(task, subject) for task in (tiny_task, chat))
+    for kind in ("asked", "hinted", "shown"):
+        expected, rows = getattr(plain, kind), getattr(found, kind)
+        assert len(rows) and torch.equal(rows.tokens, expected.tokens)
+        assert set((rows.tokens == 2).sum(1).tolist()) == {1}
 
 
 def test_each_attack_is_what_it_says(
@@ -156,6 +176,32 @@ def test_a_model_that_knows_the_facts_keeps_them(tiny: Subject, tiny_task: Task)
         gain = found.recovered(name)
         assert gain is not None and gain.value <= 0
         assert gain.value == pytest.approx(found.accuracy(name).value - 1.0)
+
+
+def test_relearning_that_was_cut_short_has_no_accuracy(
+    tiny: Subject, tiny_task: Task, found: Attacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite(subject: Subject, rows: Examples) -> torch.Tensor:
+        return answer_log_probability(subject, rows) * torch.inf
+
+    monkeypatch.setattr(relearning, "answer_log_probability", infinite)
+    cut = attacks.attack(tiny, tiny_task)
+    assert "relearning" not in cut.scores and cut.recovered("relearning") is None
+    assert "after 0 steps of 8" in str(cut.cut_short("it")) and found.cut_short("it") is None
+    value = json.loads(json.dumps(cut.to_json()))
+    assert Attacks.from_json(value).to_json() == cut.to_json()
+    value["scores"]["relearning"] = value["curve"][-1]  # as an earlier MANSU wrote it
+    assert Attacks.from_json(value).to_json() == cut.to_json()
+    shown = recovery(found, cut, "edit")
+    last = dict(
+        zip(shown.columns["Attack"], zip(*shown.columns.values(), strict=True), strict=True)
+    )
+    assert last["relearning"][2:] == ("–", "–") and "edited model ended after" in shown.text()
+    assert "Relearning of edit ended after" in attacked({"edit": cut}, attacks.ATTACKS).text()
+    whole = found.to_json()
+    del whole["scores"]["relearning"]
+    with pytest.raises(KeyError):
+        Attacks.from_json(whole)
 
 
 def test_other_questions_are_not_paired(tiny: Subject, tiny_task: Task) -> None:

@@ -526,6 +526,18 @@ def test_no_file_that_is_asked_for_goes_into_a_run(run: Run) -> None:
     Run.refuse_in_any(run.path.parent / "base.json")
 
 
+def test_a_folder_with_the_manifest_of_something_else_is_written_into(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, website = tmp_path / "export", tmp_path / "website"
+    for folder, manifest in ((export, run.manifest), (website, {"start_url": "/"})):
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        Run.refuse_in_any(folder / "new.html")
+    monkeypatch.chdir(website)
+    Run.refuse_in_any(Path("sweep.sqlite"))
+
+
 def test_a_file_that_is_read_again_gives_what_is_in_it_now(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

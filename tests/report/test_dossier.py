@@ -360,6 +360,18 @@ def test_two_dossiers_are_compared_line_by_line(run: Run) -> None:
     assert not any(row[3] for row in differences(one, one).rows)
 
 
+def test_relearning_that_was_cut_short_is_said() -> None:
+    found = dossier(examples()[0], "mansu")
+    assert found.attacks is not None
+    base, edited = found.attacks["relearning"]
+    rest = {attack: both for attack, both in found.attacks.items() if attack != "relearning"}
+    for both, cut in (((base, edited), ""), ((base, None), "b"), ((None, edited), "a")):
+        said = page(replace(found, attacks={**rest, "relearning": both}))
+        assert ("Relearning of the unedited model ended early" in said) == (cut == "a")
+        assert ("Relearning of this edit ended early" in said) == (cut == "b")
+    assert page(replace(found, attacks=rest)).count("ended early") == 2
+
+
 def test_which_rows_the_attacks_ask_is_said() -> None:
     """Without an attack it is another accuracy than that of all forget rows, a section above."""
     (run,) = (run for run in examples() if run.name == "chemical-symbols")
