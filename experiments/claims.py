@@ -310,7 +310,7 @@ def _ablation(runs: Runs, name: str, what: str, properties: Sequence[Name]) -> C
         if not found:
             continue
         worse = [has.status != "passed" and _worse(has, had) for had, has in found]
-        needed.append(True if True in worse else None if None in worse else False)
+        needed.append(_any(worse))
         told += [
             f"{run['task']['name']}: {had.what} {measured(had.value, had.unit)} with, "
             f"{measured(has.value, has.unit)} without"
@@ -334,10 +334,25 @@ def _pair(with_it: Figures, without: Figures, name: Name) -> tuple[Check, Check]
 
 def _worse(check: Check, than: Check) -> bool | None:
     """Whether one is the worse by its whole interval; None where the two intervals meet."""
-    ours, theirs = check.value, than.value
-    above = not theirs.alone and ours.above(theirs.high)
-    below = not theirs.alone and ours.below(theirs.low)
-    return (below if check.at_least else above) if above or below else None
+    two = (check.value, than.value) if check.at_least else (than.value, check.value)
+    return _below(*two)
+
+
+def _below(first: Interval, second: Interval) -> bool | None:
+    """Whether an interval is below another as a whole, False if above; None where they meet."""
+    if second.alone:
+        return None
+    return True if first.below(second.low) else False if first.above(second.high) else None
+
+
+def _any(of: Sequence[bool | None]) -> bool | None:
+    """Whether one holds; None where those decide it that are undecided (None)."""
+    return True if True in of else None if None in of else False
+
+
+def _all(of: Sequence[bool | None]) -> bool | None:
+    """Whether all hold; None where those decide it that are undecided (None)."""
+    return False if False in of else None if None in of else True
 
 
 def _rephrasings(runs: Runs) -> Claim:
@@ -350,9 +365,7 @@ def _rephrasings(runs: Runs) -> Claim:
         if any("paraphrase" not in f for f in found):
             continue
         ours, random = (Interval.from_json(f["paraphrase"]) for f in found)
-        apart = not (ours.alone or random.alone)
-        meet = not (ours.below(random.low) or ours.above(random.high))
-        lower.append(None if meet or not apart else ours.below(random.low))
+        lower.append(_below(ours, random))
         told.append(f"{run['task']['name']}: {between(ours)} with, {between(random)} without")
     return _counted(
         "Without the circuit forgetting does not reach rephrasings",
@@ -411,7 +424,7 @@ def _relearning(runs: Runs) -> Claim:
             continue
         kept += [run["methods"][k]["status"]["retention"] != "failed" for k in ("mansu", *forgot)]
         harder = [_worse(theirs, ours) for theirs in forgot.values()]
-        better.append(False if False in harder else None if None in harder else True)
+        better.append(_all(harder))
         told.append(
             f"{run['task']['name']}: {measured(ours.value, ours.unit)} after MANSU, "
             + ", ".join(f"{measured(c.value, c.unit)} after {k}" for k, c in forgot.items())
@@ -425,7 +438,7 @@ def _relearning(runs: Runs) -> Claim:
         + f" (of these edits the kept facts of {kept.count(False)} in {len(kept)} fail)"
         if told
         else "not measured",
-        False if False in better else None if None in better else True,
+        _all(better),
     )
 
 

@@ -24,6 +24,7 @@ from experiments.figures import Figures, checks_of
 from mansu.evidence.verdict import Check, kept_loss
 from mansu.methods import named
 from mansu.show.numbers import measured, written
+from mansu.show.sentences import enumerated
 
 WIDTH = 104
 UNBROKEN = re.compile(r" (?=%|\d+\. )")
@@ -78,7 +79,7 @@ def by_name(figures: Figures) -> dict[str, Figure | str]:
     for name, status in figures.get("status", {}).items():
         found[f"status {name}"] = status
     fine = [name for name, status in figures.get("status", {}).items() if status == "passed"]
-    found["passed"] = " and ".join(filter(None, (", ".join(fine[:-1]), *fine[-1:]))) or "none"
+    found["passed"] = enumerated(fine) or "none"
     for name, nats in (figures.get("bound") or {}).items():
         if name in ("restricted", "measured"):
             found[f"bound {name}"] = Figure([nats] * 3, "nats")

@@ -311,12 +311,8 @@ def _finite(value: Any) -> float:
 
 def _together(parts: Sequence[Check] | Sequence[Property]) -> Status:
     """The worst status; unknown of nothing."""
-    return _worst(part.status for part in parts)
-
-
-def _worst(found: Iterable[Status]) -> Status:
-    """The worst status; unknown of none."""
-    return STATUSES[min(map(STATUSES.index, found), default=STATUSES.index("unknown"))]
+    worst = min((STATUSES.index(part.status) for part in parts), default=STATUSES.index("unknown"))
+    return STATUSES[worst]
 
 
 @dataclass(frozen=True, repr=False)
@@ -488,7 +484,7 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
     """Accuracy falls towards chance; below it, it is known by its avoidance, and counts alike."""
     checks, details, told = [], {}, []
     known, beyond = 0.0, list[str]()
-    status = list[Status]()
+    reachable: list[Check] = []
     for split, title, (before, after) in asked(base, edited):
         fall = towards_chance(before, after)
         had = abs(before.accuracy - CHANCE)
@@ -497,10 +493,10 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         margin = thresholds.margin * (1 if split == "forget" else min(1, had / max(known, 1e-9)))
         check = Check(f"fall towards chance, {title}", "share", fall, margin, True)
         checks.append(check)
-        status.append(check.status)
-        if not at_most(margin, had):
+        if at_most(margin, had):
+            reachable.append(check)
+        else:  # it fails after complete forgetting, too, and says nothing of the edit
             beyond.append(f"{percent(before.accuracy)} of {title}")
-            status[-1] = "unknown"  # after complete forgetting, too: it says nothing of the edit
         spread = float(after.spread.mean())
         details[split] = {"before": before.accuracy, "after": after.accuracy, "spread": spread}
         told.append(
@@ -529,11 +525,10 @@ def _forgetting(base: Measurement, edited: Measurement, thresholds: Thresholds) 
         )
     if lacking := _lacking({"before the edit": base, "after the edit": edited}):
         text = f"{lacking} {text}"
-        status.append("unknown")
-    found = _worst(status)
-    if found != "failed" and "unknown" in status:
-        found = "unknown"
-    return Property("forgetting", found, tuple(checks), text, details)
+    judged = Property("forgetting", _together(checks), tuple(checks), text, details)
+    if beyond or lacking:
+        judged = replace(judged, status=_unknown("forgetting", text, reachable).status)
+    return judged
 
 
 def towards_chance(before: Scores, after: Scores) -> Interval:
