@@ -261,15 +261,16 @@ def exporting(sides: Sequence[Side]) -> None:
                     )
                 )
             chosen += ["--outtype", parts[-1]]
+        if owner.is_example:  # the command would be refused
+            st.info("An example stays as it is: copy it on Home, and export that.")
+            return
         folder = owner.export_folder(method, parts)
         arguments = ["export", str(owner.path), "--method", method, *chosen, "--to", str(folder)]
         st.code(shlex.join(["mansu", *arguments]), language=None, wrap_lines=True)
         if not folder.is_dir():
             busy = jobs.state(owner) == "running"
             label, icon = "Run this command", ":material/play_arrow:"
-            if owner.is_example:
-                st.info("An example stays as it is: copy it on Home, and export that.")
-            elif st.button(label, icon=icon, disabled=busy, key="run export"):
+            if st.button(label, icon=icon, disabled=busy, key="run export"):
                 with state.show_errors():
                     jobs.start(arguments, owner.path)
                     st.rerun()

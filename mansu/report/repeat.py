@@ -14,7 +14,7 @@ from mansu.job.runs import Run
 LIMITS: Sequence[str] = (
     "The verdict is about this task's facts only: a pass here is **no guarantee of safety**, "
     "and says nothing about other knowledge or other ways to ask for it.",
-    "The intervals are bootstrap intervals over the task's facts, not over models or seeds.",
+    "The intervals are over the task's facts, not over models or seeds.",
     "Fine-tuning, and access to the weights in general, may bring back what was forgotten.",
     "The unlearned weights differ from the base model's, which may be had: comparing the two "
     "shows what was edited.",
