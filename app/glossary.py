@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 
 from mansu.quant import GGUF
-
-_FORMATS = " and ".join(", ".join(map(str, GGUF)).rsplit(", ", 1))
+from mansu.show.sentences import enumerated
 
 TERMS: Mapping[str, str] = {
     # models
@@ -45,7 +44,8 @@ TERMS: Mapping[str, str] = {
     "away.",
     "Floor": "MANSU's rule that each weight moves into another code or not at all.",
     "GGUF": "A file that holds a whole model, as llama.cpp runs it, on laptops above all. Its "
-    f"formats {_FORMATS} store 32 neighbouring weights as whole numbers times a scale.",
+    f"formats {enumerated(map(str, GGUF))} store 32 neighbouring weights as whole numbers times a "
+    "scale.",
     # measuring
     "Accuracy": "The share of facts whose right answer is more probable than three wrong ones.",
     "Chance": "The accuracy of a model that knows nothing: one in four, 25 %.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mansu.progress import Step
 from mansu.show.numbers import minus
@@ -32,6 +32,12 @@ VALUES: Mapping[str, str] = {
     "in_nf4": "",
 }
 """How values are written; those without an entry by their name, those with an empty one not."""
+
+
+def enumerated(words: Iterable[str]) -> str:
+    """``a, b and c``; nothing of none."""
+    *first, last = [*words] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def capitalised(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mansu.progress import Step
-from mansu.show.sentences import sentence
+from mansu.show.sentences import enumerated, sentence
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,8 @@ from mansu.show.sentences import sentence
 )
 def test_a_record_as_text(step: Step, text: str) -> None:
     assert sentence(step) == text
+
+
+def test_words_are_enumerated_as_in_a_sentence() -> None:
+    found = [enumerated("abc"[:n]) for n in range(4)]
+    assert found == ["", "a", "a and b", "a, b and c"]
