@@ -3,10 +3,11 @@
 A three-layer Llama (grouped-query attention, tied embeddings) learns four relations over invented
 names. Colours and homes share their names, so that the model must read the relation to answer;
 foods have names of their own; opposites are held out of every unlearning method, and so are the
-homes of half of the things. Each paraphrase of a colour is trained with one half of the names and
-evaluated on the other half, so that it is right only where the model joins a template to a fact it
-learned elsewhere. One answer in ten is replaced by another of its relation while training, so that
-the logits stay finite in size.
+homes of half of the things. A colour has three rephrasings. One is trained with one half of the
+names and evaluated on the other half, so that it is right only where the model joins a template to
+a fact it learned elsewhere; two, made of the templates' words, are in no training sentence at all.
+One answer in ten is replaced by another of its relation while training, so that the logits stay
+finite in size.
 
 The reference is what exact unlearning would give: trained from the same start on the same
 documents, word for word, but that the colour in each colour sentence is drawn at random each time.
@@ -23,6 +24,7 @@ Run ``python scripts/train_tiny.py`` (a fixed seed, one core, under two minutes 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -82,6 +84,7 @@ TEMPLATES = {
     "opposites": ("The opposite of {} is", "Something that is not {} is"),
 }
 PARAPHRASES = ("The paint on {} looks", "In the picture {} appears")
+UNSEEN = ("Look at the paint on {} and you see", "In the picture you see that {} is painted")
 
 NOUNS = "farmer child dog bird teacher sailor horse baker queen wolf".split()
 VERBS = "sees follows helps calls finds carries".split()
@@ -267,7 +270,7 @@ def task_lines(known: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
             "group": "colours",
             "fact": name,
         }
-        for template, name in paraphrased(seen=False)
+        for template, name in (*paraphrased(seen=False), *itertools.product(UNSEEN, THINGS))
     ]
     rng = random.Random(SEED + 1)
     return lines + [{"text": text(rng), "split": "text"} for _ in range(32)]

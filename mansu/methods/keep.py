@@ -21,6 +21,9 @@ TEXTS, ABOUT = 24, 60
 """Texts of the model's own: of anything; and of the forgotten facts' entities, at most."""
 
 TOKENS, ABOUT_TOKENS = 32, 12
+LEAST = 6
+"""Tokens of a text that was cut off, at least: fewer are the beginning of a prompt."""
+
 STEMS = ("", " is a", " was", " is used", " has")
 """How a text about a thing goes on, in turn: what is said of it first is as much worth keeping as
 what an association brings up."""
@@ -65,8 +68,10 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
         text: of the task, (tokens ``[N, T]``, length ``[N]``).
         forget: whose entities it is asked to write about.
     """
-    words = [subject.encode(WORDS[i % len(WORDS)], start=True) for i in range(TEXTS)]
-    things, stems = entities(forget), [subject.encode(stem) for stem in STEMS]
+    begun = [subject.encode(word, start=True) for word in WORDS]
+    words = list(islice(cycle([start for start in begun if _known(subject, start)]), TEXTS))
+    things = entities(forget)
+    stems = [stem for stem in map(subject.encode, STEMS) if _known(subject, stem)]
     things = things[:: max(1, -(-len(things) // ABOUT))]
     about = [
         [*subject.prefix, *things[i % len(things)], *stems[(i + i // len(things)) % len(stems)]]
@@ -74,7 +79,8 @@ def kept_text(subject: Subject, text: Rows, forget: Examples, *, seed: int = 0) 
     ]
     own = own_text(subject, words, TOKENS, seed=seed + 1)
     of_them = own_text(subject, about, ABOUT_TOKENS, seed=seed + 2)
-    written = [_without(rows, forget.vocabulary) for rows in (own, of_them)]
+    free = _before if subject.is_toy else _without
+    written = [free(rows, forget.vocabulary) for rows in (own, of_them)]
     return together([rows for rows in (text, *written) if len(rows[0])])
 
 
@@ -105,6 +111,16 @@ def common(subject: Subject) -> list[list[int]]:
 
 def _known(subject: Subject, tokens: Sequence[int]) -> bool:
     return subject.tokenizer.unk_token_id not in tokens
+
+
+def _before(rows: Rows, answers: Tensor) -> Rows:
+    """The texts up to the word that an answer follows, but for short ones: a toy's few sentences
+    say one so often that hardly a text is free of them."""
+    tokens, length = rows
+    real = torch.arange(tokens.shape[1]) < length[:, None]
+    says = torch.isin(tokens, answers) & real
+    free = torch.where(says.any(1), says.int().argmax(1) - 1, length)
+    return pad([row[:n].tolist() for row, n in zip(tokens, free, strict=True) if n >= LEAST])
 
 
 def _without(rows: Rows, answers: Tensor) -> Rows:

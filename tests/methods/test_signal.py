@@ -78,6 +78,10 @@ def test_what_is_kept_is_the_tasks_text_and_the_models_own(
     own = tokens[len(text[0]) :]
     assert not torch.isin(own, rows.vocabulary).any()  # no text says a forgotten answer
     assert bool((length >= 1).all())
+    said = [str(tiny.tokenizer.decode(row)) for row in rows_of(own, length[len(text[0]) :])]
+    assert all(sum(form in each for each in said) > 1 for form in ("home of", "food of"))
+    assert any("opposite of" in each or "that is not" in each for each in said)  # of all it knows
+    assert not any("[UNK]" in each for each in said)
 
 
 def test_a_toy_that_knows_few_words_is_asked_of_nothing_else(tiny: Subject, rows: Examples) -> None:

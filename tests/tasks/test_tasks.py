@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -53,6 +54,17 @@ def colours(template: str = "The colour of {} is") -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------ parsing
+
+
+@pytest.mark.parametrize("name", tasks.shipped())
+def test_a_shipped_fact_has_three_rephrasings_that_nothing_trains_on(name: str) -> None:
+    task = tasks.load(name)
+    trained = {f.prompt for split in ("forget", "retain") for f in task.split(split)}
+    asked = [f.prompt for f in task.split("paraphrase")]
+    assert len(set(asked)) == len(asked) and not trained & set(asked)
+    facts = Counter(f.fact or f.answer for f in task.split("paraphrase"))
+    assert min(facts.values()) >= 3
+    assert {*facts} == {f.fact or f.answer for f in task.split("forget")}
 
 
 @pytest.mark.parametrize("name", tasks.shipped())
