@@ -42,7 +42,7 @@ PLANS = (
     *((subjects.DEFAULT, task, METHODS) for task in ("capitals", "languages", "antonyms")),
     (GEMMA, "gemma-symbols", METHODS),
 )
-"""Subject, task, methods: MANSU and what baselines leave the fewest rephrasings (docs/results.md)."""
+"""Subject, task, methods: MANSU, and what leaves the fewest rephrasings (docs/results.md)."""
 
 HEAD = """# Three seeds
 
