@@ -148,14 +148,18 @@ def added(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any
 
     Raises:
         BadInputError: the two do not say the same of an unedited model, which two machines, other
-            versions or another task make: what is measured from it cannot stand in one table.
+            versions or another task make, and the earlier one has methods that the later one
+            lacks: what is measured from two such models cannot stand in one table.
     """
     made = {key: earlier["manifest"][key] for key in MADE}
     now, runs, order = {run["name"]: run for run in found["runs"]}, [], [NO_EDIT, *ALL]
     for old in earlier["runs"]:
         new = now.pop(old["name"], None)
         if new is not None and _unedited(new) != _unedited(old):
-            raise BadInputError(OTHER.format(old["name"]))
+            if not old["methods"].keys() <= new["methods"].keys():
+                raise BadInputError(OTHER.format(old["name"]))
+            runs.append(new)  # nothing of the old one is left
+            continue
         methods = {name: {"made": made, **figures} for name, figures in old["methods"].items()}
         methods |= new["methods"] if new else {}
         unedited = [run["methods"][NO_EDIT] for run in (new, old) if run]

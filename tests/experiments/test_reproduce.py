@@ -90,6 +90,14 @@ def test_earlier_figures_stay_and_say_how_they_were_made(
     assert "measure the unedited model otherwise" in capsys.readouterr().err
     assert json.loads(path.read_text()) == earlier
 
+    del earlier["runs"][0]["methods"]["npo"]  # none is left of which nothing newer is known
+    path.write_text(json.dumps(earlier))
+    assert reproduce.main([*command, "--to", str(tmp_path)]) == 0
+    ours, elsewhere = json.loads(path.read_text())["runs"]
+    assert ours["methods"][NO_EDIT]["full"]["forget"] != [0.5, 0.4, 0.6]
+    assert not any("made" in figures for figures in ours["methods"].values())
+    assert elsewhere["name"] == "capitals-elsewhere"
+
     # Known before anything is run.
     nothing = ["--subject", "tiny", "--method", "mansu", "--folder", f"{tmp_path}/runs", "--add"]
     assert reproduce.main([*nothing, "--to", f"{tmp_path}/empty"]) == 2
