@@ -41,7 +41,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 def dossier(options: argparse.Namespace) -> None:
     from mansu.files import with_end
     from mansu.job.runs import Run
-    from mansu.report.dossier import Dossier, differences, review_of, schema
+    from mansu.report.dossier import Dossier, beside_page, differences, review_of, schema
     from mansu.report.dossier import dossier as made
 
     if options.schema:
@@ -54,7 +54,7 @@ def dossier(options: argparse.Namespace) -> None:
     changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
     path = options.to and with_end(options.to, ".html")
     if path is not None:
-        for each in (path, path.with_suffix(".json")):
+        for each in (path, beside_page(path)):
             common.refuse_place(each)
     if not options.decision and (options.note or options.name):
         raise BadInputError("A note or a name belongs to a decision: give --decision, too.")

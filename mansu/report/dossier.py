@@ -28,7 +28,7 @@ from mansu.errors import BadInputError, DamagedError, MansuError
 from mansu.evidence.attacks import ATTACKS
 from mansu.evidence.review import Decision, Review
 from mansu.evidence.verdict import ABOUT, LIMITS, Status, Thresholds, Verdict
-from mansu.files import json_bytes, reading, replacing_both
+from mansu.files import json_bytes, read_json, reading, replacing_both
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.judging import judged, originals
 from mansu.job.runs import Run
@@ -209,14 +209,13 @@ class Dossier:
         beside it, also where it is killed.
 
         Raises:
-            BadInputError: the path does not end in .html. StorageError: one cannot be written.
+            BadInputError: the path does not end in .html, or what lies there under the name of the
+                JSON is no dossier's. StorageError: one cannot be written.
         """
         from mansu.report.page import page
 
         path = Path(path)
-        if path.suffix.lower() != ".html":
-            raise BadInputError(f"A dossier's page must end in .html: {path} does not.")
-        beside = path.with_suffix(".json")
+        beside = beside_page(path)
         data = json_bytes(beside, self.to_json())
         with replacing_both(path, beside) as (new, new_beside):
             new.write_text(page(self), encoding="utf-8")
@@ -224,6 +223,28 @@ class Dossier:
 
 
 _ADAPTER = TypeAdapter(Dossier)
+
+
+def beside_page(path: Path) -> Path:
+    """Where the JSON of a dossier's page goes, which no other file is lost for.
+
+    Raises:
+        BadInputError: the path does not end in .html, or another file has the JSON's name.
+    """
+    if path.suffix.lower() != ".html":
+        raise BadInputError(f"A dossier's page must end in .html: {path} does not.")
+    beside = path.with_suffix(".json")
+    if beside.is_file():
+        try:
+            found = read_json(beside)
+        except MansuError:
+            found = None
+        if not (isinstance(found, dict) and {"thresholds", "originals"} <= found.keys()):
+            raise BadInputError(
+                f"A dossier's JSON would take the place of {beside}, which is no dossier's: give "
+                "the page another name, or move that file."
+            )
+    return beside
 
 
 def schema() -> dict[str, Any]:

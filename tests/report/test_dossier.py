@@ -19,7 +19,7 @@ from disks import limited
 from made import changed, run_of
 
 from mansu.circuits.diff import diff
-from mansu.cli.commands import parser
+from mansu.cli.commands import main, parser
 from mansu.errors import BadInputError, DamagedError, StorageError
 from mansu.evidence.attacks import Attacks
 from mansu.evidence.review import Review
@@ -103,6 +103,19 @@ def test_page_and_json_are_both_written_or_neither(run: Run, tmp_path: Path) -> 
     with limited(sizes[".json"] - 1), pytest.raises(StorageError):
         made.save(place)
     assert {p: p.read_bytes() for p in place.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ['{"facts": 3}', "[1, 2]", "no JSON"])
+def test_no_other_json_is_lost_for_a_dossiers(
+    run: Run, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tasks.json").write_text(text)
+    place, found = tmp_path / "tasks.html", dossier(run, "mansu")
+    with pytest.raises(BadInputError, match="is no dossier's: give the page another name"):
+        found.save(place)
+    assert main(["dossier", str(run.path), "--method", "mansu", "--to", str(place)]) == 2
+    assert "is no dossier's" in capsys.readouterr().err
+    assert (tmp_path / "tasks.json").read_text() == text and not place.exists()
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(run: Run) -> None:
@@ -454,7 +467,7 @@ def test_it_shows_what_is_left_of_the_circuit() -> None:
     text = page(made)
     lines = [a for tag, a in Elements(text).found if tag == "path" and a.get("fill") == "none"]
     assert len(lines) == len(pairs)
-    assert "8 edges 3 are kept, 0 are gone after the edit but back after NF4, and 5 are" in text
+    assert "8 edges 0 are kept, 0 are gone after the edit but back after NF4, and 8 are" in text
     strongest = max((e for e in found.edges if e.change == "gone"), key=lambda e: e.strength)
     assert f"{strongest.source} → {strongest.destination}" in text
     old = {k: v for k, v in made.to_json().items() if k != "circuit"}  # of an earlier MANSU
