@@ -40,7 +40,7 @@ SUBJECTS = (subjects.TINY, subjects.DEFAULT, GEMMA)
 PLANS = (
     *((subject, shipped.TABLE[subject].task, (*METHODS, "graddiff")) for subject in SUBJECTS[:2]),
     *((subjects.DEFAULT, task, METHODS) for task in ("capitals", "languages", "antonyms")),
-    (GEMMA, "gemma-symbols", METHODS),
+    (GEMMA, "gemma-symbols", ("mansu",)),
 )
 """Subject, task, methods: MANSU, and what leaves the fewest rephrasings (docs/results.md)."""
 

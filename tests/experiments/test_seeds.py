@@ -23,7 +23,7 @@ def test_the_first_seed_is_what_the_reproduction_does(
     "what",
     [
         ("--subject", "tiny", "--task", "antonyms"),
-        ("--task", "gemma-symbols", "--method", "mansu", "--method", "graddiff"),
+        ("--task", "gemma-symbols", "--method", "mansu", "--method", "kl"),
     ],
 )
 def test_what_is_not_planned_is_refused(
