@@ -172,8 +172,11 @@ class Objectives:
     def losses(self, rows: StepRows, found: StepPack) -> tuple[Tensor, Tensor]:
         """What a pack adds to the two objectives, nats.
 
-        The first is the mean of ``indistinguishable``; the second KL(unedited ‖ current), its mean
-        over retain facts and prompts plus its mean over the texts' positions.
+        The first is the forget rows' mean of ``indistinguishable``, plus ``signal_weight`` times
+        the share of the signal that is left (no nats), plus ``form_weight`` times KL(what the
+        unedited model says to that form of asking on average ‖ current). The second is
+        KL(unedited ‖ current), its mean over retain facts and prompts plus its mean over the texts'
+        positions.
         """
         pack, subject = found.pack, self.subject
         with self.signal.watched() if self.signal else nullcontext({}) as seen:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mansu.subjects.blocks import readout
+from mansu.subjects.blocks import Block, readout
 from mansu.subjects.packing import Hidden
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import kind_of, layer_of, weight_name
@@ -38,6 +38,7 @@ class Signal:
 
     Attributes:
         weights: name of a writing weight → its share of the mask.
+        writers: that name → the module whose output is what is written.
         forms: int64 ``[N]``: rows of one form of asking have one number.
         readout: what tells the answers' logits apart, ``[V, d]``.
         means, spreads: of the unedited model, by name: what it writes of that in each form on
@@ -65,6 +66,7 @@ class Signal:
                 counts[write] = counts.get(write, 0) + int(chosen.sum())
         total = sum(counts.values())
         self.weights = {name: count / total for name, count in counts.items()}
+        self.writers = {name: self._writer(name) for name in counts}
         self.forms = forms(forget)
         self.readout = readout(subject, forget.vocabulary)
         self.means: dict[str, Tensor] = {}
@@ -73,21 +75,34 @@ class Signal:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, Tensor]]:
-        """What is written by name, ``[T, d]``, of a run inside the block."""
+        """What the stream is given by name, ``[T, d]``, of a run inside the block."""
         seen: dict[str, Tensor] = {}
         handles = []
         for name in self.weights:
-            module = self.subject.plain.get_submodule(name.removesuffix(".weight"))
 
             def see(module: object, inputs: object, output: Tensor, name: str = name) -> None:
                 seen[name] = output[0]
 
+            module = self.subject.plain.get_submodule(self.writers[name])
             handles.append(module.register_forward_hook(see))
         try:
             yield seen
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _writer(self, name: str) -> str:
+        """The module whose output the stream gets: a weight's map, or the norm after it."""
+        layer = layer_of(self.subject, name)
+        assert layer is not None
+        block = Block(self.subject, layer)
+        if block.has_post_norms:
+            norm = (
+                block.post_norm if kind_of(self.subject, name) in ATTENTION else block.mlp_post_norm
+            )
+            named = self.subject.parameters.items()
+            (name,) = (found for found, weight in named if weight is norm.module.weight)
+        return name.removesuffix(".weight")
 
     def share(self, seen: Mapping[str, Tensor], at: Tensor, form: Tensor) -> Tensor:
         """Of each of some rows, how far from the form's mean its writes are, ``[B]``.

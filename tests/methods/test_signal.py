@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from alone import rows_of
+from families import FAMILIES, family, known_examples
 
 from mansu import tasks
 from mansu.circuits.parameters import random_mask
 from mansu.methods import keep
 from mansu.methods.signal import Signal
+from mansu.subjects.blocks import Block
 from mansu.subjects.edit import Edit
 from mansu.subjects.subject import Subject
 from mansu.subjects.weights import weight_name
@@ -65,6 +67,23 @@ def test_only_what_the_mask_has_is_looked_at(tiny: Subject, rows: Examples) -> N
     name = weight_name(tiny, 1, "gate")
     mask = {name: torch.ones_like(tiny.parameters[name], dtype=torch.bool)}
     assert Signal(tiny, rows, mask).weights == {weight_name(tiny, 1, "down"): 1.0}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if Block(family(name), 0).has_post_norms]
+)
+def test_it_is_of_what_the_stream_is_given(name: str) -> None:
+    """A norm after a write undoes its scale, and so what is a tenth of it is all of the signal."""
+    subject = family(name)
+    rows = known_examples(subject, 12, 3)
+    maps = [weight_name(subject, 1, role) for role in ("o", "down")]
+    mask = {n: torch.ones_like(subject.parameters[n], dtype=torch.bool) for n in maps}
+    found = Signal(subject, rows, mask)
+    before = share(found, rows)
+    assert float(before.std()) > 0.01
+    less = {n: subject.parameters[n] * 0.5 for n in maps}
+    with Edit.between(subject.parameters, less).applied(subject):
+        assert torch.allclose(share(found, rows), before, rtol=0.01)
 
 
 def test_what_is_kept_is_the_tasks_text_and_the_models_own(
