@@ -481,6 +481,29 @@ def test_the_mean_of_16_skewed_texts_is_seldom_above_its_bound(skew: float, most
     assert above / trials <= most + slack and below / trials <= 0.025 + slack
 
 
+def test_so_are_the_falls_of_facts_of_which_a_few_lost_most() -> None:
+    """Several rows a fact, some facts of more than others; the bootstrap's own bound: 13."""
+    rng, trials, above, facts = np.random.default_rng(3), 300, 0, 40
+    for _ in range(trials):
+        rows = rng.integers(1, 4, size=facts)
+        lost = np.repeat(np.exp(1.3 * rng.normal(size=facts)), rows)
+        found = of_skewed(lost, clusters=np.repeat(np.arange(facts), rows), resamples=800)
+        above += found.high < math.exp(1.3**2 / 2)
+    assert above / trials <= 0.05
+
+
+def test_clusters_are_drawn_whole_and_of_one_row_each_change_nothing() -> None:
+    rng = np.random.default_rng(4)
+    values = np.exp(rng.normal(size=30))
+    alone = of_skewed(values)
+    assert of_skewed(values, clusters=[f"fact {i:02}" for i in range(30)]) == pytest.approx(alone)
+    thrice = of_skewed(np.repeat(values, 3), clusters=np.repeat(np.arange(30), 3))
+    assert (thrice.value, thrice.low, thrice.high) == pytest.approx(
+        (alone.value, alone.low, alone.high)
+    )
+    assert of_skewed(values, clusters=["one"] * 30).alone
+
+
 def test_the_bound_of_skewed_values_is_finite_and_no_less_than_the_bootstrap_s() -> None:
     rng = np.random.default_rng(2)
     for values in (
