@@ -85,7 +85,8 @@ def best(rows: Sequence[Row]) -> str:
     judged = [row for row in rows if row["verdict"]]
     passed = sum(row["verdict"] == "passed" for row in judged)
     failed = len(rows) - len(judged)
-    text = f"{len(judged)} edits were judged, and {passed} passed all four properties."
+    told = many(len(judged), "edit was", "edits were")
+    text = f"{told} judged, and {passed} passed all four properties."
     return text + (f" {failed} could not be made." if failed else "")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def execute(notebook: dict[str, Any], name: str) -> list[Any]:
@@ -33,7 +35,7 @@ def execute(notebook: dict[str, Any], name: str) -> list[Any]:
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +50,27 @@ def test_it_runs_from_top_to_bottom(
         ), f"{path.name} holds outputs: clear them"
     shown = execute(notebook, path.name)
     assert len(shown) > 4 and any(text != "None" for text in shown)
+    if path.stem == "quickstart":  # what it says of its baseline is what it shows
+        printed = capsys.readouterr().out
+        (survive,) = re.findall(r"graddiff: ([\d.]+)% of its moves survive", printed)
+        assert 100 / 3 < float(survive) < 50 and "GradDiff 100.0%" in printed
 
 
 def test_there_are_two_of_them() -> None:
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {"quickstart", "circuit"}
+
+
+def test_what_the_quickstart_says_of_real_models_is_in_the_record() -> None:
+    text = "".join(
+        (NOTEBOOKS / "quickstart.ipynb").read_text(encoding="utf-8").split('\\n",\n    "')
+    )
+    assert "a quarter of a percent" in text and "brings back 9 points of the" in text
+    record = json.loads((ROOT / "experiments" / "results" / "reproduce.json").read_text())
+    small, large = (
+        next(run["methods"]["graddiff"] for run in record["runs"] if run["name"].startswith(name))
+        for name in ("chemical-symbols-smollm2", "gemma-symbols")
+    )
+    assert round(100 * small["codes changed"], 2) in (0.24, 0.25, 0.26)
+    assert all(check["value"][1] <= 0 for check in small["checks"]["gap"])
+    (back,) = [c["value"] for c in large["checks"]["gap"] if c["what"] == "gap, rephrasings"]
+    assert back[1] > 0 and round(100 * back[0]) == 9

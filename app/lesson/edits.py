@@ -19,6 +19,8 @@ TITLES = {
 }
 RATIOS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0)
 RATIOS += (500.0, 750.0, 1000.0, 2000.0)
+NONE = 0.01
+"""A share of the moved weights below which an answer says: as good as none."""
 
 
 # How far.
@@ -165,9 +167,9 @@ def _outcome_flip(bench: Bench, answer: Answer) -> Outcome:
         f"{percent(expected)} to be expected. Each flip overshoots by most of a bin, so on average "
         f"{percent(kept, 0)} of the edit is still there, {drowned}: what 4 bits add is "
         f"{number(noise)} times as large as the edit (squared).",
-        caught="“4 bits delete small changes altogether”: a few weights stand right at the end of "
-        "their bin, and these flip."
-        if said < share / 2
+        caught="“4 bits delete small changes altogether”: a weight flips by however short a move, "
+        "if it stands close enough to the end of its bin."
+        if said < min(NONE, share / 2)
         else "",
     )
 
@@ -192,6 +194,7 @@ FLIP = Step(
         100 * (float(answer[1]) - (bench.report(str(answer[0])).quantized.share or 0.0)), 1
     ),
     counted="points too high (right of zero) or too low (left)",
+    signed=True,
     link=Link("nf4", "See expected and real shares by layer", ("graddiff",)),
 )
 
@@ -276,7 +279,7 @@ DEPLOY = Step(
     minutes=2,
     ask="All its codes are those of the model before. So what is stored?",
     notes="Wait for somebody to say that the stored model is the old one, bit for bit. Then show "
-    "the ordinary edit: on this toy nearly nothing comes back, because its moves are large.",
+    "*a strong training*: on this toy nearly nothing comes back, because its moves are large.",
     predict=_predict_deploy,
     reveal=_reveal_deploy,
     outcome=_outcome_deploy,

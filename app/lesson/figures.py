@@ -392,11 +392,13 @@ def nodes(
     return finished(figure, 340)
 
 
-def class_answers(said: Sequence[float | str], counted: str = "") -> go.Figure:
+def class_answers(
+    said: Sequence[float | str], counted: str = "", *, zero: bool = False
+) -> go.Figure:
     """What everybody said: a bar a choice, or a point a person on one line.
 
     Args:
-        counted: what the numbers are.
+        counted: what the numbers are. zero: mark it, wherever the numbers lie.
     """
     figure = go.Figure()
     if said and isinstance(said[0], str):
@@ -421,5 +423,10 @@ def class_answers(said: Sequence[float | str], counted: str = "") -> go.Figure:
         hovertemplate="%{x:.4~g}<extra></extra>",
     )
     figure.update_xaxes(title=counted)
+    if zero:
+        low, high = min(0.0, *numbers), max(0.0, *numbers)
+        beside = 0.05 * (high - low) or 1.0
+        figure.update_xaxes(range=[low - beside, high + beside])
+        verticals(figure, [0.0], {"color": GREY, "dash": "dash", "width": 2})
     figure.update_yaxes(visible=False, range=[0, max(heights, default=1) + 1])
     return finished(figure, 190)

@@ -62,7 +62,7 @@ def _reveal_floor(bench: Bench, answer: Answer) -> None:
         guesses[rows[-2][0]] = float(said)
     st.plotly_chart(
         figures.bars(rows, "moved weights whose code changes", guesses=guesses),
-        alt="Share of moves that each format sees, of MANSU and of an ordinary training",
+        alt="Share of moves that each format sees, of MANSU and of a strong training",
         key="lesson floor chart",
     )
     bin, moved = bench.bin, bench.moved_to(bench.edit("mansu"))
@@ -250,6 +250,15 @@ def _reveal_hidden(bench: Bench, answer: Answer) -> None:
     )
 
 
+def _beside(said: str, truth: str) -> str:
+    """How an answer stands to what was measured, both of ``CHOICES``."""
+    if said == truth:
+        return "right"
+    if truth == "same":
+        return "neither was sooner"
+    return "not at the same time" if said == "same" else "the other way"
+
+
 def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
     said, truth = str(answer[0]), _sooner(bench)
     one = {name: bench.relearned(name).curve[1].accuracy for name in MODELS}
@@ -260,7 +269,7 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
     return Outcome(
         said=_named(said, answer),
         truth=_named(truth, answer),
-        difference="right" if said == truth else "the other way",
+        difference=_beside(said, truth),
         lesson=f"Of all colours MANSU has {percent(right['mansu'])} right, the suppressor "
         f"{percent(right['suppressor'])}, and yet they are different models. After one step the "
         f"suppressor is at {percent(one['suppressor'], 0)}, MANSU at "
@@ -269,7 +278,7 @@ def _outcome_hidden(bench: Bench, answer: Answer) -> Outcome:
         f"the colours at {percent(last['ablation'], 0)}. {capitalised(found)}. What a model says "
         "does not tell hidden from gone: look inside, and teach it again.",
         caught=f"“Lower accuracy means erased”: both models have it, and {found}."
-        if said != truth and hiding
+        if said in MODELS and said != truth and hiding
         else "",
     )
 

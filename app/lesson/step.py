@@ -71,6 +71,7 @@ class Step:
         link: where the workbench shows the same.
         real: the same of a run of a larger model, a sentence.
         counted: what the numbers of the class's tally are, where ``said`` gives numbers.
+        signed: whether they are differences from what was measured, so that zero is marked.
     """
 
     key: str
@@ -88,6 +89,7 @@ class Step:
     link: Link
     real: Callable[[Run], str] | None = None
     counted: str = ""
+    signed: bool = False
 
 
 def between(answer: Answer, *ends: tuple[float, float]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import median_high, median_low
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -15,7 +15,7 @@ from app.lesson.tally import board
 from mansu.errors import MansuError
 from mansu.job.runs import Run, examples, listed
 from mansu.progress import Step as Done
-from mansu.show.numbers import number
+from mansu.show.numbers import many, number
 
 NUMBERS = tuple(str(i) for i in range(1, len(STEPS) + 1))
 PRINTED = """<style>@media print {
@@ -120,17 +120,22 @@ def _class(step: Step, made: Bench, answer: Answer) -> None:
 def _tally(step: Step, said: list[float | str]) -> None:
     values = [x for x in said if isinstance(x, float)]
     if values:
-        st.caption(
-            f"{len(values)} answers, without names; the one in the middle is "
-            f"{number(median(values))}."
-        )
+        st.caption(f"{many(len(values), 'answer')}, without names; {_middle(values)}.")
     for mistake, count in board().caught(step.key).items():
         st.caption(f"{count} of {len(said)} show: {mistake}")
     st.plotly_chart(
-        figures.class_answers(said, step.counted),
+        figures.class_answers(said, step.counted, zero=step.signed),
         alt=f"What the class answered to: {step.question}",
         key=f"class {step.key}",
     )
+
+
+def _middle(values: list[float]) -> str:
+    """What stands in the middle of the answers: of an even number two, with nothing between."""
+    low, high = number(median_low(values)), number(median_high(values))
+    if low == high:
+        return f"the one in the middle is {low}"
+    return f"the two in the middle are {low} and {high}"
 
 
 def _elsewhere(step: Step, made: Bench) -> None:

@@ -204,7 +204,6 @@ def _reveal_block(bench: Bench, answer: Answer) -> None:
 def _outcome_block(bench: Bench, answer: Answer) -> Outcome:
     growth, guess = float(answer[0]), round(float(answer[1]))
     changed, others = _changed(bench, growth), len(bench.block) - 1
-    low = changed > 0 and guess < changed / 2
     return Outcome(
         said=f"{guess} of {others}",
         truth=f"{changed} of {others}",
@@ -214,7 +213,7 @@ def _outcome_block(bench: Bench, answer: Answer) -> Outcome:
         "everybody.",
         caught="“The largest weight is the safest to move”: it is the one that all the others of "
         "its block are measured by."
-        if low
+        if guess == 0 < changed
         else "",
     )
 
@@ -235,5 +234,6 @@ BLOCK = Step(
     accepts=lambda answer: between(answer, (0, MOST), (0, NF4.blocksize - 1)),
     said=lambda bench, answer: float(answer[1]) - _changed(bench, first(answer)),
     counted="weights too many (right of zero) or too few (left)",
+    signed=True,
     link=Link("nf4", "Count the bystanders of an edit", ("graddiff",)),
 )

@@ -118,7 +118,10 @@ def _outcome_grid(bench: Bench, answer: Answer) -> Outcome:
         "costs something. Fewer and further stays; which weights decides the price.",
         caught="“More moved weights forget more”: past the point where the colours are gone, more "
         "only costs."
-        if found is not None and mine.moved > found.moved and mine.damage > 2 * found.damage
+        if found is not None
+        and mine.forget <= bench.forgotten()
+        and mine.moved > found.moved
+        and mine.damage > 2 * found.damage
         else "",
     )
 
@@ -137,10 +140,7 @@ GRID = Step(
     reveal=_reveal_grid,
     outcome=_outcome_grid,
     accepts=lambda answer: between(answer, (0, len(COUNTS) - 1), (0, len(DISTANCES) - 1)),
-    said=lambda bench, answer: (
-        f"{percent(COUNTS[_place(answer)[0]])} of the weights, "
-        f"{figures.fraction(DISTANCES[_place(answer)[1]])} bin"
-    ),
+    said=lambda bench, answer: _told(cells(bench)[_place(answer)]),
     link=Link("compare", "See forgetting against permanence", ("mansu",)),
 )
 

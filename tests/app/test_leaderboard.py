@@ -63,6 +63,13 @@ def test_every_edit_is_a_row_with_its_verdict(folder: Path) -> None:
     assert sorted(frame["Kept lost, nats"].dropna()) == lost and lost[-1] > 0.1
 
 
+def test_one_edit_is_told_of_as_one() -> None:
+    row = {"verdict": "passed", "state": "done"}
+    said = leaderboard_view.best([row])
+    assert said == "1 edit was judged, and 1 passed all four properties."
+    assert leaderboard_view.best([row, row]).startswith("2 edits were judged, and 2 passed")
+
+
 def test_a_link_chooses_what_is_shown(folder: Path) -> None:
     at = opened(board_task="chemical-symbols", unit="chemical-symbols-mansu_no_floor")
     (frame,) = (each.value for each in at.dataframe)

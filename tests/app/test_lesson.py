@@ -15,7 +15,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from app import words
-from app.lesson import STEPS, bench, edits, lasting, real, sheet, view, where
+from app.lesson import STEPS, bench, edits, figures, lasting, real, sheet, view, where
 from app.lesson.answers import PREFIX
 from app.lesson.bench import Bench
 from app.lesson.step import Answer, Step, apart
@@ -213,7 +213,10 @@ def test_the_tally_puts_answers_to_different_choices_on_one_scale(made: Bench) -
         share = made.report(name).quantized.share or 0.0
         assert BY_KEY["flip"].said(made, (name, share + 0.1)) == pytest.approx(10)
         assert edits.TITLES[name] in BY_KEY["flip"].outcome(made, (name, share)).said
+    by = where.cells(made)
+    assert BY_KEY["grid"].said(made, (2.0, 4.0)) == f"{by[2, 4].moved:,} weights, 2 bins each"
     for step in STEPS:
+        assert step.signed == ("of zero" in step.counted), step.key
         counts = isinstance(step.said(made, SAID[step.key]), float)
         assert bool(step.counted) == counts, step.key
 
@@ -248,6 +251,33 @@ def test_mistakes_are_caught_and_good_answers_are_not(made: Bench) -> None:
     for key, answer in good.items():
         assert BY_KEY[key].outcome(made, SAID[key]).caught
         assert not BY_KEY[key].outcome(made, answer).caught
+
+
+def test_nobody_is_told_of_a_mistake_that_the_answer_is_not(made: Bench) -> None:
+    """A student who says too little has not said none, nor is "at the same time" a model."""
+    flip, block, hidden = (BY_KEY[key].outcome for key in ("flip", "block", "hidden"))
+    share = made.report("ordinary").quantized.share or 0.0
+    assert share > 0.2 and not flip(made, ("ordinary", 0.1)).caught
+    none = flip(made, ("ordinary", 0.0)).caught
+    assert none == flip(made, ("gentle", 0.0)).caught and "few" not in none  # the tally's one line
+    assert not block(made, (0.1, 5.0)).caught
+    same = hidden(made, ("same", "A"))
+    assert same.difference == "not at the same time" and not same.caught
+    assert hidden(made, ("mansu", "A")).difference == "the other way"
+
+
+def test_a_model_named_where_both_are_as_soon_is_not_the_other_way(
+    made: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lasting, "_sooner", lambda _: "same")
+    assert BY_KEY["hidden"].outcome(made, ("mansu", "A")).difference == "neither was sooner"
+    assert BY_KEY["hidden"].outcome(made, ("same", "A")).difference == "right"
+
+
+def test_more_is_no_mistake_before_the_colours_are_gone(made: Bench) -> None:
+    for place, cell in where.cells(made).items():
+        caught = BY_KEY["grid"].outcome(made, tuple(map(float, place))).caught
+        assert not caught or cell.forget <= made.forgotten(), place
 
 
 def test_kind_and_strict_are_told_apart(made: Bench) -> None:
@@ -296,6 +326,31 @@ def test_a_person_counts_once_and_mistakes_are_counted() -> None:
     assert found.counts() == {"line": 2}
     found.clear()
     assert not found.counts() and not found.answers("line")
+
+
+@pytest.mark.parametrize(
+    ("said", "middle"),
+    [
+        ([7.0], "1 answer, without names; the one in the middle is 7."),
+        ([21.0, 9.0], "2 answers, without names; the two in the middle are 9 and 21."),
+        ([21.0, 9.0, 10.0], "the one in the middle is 10."),
+        ([9.0, 9.0], "the one in the middle is 9."),
+    ],
+)
+@pytest.mark.usefixtures("alone")
+def test_what_stands_in_the_middle_is_what_somebody_said(said: list[float], middle: str) -> None:
+    for person, number in enumerate(said):
+        board().put("deploy", str(person), number)
+    assert any(c.value.endswith(middle) for c in page(view="Teacher").caption)
+
+
+@pytest.mark.parametrize("said", [[-16.0, -3.0], [2.0, 8.0], [-1.0, 1.0], [0.0]])
+def test_zero_is_on_the_axis_of_differences(said: list[float]) -> None:
+    layout = figures.class_answers(said, "more (right of zero)", zero=True).to_dict()["layout"]
+    low, high = layout["xaxis"]["range"]
+    assert low < min(0, *said) <= max(0, *said) < high
+    assert [shape["x0"] for shape in layout["shapes"]] == [0]
+    assert "shapes" not in figures.class_answers(said, "%").to_dict()["layout"]
 
 
 # The page.

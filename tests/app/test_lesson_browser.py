@@ -184,3 +184,21 @@ def test_on_a_projector_question_and_button_are_on_one_screen(
             expect(part).to_be_in_viewport(ratio=1)
     finally:
         page.close()
+
+
+def test_a_projectors_link_fits_a_telephone(address: str, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    said = f"step={len(STEPS)}&my-sign=mansu,passed,passed,passed,failed"
+    try:
+        page.set_default_timeout(PATIENCE)
+        for shown, part in (
+            ("step=1", page.get_by_role("radio", name=str(len(STEPS)), exact=True)),
+            (said, page.get_by_test_id("stTable").get_by_role("table")),
+        ):
+            page.goto(f"{address}/learn?projector=on&{shown}")
+            part.wait_for()  # a verdict is measured first
+            settled(page)
+            box = part.bounding_box()
+            assert box is not None and box["x"] + box["width"] <= 390
+    finally:
+        page.close()
