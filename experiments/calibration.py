@@ -25,7 +25,8 @@ from torch import Tensor
 from experiments.figures import commit
 from mansu import api, subjects, tasks
 from mansu.circuits.circuit import Circuit
-from mansu.errors import BadInputError, MansuError
+from mansu.cli.commands import ending
+from mansu.errors import BadInputError
 from mansu.evidence.cad import PLACES, Signals, cad
 from mansu.evidence.controls import KEPT_AT_MOST, Suppression, ablation, suppression
 from mansu.evidence.relearning import gained, halves, relearning
@@ -91,6 +92,24 @@ class Calibrated:
         return f"undecided: {', '.join(open_)}" if open_ else "yes"
 
 
+def one_token(subject: Subject, word: str) -> int:
+    """The token that a word is.
+
+    Raises:
+        BadInputError: it is no single one, or none that the subject's vocabulary has.
+    """
+    tokens = subject.tokenizer.encode(word, add_special_tokens=False)
+    if subject.tokenizer.unk_token_id in tokens:
+        raise BadInputError(
+            f"The refusal {word!r} is not in the vocabulary of {subject.name}: choose another."
+        )
+    if len(tokens) != 1:
+        raise BadInputError(
+            f"The refusal {word!r} is {len(tokens)} tokens, not one: choose another."
+        )
+    return tokens[0]
+
+
 def refusal(problem: Problem, word: str) -> Edit:
     """Fine-tune a model until it says one word after every forget prompt, and the rest as before.
 
@@ -98,21 +117,17 @@ def refusal(problem: Problem, word: str) -> Edit:
         BadInputError: the word is no single token of the subject.
     """
     subject = problem.subject
-    tokens = subject.tokenizer.encode(word, add_special_tokens=False)
-    if len(tokens) != 1:
-        raise BadInputError(
-            f"The refusal {word!r} is {len(tokens)} tokens, not one: choose another."
-        )
+    token = one_token(subject, word)
 
     def loss(rows: Batch) -> Iterator[tuple[str, Tensor]]:
-        answer = torch.full_like(rows.forget.answer, tokens[0])
+        answer = torch.full_like(rows.forget.answer, token)
         refused = replace(rows, forget=replace(rows.forget, answer=answer))
         now, kept = forget_and_retain(subject, refused)
         yield from {"refusal": -now.mean(), **kept}.items()
 
     def refuses(step: int) -> bool:
         said = subject.next_token_logits(problem.forget.tokens, problem.forget.length).argmax(-1)
-        return bool((said == tokens[0]).all())
+        return bool((said == token).all())
 
     rate = TOY_REFUSAL_RATE if subject.is_toy else REFUSAL_RATE
     settings = TrainingSettings(learning_rate=rate, steps=REFUSAL_STEPS)
@@ -211,14 +226,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--subject", choices=SUBJECTS, help="only on this model")
     parser.add_argument("--refusal", metavar="WORD", help="what a refusal says, one token")
-    args = parser.parse_args(arguments)
-    print(HEAD.format(commit=commit()))
-    wrong = False
-    try:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+
+    def work() -> int:
+        print(HEAD.format(commit=commit()))
+        wrong = False
         for name in [args.subject] if args.subject else SUBJECTS:
             facts = shipped.TABLE[name].task
             subject, task = subjects.load(name), tasks.load(facts)
             found, word = [], args.refusal or REFUSALS.get(name, REFUSAL)
+            one_token(subject, word)  # known before the work
             circuit = api.find_circuit(subject, task, api.attribute(subject, task))
             for one in calibrate(subject, task, circuit, word):
                 found.append(one)
@@ -227,10 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n## {facts} on {name}\n\n{table(found).markdown()}", flush=True)
             layers = by_layer(subject, task, circuit).markdown()
             print(f"\n### Suppressors by layer\n\n{layers}", flush=True)
-    except MansuError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return int(wrong)
+        return int(wrong)
+
+    return ending("calibration", given, work)
 
 
 if __name__ == "__main__":

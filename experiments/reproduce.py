@@ -26,8 +26,9 @@ from experiments import tables
 from experiments.claims import separation
 from experiments.figures import Measured, added, results
 from mansu import methods
+from mansu.cli.commands import ending
 from mansu.cli.sweep import add_workers, swept
-from mansu.errors import BadInputError, MansuError
+from mansu.errors import BadInputError
 from mansu.files import read_json, refuse_unwritable, write_json
 from mansu.job.runs import Run
 from mansu.methods import ALL, NAMES
@@ -139,14 +140,18 @@ def measure(
         only: of each experiment's methods, those to run.
 
     Raises:
-        MansuError: a unit failed, or the random control is asked for before MANSU.
+        MansuError: a unit failed, the random control is asked for before MANSU, or nothing was
+            measured.
     """
     first = set(only) - {CONTROL}
     sweep([unit for e in experiments if first & {*e.methods} for unit in e.units(first)])
     asked = [e for e in experiments if CONTROL in only and CONTROL in e.methods]
     sweep([_control(e, folder) for e in asked])
     done = [(e, _done(e, folder)) for e in experiments]
-    return [_measured(e, units, folder) for e, units in done if units]
+    found = [_measured(e, units, folder) for e, units in done if units]
+    if not found:
+        raise BadInputError(f"Nothing was measured in {folder}: ask for another --method.")
+    return found
 
 
 CONTROL = "random_moves"
@@ -180,7 +185,7 @@ def _measured(experiment: Experiment, done: Sequence[Unit], folder: Path) -> Mea
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, measure, write ``reproduce.json`` and print the report; 2 for bad input."""
+    """Run, measure, write ``reproduce.json`` and print the report; see ``ending`` for the code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.reproduce",
         description="Hold the paper's claims against every method on several tasks.",
@@ -209,18 +214,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", action="append", help="only the experiments on these tasks")
     parser.add_argument("--method", action="append", help="only these methods; by default all")
     add_workers(parser)
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
 
     def sweep(units: Sequence[Unit]) -> None:
         if units:
             swept(units, options.folder, options).refuse_failed()
 
-    try:
+    def work() -> None:
         experiments = chosen(configured(options.config), options.subject, options.task)
         names = options.method or ALL
         for name in names:
             methods.named(name)
+        if strange := {*(options.method or ())}.difference(*(e.methods for e in experiments)):
+            raise BadInputError(
+                f"No experiment on that subject and task is of {min(strange)}: {options.config} "
+                "says which methods each has."
+            )
         earlier = read_json(options.to / "reproduce.json") if options.add else None
         refuse_unwritable(options.to / "reproduce.json")
         measured = measure(options.folder, experiments, sweep, names)
@@ -229,10 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = added(found, earlier)
         write_json(options.to / "reproduce.json", found)
         print(tables.report(found, separation(options.to)))
-    except MansuError as error:
-        print(f"reproduce: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return ending("reproduce", given, work)
 
 
 if __name__ == "__main__":

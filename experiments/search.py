@@ -53,6 +53,7 @@ from mansu import subjects, tasks
 from mansu.circuits.attribution import attribute
 from mansu.circuits.mask import Mask
 from mansu.circuits.search import find_circuit
+from mansu.cli.commands import ending
 from mansu.cli.sweep import add_workers, swept
 from mansu.errors import BadInputError, MansuError
 from mansu.evidence.verdict import Thresholds, towards_chance
@@ -395,26 +396,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--to", type=Path, default=RESULTS, help="where search-METHOD.json is written (%(default)s)"
     )
     add_workers(parser)
-    given = parser.parse_args(arguments)
-    try:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(words)
+
+    def work() -> None:
         every = [
             Searched.of(given.subject, given.task, method, given.batch, given.seed)
             for method in dict.fromkeys(given.method)
         ]
         for method in given.method:
             refuse_unwritable(record(given.to, method))
-        work = swept(every, given.folder, given)
-        for unit in (unit for unit in every if unit.id in work.done):
+        done = swept(every, given.folder, given)
+        for unit in (unit for unit in every if unit.id in done.done):
             assert unit.method is not None
-            found = Run.open(work.folder / unit.name).read("search")
+            found = Run.open(done.folder / unit.name).read("search")
             with replacing(record(given.to, unit.method)) as temporary:
                 temporary.write_text(json.dumps(found, indent=1) + "\n")
             print(unit.method, json.dumps(found["best"]) + _doubt(found))
-        work.refuse_failed()
-    except MansuError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        done.refuse_failed()
+
+    return ending("search", words, work)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from experiments.figures import commit
 from experiments.reproduce import chosen, configured
 from mansu import subjects
+from mansu.cli.commands import ending
 from mansu.cli.sweep import add_workers, swept
-from mansu.errors import MansuError
 from mansu.evidence.verdict import ABOUT, STATUSES, kept_loss
 from mansu.job.runs import Run
 from mansu.methods import NAMES, named
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", choices=[task for _, task, _ in PLANS], help="only on this task")
     parser.add_argument("--method", action="append", choices=NAMES, help="only these methods")
     add_workers(parser)
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
     plans = [
         (subject, task, asked)
         for subject, task, methods in PLANS
@@ -111,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if not plans or {*(options.method or ())} - {m for *_, asked in plans for m in asked}:
         parser.error("not all of that is planned: PLANS in experiments/seeds.py says what is")
-    try:
+
+    def work() -> None:
         print(HEAD)
         for subject, task, methods in plans:
             todo = planned(subject, task, methods)
@@ -121,10 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 done[unit.method or ""].append(edit_at(unit, options.folder))
             print(f"\n## {task} on {subject}\n\nAt commit {commit()}.", flush=True)
             print(f"\n{table(done).markdown()}", flush=True)
-    except MansuError as error:
-        print(f"seeds: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return ending("seeds", given, work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -614,7 +614,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         NotMeasuredError: there is no such file.
-        DamagedError: it is damaged, or holds a number that is NaN or infinite.
+        DamagedError: it is damaged, or holds a number that is NaN or infinite, or a key twice.
     """
     with reading(path):
         return parsed_json(path.read_text(encoding="utf-8-sig"))
@@ -624,10 +624,23 @@ def parsed_json(text: str) -> Any:
     """JSON as Python values.
 
     Raises:
-        ValueError: it is none, or holds a number that is NaN or infinite.
+        ValueError: it is none, holds a number that is NaN or infinite, or a key twice.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, parse_float=_number, parse_constant=_number)
+    return json.loads(text, parse_float=_number, parse_constant=_number, object_pairs_hook=_object)
+
+
+def repeated(names: Sequence[str]) -> str | None:
+    """The first name that is there twice; Python's readers go by the last without a word."""
+    if len({*names}) == len(names):
+        return None
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if (twice := repeated([key for key, _ in pairs])) is not None:
+        raise ValueError(f"the key {twice!r:.60} is there twice")
+    return dict(pairs)
 
 
 def _number(text: str) -> float:

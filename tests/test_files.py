@@ -83,6 +83,12 @@ def test_json_that_cannot_be_read_is_damaged(content: bytes | None, tmp_path: Pa
         read_json(path)
 
 
+def test_json_with_a_key_twice_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": [{"b": 1, "c": 2, "b": 3}]}')
+    with pytest.raises(DamagedError, match=r"the key 'b' is there twice"):
+        read_json(tmp_path / "x.json")
+
+
 def test_json_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     (tmp_path / "found.json").write_bytes('"ü 😀"'.encode())
     assert read_json(tmp_path / "found.json") == "ü 😀"

@@ -14,7 +14,7 @@ import torch
 from mansu.circuits.circuit import Circuit
 from mansu.circuits.graph import Graph
 from mansu.errors import BadInputError, MismatchError
-from mansu.files import typed
+from mansu.files import parsed_json, typed
 
 VERSION = 1
 
@@ -92,7 +92,7 @@ class Edges:
             BadInputError: it is not that, is of another version, or an edge is none of the layout.
         """
         try:
-            value: dict[str, Any] = json.loads(text)
+            value: dict[str, Any] = parsed_json(text)
             if value["format"] != "mansu.edges" or value["version"] != VERSION:
                 raise ValueError(f"it is not version {VERSION} of mansu.edges")
             layout = typed(Graph(**value["layout"]))

@@ -13,7 +13,7 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import NoReturn
@@ -63,34 +63,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wait_for_turn()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser(given).parse_args(given)
-    try:
-        _refuse_empty(given)
+
+    def work() -> int | None:
         if given[0] not in QUICK and SESSION not in sys.modules:  # once it is this process's turn
             with unwatched():
                 importlib.import_module(SESSION)
-        code = options.function(options)
+        return options.function(options)
+
+    return ending("mansu", given, work)
+
+
+def ending(name: str, given: Sequence[str], work: Callable[[], int | None]) -> int:
+    """Do a program's work: what a user can mend is one sentence on stderr, and no traceback.
+
+    Args:
+        name: of the program, which stands before the sentence. given: its arguments.
+        work: gives an exit code, or None for 0.
+
+    Returns:
+        the exit code: what the work gives, 2 for bad input, 130 when cancelled.
+    """
+    try:
+        _refuse_empty([name, *given])
+        return work() or 0
     except MansuError as error:
-        print(f"mansu: {error}", file=sys.stderr)
-        return BAD_INPUT
+        print(f"{name}: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "mansu":
             raise
         print(
-            f"mansu: the package {error.name} is missing, which `mansu {given[0]}` needs: run "
+            f"{name}: the package {error.name} is missing, which this command needs: run "
             "`pip install 'mansu[app,hub]'`.",
             file=sys.stderr,
         )
-        return BAD_INPUT
     except OSError as error:  # a disk that is full, a folder that may not be written, …
         what = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if error.filename is not None:
             what = f"{error.filename}: {error.strerror}; give another path, or mend this one."
-        print(f"mansu: {what}", file=sys.stderr)
-        return BAD_INPUT
+        print(f"{name}: {what}", file=sys.stderr)
     except (Cancelled, KeyboardInterrupt):
-        print("mansu: cancelled; what was finished is kept.", file=sys.stderr)
+        print(f"{name}: cancelled; what was finished is kept.", file=sys.stderr)
         return CANCELLED
-    return code or 0
+    return BAD_INPUT
 
 
 def _refuse_empty(given: Sequence[str]) -> None:

@@ -155,7 +155,7 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
         BadInputError: a bad setting, task or subject, or a folder in another run's.
     """
     from mansu import subjects, tasks
-    from mansu.job.pipeline import check_usable
+    from mansu.job.pipeline import check_usable, refuse_unmakeable
     from mansu.job.runs import Run
     from mansu.subjects import shipped
 
@@ -169,6 +169,8 @@ def open_run(options: argparse.Namespace, asked: Sequence[str]) -> tuple[Run, Su
     name = options.subject or DEFAULT_SUBJECT
     own = shipped.TABLE[name].task if name in shipped.TABLE else DEFAULT_TASK
     task = tasks.load(options.task or own)
+    for method in asked:
+        refuse_unmakeable(method, name, task)
     subject = subjects.load(name)
     check_usable(task, subject, Settings(**settings))
     made = Run.create(subject, task, Settings(**settings), options.folder, asked=asked)
@@ -264,8 +266,10 @@ def edits_of(run: Run, options: argparse.Namespace, asked: list[Wanted]) -> dict
 
     Raises:
         MismatchError: the run holds another edit of a name that was given.
+        BadInputError: one is to be made that cannot be.
     """
     from mansu.job import names
+    from mansu.job.pipeline import refuse_unmakeable
 
     found = {}
     for one in asked:
@@ -273,6 +277,8 @@ def edits_of(run: Run, options: argparse.Namespace, asked: list[Wanted]) -> dict
         name = one.name or again
         if not options.again:
             names.refuse_other(run, name, one.method, one.given)
+        if options.again or name not in run.edits():
+            refuse_unmakeable(one.method, run.subject, run.task())
         found[name] = one
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,6 @@ def sweep(options: argparse.Namespace) -> None:
         stores.pyarrow()
     for path in filter(None, (options.csv, options.parquet)):
         common.refuse_place(path)
-    signal.signal(signal.SIGTERM, common.cancel)
     work = swept(every, options.folder or folder(), options)
     rows = work.store.rows({unit.id for unit in every})
     print(board(rows).text())
@@ -88,7 +88,7 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def swept(units: Sequence[Unit], folder: Path, options: argparse.Namespace) -> Sweep:
-    """Do units, as the options of ``add_workers`` say.
+    """Do units, as the options of ``add_workers`` say; SIGTERM raises ``Cancelled`` in it.
 
     Args:
         folder: of their runs; made where there is none.
@@ -98,14 +98,15 @@ def swept(units: Sequence[Unit], folder: Path, options: argparse.Namespace) -> S
 
     Raises:
         MansuError: there is no such cluster, or the store cannot be written; or one of the two
-            places is in a run folder.
+            places is in a run folder. OSError: the folder cannot be made.
     """
     from mansu.job.runs import Run
     from mansu.sweep.pools import OnRay, Processes
     from mansu.sweep.store import FILE, Store
     from mansu.sweep.sweep import Sweep
 
-    place = folder.resolve()
+    signal.signal(signal.SIGTERM, common.cancel)
+    place = Path(os.path.realpath(folder))  # Path's own raises where links lead in a circle
     for each in (place, options.store or place):
         Run.refuse_in_any(each)
     place.mkdir(parents=True, exist_ok=True)

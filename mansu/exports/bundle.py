@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mansu.errors import BadInputError, DamagedError, MansuError
-from mansu.files import inside, new_folder, replacing, resummed, slug
+from mansu.files import inside, new_folder, parsed_json, replacing, resummed, slug
 from mansu.job.artefacts import ARTEFACTS
 from mansu.job.runs import Run, folder
 from mansu.report.repeat import public
@@ -299,6 +299,6 @@ def _text(value: Any) -> bytes:
 
 def _parsed(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return parsed_json(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None

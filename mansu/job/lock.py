@@ -133,11 +133,20 @@ def hold(folder: Path) -> Iterator[Lock]:
     lock = _inherited(folder)
     if lock is None:
         lock = _taken(folder)
-        lock.say(Holder.of(os.getpid(), ["mansu", *sys.argv[1:]]))
+        lock.say(Holder.of(os.getpid(), _command()))
     try:
         yield lock
     finally:
         os.close(lock.file)
+
+
+def _command() -> list[str]:
+    """How this process was started: ``mansu …``, or ``python …``."""
+    script, *given = sys.argv or [""]
+    if Path(script).name == "mansu" or Path(script).parts[-2:] == ("mansu", "__main__.py"):
+        return ["mansu", *given]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of what python -m runs
+    return ["python", *(["-m", spec.name.removesuffix(".__main__")] if spec else [script]), *given]
 
 
 @contextmanager

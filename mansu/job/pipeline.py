@@ -38,6 +38,7 @@ from mansu.job.settings import Settings
 from mansu.measure.answers import ASKED
 from mansu.measure.scores import EVALUATED, Measurement
 from mansu.methods import Problem
+from mansu.methods.retrained import reference
 from mansu.progress import OnStep, Step, part_of, silent
 from mansu.room import give_back
 from mansu.show.numbers import between, percent
@@ -202,6 +203,17 @@ def check_usable(task: tasks.Task, subject: Subject, settings: Settings) -> tupl
     pairs = tasks.pairs(task, subject, n=settings.pairs, seed=settings.seed)
     found = (tasks.examples(task, subject, s, seed=settings.seed).notes for s in EVALUATED)
     return tuple(dict.fromkeys(chain(*found, pairs.notes)))
+
+
+def refuse_unmakeable(method: str, subject: str, task: tasks.Task) -> None:
+    """Refuse an edit that no work can make, before that on the circuit: of the retrained reference
+    where none ships.
+
+    Raises:
+        BadInputError: it is one.
+    """
+    if method == "retrained":
+        reference(subject, task)
 
 
 def refuse_unknown(subject: Subject, base: Measurement) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mansu.errors import DamagedError
-from mansu.files import write_json
+from mansu.files import parsed_json, write_json
 from mansu.quant.codes import Quantized, dequantize, double_quantized, quantize
 from mansu.quant.floor import centers
 from mansu.quant.formats import FORMATS, NF4, Format
@@ -163,7 +162,7 @@ class NF4Report:
             DamagedError: no such file, not a report, or one of another version.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            return cls.from_json(parsed_json(Path(path).read_text(encoding="utf-8")))
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedError(f"Cannot read an NF4 report from {path}: {error!r}") from error
 

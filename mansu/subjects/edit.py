@@ -6,7 +6,6 @@ touches the base weights except inside ``with edit.applied(subject):``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from mansu.errors import BadInputError, DamagedError, MansuError, MismatchError
-from mansu.files import reading, save_values
+from mansu.files import parsed_json, reading, save_values
 from mansu.interrupts import put_back
 from mansu.show.table import Shown, Table
 from mansu.subjects.subject import Subject
@@ -296,7 +295,7 @@ class Edit(Shown):
 
 def _header(path: str | Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
     """What ``save`` wrote beside the tensors: label, meta and sizes."""
-    header = json.loads((metadata or {}).get("mansu.edit", "null"))
+    header = parsed_json((metadata or {}).get("mansu.edit", "null"))
     if header is None:
         raise DamagedError(f"{path} is a safetensors file but holds no MANSU edit.")
     if header["version"] not in READ:

@@ -46,6 +46,8 @@ MOST = 10_000
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Value = bool | int | float | str | None
+_VALUES: Mapping[int | str, int] = {"methods": 3, "run": 2}
+"""How deep in which table of a grid the values of settings are."""
 
 
 class Grid(BaseModel):
@@ -149,8 +151,12 @@ def read(path: Path) -> Grid:
         return Grid.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        why = f"{place}: {first['msg']}"
+        where, what = first["loc"], first["msg"]
+        depth = _VALUES.get(where[0] if where else "")
+        if depth is not None and len(where) > depth:  # of a value pydantic says what each type is
+            where, what = where[:depth], "give a number, text, true or false"
+            what += ", or a list of those" if where[0] == "methods" else ""
+        why = f"{'.'.join(map(str, where)) or 'the whole'}: {what}"
     except OSError as error:
         why = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
@@ -165,7 +171,8 @@ def units(grid: Grid) -> list[Unit]:
     """Every combination, each once; those that share a subject, then a circuit, together.
 
     Raises:
-        BadInputError: no such task, method or setting, a bad value, or too many combinations.
+        BadInputError: no such task, method or setting, a bad value, too many combinations, or the
+            retrained reference where none ships.
     """
     each = {name: list(_products(values)) for name, values in grid.methods.items()}
     n = len(grid.subjects) * len(grid.tasks) * len(grid.seeds) * sum(map(len, each.values()))
@@ -177,10 +184,14 @@ def units(grid: Grid) -> list[Unit]:
     made = [(n, given, _settings(n, given)) for n, every in each.items() for given in every]
     if strange := set(grid.attacked) - grid.methods.keys():
         raise BadInputError(f"The grid has {min(strange)!r} in attacked, and no such method.")
-    told = {absolute(name): about(tasks.load(name)) for name in grid.tasks}
+    facts = {absolute(name): tasks.load(name) for name in grid.tasks}
+    on = [*map(shipped.absolute, grid.subjects)]
+    for subject, task, method in itertools.product(on, facts.values(), grid.methods):
+        pipeline.refuse_unmakeable(method, subject, task)
+    told = {name: about(task) for name, task in facts.items()}
     found = [
         Unit(subject, task, of_task, run, *what, attacked=what[0] in grid.attacked)
-        for subject in map(shipped.absolute, grid.subjects)
+        for subject in on
         for task, of_task in told.items()
         for run in runs
         for what in made

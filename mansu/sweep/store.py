@@ -134,6 +134,8 @@ class Store:
         if not self.path.is_file():
             return []
         with self._open() as base:
+            if _is_empty(base):
+                return []
             order = "ORDER BY task, subject, method, given, seed, unit"
             found = base.execute(f"SELECT {', '.join(_STORED)} FROM units {order}").fetchall()
             # Beside max(), SQLite's other columns are those of the row that has it.
@@ -156,6 +158,8 @@ class Store:
             DamagedError: the file is no store, or of another version.
         """
         with self._open() as base:
+            if _is_empty(base):
+                return []
             query = f"SELECT {', '.join(CHECKS)} FROM checks WHERE unit = ? ORDER BY number"
             return [dict(zip(CHECKS, row, strict=True)) for row in base.execute(query, [unit])]
 
@@ -170,23 +174,23 @@ class Store:
                 if writes:
                     _prepare(base)
                 found = base.execute("PRAGMA user_version").fetchone()[0]
-                if found != VERSION:
+                if found != VERSION and not _is_empty(base):
                     raise DamagedError(
                         f"{self.path} is no store of this MANSU (version {found}, not {VERSION}): "
                         "move it away, and start the sweep again, which makes it anew."
                     )
                 yield base
-        except sqlite3.OperationalError as error:  # full, read-only, locked for too long
-            raise StorageError(
-                f"The store {self.path} cannot be used ({error}): make room, or give another place "
-                "with --store. What was there before is kept."
-            ) from error
         except OSError as error:
             raise StorageError(
                 f"The store {self.path} cannot be made ({error.strerror}): give another place with "
                 "--store."
             ) from error
         except sqlite3.DatabaseError as error:
+            if _is_of_the_machine(error):
+                raise StorageError(
+                    f"The store {self.path} cannot be used ({error}): make room, or give another "
+                    "place with --store. What was there before is kept."
+                ) from error
             raise DamagedError(
                 f"{self.path} is damaged or no store ({error}): move it away, and start the sweep "
                 "again, which makes it anew."
@@ -195,17 +199,30 @@ class Store:
 
 def _prepare(base: sqlite3.Connection) -> None:
     """Make the tables in a new file, once, whoever else is about to."""
-    if base.execute("PRAGMA user_version").fetchone()[0]:
+    if not _is_empty(base):
         return
     _patiently(base, "PRAGMA journal_mode = WAL")
     base.execute("BEGIN IMMEDIATE")
-    empty = not base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if empty:
+    if _is_empty(base):
         columns = ", ".join(f"{name} {kind}" for name, kind in _STORED.items())
         base.execute(f"CREATE TABLE units ({columns})")
         base.execute(f"CREATE TABLE checks ({', '.join(CHECKS)}, PRIMARY KEY (unit, number))")
         base.execute(f"PRAGMA user_version = {VERSION}")
     base.execute("COMMIT")
+
+
+def _is_empty(base: sqlite3.Connection) -> bool:
+    """Whether there are no tables yet: whoever makes the file is killed, or about to."""
+    return not base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+def _is_of_the_machine(error: sqlite3.DatabaseError) -> bool:
+    """Whether it is full, read-only, locked for too long, …: the file may be as it should be.
+
+    A table or a column that is not there is SQLITE_ERROR; text that is none has no code.
+    """
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one
+    return isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
 
 
 def _patiently(base: sqlite3.Connection, what: str) -> None:

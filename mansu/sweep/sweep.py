@@ -78,8 +78,8 @@ class Sweep:
         """
         waiting = self._waiting()
         self.tell(
-            f"{len(self.units)} units: {len(self.done)} are done, {len(waiting)} to do with their "
-            f"circuits, {self.pool.size} at once."
+            f"{len(self.units)} units: {len(self._edits & self.done)} are done, {len(waiting)} to "
+            f"do with their circuits, {self.pool.size} at once."
         )
         said = time.monotonic()
         while waiting or self._at:
@@ -106,6 +106,11 @@ class Sweep:
                 f"{n} of {len(self.units)} units failed, the first: {why} Mend it and start the "
                 "sweep again: what is done is kept."
             )
+
+    @property
+    def _edits(self) -> set[str]:
+        """Ids of the grid's own units: their circuits, which are made, too, are none."""
+        return {unit.id for unit in self.units}
 
     def _waiting(self) -> deque[Unit]:
         """What is to be done: each subject's circuits, then its edits; the rest is recorded."""
@@ -206,7 +211,7 @@ class Sweep:
         return f"took {cost}, {NOTHING if memory is None else f'{memory:.2f}'} GiB{verdict}"
 
     def _where(self, waiting: Sequence[Unit]) -> str:
-        edits = {unit.id for unit in self.units}
+        edits = self._edits
         done, failed = len(edits & self.done), len(edits & self.failed.keys())
         at_work = [(kind(unit), self._share(unit)) for unit in self._at.values()]
         seconds = left(self._took, [kind(u) for u in waiting], at_work, self.pool.size)

@@ -28,7 +28,7 @@ from typing import Any
 from unicodedata import category
 
 from mansu.errors import BadInputError, MansuError
-from mansu.files import json_bytes, read_json, replacing_both
+from mansu.files import json_bytes, read_json, repeated, replacing_both
 from mansu.memory import Memory
 from mansu.show.table import Shown, Table
 
@@ -318,7 +318,7 @@ def _cells(text: str) -> Iterator[tuple[int, Row]]:
     try:
         names = [name.strip() for name in reader.fieldnames or ()]  # reads the first line
         reader.fieldnames, read = names, reader.line_num
-        twice = next((name for name in names if name and names.count(name) > 1), None)
+        twice = repeated([name for name in names if name])
         if twice is not None:
             yield read, partial(_twice, twice)
         for row in reader:
@@ -378,9 +378,8 @@ def _object(line: str, where: str) -> dict[str, Any]:
     """One line as a JSON object; what JSON itself does not allow, Python's reader must not."""
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in found]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise BadInputError(f"{where} has the key {twice[0]!r:.60} twice: keep one of them.")
+        if (twice := repeated([key for key, _ in found])) is not None:
+            raise BadInputError(f"{where} has the key {twice!r:.60} twice: keep one of them.")
         return dict(found)
 
     def constant(name: str) -> Any:

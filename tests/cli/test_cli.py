@@ -222,6 +222,7 @@ def test_controls_and_ablations_run_like_any_method(
         (["run", "--subject", "no-such-model", "--task", "tiny-colours"], "Cannot load the model"),
         (["run", "--task", "no-such-task"], "Unknown task 'no-such-task'"),
         (["run", *TINY, "--method", "magic"], "Unknown method 'magic'"),
+        (["run", "--task", "capitals", "--method", "retrained"], "No retrained reference ships"),
         (["run", *TINY, "--set", "speed=9"], "is no setting of mansu"),
         (["run", *TINY, "--set", "rate=fast"], "is no number"),
         (["run", *TINY, "--set", f"rate={'[' * 100_000}"], "is no number"),
@@ -245,6 +246,17 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("mansu: ")]
     assert len(lines) == 1 and sentence in lines[0]
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_reference_that_does_not_ship_is_refused_before_the_circuit(
+    tiny: Subject, tiny_task: tasks.Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = replace(tiny_task, name="mine")
+    run = Run.create(tiny, task, Settings(pairs=16), tmp_path / "run", asked=["mansu"])
+    for command in (["run", "--folder"], ["unlearn"]):
+        assert cli.main([*command, str(run.path), "--method", "retrained"]) == 2
+        assert "No retrained reference ships" in capsys.readouterr().err
+    assert not run.has("base") and not run.has("mask")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from experiments.calibration import HEAD, MUST_FAIL, REFUSALS, by_layer, calibrate, refusal, table
+from experiments.calibration import (
+    HEAD,
+    MUST_FAIL,
+    REFUSALS,
+    by_layer,
+    calibrate,
+    main,
+    refusal,
+    table,
+)
 from mansu import api
 from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError
@@ -57,3 +66,11 @@ def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
 def test_a_refusal_of_several_tokens_is_refused(problem: Problem) -> None:
     with pytest.raises(BadInputError, match="2 tokens, not one"):
         refusal(problem, "not the")
+
+
+def test_a_refusal_that_the_model_has_no_token_for_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--subject", TINY, "--refusal", "nonesuchword"]) == 2
+    said = "calibration: The refusal 'nonesuchword' is not in the vocabulary of tiny: choose "
+    assert capsys.readouterr().err == f"{said}another.\n"

@@ -132,6 +132,22 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_is_not_lost_for_one_of_nothing(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = made / "to" / "reproduce.json"
+    before = record.read_bytes()
+    only = ["--subject", "smollm2-135m-instruct", "--task", "capitals", "--method", "retrained"]
+    for more in ([], ["--add"]):
+        command = [*only, *more, "--folder", str(tmp_path / "none"), "--to", str(record.parent)]
+        assert reproduce.main(command) == 2
+        assert "No experiment on that subject and task is of retrained" in capsys.readouterr().err
+    assert record.read_bytes() == before and not list(tmp_path.iterdir())
+    experiments = reproduce.chosen(reproduce.configured(), "tiny", None)
+    with pytest.raises(MansuError, match="Nothing was measured"):
+        reproduce.measure(tmp_path, experiments, lambda units: None, ["mansu"])
+
+
 def test_the_configuration_lists_every_task_and_method() -> None:
     found = reproduce.configured()
     names = ["tiny", "chemical", "capitals", "languages", "antonyms", "gemma", "gemma"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,8 @@ def _handler() -> Iterator[None]:
 def test_a_second_job_is_refused_and_a_killed_one_leaves_no_lock(
     run: Run, other: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = rf"Job {other.pid} \(`mansu .*`\) is at work on the run .*: wait for it, or cancel it\.$"
+    started = rf"`python -c {re.escape(str(run.path))}"
+    told = rf"Job {other.pid} \({started}.* is at work on the run .*: wait for it, or cancel it\.$"
     with pytest.raises(TakenError, match=told), lock.hold(run.path):
         pass
     with pytest.raises(TakenError, match=told):
@@ -77,6 +80,27 @@ def test_a_second_job_is_refused_and_a_killed_one_leaves_no_lock(
     assert jobs.state(run) == "stopped"
     with lock.hold(run.path):
         assert lock.holder(run.path) is not None
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "command"),
+    [
+        ("/env/bin/mansu", None, "mansu run"),
+        ("/tree/mansu/__main__.py", "mansu.__main__", "mansu run"),
+        ("/tree/experiments/search.py", "experiments.search", "python -m experiments.search run"),
+        ("/env/pytest/__main__.py", "pytest.__main__", "python -m pytest run"),
+        ("mine.py", None, "python mine.py run"),
+    ],
+)
+def test_who_is_at_work_is_called_as_it_was_started(
+    script: str, module: str | None, command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = module and ModuleSpec(module, None)
+    monkeypatch.setattr(sys, "argv", [script, "run"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    with lock.hold(run.path):
+        found = lock.holder(run.path)
+    assert found is not None and found.command == command
 
 
 def test_a_job_that_does_not_listen_is_ended(run: Run, other: subprocess.Popen[str]) -> None:

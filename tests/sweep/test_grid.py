@@ -118,6 +118,14 @@ def test_a_unit_is_another_where_its_task_or_a_setting_is(tmp_path: Path) -> Non
         (("[2, 3]", str(list(range(1, 6000)))), "more than 10,000 settings"),
         (("[0, 1]", str(list(range(9000)))), "45,000 units, and 10,000 are the most"),
         (("[run]", "[run"), "it is no TOML"),
+        *(
+            (("[0.06, 0.12]", bad), r"methods\.mansu\.rate: give a number, text, true or false, or")
+            for bad in ("nan", "inf", "[[0.1]]", "{a = 1}", "2020-01-01", "[0.1, nan]")
+        ),
+        *(
+            (("pairs = 8", f"pairs = {bad}"), r"run\.pairs: give a number, text, true or false\)")
+            for bad in ("nan", "[8]", "{a = 1}", "2020-01-01")
+        ),
     ],
 )
 def test_a_wrong_grid_is_one_sentence(
@@ -127,6 +135,16 @@ def test_a_wrong_grid_is_one_sentence(
     with pytest.raises(BadInputError, match=sentence) as found:
         units(read(written(tmp_path, GRID.replace(*change))))
     assert "\n" not in str(found.value)
+
+
+def test_a_reference_that_does_not_ship_is_refused_with_its_grid(tmp_path: Path) -> None:
+    grid = GRID.replace("graddiff", "retrained")
+    assert units(read(written(tmp_path, grid)))
+    two = grid.replace('["tiny-colours"]', '["tiny-colours", "capitals"]')
+    with pytest.raises(
+        BadInputError, match=r"No retrained reference ships .* 'capitals' on 'tiny'"
+    ):
+        units(read(written(tmp_path, two)))
 
 
 def test_a_grid_with_a_byte_order_mark_is_the_grid(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,27 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert [read[name] for name in rows[0]] == ["a", "'=1+1", "'-x", "'@x", "-0.5"]
 
 
+def test_a_file_that_nobody_has_made_tables_in_is_an_empty_store(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    for what in ("", "PRAGMA journal_mode = WAL"):
+        path.touch()
+        with closing(sqlite3.connect(path)) as base:
+            base.execute(what)
+        assert Store(path).rows() == Store(path).checks("a") == []
+    Store(path).put(recorded("a"))
+    assert len(Store(path).rows()) == 1
+
+
+@pytest.mark.parametrize(
+    "code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR | 3 << 8, sqlite3.SQLITE_BUSY]
+)
+def test_what_the_machine_says_is_not_the_file_s_fault(code: int, tmp_path: Path) -> None:
+    error = sqlite3.OperationalError("no")
+    error.sqlite_errorcode = code
+    with pytest.raises(StorageError, match="make room"), Store(tmp_path / "r")._open(writes=True):
+        raise error
+
+
 def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     path.write_text("not a database, but long enough to be taken for one" * 20)
@@ -163,6 +185,14 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
     for use in (Store(path).rows, lambda: Store(path).put(recorded("a"))):
         with pytest.raises(DamagedError, match="no store of this MANSU"):
             use()
+    path.unlink()
+    Store(path).put(recorded("a"))
+    for change in ("ALTER TABLE units DROP COLUMN threads", "DROP TABLE checks"):
+        with sqlite3.connect(path) as base:
+            base.execute(change)
+        for use in (Store(path).rows, lambda: Store(path).put(recorded("a"))):
+            with pytest.raises(DamagedError, match="move it away"):
+                use()
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="--store"):
         Store(tmp_path / "file" / "r.sqlite").put(recorded("a"))

@@ -206,6 +206,16 @@ def test_what_is_done_is_recorded_and_not_repeated(grid: list[Unit], swept: Path
     assert {u.id for u in grid} <= again.done
 
 
+def test_a_circuit_is_not_counted_among_the_units(
+    grid: list[Unit], swept: Path, tmp_path: Path
+) -> None:
+    copied("mansu", grid, swept, tmp_path)
+    said: list[str] = []
+    pool, store = Losing(tmp_path), Store(tmp_path / "r.sqlite")
+    Sweep(grid, tmp_path, store, pool, said.append, retries=0).run()
+    assert said[0].startswith("2 units: 1 are done, 1 to do with their circuits")
+
+
 def test_results_of_other_weights_are_not_those_of_the_subject_as_it_is_now(
     grid: list[Unit], swept: Path, tmp_path: Path
 ) -> None:
