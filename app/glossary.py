@@ -55,7 +55,7 @@ TERMS: Mapping[str, str] = {
     "KL from uniform": "How far the four choices are from equally probable, in nats: 0 where the "
     "model cannot tell them apart.",
     "Interval": "A range made from the facts that were asked so that it holds the true number 95 "
-    "times of 100 (bootstrap, wider where the facts are few).",
+    "times of 100 (bootstrap, wider where the facts are few, and upwards where a few lose most).",
     "Back in NF4": "A fact to be forgotten that came back: right before the edit, wrong after "
     "it, right again in NF4.",
     "PTQ gap": "What comes back when an edited model is quantised: its result on the forget set in "

@@ -54,8 +54,9 @@ def dossier(options: argparse.Namespace) -> None:
     changes = {name: typed_in(value) for name, value in _pairs(options.threshold, "--threshold")}
     path = options.to and with_end(options.to, ".html")
     if path is not None:
-        for each in (path, beside_page(path)):
+        for each in (path, path.with_suffix(".json")):
             common.refuse_place(each)
+        beside_page(path)
     if not options.decision and (options.note or options.name):
         raise BadInputError("A note or a name belongs to a decision: give --decision, too.")
     found = made(run, method, changes)

@@ -42,10 +42,10 @@ def recorded(unit: str, method: str = "mansu") -> dict[str, Any]:
 
 
 def test_a_row_is_the_verdict(tmp_path: Path) -> None:
-    store, verdict = Store(tmp_path / "deep" / "r.sqlite"), RUN.verdict("mansu")
+    store, verdict = Store(tmp_path / "deep" / "r.sqlite"), RUN.verdict("graddiff")
     assert store.rows() == []
     for _ in range(2):  # the second takes the first one's place
-        store.put(recorded("a"))
+        store.put(recorded("a", "graddiff"))
     (row,) = store.rows()
     assert row["verdict"] == verdict.status
     for name in ABOUT:
@@ -56,7 +56,7 @@ def test_a_row_is_the_verdict(tmp_path: Path) -> None:
         assert told == [*found.worst.value.to_json(), found.worst.threshold]
     assert row["forgotten"] == verdict.forgetting.checks[0].value.value
     falls = [
-        old.accuracy - kept_groups(RUN.measurement("mansu", nf4=nf4))[group].accuracy
+        old.accuracy - kept_groups(RUN.measurement("graddiff", nf4=nf4))[group].accuracy
         for nf4 in (False, True)
         for group, old in kept_groups(RUN.base(nf4=nf4)).items()
     ]
