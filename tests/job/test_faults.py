@@ -460,7 +460,7 @@ def test_a_file_has_no_other_ones_description_beside_it(whole: Run, tmp_path: Pa
     task = tasks.load("tiny-colours")
     few, made = task.sample(2), dossier(whole, "ga")
     few.save(before / "task.jsonl")
-    write_json(before / "d.json", {})
+    write_json(before / "d.json", {"thresholds": {}, "originals": {}})
     (before / "d.html").write_text("old")
 
     def work() -> None:

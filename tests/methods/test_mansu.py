@@ -408,7 +408,7 @@ class Alone(NamedTuple):
     logits: Tensor
 
 
-def written_by(subject: Subject, name: str) -> torch.nn.Module:
+def written_by(subject: Subject, name: str) -> Any:
     """The map, or in Gemma's and OLMo-2's layers the norm after it."""
     map_ = name.removesuffix(".weight")
     layer, part = map_.rsplit(".", 2)[0], map_.rsplit(".", 2)[1]
