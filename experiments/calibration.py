@@ -63,8 +63,8 @@ the order of the candidate answers."""
 
 HEAD = """# What the verdict says of edits of which it is known what they are
 
-Made by `python -m experiments.calibration` at commit {commit}. What an edit must fail is in
-**bold**; the retrained model must pass all. The check that decides stands behind each status.
+Made by `python -m experiments.calibration`. What an edit must fail is in **bold**; the retrained
+model must pass all. The check that decides stands behind each status.
 
 What the worst kept group loses is given by layer in full precision, in results.md in the worse of
 that and NF4. MANSU's edit is that of the example that ships; results.md's may be of another run."""
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(given)
 
     def work() -> int:
-        print(HEAD.format(commit=commit()))
+        print(HEAD)
         wrong = False
         for name in [args.subject] if args.subject else SUBJECTS:
             facts = shipped.TABLE[name].task
@@ -242,7 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found.append(one)
                 print(f"{name}, {one.control}: {one.verdict.counts}", file=sys.stderr)
             wrong = wrong or any(one.right.startswith("no") for one in found)
-            print(f"\n## {facts} on {name}\n\n{table(found).markdown()}", flush=True)
+            print(f"\n## {facts} on {name}\n\nAt commit {commit()}.", flush=True)
+            print(f"\n{table(found).markdown()}", flush=True)
             layers = by_layer(subject, task, circuit).markdown()
             print(f"\n### Suppressors by layer\n\n{layers}", flush=True)
         return int(wrong)

@@ -8,6 +8,7 @@ from experiments.calibration import (
     HEAD,
     MUST_FAIL,
     REFUSALS,
+    SUBJECTS,
     by_layer,
     calibrate,
     main,
@@ -18,7 +19,7 @@ from mansu import api
 from mansu.circuits.circuit import Circuit
 from mansu.errors import BadInputError
 from mansu.methods import Problem
-from mansu.subjects import TINY, Subject
+from mansu.subjects import TINY, Subject, shipped
 from mansu.tasks import Task
 from scripts import readme
 
@@ -58,8 +59,13 @@ def test_what_hides_in_a_layer_is_beside_what_does_not_know(
 
 def test_the_document_says_what_its_tables_are_and_of_which_commit() -> None:
     text = (readme.ROOT / "docs" / "calibration.md").read_text(encoding="utf-8")
-    made = re.search(r"at commit ([0-9a-f]{8,}\+?)\.", text)
-    assert made and text.startswith(HEAD.format(commit=made[1]))
+    head, *tables = text.split("\n\n## ")
+    assert head == HEAD
+    for each, name in zip(tables, SUBJECTS, strict=True):
+        about = (
+            rf"{shipped.TABLE[name].task} on {name}\n\nAt commit [0-9a-f]{{8,}}\+?\.\n\n\| Control"
+        )
+        assert re.match(about, each)
     assert text.count("| Worst kept group in full precision, nats |") == 2
 
 
