@@ -10,9 +10,11 @@ from experiments.claims import Claim, claims
 from experiments.figures import NO_EDIT, Figures, checks_of
 from mansu.evidence.strengths import Point, Strengths
 from mansu.evidence.verdict import ABOUT, Name, kept_loss, worst_of
+from mansu.methods import NAMES
 from mansu.show.numbers import NOTHING, Unit, between, mark, measured, number, percent
 from mansu.show.table import Table
 from mansu.statistics import Interval
+from mansu.tasks.facts import CHANCE
 
 
 def _measured(value: Sequence[float] | None, unit: Unit) -> str:
@@ -71,6 +73,33 @@ def properties_table(run: Mapping[str, Any]) -> Table:
             ]
         rows.append((name, *cells))
     return Table(head, rows)
+
+
+def front_table(run: Mapping[str, Any]) -> Table:
+    """One task: how far each method's rephrasings are from chance, against what that costs.
+
+    Both in the worse of full precision and NF4; accuracy below chance is as far from it as the same
+    above. A method is on the Pareto front where no other is as near for less, or nearer for as
+    much. Of single runs: what is nearly alike may be the other way with another seed.
+    """
+    points = {}
+    for name in NAMES:
+        f = run["methods"].get(name)
+        lost = f and kept_loss(checks_of(f, "retention"))
+        if f and lost and "paraphrase" in f["full"]:
+            away = max(abs(f[form]["paraphrase"][0] - CHANCE) for form in ("full", "nf4"))
+            points[name] = (away, lost.value)
+    rows = []
+    for name, (away, lost) in sorted(points.items(), key=lambda each: each[1][1]):
+        better = [
+            other
+            for other, found in points.items()
+            if found != (away, lost) and found[0] <= away and found[1] <= lost
+        ]
+        cost = f"{lost:.2f}".replace("-", "−")
+        rows.append((name, f"{100 * away:.1f}", cost, ", ".join(better) or "on the front"))
+    head = ("", "rephrasings from chance, points", "worst kept fall, nats", "better in both")
+    return Table(head, rows, align="<>><")
 
 
 def intervals_table(run: Mapping[str, Any]) -> Table:
@@ -139,6 +168,10 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
             f"{run['circuit']['faithfulness']:.3f} [{low:.3f}, {high:.3f}]; mask "
             f"{percent(run['circuit']['mask'], 3)} of the parameters, which holds "
             f"{percent(run['circuit']['mass'], 0)} of its attribution.",
+            "How near to chance the rephrasings are, for how much that is kept, in the worse of "
+            "full precision and NF4, and which methods are better in both; on the Pareto front are "
+            "those that none is better than:",
+            front_table(run).markdown(),
             "What decides each property: the worst of its checks, with its interval and threshold:",
             intervals_table(run).markdown(),
         ]

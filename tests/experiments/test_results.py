@@ -14,7 +14,7 @@ from experiments.figures import NO_EDIT, checks_of
 from mansu import subjects, tasks
 from mansu.evidence.verdict import ABOUT
 from mansu.files import read_json
-from mansu.methods import named, sure
+from mansu.methods import NAMES, named, sure
 from mansu.show import numbers
 from mansu.show.numbers import NOTHING, mark
 from scripts import readme
@@ -130,3 +130,25 @@ def test_what_sure_says_of_its_rate_is_so() -> None:
     for run in (run for run in runs if "smollm2" in run["name"]):
         for name, share in {"sure": 0.01, "ga": 0.001, "rmu": 0.15}.items():
             assert run["methods"][name]["codes changed"] == pytest.approx(share, rel=0.2)
+
+
+def test_what_is_said_of_the_pareto_front_is_what_the_record_has() -> None:
+    """By the definition again: nobody is as near to chance for as little, and better in one."""
+    alone = []
+    for run in read_json(readme.RESULTS / "reproduce.json")["runs"]:
+        rows = [
+            (name, float(away), float(lost.replace("−", "-")), said)
+            for name, away, lost, said in tables.front_table(run).rows
+        ]
+        assert len(rows) == 10 and [row[2] for row in rows] == sorted(row[2] for row in rows)
+        for name, away, lost, said in rows:
+            better = [
+                o for o, a, b, _ in rows if a <= away and b <= lost and (a, b) != (away, lost)
+            ]
+            assert said == (", ".join(sorted(better, key=NAMES.index)) or "on the front"), name
+        front = [name for name, *_, said in rows if said == "on the front"]
+        assert ("mansu" in front) == (run["subject"] != "tiny")
+        alone += [run["name"]] if front == ["mansu"] else []
+        if run["subject"] == "tiny":
+            assert {name: said for name, *_, said in rows}["mansu"] == "graddiff, npo, sure"
+    assert alone == ["chemical-symbols-smollm2-135m-instruct", "gemma-capitals-gemma-3-270m"]
