@@ -258,7 +258,7 @@ HELP: Mapping[str, str] = {
     f"taken together), nor by more than {Thresholds.nats} nats in its answers' log-probability, "
     "and on the model's own text the next-token distribution drifts by no more than "
     f"{Thresholds.drift} nats a token (KL), both by default. {_INTERVAL} Where few facts "
-    "changed, and of the drift, it is wider.",
+    "changed it is wider; of what is lost in nats, and of the drift, it reaches further up.",
     "gap": "NF4 brings little back, on the forget rows and on rephrasings: against full precision "
     f"accuracy is at most {100 * Thresholds.gap:.0f} points higher in NF4, and the answer's "
     "log-probability among its four choices, counted from chance up, at most "

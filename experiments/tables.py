@@ -11,7 +11,7 @@ from experiments.figures import NO_EDIT, Figures, checks_of
 from mansu.evidence.strengths import Point, Strengths
 from mansu.evidence.verdict import ABOUT, Name, kept_loss, worst_of
 from mansu.methods import NAMES
-from mansu.show.numbers import NOTHING, Unit, between, mark, measured, number, percent
+from mansu.show.numbers import NOTHING, Unit, between, mark, measured, minus, number, percent
 from mansu.show.table import Table
 from mansu.statistics import Interval
 from mansu.tasks.facts import CHANCE
@@ -96,9 +96,9 @@ def front_table(run: Mapping[str, Any]) -> Table:
             for other, found in points.items()
             if found != (away, lost) and found[0] <= away and found[1] <= lost
         ]
-        cost = f"{lost:.2f}".replace("-", "−")
+        cost = minus(f"{lost:.2f}")
         rows.append((name, f"{100 * away:.1f}", cost, ", ".join(better) or "on the front"))
-    head = ("", "rephrasings from chance, points", "worst kept fall, nats", "better in both")
+    head = ("", "rephrasings from chance, points", "worst kept fall, nats", "better")
     return Table(head, rows, align="<>><")
 
 
@@ -169,8 +169,8 @@ def report(found: Mapping[str, Any], auroc: Mapping[str, Any] | None = None) -> 
             f"{percent(run['circuit']['mask'], 3)} of the parameters, which holds "
             f"{percent(run['circuit']['mass'], 0)} of its attribution.",
             "How near to chance the rephrasings are, for how much that is kept, in the worse of "
-            "full precision and NF4, and which methods are better in both; on the Pareto front are "
-            "those that none is better than:",
+            "full precision and NF4, and which methods are better (in one of the two, and no worse "
+            "in the other); on the Pareto front are those that none is better than:",
             front_table(run).markdown(),
             "What decides each property: the worst of its checks, with its interval and threshold:",
             intervals_table(run).markdown(),
